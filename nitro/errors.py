@@ -1,0 +1,169 @@
+"""Every error that Nitro raises, as one tree.
+
+NitroError
+├── SettingError          (ValueError)  a NITRO_* variable has a value that is not allowed
+├── DeclarationError      (TypeError)   `@on` or `event` was used in a way that cannot work
+│   ├── UnknownOption                   an offload option that does not exist
+│   ├── OptionConflict                  one task declared twice with differing task options
+│   ├── DuplicateHandler                two offloaded functions under one name
+│   └── NotOffloadable                  a callable that a worker could never find
+├── EmitError             (TypeError)   `emit` was called in a way that cannot work
+├── PayloadError          (TypeError)   a value cannot travel to a worker
+├── PayloadUnreadable     (ValueError)  a worker cannot rebuild what arrived
+├── EntityError
+│   ├── NotATable         (TypeError)   stored a class without `table=True`
+│   ├── InvalidEntity     (ValueError)  `save()` of values that the fields do not allow
+│   └── EntityVanished    (LookupError) the row behind an entity is gone
+├── WrongThread           (RuntimeError) a blocking wait on the thread of the loop it waits for
+├── TransactionError      (RuntimeError) `transaction()` used in a way that cannot work
+├── DispatchError         (RuntimeError) offloaded handlers could not be published
+└── NotTracked            (LookupError) `cancel` of a delivery that has no row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class NitroError(Exception):
+    """The root: `except NitroError` catches whatever the library itself raises."""
+
+
+class SettingError(NitroError, ValueError):
+    """A `NITRO_*` variable has a value that is not allowed."""
+
+    def __init__(self, name: str, value: str, allowed: str) -> None:
+        super().__init__(f"{name}={value!r} is not allowed; give {allowed}")
+
+
+class DeclarationError(NitroError, TypeError):
+    """`@on`, `event` or `bind` was used in a way that cannot work."""
+
+
+class UnknownOption(DeclarationError):
+    """An offload option that neither Celery nor Nitro has."""
+
+    def __init__(self, option: str, nearest: Sequence[str]) -> None:
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        super().__init__(f"offload has no option {option!r}{hint}")
+
+
+class OptionConflict(DeclarationError):
+    """One function was offloaded twice with differing options of its Celery task."""
+
+    def __init__(self, handler: str, options: Iterable[str]) -> None:
+        names = ", ".join(sorted(options))
+        super().__init__(
+            f"{handler} is already offloaded with another {names}: these belong to its one Celery task, "
+            f"so give the same on every event, or a second name="
+        )
+
+
+class DuplicateHandler(DeclarationError):
+    """Two different offloaded functions would answer to one task name."""
+
+    def __init__(self, handler: str, first: str, second: str) -> None:
+        super().__init__(f"two offloaded handlers are named {handler}: {first} and {second}; give one of them name=")
+
+
+class NotOffloadable(DeclarationError):
+    """A callable that a worker could never find by its name."""
+
+    def __init__(self, handler: str, why: str, way_out: str) -> None:
+        super().__init__(f"{handler} cannot be offloaded: {why}; {way_out}")
+
+
+class EmitError(NitroError, TypeError):
+    """`emit` was called in a way that cannot work."""
+
+
+class PayloadError(NitroError, TypeError):
+    """A value cannot travel to a worker; nothing was published.
+
+    Args:
+        argument: where it is, such as `sender` or `kwargs['items'][2]`.
+        kind: the name of its type.
+        why: what is wrong with it, and the way out.
+        handlers: names of the offloaded handlers it was meant for.
+    """
+
+    def __init__(self, argument: str, kind: str, why: str, handlers: Sequence[str] = ()) -> None:
+        self.argument, self.kind, self.why = argument, kind, why
+        receiver = f" for {', '.join(handlers)}" if handlers else ""
+        super().__init__(f"{argument} ({kind}) cannot travel{receiver}: {why}")
+
+
+class PayloadUnreadable(NitroError, ValueError):
+    """A worker cannot rebuild what arrived: another version, a class it has not loaded, damage."""
+
+
+class EntityError(NitroError):
+    """An entity could not be stored or found."""
+
+
+class NotATable(EntityError, TypeError):
+    """Stored or queried a class that has no table."""
+
+    def __init__(self, entity: str, action: str) -> None:
+        super().__init__(f"{entity}.{action}() needs a table: declare `class {entity}(Entity, table=True)`")
+
+
+class InvalidEntity(EntityError, ValueError):
+    """`save()` of values that the fields do not allow; the cause is pydantic's ValidationError."""
+
+    def __init__(self, entity: str, reasons: Sequence[str]) -> None:
+        super().__init__(f"{entity} was not saved: {'; '.join(reasons)}")
+
+
+class EntityVanished(EntityError, LookupError):
+    """The row behind an entity is gone."""
+
+    def __init__(self, entity: str, action: str) -> None:
+        super().__init__(f"{entity} has no row any more, so {action} is impossible")
+
+
+class UnknownField(EntityError, TypeError):
+    """Filtered, searched or ordered by a field that the entity does not have."""
+
+    def __init__(self, entity: str, field: str, nearest: Sequence[str]) -> None:
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        super().__init__(f"{entity} has no field {field!r}{hint}")
+
+
+class NotACondition(EntityError, TypeError):
+    """Selected rows with something that is no condition on them, or deleted without any."""
+
+    def __init__(self, entity: str, action: str, given: str) -> None:
+        super().__init__(
+            f"{entity}.{action}() got {given}; give expressions such as {entity}.id == 'o1' "
+            f"or {entity}.id.is_(None), and sqlalchemy.true() for every row"
+        )
+
+
+class WrongThread(NitroError, RuntimeError):
+    """A blocking wait on the thread of the event loop that it waits for."""
+
+    def __init__(self, call: str, instead: str) -> None:
+        super().__init__(f"{call} would block the running event loop for ever; use {instead} there")
+
+
+class TransactionError(NitroError, RuntimeError):
+    """`transaction()` was used in a way that cannot work."""
+
+
+class DispatchError(NitroError, RuntimeError):
+    """Offloaded handlers could not be published; names each of them."""
+
+    def __init__(self, event: str, handlers: Sequence[str], cause: BaseException) -> None:
+        self.handlers = tuple(handlers)
+        super().__init__(f"{event}: not dispatched: {', '.join(handlers)}: {cause}")
+
+
+class NotTracked(NitroError, LookupError):
+    """`cancel` of a delivery that has no row to cancel."""
+
+    def __init__(self, emission: str) -> None:
+        super().__init__(
+            f"emission {emission} has no tracked delivery; a message that is already in the broker "
+            f"is stopped with app.control.revoke(task_id)"
+        )

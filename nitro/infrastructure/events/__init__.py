@@ -1,0 +1,22 @@
+"""In-process events: declare, handle, emit. Loads neither celery nor sqlmodel."""
+
+from blinker import ANY
+
+from nitro.infrastructure.events.emission import Emission
+from nitro.infrastructure.events.events import Event, Namespace, default_namespace
+from nitro.infrastructure.events.shortcuts import drain, drain_async, emit, emit_async, event, filter_signals, on
+
+__all__ = [
+    "ANY",
+    "Emission",
+    "Event",
+    "Namespace",
+    "default_namespace",
+    "drain",
+    "drain_async",
+    "emit",
+    "emit_async",
+    "event",
+    "filter_signals",
+    "on",
+]

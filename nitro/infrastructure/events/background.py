@@ -1,0 +1,188 @@
+"""Async handlers that `emit` starts and does not await: on the running loop, else on one of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import monotonic
+from typing import Any
+
+from nitro.errors import WrongThread
+
+logger = logging.getLogger("nitro.events")
+
+EXIT_WAIT = 30.0
+"""Seconds that the exit of the interpreter waits for what still runs."""
+
+Done = Future[None]
+
+
+class LoopThread:
+    """An event loop on a daemon thread, started with its first coroutine and new in a forked child."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.forget()
+        os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
+        """Start afresh; what ran there before is abandoned."""
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, running."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = self._new_loop()
+                threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
+            return self._loop
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.new_event_loop()
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Run a coroutine there, in a copy of the caller's context."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+
+class Jobs:
+    """What was started and has not finished: the loop it runs on, and what the log calls it."""
+
+    def __init__(self) -> None:
+        self.forget()
+        os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
+        """Drop them all: the threads they ran on are not here."""
+        self._lock = threading.Lock()
+        self._running: dict[Done, tuple[asyncio.AbstractEventLoop, str]] = {}
+
+    def add(self, loop: asyncio.AbstractEventLoop, label: str) -> Done:
+        """A future for one more of them."""
+        done: Done = Future()
+        with self._lock:
+            self._running[done] = loop, label
+        return done
+
+    def finish(self, done: Done, outcome: asyncio.Future[Any] | Future[Any]) -> None:
+        """One is over, by itself or because its loop was closed."""
+        with self._lock:
+            _, label = self._running.pop(done)
+        if outcome.cancelled():
+            logger.warning("%s was cancelled before it finished: its event loop was closed", label)
+        done.set_result(None)
+
+    def on(self, *loops: asyncio.AbstractEventLoop) -> dict[Done, str]:
+        """Those on these loops, but for the one that asks."""
+        with self._lock:
+            running = list(self._running.items())
+        return {done: label for done, (loop, label) in running if loop in loops and done is not _own.get()}
+
+
+_own: ContextVar[Done | None] = ContextVar("nitro_job", default=None)
+_collected: ContextVar[list[Done] | None] = ContextVar("nitro_collected", default=None)
+_jobs = Jobs()
+_thread = LoopThread("nitro-background")
+
+
+def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
+    """Run an async handler without waiting for it, on the running loop or on the background one."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        _wait_at_exit()
+        done = _jobs.add(_thread.loop, label)
+        outcome: asyncio.Future[Any] | Future[Any] = _thread.submit(_as_job(make, done))
+    else:
+        done = _jobs.add(loop, label)
+        outcome = loop.create_task(_as_job(make, done))
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(done)
+    outcome.add_done_callback(lambda over: _jobs.finish(done, over))
+
+
+async def _as_job(make: Callable[[], Coroutine[Any, Any, Any]], done: Done) -> None:
+    _own.set(done)
+    await make()
+
+
+@contextmanager
+def settling() -> Iterator[None]:
+    """On leaving, wait for all that was started inside, and for what that has started."""
+    collected: list[Done] = []
+    token = _collected.set(collected)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
+        while running := [done for done in collected if not done.done()]:
+            wait(running)
+
+
+async def settle() -> None:
+    """Wait for what was started so far inside `settling()`, without blocking this loop."""
+    while running := [done for done in _collected.get() or () if not done.done()]:
+        await asyncio.wait([asyncio.wrap_future(done) for done in running])
+
+
+def drain(timeout: float | None = None) -> bool:
+    """Wait for the async handlers that `emit` started on the background loop, and those they start.
+
+    Args:
+        timeout: seconds at most; None waits for as long as it takes.
+
+    Returns:
+        Whether all have finished.
+
+    Raises:
+        WrongThread: called on the thread of a running loop; use `await drain_async()` there.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise WrongThread("drain()", "await drain_async()")
+    ends = None if timeout is None else monotonic() + timeout
+    while running := _jobs.on(_thread.loop):
+        left = None if ends is None else ends - monotonic()
+        if left is not None and left <= 0:
+            return False
+        wait(running, left)
+    return True
+
+
+async def drain_async() -> None:
+    """Wait for the async handlers that `emit` started on this loop or on the background one."""
+    while running := _jobs.on(asyncio.get_running_loop(), _thread.loop):
+        await asyncio.wait([asyncio.wrap_future(done) for done in running])
+
+
+_exit_hook = threading.Lock()
+
+
+def _wait_at_exit() -> None:
+    """Have the exit of the interpreter wait; said once."""
+    if _exit_hook.acquire(blocking=False):
+        atexit.register(_finish)
+
+
+def _finish() -> None:
+    if not drain(EXIT_WAIT):
+        for label in _jobs.on(_thread.loop).values():
+            logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)
+
+
+def off_loop(work: Callable[[], None]) -> None:
+    """Do blocking work now, or in a thread that the loop waits for when one is running here."""
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        work()
+    else:
+        loop.run_in_executor(None, work)

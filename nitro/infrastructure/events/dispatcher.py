@@ -1,0 +1,56 @@
+"""The port through which offloaded handlers leave, and the slot that is filled when the first one appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from nitro.infrastructure.events.emission import Emission
+from nitro.infrastructure.events.handler import Function, Handler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What the handlers of one emission are called with."""
+
+    sender: object
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipment:
+    """What `explain` says of one offloaded handler: its promise, and the bytes of its payload."""
+
+    delivery: str
+    payload_size: int
+
+
+class Dispatcher(Protocol):
+    """Takes offloaded handlers to where they run."""
+
+    def declare(self, function: Function, name: str, offload: object) -> tuple[object, Function | None]:
+        """Check the options of an offloaded function; return them, and the function that it replaces."""
+
+    def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
+        """Serialise for these handlers, note their task ids in the emission, return the step that publishes."""
+
+    def describe(self, call: Call, handlers: Sequence[Handler]) -> list[Shipment]:
+        """What `dispatch` would send, without sending."""
+
+
+_filled: list[Dispatcher] = []
+
+
+def fill(dispatcher: Dispatcher) -> None:
+    """Put the dispatcher in its slot, in place of an earlier one."""
+    _filled[:] = [dispatcher]
+
+
+def dispatcher() -> Dispatcher:
+    """The dispatcher; the composition root is loaded, by name, when the slot is still empty."""
+    if not _filled:
+        import_module("nitro.bootstrap").wire()
+    return _filled[0]

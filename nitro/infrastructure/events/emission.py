@@ -1,0 +1,62 @@
+"""Emission: what an emit returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nitro.infrastructure import scope
+
+
+class Emission(list[Any]):
+    """The results of the inline handlers that are not None, and what else became of the event.
+
+    Attributes:
+        event: name of the event.
+        parent: id of the emission whose handler emitted this one, or None.
+        root: id of the first emission in that chain, or None.
+        cancelled_by: name of the handler that returned False, or None.
+    """
+
+    __slots__ = ("_failed", "_id", "_offloaded", "_skipped", "cancelled_by", "event", "parent", "root")
+
+    def __init__(self, event: str) -> None:
+        super().__init__()
+        self.event = event
+        self.cancelled_by: str | None = None
+        self._id: str | None = None
+        self._skipped: dict[str, str] | None = None
+        self._failed: dict[str, BaseException] | None = None
+        self._offloaded: dict[str, str] | None = None
+        cause = scope.cause()
+        self.parent = None if cause is None else cause.id
+        self.root = None if cause is None else cause.root or cause.id
+
+    @property
+    def id(self) -> str:
+        """UUIDv7 text (RFC 9562), made when first asked for."""
+        if self._id is None:
+            from uuid_utils import uuid7
+
+            self._id = str(uuid7())
+        return self._id
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Handlers whose condition did not hold: name → reason."""
+        if self._skipped is None:
+            self._skipped = {}
+        return self._skipped
+
+    @property
+    def failed(self) -> dict[str, BaseException]:
+        """Inline handlers that failed and did not stop the emission: name → exception."""
+        if self._failed is None:
+            self._failed = {}
+        return self._failed
+
+    @property
+    def offloaded(self) -> dict[str, str]:
+        """Handlers that were queued: name → Celery task id."""
+        if self._offloaded is None:
+            self._offloaded = {}
+        return self._offloaded

@@ -1,0 +1,215 @@
+"""Event and Namespace: blinker's, with an order, conditions, globs, entity senders and offloads."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar, Unpack
+
+import blinker
+from blinker import ANY
+
+from nitro.errors import DeclarationError, EmitError
+from nitro.infrastructure.events import pipeline
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events.emission import Emission
+from nitro.infrastructure.events.explain import Explanation, explain
+from nitro.infrastructure.events.handler import Function, Handler, function_key, sender_key
+from nitro.infrastructure.events.plan import Plan, Plans, build
+from nitro.infrastructure.events.registration import Options, register
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_order = itertools.count()
+_offloading: weakref.WeakSet[Event] = weakref.WeakSet()
+
+
+class Event(blinker.NamedSignal):
+    """A named event: handlers are connected to it, and it is emitted.
+
+    It is a blinker signal: `muted()`, `connected_to()`, `receivers_for()`, `send()` and the rest of
+    blinker work on it.
+    """
+
+    def __init__(self, name: str, doc: str | None = None, namespace: Namespace | None = None) -> None:
+        self._namespace = Namespace() if namespace is None else namespace
+        self._handlers: tuple[Handler, ...] = ()
+        self._plans: Plans | None = None
+        super().__init__(name, doc)
+
+    def connect(self, receiver: F, sender: Any = ANY, weak: bool = False, **options: Unpack[Options]) -> F:
+        """Connect a handler and return it: what `on(event, sender=…, weak=…, **options)` does.
+
+        Raises:
+            DeclarationError: the handler, or an option of it, could not work.
+        """
+        handler, replaced = register(receiver, next(_order), self._lost, sender, weak, **options)
+        for event in list(_offloading) if replaced is not None else ():
+            event.disconnect(replaced)
+        with self._namespace.lock:
+            self._handlers += (handler,)
+            self._changed()
+            if handler.offload is not None:
+                _offloading.add(self)
+        if self.receiver_connected.receivers:
+            self.receiver_connected.send(self, receiver=receiver, sender=sender, weak=weak)
+        return receiver
+
+    def disconnect(self, receiver: Function | None, sender: Any = ANY) -> None:
+        """Disconnect a handler, or only what it hears of `sender`; one that is not connected is ignored."""
+        if receiver is None:
+            return
+        key, only = function_key(receiver), None if sender is ANY else sender_key(sender)
+        with self._namespace.lock:
+            self._handlers = tuple(h for h in self._handlers if h.key != key or (only and h.sender.key != only))
+            self._changed()
+        if self.receiver_disconnected.receivers:
+            self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
+
+    def emit(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
+        """Emit it, as `nitro.emit` does."""
+        return pipeline.emit(self, Call(sender=sender, args=args, kwargs=kwargs))[0]
+
+    async def emit_async(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
+        """Emit it and await its inline handlers, as `nitro.emit_async` does."""
+        return (await pipeline.emit_async(self, Call(sender=sender, args=args, kwargs=kwargs)))[0]
+
+    def explain(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Explanation:
+        """What an emit would do now: its handlers in order, with the verdict on each; runs conditions, no handler."""
+        return explain(self.name, self.plan_for(sender), Call(sender=sender, args=args, kwargs=kwargs))
+
+    def plan_for(self, sender: object) -> Plan:
+        """The plan of an emission by `sender`; built anew only after handlers have changed."""
+        plans = self._plans
+        if plans is None:
+            with self._namespace.lock:
+                plans = self._plans = Plans(() if self._muted else self._heard())
+        return plans.of(sender)
+
+    def _heard(self) -> tuple[Handler, ...]:
+        """Its own living handlers and those of matching globs, in the order they were connected."""
+        self._handlers = tuple(handler for handler in self._handlers if handler.alive)
+        heard = [*self._handlers]
+        for glob in self._namespace.globs.values():
+            if not glob.is_muted and fnmatchcase(self.name, glob.name):
+                heard += (handler for handler in glob._handlers if handler.alive)
+        return tuple(sorted(heard, key=lambda handler: handler.order))
+
+    def _changed(self) -> None:
+        self._plans = None
+
+    def _lost(self, _reference: object) -> None:
+        """A weak function or a sender has died."""
+        self._changed()
+
+    # What blinker promises of a signal, kept true for globs and entity senders.
+
+    @property
+    def is_muted(self) -> bool:
+        """Whether emits call and queue nothing for now."""
+        return self._muted
+
+    @is_muted.setter
+    def is_muted(self, muted: bool) -> None:
+        self._muted = muted
+        self._changed()
+
+    @property
+    def receivers(self) -> dict[Any, Any]:
+        """All functions that hear it, by key; empty when nobody does."""
+        with self._namespace.lock:
+            return {handler.key: handler.function for handler in self._heard()}
+
+    @receivers.setter
+    def receivers(self, _empty: dict[Any, Any]) -> None:
+        """blinker's constructor sets it; here it is derived from the handlers."""
+
+    def receivers_for(self, sender: Any) -> Generator[Function, None, None]:
+        """The functions that an emit by `sender` would call or queue, in that order."""
+        key = sender_key(sender)
+        with self._namespace.lock:
+            plan = build(handler for handler in self._heard() if handler.sender.hears(sender, key))
+        for handler in plan.handlers:
+            if handler.function is not None:
+                yield handler.function
+
+    def has_receivers_for(self, sender: Any) -> bool:
+        """Whether an emit by `sender` would call or queue anything."""
+        return next(self.receivers_for(sender), None) is not None
+
+    def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[Function, Any]]:
+        """Emit it and return what blinker would: the inline functions that ran, each with its result."""
+        _, outcomes = pipeline.emit(self, Call(sender=sender, kwargs=kwargs))
+        return [(handler.function or handler.call, result) for handler, result in outcomes]
+
+    async def send_async(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[Function, Any]]:
+        """Emit it, await its inline handlers, and return each function with its result."""
+        _, outcomes = await pipeline.emit_async(self, Call(sender=sender, kwargs=kwargs))
+        return [(handler.function or handler.call, result) for handler, result in outcomes]
+
+
+class Glob(Event):
+    """All events of a namespace whose name matches, also those created later; it cannot be emitted."""
+
+    def plan_for(self, sender: object) -> Plan:
+        """Refuse: a glob is no event.
+
+        Raises:
+            EmitError: always.
+        """
+        raise EmitError(f"{self.name!r} is a glob and cannot be emitted; emit an event, or each of filter_signals()")
+
+    def _changed(self) -> None:
+        for event in self._namespace.events():
+            event._changed()
+
+
+class Namespace(blinker.Namespace):
+    """Events by name. A name with `*`, `?` or `[` is a glob, kept aside in `globs`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.RLock()
+        self.globs: dict[str, Glob] = {}
+
+    def event(self, name: str, doc: str | None = None) -> Event:
+        """The event of that name, the same at each call.
+
+        Raises:
+            DeclarationError: the name is not a text, or empty.
+        """
+        if not isinstance(name, str) or not name:
+            raise DeclarationError(f"{name!r} is no name of an event; give a text such as 'order-placed'")
+        with self.lock:
+            found = self.globs.get(name) or self.get(name)
+            if not isinstance(found, Event):
+                found = self._add(name)
+            if doc:
+                found.__doc__ = doc
+        return found
+
+    def _add(self, name: str) -> Event:
+        if any(sign in name for sign in "*?["):
+            self.globs[name] = glob = Glob(name, namespace=self)
+            return glob
+        self[name] = event = Event(name, namespace=self)
+        return event
+
+    def signal(self, name: str, doc: str | None = None) -> Event:
+        """blinker's word for `event`."""
+        return self.event(name, doc)
+
+    def filter(self, pattern: str) -> list[Event]:
+        """The events whose name matches a glob, in the order they were created."""
+        return [event for event in self.events() if fnmatchcase(event.name, pattern)]
+
+    def events(self) -> list[Event]:
+        """All of them, without globs, in the order they were created."""
+        return [event for event in list(self.values()) if isinstance(event, Event)]
+
+
+default_namespace = Namespace()
+"""Where `event(name)` and `on(name)` look."""

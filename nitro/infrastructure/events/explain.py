@@ -1,0 +1,90 @@
+"""Explanation: what an emit would do now, without doing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nitro.infrastructure.events.dispatcher import Call, dispatcher
+from nitro.infrastructure.events.emission import Emission
+from nitro.infrastructure.events.handler import Handler, Kind
+from nitro.infrastructure.events.plan import Plan
+from nitro.infrastructure.events.run import holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What would become of one handler.
+
+    Attributes:
+        where: `inline`, here, or `queue`, in a worker.
+        condition: None without one; `holds`; or the reason why the handler would be skipped.
+        delivery: the promise of a queued one.
+        payload_size: bytes of JSON that would travel for a queued one that is not skipped.
+    """
+
+    handler: str
+    where: Literal["inline", "queue"]
+    kind: Kind
+    priority: int
+    condition: str | None
+    delivery: str | None = None
+    payload_size: int | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the condition lets it run."""
+        return self.condition in (None, "holds")
+
+    def __str__(self) -> str:
+        parts = [self.where, self.handler, self.kind, f"priority {self.priority}"]
+        parts += [self.condition] if self.condition else []
+        parts += [self.delivery] if self.delivery else []
+        parts += [f"{self.payload_size} bytes"] if self.payload_size is not None else []
+        return "  ".join(parts)
+
+
+class Explanation(list[Verdict]):
+    """The verdicts on an event's handlers, in the order in which an emit takes them; printed, a line each."""
+
+    __slots__ = ("event",)
+
+    def __init__(self, event: str) -> None:
+        super().__init__()
+        self.event = event
+
+    def __str__(self) -> str:
+        return "\n".join([self.event, *(f"  {position}. {row}" for position, row in enumerate(self, 1))])
+
+
+def explain(event: str, plan: Plan, call: Call) -> Explanation:
+    """Ask the conditions and weigh the payload; run no handler.
+
+    Raises:
+        PayloadError: an argument could not travel, as an emit would say.
+    """
+    explanation = Explanation(event)
+    asked = Emission(event)
+    conditions = {handler: _condition(handler, asked, call) for handler in plan.handlers}
+    queued = [handler for handler in plan.offloaded if conditions[handler] in (None, "holds")]
+    shipments = dict(zip(queued, dispatcher().describe(call, queued) if queued else [], strict=True))
+    for handler in plan.handlers:
+        shipment = shipments.get(handler)
+        explanation.append(
+            Verdict(
+                handler=handler.name,
+                where="inline" if handler.offload is None else "queue",
+                kind=handler.kind,
+                priority=handler.priority,
+                condition=conditions[handler],
+                delivery=shipment.delivery if shipment else None,
+                payload_size=shipment.payload_size if shipment else None,
+            )
+        )
+    return explanation
+
+
+def _condition(handler: Handler, asked: Emission, call: Call) -> str | None:
+    if handler.condition is None:
+        return None
+    return "holds" if holds(handler, asked, call) else asked.skipped[handler.name]

@@ -1,0 +1,188 @@
+"""Handler: one registration of a function, its stable name and how it wants to be called."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any, Literal
+
+from blinker import ANY
+
+Function = Callable[..., Any]
+Kind = Literal["sync", "generator", "async", "async generator"]
+OnError = Literal["raise", "log"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Handler:
+    """A function as it was connected to one event.
+
+    Attributes:
+        call: runs the function; for a weak one, only while it lives.
+        key: which function it is; the same for two registrations of one function.
+        name: stable name, of the Celery task too.
+        sender: hears only this one; `ANY` hears all.
+        offload: checked options of its Celery task, or None for an inline handler.
+        order: when it was connected, counted over all events.
+    """
+
+    call: Function
+    key: Hashable
+    name: str
+    kind: Kind
+    sender: Sender
+    priority: int
+    condition: Function | None
+    on_error: OnError
+    offload: object | None
+    order: int
+
+    @property
+    def function(self) -> Function | None:
+        """The connected function, or None when a weak one is gone."""
+        return self.call.function if isinstance(self.call, Weak) else self.call
+
+    @property
+    def alive(self) -> bool:
+        """Whether its function and its sender still exist."""
+        return self.function is not None and self.sender.alive
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it needs an event loop."""
+        return self.kind in ("async", "async generator")
+
+
+class Weak:
+    """A function that may vanish: calling it then does nothing."""
+
+    __slots__ = ("_reference",)
+
+    def __init__(self, function: Function, when_gone: Callable[[object], None]) -> None:
+        make = weakref.WeakMethod if isinstance(function, MethodType) else weakref.ref
+        self._reference: Callable[[], Function | None] = make(function, when_gone)
+
+    @property
+    def function(self) -> Function | None:
+        """The function while it lives."""
+        return self._reference()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function = self._reference()
+        return None if function is None else function(*args, **kwargs)
+
+
+class Sender:
+    """Which senders a handler hears: all, the instances of a class, or one object.
+
+    An object with a `__nitro_identity__` (class and id) is recognised by it; `str` and `int` by
+    value, as in blinker; any other object by being the same one, and is not kept alive.
+    """
+
+    __slots__ = ("_kept", "cls", "key")
+
+    def __init__(self, sender: object, when_gone: Callable[[object], None]) -> None:
+        self.key = None if sender is ANY else sender_key(sender)
+        self.cls = sender if isinstance(sender, type) else None
+        self._kept: object = None
+        if isinstance(self.key, int) and self.cls is None:
+            try:
+                self._kept = weakref.ref(sender, when_gone)
+            except TypeError:
+                self._kept = sender
+
+    @property
+    def alive(self) -> bool:
+        """Whether the object that is heard still exists."""
+        return not isinstance(self._kept, weakref.ref) or self._kept() is not None
+
+    def hears(self, sender: object, key: Hashable) -> bool:
+        """Whether an emission by `sender`, whose key is `key`, is heard."""
+        if self.key is None or self.key == key:
+            return True
+        return self.cls is not None and isinstance(sender, self.cls)
+
+
+def sender_key(sender: object) -> Hashable:
+    """What tells a sender from another: its entity identity, its value, or its address."""
+    if not isinstance(sender, type):
+        identity: Hashable = getattr(sender, "__nitro_identity__", None)
+        if identity is not None:
+            return identity
+        if type(sender) in (str, int):
+            return (type(sender), sender)
+    return id(sender)
+
+
+def function_key(function: Function) -> Hashable:
+    """What tells a function from another; bound methods are made anew at each access."""
+    if isinstance(function, MethodType):
+        return (id(function.__self__), id(function.__func__))
+    return id(function)
+
+
+def kind_of(function: Function) -> Kind:
+    """Which of the four kinds a callable is, also behind a partial, a method or `__call__`."""
+    while isinstance(function, partial):
+        function = function.func
+    if not isinstance(function, FunctionType | MethodType) and not inspect.isbuiltin(function):
+        function = function if inspect.iscoroutinefunction(function) else getattr(type(function), "__call__", function)
+    if inspect.iscoroutinefunction(function):
+        return "async"
+    if inspect.isasyncgenfunction(function):
+        return "async generator"
+    return "generator" if inspect.isgeneratorfunction(function) else "sync"
+
+
+def default_name(function: Function) -> str:
+    """`module.qualname`, with the module that a worker would import; of an instance, its class's."""
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{importable_module(named.__module__)}.{named.__qualname__}"
+
+
+def importable_module(module: str) -> str:
+    """`module`, or for `__main__` the name under which a worker would import that script.
+
+    That is the `-m` name, else the module of `NITRO_HANDLERS` with that file, else the path as a
+    package. In an interactive session there is none, and `__main__` stays.
+    """
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)
+    file = getattr(main, "__file__", None)
+    return module if file is None else _listed(Path(file).resolve()) or _as_package(Path(file).resolve())
+
+
+def _listed(file: Path) -> str | None:
+    from importlib.util import find_spec
+
+    from nitro.settings import Settings
+
+    for name in Settings.load().handlers:
+        try:
+            spec = find_spec(name)
+        except ModuleNotFoundError:
+            continue
+        if spec is not None and spec.origin and Path(spec.origin).resolve() == file:
+            return name
+    return None
+
+
+def _as_package(file: Path) -> str:
+    top = file.parent
+    while (top / "__init__.py").exists():
+        top = top.parent
+    if top == file.parent and file.is_relative_to(Path.cwd()):
+        top = Path.cwd()
+    return ".".join(file.relative_to(top).with_suffix("").parts)

@@ -1,0 +1,175 @@
+"""The order of the steps of an emit: plan, inline handlers, dispatch. It lives here and only here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from nitro.errors import DispatchError, EmitError
+from nitro.infrastructure import scope
+from nitro.infrastructure.events.dispatcher import Call, dispatcher
+from nitro.infrastructure.events.emission import Emission
+from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.events.plan import Plan
+from nitro.infrastructure.events.run import Pending, cancels, holds, report, run, run_async
+
+logger = logging.getLogger("nitro.events")
+
+Outcome = tuple[Handler, Any]
+Send = Callable[[], None]
+
+
+class Source(Protocol):
+    """An event as the pipeline sees it."""
+
+    name: str
+
+    def plan_for(self, sender: object) -> Plan:
+        """The cached plan of an emission by `sender`."""
+
+
+def emit(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
+    """Run the sync handlers, start the async ones, queue the offloaded ones unless one cancelled.
+
+    Returns:
+        The emission, and the inline handlers that were waited for with their results.
+    """
+    plan, emission, outcomes = _plan(event, call), Emission(event.name), []
+    with scope.emitting(emission):
+        for handler in plan.inline:
+            if not holds(handler, emission, call):
+                continue
+            result = None if handler.is_async else run(handler, emission, call)
+            if handler.is_async or isinstance(result, Pending):
+                _start(handler, emission, call, result)
+                continue
+            outcomes.append((handler, result))
+            if cancels(result):
+                break
+        _conclude(emission, outcomes)
+        send = _dispatch(plan, emission, call)
+    if send is not None and not _after_commit(send):
+        send()
+    return emission, outcomes
+
+
+async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
+    """Await all inline handlers, one priority after the other, then queue unless one failed or cancelled."""
+    plan, emission, outcomes = _plan(event, call), Emission(event.name), []
+    for group in plan.groups:
+        outcomes += await _run_group(group, emission, call)
+        if any(cancels(result) for _, result in outcomes):
+            break
+    _conclude(emission, outcomes)
+    with scope.emitting(emission):
+        send = _dispatch(plan, emission, call)
+    if send is not None and not _after_commit(send):
+        import asyncio
+
+        await asyncio.to_thread(send)
+    return emission, outcomes
+
+
+def _plan(event: Source, call: Call) -> Plan:
+    if "sender" in call.kwargs:
+        raise EmitError(f"emit of {event.name!r}: the sender is the second positional argument, not sender=")
+    return event.plan_for(call.sender)
+
+
+def _conclude(emission: Emission, outcomes: Iterable[Outcome]) -> None:
+    for handler, result in outcomes:
+        if result is not None:
+            emission.append(result)
+        if emission.cancelled_by is None and cancels(result):
+            emission.cancelled_by = handler.name
+
+
+def _dispatch(plan: Plan, emission: Emission, call: Call) -> Send | None:
+    """The step that publishes what is to be queued; everything that can be wrong with it is raised here."""
+    if not plan.offloaded or emission.cancelled_by is not None:
+        return None
+    handlers = [handler for handler in plan.offloaded if holds(handler, emission, call)]
+    return dispatcher().dispatch(emission, call, handlers) if handlers else None
+
+
+async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call) -> list[Outcome]:
+    """The outcomes of handlers of equal priority, in plan order: the sync ones run first, the async ones together."""
+    import asyncio
+
+    results: dict[Handler, Any] = {}
+    errors: dict[Handler, BaseException] = {}
+    waiting: dict[Handler, Pending | None] = {}
+    with scope.emitting(emission):
+        for handler in sorted(group, key=lambda handler: handler.is_async):
+            if not holds(handler, emission, call):
+                continue
+            try:
+                result = None if handler.is_async else run(handler, emission, call)
+            except Exception as error:
+                errors[handler] = error
+                continue
+            (waiting if handler.is_async or isinstance(result, Pending) else results)[handler] = result
+    awaited = (_attempt(handler, emission, call, pending) for handler, pending in waiting.items())
+    for handler, outcome in zip(waiting, await asyncio.gather(*awaited, return_exceptions=True), strict=True):
+        if isinstance(outcome, BaseException):
+            errors[handler] = outcome
+        else:
+            results[handler] = outcome[0]
+    _raise([errors[handler] for handler in group if handler in errors], emission)
+    return [(handler, results[handler]) for handler in group if handler in results]
+
+
+async def _attempt(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> tuple[Any]:
+    """A result in a tuple, so that an exception that a handler returns is not taken for one that it raised."""
+    return (await run_async(handler, emission, call, pending),)
+
+
+def _raise(errors: list[BaseException], emission: Emission) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BaseExceptionGroup(f"{len(errors)} handlers of event {emission.event!r} failed", errors)
+
+
+def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
+    """Run an async handler beside the emitter, inside a transaction after its commit."""
+    from nitro.infrastructure.events import background
+
+    label = f"handler {handler.name} of event {emission.event!r}"
+    begin = partial(background.start, partial(_unattended, handler, emission, call, pending), label)
+    transaction = scope.current_transaction()
+    if transaction is None:
+        begin()
+    else:
+        transaction.after_commit(begin)
+
+
+async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
+    try:
+        await run_async(handler, emission, call, pending, until_false=False)
+    except Exception as error:
+        report(handler, emission, error)
+
+
+def _after_commit(send: Send) -> bool:
+    """Whether there is a transaction, whose commit will then publish."""
+    transaction = scope.current_transaction()
+    if transaction is not None:
+        transaction.after_commit(partial(_publish_committed, send))
+    return transaction is not None
+
+
+def _publish_committed(send: Send) -> None:
+    """Publish after a commit, when nothing can be raised any more; never on a running loop's thread."""
+    from nitro.infrastructure.events import background
+
+    def publish() -> None:
+        try:
+            send()
+        except DispatchError as error:
+            for handler in error.handlers:
+                logger.error("handler %s was not dispatched after its commit: %s", handler, error)
+
+    background.off_loop(publish)

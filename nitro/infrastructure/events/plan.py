@@ -1,0 +1,85 @@
+"""Plan: which handlers an emission runs, in which order. Pure: no registry, clock, database or broker."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from nitro.infrastructure.events.handler import Handler, sender_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The handlers that one sender's emission meets, each function once.
+
+    Attributes:
+        inline: highest priority first, equal ones in the order they were connected.
+        offloaded: in the same order among themselves.
+        groups: the inline ones again, cut where the priority changes.
+    """
+
+    inline: tuple[Handler, ...]
+    offloaded: tuple[Handler, ...]
+    groups: tuple[tuple[Handler, ...], ...]
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """All of them, in the order of an emission."""
+        return self.inline + self.offloaded
+
+
+def build(handlers: Iterable[Handler]) -> Plan:
+    """The plan of handlers that all hear one sender, given in the order they were connected."""
+    ordered = sorted(_named_apart(_once(handlers)), key=lambda handler: -handler.priority)
+    inline = tuple(handler for handler in ordered if handler.offload is None)
+    return Plan(
+        inline=inline,
+        offloaded=tuple(handler for handler in ordered if handler.offload is not None),
+        groups=tuple(tuple(group) for _, group in groupby(inline, key=lambda handler: handler.priority)),
+    )
+
+
+def _once(handlers: Iterable[Handler]) -> list[Handler]:
+    first: dict[Hashable, Handler] = {}
+    for handler in handlers:
+        first.setdefault(handler.key, handler)
+    return list(first.values())
+
+
+def _named_apart(handlers: list[Handler]) -> list[Handler]:
+    """The second inline handler of a name becomes `name#2`; a task's name is never changed."""
+    seen = Counter(handler.name for handler in handlers if handler.offload is not None)
+    apart = []
+    for handler in handlers:
+        if handler.offload is None:
+            seen[handler.name] += 1
+            if seen[handler.name] > 1:
+                handler = replace(handler, name=f"{handler.name}#{seen[handler.name]}")
+        apart.append(handler)
+    return apart
+
+
+class Plans:
+    """The cached plans of one set of handlers, which never changes: one for each sender they tell apart."""
+
+    __slots__ = ("_by_sender", "_everyone", "_keys", "handlers")
+
+    def __init__(self, handlers: tuple[Handler, ...]) -> None:
+        self.handlers = handlers
+        self._keys = frozenset(handler.sender.key for handler in handlers if handler.sender.key is not None)
+        self._everyone = None if self._keys else build(handlers)
+        self._by_sender: dict[Hashable, Plan] = {}
+
+    def of(self, sender: object) -> Plan:
+        """The plan of an emission by `sender`."""
+        if self._everyone is not None:
+            return self._everyone
+        key = sender_key(sender)
+        slot = (type(sender), key if key in self._keys else None)
+        plan = self._by_sender.get(slot)
+        if plan is None:
+            plan = build(handler for handler in self.handlers if handler.sender.hears(sender, key))
+            self._by_sender[slot] = plan
+        return plan

@@ -1,0 +1,121 @@
+"""Running handlers: the one place that calls them, asks their conditions and reports what went wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+from nitro.infrastructure import scope
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events.emission import Emission
+from nitro.infrastructure.events.handler import Handler
+
+logger = logging.getLogger("nitro.events")
+
+
+class Yielded(list[Any]):
+    """The result of a generator: what it yielded."""
+
+    __slots__ = ()
+
+
+class Pending:
+    """The result of an async handler that was called but not awaited yet."""
+
+    __slots__ = ("made",)
+
+    def __init__(self, made: Coroutine[Any, Any, Any] | AsyncIterator[Any]) -> None:
+        self.made = made
+
+
+def holds(handler: Handler, emission: Emission, call: Call) -> bool:
+    """Whether the handler's condition lets it run; if not, the emission says why."""
+    if handler.condition is None:
+        return True
+    try:
+        if handler.condition(call.sender, *call.args, **call.kwargs):
+            return True
+        emission.skipped[handler.name] = "condition is false"
+    except Exception as error:
+        logger.exception("condition of handler %s of event %r raised; it is skipped", handler.name, emission.event)
+        emission.skipped[handler.name] = f"condition raised {type(error).__name__}: {error}"
+    return False
+
+
+def run(handler: Handler, emission: Emission, call: Call) -> Any:
+    """The result of a handler: of a generator `Yielded`, of one that turns out to be async `Pending`."""
+    try:
+        result = handler.call(call.sender, *call.args, **call.kwargs)
+        if result is None:
+            return None
+        kind = type(result)
+        if kind is GeneratorType:
+            return _drained(result)
+    except Exception as error:
+        if not _forgiven(handler, emission, error):
+            raise
+        return None
+    return Pending(result) if kind is CoroutineType or kind is AsyncGeneratorType else result
+
+
+async def run_async(
+    handler: Handler, emission: Emission, call: Call, pending: Pending | None = None, *, until_false: bool = True
+) -> Any:
+    """The awaited result of an async handler; what it emits has the emission as its cause.
+
+    Args:
+        pending: what the call gave, where it was made already.
+        until_false: close an async generator when it yields False.
+    """
+    token = scope.enter_task(emission)
+    try:
+        made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
+        return await (_drained_async(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
+    except Exception as error:
+        if not _forgiven(handler, emission, error):
+            raise
+        return None
+    finally:
+        scope.leave_task(token)
+
+
+def cancels(result: Any) -> bool:
+    """Whether a result stops the emission: False itself, or a generator that was closed at it."""
+    return result is False or (type(result) is Yielded and bool(result) and result[-1] is False)
+
+
+def report(handler: Handler, emission: Emission, error: BaseException) -> None:
+    """Log a failure that stops nothing and list it in the emission."""
+    logger.error("handler %s of event %r failed", handler.name, emission.event, exc_info=error)
+    emission.failed[handler.name] = error
+
+
+def _forgiven(handler: Handler, emission: Emission, error: Exception) -> bool:
+    """Whether the failure is only reported; one that is not gets the handler's name in a note."""
+    if handler.on_error == "log":
+        report(handler, emission, error)
+        return True
+    error.add_note(f"raised by handler {handler.name} of event {emission.event!r}")
+    return False
+
+
+def _drained(generator: Iterator[Any]) -> Yielded:
+    yielded = Yielded()
+    for value in generator:
+        yielded.append(value)
+        if value is False:
+            generator.close()  # type: ignore[attr-defined]  # only generators come here
+            break
+    return yielded
+
+
+async def _drained_async(generator: AsyncGeneratorType[Any, Any], until_false: bool) -> Yielded:
+    yielded = Yielded()
+    async for value in generator:
+        yielded.append(value)
+        if value is False and until_false:
+            await generator.aclose()
+            break
+    return yielded

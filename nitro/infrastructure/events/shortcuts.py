@@ -1,0 +1,162 @@
+"""The functions of the public interface; a name stands for the event of that name in the default namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from blinker import ANY
+
+from nitro.errors import DeclarationError
+from nitro.infrastructure.events import pipeline
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events.emission import Emission
+from nitro.infrastructure.events.events import Event, Namespace, default_namespace
+from nitro.infrastructure.events.handler import Function, OnError
+from nitro.infrastructure.events.registration import Offloaded, OffloadOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def event(name: str, doc: str | None = None) -> Event:
+    """The event of that name, the same object at each call.
+
+    Raises:
+        DeclarationError: the name is not a text, or empty.
+    """
+    return default_namespace.event(name, doc)
+
+
+@overload
+def on(
+    evt: Event | str,
+    *,
+    sender: Any = ...,
+    weak: bool = ...,
+    priority: int = ...,
+    condition: Function | None = ...,
+    on_error: OnError = ...,
+    offload: Literal[False] = ...,
+    name: str | None = ...,
+) -> Callable[[F], F]: ...
+
+
+@overload
+def on(
+    evt: Event | str,
+    *,
+    sender: Any = ...,
+    weak: bool = ...,
+    priority: int = ...,
+    condition: Function | None = ...,
+    on_error: OnError = ...,
+    offload: Literal[True] | OffloadOptions | dict[str, Any],
+    name: str | None = ...,
+) -> Callable[[Callable[P, R]], Offloaded[P, R]]: ...
+
+
+def on(
+    evt: Event | str,
+    *,
+    sender: Any = ANY,
+    weak: bool = False,
+    priority: int = 0,
+    condition: Function | None = None,
+    on_error: OnError = "raise",
+    offload: object = False,
+    name: str | None = None,
+) -> Any:
+    """Make a function a handler of an event; the decorator returns that very function.
+
+    Args:
+        evt: an event, its name, or a glob such as `"user.*"`, which also hears events created later.
+        sender: hear only this object, or the instances of this class; an entity is known by class and id.
+        weak: forget the handler when nobody else holds it.
+        priority: the highest runs first; equal ones run in the order they were connected.
+        condition: called as the handler is, just before it; when it gives False or raises, the handler is skipped.
+        on_error: `"log"` keeps a failure of an inline handler from stopping the others.
+        offload: run it in a worker: True, `Offload(...)` or a dict of options.
+        name: its name in reports, and of its Celery task, instead of `module.qualname`.
+
+    Raises:
+        DeclarationError: the handler, or an option of it, could not work.
+    """
+    connected = resolve(evt)
+
+    def decorate(function: F) -> F:
+        return connected.connect(
+            function,
+            sender,
+            weak,
+            priority=priority,
+            condition=condition,
+            on_error=on_error,
+            offload=offload,
+            name=name,
+        )
+
+    return decorate
+
+
+def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
+    """Say that something happened: run the inline handlers, then queue the offloaded ones.
+
+    Sync handlers run here, highest priority first, and one that returns False stops the rest and
+    everything offloaded. Async ones are started and not awaited. Works in any thread.
+
+    Returns:
+        The results that are not None, and what else became of it.
+
+    Raises:
+        EmitError: a glob was emitted, or `sender=` was given by keyword.
+        PayloadError: something cannot travel to a worker; nothing was published.
+        Exception: whatever an inline handler raised; nothing was published.
+    """
+    return pipeline.emit(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
+
+
+async def emit_async(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
+    """As `emit`, but every inline handler is awaited, those of equal priority together.
+
+    Raises:
+        ExceptionGroup: several handlers of equal priority failed; a single failure is raised as it is.
+    """
+    return (await pipeline.emit_async(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs)))[0]
+
+
+def filter_signals(pattern: str, namespace: Namespace | None = None) -> list[Event]:
+    """The events whose name matches a glob such as `"user.*"`, in the order they were created."""
+    return (default_namespace if namespace is None else namespace).filter(pattern)
+
+
+def drain(timeout: float | None = None) -> bool:
+    """Wait for the async handlers that `emit` started without a loop; whether all finished within `timeout` seconds.
+
+    Raises:
+        WrongThread: called on the thread of a running loop; use `await drain_async()` there.
+    """
+    from nitro.infrastructure.events import background
+
+    return background.drain(timeout)
+
+
+async def drain_async() -> None:
+    """Wait for the async handlers that `emit` started on this loop, or without a loop."""
+    from nitro.infrastructure.events import background
+
+    await background.drain_async()
+
+
+def resolve(evt: Event | str) -> Event:
+    """The event itself, or the one of that name.
+
+    Raises:
+        DeclarationError: it is neither.
+    """
+    if isinstance(evt, Event):
+        return evt
+    if isinstance(evt, str):
+        return default_namespace.event(evt)
+    raise DeclarationError(f"{evt!r} is neither an Event nor the name of one; write @on(event) with parentheses")

@@ -1,0 +1,82 @@
+"""What surrounds the running code: its transaction, the emission that caused it, its delivery."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import Protocol
+
+
+class Transaction(Protocol):
+    """What the layers below the database may know of an open transaction."""
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once after the outermost commit, outside the transaction; never after a rollback."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is still open and the calling thread is its own."""
+
+
+class Cause(Protocol):
+    """An emission as its children see it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def root(self) -> str | None: ...
+
+
+transaction: ContextVar[Transaction | None] = ContextVar("nitro_transaction", default=None)
+
+
+def current_transaction() -> Transaction | None:
+    """The open transaction of this thread and context, if there is one."""
+    found = transaction.get()
+    return found if found is not None and found.usable else None
+
+
+class _Running(threading.local):
+    """The emissions whose sync handlers run on this thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.emissions: list[Cause] = []
+
+
+running = _Running()
+
+# An async handler or a worker's delivery: the emission, and how deep this thread's sync handlers
+# were nested when it began, which tells whose turn it is where the two kinds interleave.
+_task: ContextVar[tuple[Cause, int, int] | None] = ContextVar("nitro_emission", default=None)
+
+
+def enter_task(emission: Cause) -> Token[tuple[Cause, int, int] | None]:
+    """Make `emission` the cause of what this context emits; undo with `leave_task`."""
+    return _task.set((emission, threading.get_ident(), len(running.emissions)))
+
+
+def leave_task(token: Token[tuple[Cause, int, int] | None]) -> None:
+    """Undo `enter_task`."""
+    _task.reset(token)
+
+
+@contextmanager
+def emitting(emission: Cause) -> Iterator[None]:
+    """Make `emission` the cause of what this thread's sync handlers emit."""
+    running.emissions.append(emission)
+    try:
+        yield
+    finally:
+        running.emissions.pop()
+
+
+def cause() -> Cause | None:
+    """The emission whose handler is running here, inline or in a worker."""
+    stack, task = running.emissions, _task.get()
+    if task is None:
+        return stack[-1] if stack else None
+    emission, thread, depth = task
+    nested_deeper = len(stack) > (depth if thread == threading.get_ident() else 0)
+    return stack[-1] if nested_deeper else emission

@@ -1,0 +1,104 @@
+"""Settings from the environment: frozen, validated, no other source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from nitro.errors import SettingError
+
+T = TypeVar("T")
+
+DELIVERIES = ("at-most-once", "broker", "at-least-once", "exactly-once")
+BROKERS = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp", "sentinel", "sqs")
+DATABASES = ("sqlite", "postgresql", "postgres")
+JOURNAL = {"off": False}
+EMBEDDED_BROKER = "filesystem://localhost//"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the `NITRO_*` variables say, with defaults that need no server.
+
+    Attributes:
+        db_url: SQLAlchemy URL of the database that emitters and workers share.
+        broker_url: kombu URL; the embedded default is a folder under `home`.
+        result_backend: Celery result backend.
+        handlers: modules that a worker imports for their handlers.
+        journal: whether emissions without offloads are recorded too; off until there is an outbox.
+        home: absolute folder of the embedded broker and its results.
+        delivery: the promise of an offload that names none.
+        signing_key: secret for message signatures, or None.
+    """
+
+    db_url: str
+    broker_url: str
+    result_backend: str
+    handlers: tuple[str, ...]
+    journal: bool
+    home: Path
+    delivery: str
+    signing_key: str | None
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read and check the settings.
+
+        Raises:
+            SettingError: a value is not allowed; names setting, value and what is.
+        """
+        home = Path(environ.get("NITRO_HOME") or ".nitro").absolute()
+        db_url = _database(environ.get("NITRO_DB_URL") or "sqlite:///nitro.db")
+        own_results = db_url if not db_url.startswith("sqlite") else f"sqlite:///{home / 'results.db'}"
+        return cls(
+            db_url=db_url,
+            broker_url=_broker(environ.get("NITRO_BROKER_URL") or EMBEDDED_BROKER),
+            result_backend=environ.get("NITRO_RESULT_BACKEND") or f"db+{own_results}",
+            handlers=_modules(environ.get("NITRO_HANDLERS", "")),
+            journal=_choice("NITRO_JOURNAL", environ.get("NITRO_JOURNAL") or "off", JOURNAL),
+            home=home,
+            delivery=_choice(
+                "NITRO_DELIVERY", environ.get("NITRO_DELIVERY") or "at-least-once", {d: d for d in DELIVERIES}
+            ),
+            signing_key=environ.get("NITRO_SIGNING_KEY") or None,
+        )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the broker is the one on the file system."""
+        return self.broker_url == EMBEDDED_BROKER
+
+
+def _choice(name: str, value: str, allowed: Mapping[str, T]) -> T:
+    if value not in allowed:
+        raise SettingError(name, value, "one of " + ", ".join(allowed))
+    return allowed[value]
+
+
+def _scheme(name: str, url: str, allowed: tuple[str, ...]) -> str:
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme.partition("+")[0] not in allowed:
+        raise SettingError(name, url, "a URL that starts with " + ", ".join(f"{s}://" for s in allowed))
+    return scheme
+
+
+def _database(url: str) -> str:
+    """The URL with the driver that the `postgres` extra installs, where it names none."""
+    scheme = _scheme("NITRO_DB_URL", url, DATABASES)
+    return f"postgresql+psycopg{url[len(scheme) :]}" if scheme in ("postgres", "postgresql") else url
+
+
+def _broker(url: str) -> str:
+    _scheme("NITRO_BROKER_URL", url, BROKERS)
+    return url
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise SettingError("NITRO_HANDLERS", name, "comma-separated module names, such as shop.handlers")
+    return names
