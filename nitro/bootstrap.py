@@ -1,0 +1,13 @@
+"""The composition root: the only module that sees every layer."""
+
+from __future__ import annotations
+
+from nitro.infrastructure.events.dispatcher import fill
+from nitro.infrastructure.offload.publisher import Publisher
+from nitro.infrastructure.worker import task
+
+
+def wire() -> None:
+    """Fill the dispatcher's slot and have every Celery app know the handlers."""
+    fill(Publisher())
+    task.wire()

@@ -1,0 +1,63 @@
+"""Which Celery app: the bound one, else Celery's current one, else Nitro's own."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, _state
+
+from nitro.infrastructure.database import use_engine
+from nitro.infrastructure.events.dispatcher import dispatcher
+from nitro.infrastructure.offload.defaults import prepare
+from nitro.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_lock = threading.RLock()
+_bound: list[Celery] = []
+_own: list[Celery] = []
+
+
+def bind(app: Celery, engine: Engine | None = None) -> Celery:
+    """Use this Celery app, and this database engine, for offloaded handlers; returns the app.
+
+    Safe settings are put in where the app has none of its own; its `task_cls`, routes,
+    annotations and signals stay.
+
+    Raises:
+        SettingError: a `NITRO_*` variable has a value that is not allowed.
+    """
+    Settings.load()
+    dispatcher()
+    prepare(app)
+    if engine is not None:
+        use_engine(engine)
+    _bound[:] = [app]
+    return app
+
+
+def current_app() -> Celery:
+    """The app that queues and runs offloaded handlers, with safe settings put in."""
+    if _bound:
+        return _bound[0]
+    app = _users()
+    if app is not None:
+        prepare(app)
+        return app
+    with _lock:
+        if not _own:
+            app = Celery("nitro", set_as_current=False)
+            app.config_from_object("celeryconfig", silent=True)
+            _own.append(prepare(app, own=True))
+    return _own[0]
+
+
+def _users() -> Celery | None:
+    """The app that Celery calls current: of this thread, else the one that the program has made."""
+    current: Any = _state._tls.current_app
+    if current is not None:
+        return current  # type: ignore[no-any-return]  # celery is not typed
+    made = [app for app in _state._get_active_apps() if app.set_as_current]
+    return made[0] if len(made) == 1 else None

@@ -1,0 +1,98 @@
+"""Declarations: every offloaded function under the name of its task, and the port that queues them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from nitro.errors import DeclarationError, DuplicateHandler, NotOffloadable, OptionConflict
+from nitro.infrastructure.offload.options import Offload
+from nitro.infrastructure.offload.standin import TaskStandIn
+
+logger = logging.getLogger("nitro.offload")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """One offloaded function: its name, and the options of its one Celery task."""
+
+    name: str
+    function: Callable[..., Any]
+    offload: Offload
+
+    @property
+    def place(self) -> str:
+        """Where it is written, for an error message."""
+        code = self.function.__code__
+        return f"{self.function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
+
+
+declared: dict[str, Declaration] = {}
+"""All of them in this process, by name."""
+
+announce: list[Callable[[Declaration], None]] = []
+"""Who makes a Celery task of each new one."""
+
+
+def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[Offload, Callable[..., Any] | None]:
+    """Check and keep an offloaded function; return its options, and the older definition that it replaces.
+
+    A function of the same qualified name in the same file is a redefinition (a reload, a notebook
+    cell) and replaces the older one.
+
+    Raises:
+        DeclarationError: an option is wrong, the name is taken, or a worker could never find the function.
+    """
+    options = Offload.of(offload)
+    plain = _offloadable(function, name)
+    if options.delivery == "exactly-once":
+        raise DeclarationError(f"{name}: delivery='exactly-once' needs the outbox, which this version does not have")
+    new = Declaration(name=name, function=plain, offload=options)
+    known = declared.get(name)
+    if known is not None and known.function is plain:
+        if conflicting := known.offload.differs(options):
+            raise OptionConflict(name, conflicting)
+        return options, None
+    if known is not None and not _redefines(plain, known.function):
+        raise DuplicateHandler(name, known.place, new.place)
+    declared[name] = new
+    plain.task = TaskStandIn(name)  # type: ignore[attr-defined]  # that is how a task is reached
+    for tell in announce:
+        tell(new)
+    return options, None if known is None else known.function
+
+
+def _offloadable(function: Any, name: str) -> FunctionType:
+    """The function, if a worker that imports its module will find it.
+
+    Raises:
+        NotOffloadable: it would not; says why and the way out.
+    """
+    plain = function.__func__ if isinstance(function, staticmethod) else function
+    way_out = "offload a function at module level that does the call"
+    if isinstance(plain, MethodType):
+        raise NotOffloadable(name, "it is a bound method, and its object does not exist in the worker", way_out)
+    if isinstance(plain, partial):
+        raise NotOffloadable(name, "it is a partial, and its arguments do not exist in the worker", way_out)
+    if not isinstance(plain, FunctionType):
+        raise NotOffloadable(name, f"it is an instance of {type(plain).__name__}, not a function", way_out)
+    local = "<locals>" in plain.__qualname__ or plain.__name__ == "<lambda>"
+    if local and name.endswith(plain.__qualname__):
+        what = "a lambda" if plain.__name__ == "<lambda>" else "a nested function"
+        raise NotOffloadable(name, f"it is {what}, which has no name that a worker could know", "give it name=")
+    if name == f"__main__.{plain.__qualname__}":
+        raise NotOffloadable(name, "it is defined in an interactive session", "give it name=, or put it in a module")
+    return plain
+
+
+def _redefines(new: FunctionType, old: Callable[..., Any]) -> bool:
+    """Whether it is the same definition anew; in an interactive session each cell is a file of its own."""
+    interactive = new.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+    same_file = os.path.realpath(new.__code__.co_filename) == os.path.realpath(old.__code__.co_filename)
+    return (same_file or interactive) and new.__qualname__ == old.__qualname__

@@ -1,0 +1,50 @@
+"""Delivery: what a running handler may know of itself."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+
+from nitro.infrastructure import scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One run of an offloaded handler in a worker.
+
+    Attributes:
+        emission: id of the emission that queued it.
+        root: id of the first emission in its chain of causes, or None.
+        event: name of the event, or None when the task was called by itself.
+        handler: name of the handler.
+        attempt: 1 at the first run.
+        idempotency_key: UUID text, the same at every attempt; give it to the receiver of an external effect.
+        deadline: UTC time of the soft or hard time limit, or None without one.
+    """
+
+    emission: str
+    root: str | None
+    event: str | None
+    handler: str
+    attempt: int
+    idempotency_key: str
+    deadline: datetime | None
+
+    @property
+    def id(self) -> str:
+        """The emission, as the cause of what the handler emits."""
+        return self.emission
+
+    @property
+    def transaction(self) -> scope.Transaction | None:
+        """The transaction that is open around the caller, or None."""
+        return scope.current_transaction()
+
+
+delivering: ContextVar[Delivery | None] = ContextVar("nitro_delivery", default=None)
+
+
+def current_delivery() -> Delivery | None:
+    """The delivery whose handler is running here, or None outside of a worker."""
+    return delivering.get()

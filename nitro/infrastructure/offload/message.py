@@ -1,0 +1,115 @@
+"""Message: what one emission puts into the kwargs of its Celery tasks."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+from nitro.errors import PayloadUnreadable
+from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.offload.codec import encode
+from nitro.infrastructure.offload.options import Entities
+from nitro.settings import Settings
+
+KEY = "__nitro__"
+"""The one kwarg of a task message that carries an emission."""
+
+DELIVERY_HEADER = "nitro_delivery"
+"""Message header of a delivery that differs from the default of its task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """An emission on its way to a handler; plain JSON but for the payload, which is JSON text of its own.
+
+    Attributes:
+        sender: what monitoring shows of the sender.
+        payload: sender, args and kwargs as the codec wrote them.
+        bare: the caller gave no sender: it comes from what a chain puts before.
+    """
+
+    emission: str
+    root: str | None
+    parent: str | None
+    event: str | None
+    sender: str
+    payload: str
+    bare: bool = False
+
+    @classmethod
+    def of(cls, emission: Emission, call: Call, entity: Entities) -> Message:
+        """The message of an emission.
+
+        Raises:
+            PayloadError: a value cannot travel.
+        """
+        return cls(
+            emission=emission.id,
+            root=emission.root,
+            parent=emission.parent,
+            event=emission.event or None,
+            sender=shown(call.sender),
+            payload=encode(call.sender, call.args, call.kwargs, entity=entity),
+        )
+
+    @classmethod
+    def read(cls, kwargs: Mapping[str, Any], handler: str) -> Message | None:
+        """The message in the kwargs of a handler's task, or None when the task was called without one.
+
+        Raises:
+            PayloadUnreadable: it is not of a shape that this version knows, or its signature is wrong or missing.
+        """
+        envelope = kwargs.get(KEY)
+        key = Settings.load().signing_key
+        if key is not None and not _is_signed(envelope, handler, key):
+            raise PayloadUnreadable(f"a message for {handler} without a right signature, which NITRO_SIGNING_KEY demands")
+        if envelope is None:
+            return None
+        try:
+            return cls(**{name: value for name, value in envelope.items() if name != "signature"})
+        except (TypeError, AttributeError) as error:
+            raise PayloadUnreadable(f"a message for {handler} of another version: {error}") from error
+
+    def kwargs(self, handler: str) -> dict[str, Any]:
+        """The kwargs of a handler's task that carry it, signed for that handler when there is a key."""
+        envelope = asdict(self)
+        key = Settings.load().signing_key
+        return {KEY: envelope if key is None else {**envelope, "signature": _signature(envelope, handler, key)}}
+
+    def __str__(self) -> str:
+        """What monitoring shows: a dict literal, as Flower parses it to search in it."""
+        facts = {"event": self.event, "sender": self.sender, "emission": self.emission}
+        return repr({name: fact for name, fact in facts.items() if fact is not None})
+
+
+def delivery_id(emission: str, handler: str) -> str:
+    """The Celery task id and idempotency key of one handler of one emission: UUIDv5 text (RFC 9562)."""
+    return str(uuid5(UUID(emission), handler))
+
+
+def _signature(envelope: Mapping[str, Any], handler: str, key: str) -> str:
+    """HMAC-SHA256 over the handler's name and all facts of the message, so that neither can be exchanged."""
+    signed = json.dumps([handler, sorted(envelope.items())], separators=(",", ":"))
+    return hmac.digest(key.encode(), signed.encode(), "sha256").hex()
+
+
+def _is_signed(envelope: Any, handler: str, key: str) -> bool:
+    if not isinstance(envelope, dict) or not isinstance(envelope.get("signature"), str):
+        return False
+    facts = {name: value for name, value in envelope.items() if name != "signature"}
+    return hmac.compare_digest(_signature(facts, handler, key), envelope["signature"])
+
+
+def shown(sender: object) -> str:
+    """A sender without its field values: `Order:o1`, and what `__nitro_show__` of its class adds."""
+    identity = getattr(sender, "__nitro_identity__", None)
+    if isinstance(sender, type) or identity is None:
+        return type(sender).__name__ if not isinstance(sender, type) else sender.__name__
+    cls, key = identity
+    fields = "".join(f" {field}={getattr(sender, field)!r}" for field in getattr(cls, "__nitro_show__", ()))
+    return f"{cls.__name__}:{key}{fields}"

@@ -1,0 +1,136 @@
+"""Publisher: the dispatcher that makes one Celery task of each offloaded handler and publishes them as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from celery.utils.functional import head_from_fun
+from kombu.exceptions import KombuError, OperationalError
+
+from nitro.errors import DispatchError, EmitError, PayloadError
+from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events.dispatcher import Call, Shipment
+from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.offload.app import current_app
+from nitro.infrastructure.offload.declarations import declare, declared
+from nitro.infrastructure.offload.message import DELIVERY_HEADER, Message, delivery_id
+from nitro.infrastructure.offload.options import Offload
+from nitro.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """One task message before it is published."""
+
+    handler: str
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Publisher:
+    """Queues handlers through the current Celery app."""
+
+    def declare(self, function: Callable[..., Any], name: str, offload: object) -> tuple[object, Any]:
+        """Check and keep an offloaded function."""
+        return declare(function, name, offload)
+
+    def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
+        """Serialise once for all handlers of a mode; the step that is returned publishes.
+
+        Raises:
+            PayloadError: a value cannot travel; names the handlers.
+            TypeError: a handler does not take these arguments.
+        """
+        messages = _messages(emission, call, handlers)
+        parcels = []
+        for handler in handlers:
+            options = _options(handler)
+            task_id = delivery_id(emission.id, handler.name)
+            parcels.append(
+                Parcel(
+                    handler=handler.name,
+                    kwargs=messages[options.entity].kwargs(handler.name),
+                    options={**_message_options(options), "task_id": task_id},
+                )
+            )
+        emission.offloaded.update((parcel.handler, parcel.options["task_id"]) for parcel in parcels)
+        return partial(publish, emission.event, parcels)
+
+    def describe(self, call: Call, handlers: Sequence[Handler]) -> list[Shipment]:
+        """What `dispatch` would send.
+
+        Raises:
+            PayloadError: a value cannot travel.
+        """
+        messages = _messages(Emission(""), call, handlers)
+        return [
+            Shipment(delivery=delivery_of(options), payload_size=len(messages[options.entity].payload))
+            for options in map(_options, handlers)
+        ]
+
+
+def publish(event: str, parcels: Sequence[Parcel]) -> None:
+    """Publish task messages in one batch, where the broker has such a thing, through one producer.
+
+    Raises:
+        DispatchError: the broker did not take them; names those that it did not surely take.
+    """
+    app = current_app()
+    waiting = [parcel.handler for parcel in parcels]
+    try:
+        with app.producer_or_acquire() as producer, producer.batch():
+            at_once = not producer.supports_batch_publish
+            for parcel in parcels:
+                app.tasks[parcel.handler].apply_async(kwargs=parcel.kwargs, producer=producer, **parcel.options)
+                if at_once:
+                    waiting.remove(parcel.handler)
+    except (KombuError, OperationalError, OSError) as error:
+        raise DispatchError(event, waiting, error) from error
+
+
+def delivery_of(options: Offload) -> str:
+    """The promise: the handler's own, else `NITRO_DELIVERY`."""
+    return options.delivery or Settings.load().delivery
+
+
+def _options(handler: Handler) -> Offload:
+    assert isinstance(handler.offload, Offload)
+    return handler.offload
+
+
+def _message_options(options: Offload) -> dict[str, Any]:
+    message = options.message()
+    if delivery_of(options) == "at-most-once":
+        message["headers"] = {**(message.get("headers") or {}), DELIVERY_HEADER: "at-most-once"}
+    return message
+
+
+def _messages(emission: Emission, call: Call, handlers: Sequence[Handler]) -> dict[str, Message]:
+    """The message of each mode in which these handlers want their entities; one payload for each."""
+    messages: dict[str, Message] = {}
+    for handler in handlers:
+        _check_call(handler, call)
+        mode = _options(handler).entity
+        if mode not in messages:
+            try:
+                messages[mode] = Message.of(emission, call, mode)
+            except PayloadError as error:
+                names = [other.name for other in handlers if _options(other).entity == mode]
+                raise PayloadError(error.argument, error.kind, error.why, names) from error
+    return messages
+
+
+def _check_call(handler: Handler, call: Call) -> None:
+    """Find out here, and not in the worker, that a handler does not take these arguments."""
+    if _options(handler).typing is False:
+        return
+    try:
+        _header(declared[handler.name].function)(call.sender, *call.args, **call.kwargs)
+    except TypeError as error:
+        raise EmitError(f"handler {handler.name} does not take what was emitted: {error}") from error
+
+
+_header = lru_cache(maxsize=None)(head_from_fun)

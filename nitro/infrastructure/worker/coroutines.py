@@ -1,0 +1,75 @@
+"""Coroutines: async handlers on one event loop, kept for the life of the worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from threading import Event
+from typing import Any
+
+from nitro.infrastructure.events import background
+
+logger = logging.getLogger("nitro.worker")
+
+_spawned: ContextVar[set[asyncio.Future[Any]] | None] = ContextVar("nitro_spawned", default=None)
+
+
+class WorkerLoop(background.LoopThread):
+    """The loop on a thread of its own, so that the handlers of a thread pool share it and run at once."""
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        loop = super()._new_loop()
+        loop.set_task_factory(_remembering)
+        return loop
+
+
+def _remembering(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+    """A task, noted with the handler in whose context it was made."""
+    task = asyncio.Task(coro, loop=loop, **options)
+    spawned = _spawned.get()
+    if spawned is not None:
+        spawned.add(task)
+    return task
+
+
+_loop = WorkerLoop("nitro-worker")
+
+
+def run_coroutine(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run it to its end on the worker's loop, while this thread waits.
+
+    What interrupts the waiting thread, such as a soft time limit, cancels the coroutine and is
+    raised here when that has ended.
+    """
+    ended = Event()
+    future = _loop.submit(_supervised(work, ended))
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        ended.wait()
+        raise
+
+
+async def _supervised(work: Coroutine[Any, Any, Any], ended: Event) -> Any:
+    """The result of a handler; its emits are waited for, and whatever else it left running is cancelled."""
+    spawned: set[asyncio.Future[Any]] = set()
+    _spawned.set(spawned)
+    try:
+        return await work
+    finally:
+        try:
+            await background.settle()
+            await _cancel(spawned)
+        finally:
+            ended.set()
+
+
+async def _cancel(spawned: set[asyncio.Future[Any]]) -> None:
+    left = [task for task in spawned if not task.done()]
+    for task in left:
+        logger.warning("cancelled %r, which a handler left running", task)
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

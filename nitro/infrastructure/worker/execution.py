@@ -1,0 +1,108 @@
+"""Execution: from a task message to the handler's outcome."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+from kombu.exceptions import EncodeError
+from kombu.serialization import dumps
+
+from nitro.errors import EntityVanished
+from nitro.infrastructure import repository, scope
+from nitro.infrastructure.events import Emission, background
+from nitro.infrastructure.offload.codec import Payload, decode
+from nitro.infrastructure.offload.declarations import Declaration
+from nitro.infrastructure.offload.delivery import Delivery, delivering
+from nitro.infrastructure.offload.message import Message, delivery_id
+from nitro.infrastructure.worker.coroutines import run_coroutine
+from nitro.infrastructure.worker.progress import Progress
+
+logger = logging.getLogger("nitro.worker")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a handler for one task message; return what the result backend will hold.
+
+    Raises:
+        PayloadUnreadable: the message cannot be rebuilt.
+        EntityVanished: a row is gone and the handler has `on_missing="fail"`.
+        Exception: whatever the handler raises.
+    """
+    message = None if task.request.called_directly else Message.read(kwargs, declaration.name)
+    if message is not None:
+        payload = _payload(message, declaration)
+        if payload is None:
+            return None
+        args = (*args, *(() if message.bare else (payload.sender,)), *payload.args)
+        kwargs = payload.kwargs
+    with _delivered(_delivery(task.request, declaration, message)), background.settling():
+        result = _run(declaration, args, kwargs, Progress(task))
+    return storable(result, declaration.name)
+
+
+def _payload(message: Message, declaration: Declaration) -> Payload | None:
+    """What the handler is called with, or None when a row is gone and it wants to be skipped then."""
+    try:
+        return decode(message.payload, load=repository.get)
+    except EntityVanished as error:
+        if declaration.offload.on_missing == "fail":
+            raise
+        logger.info("handler %s is skipped: %s", declaration.name, error)
+        return None
+
+
+def _delivery(request: Any, declaration: Declaration, message: Message | None) -> Delivery:
+    emission = message.emission if message else Emission("").id
+    hard, soft = request.timelimit or (None, None)
+    limit = soft or hard or declaration.offload.soft_time_limit or declaration.offload.time_limit
+    return Delivery(
+        emission=emission,
+        root=message.root if message else None,
+        event=message.event if message else None,
+        handler=declaration.name,
+        attempt=(request.retries or 0) + 1,
+        idempotency_key=delivery_id(emission, declaration.name),
+        deadline=datetime.now(UTC) + timedelta(seconds=limit) if limit else None,
+    )
+
+
+@contextmanager
+def _delivered(delivery: Delivery) -> Iterator[None]:
+    """Make the delivery known to the handler, and the cause of what it emits."""
+    token, cause = delivering.set(delivery), scope.enter_task(delivery)
+    try:
+        yield
+    finally:
+        scope.leave_task(cause)
+        delivering.reset(token)
+
+
+def _run(declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress) -> Any:
+    """The result of a handler of any kind; what a generator yields is progress, and all of it the result."""
+    made = declaration.function(*args, **kwargs)
+    if isinstance(made, GeneratorType):
+        return [progress.report(value) for value in made]
+    if isinstance(made, CoroutineType):
+        return run_coroutine(made)
+    if isinstance(made, AsyncGeneratorType):
+        return run_coroutine(progress.drain(made))
+    return made
+
+
+def storable(result: Any, handler: str) -> Any:
+    """The result if JSON can carry it, else None and a warning: an effect that is done is no failure."""
+    if result is None or isinstance(result, bool | int | float | str):
+        return result
+    try:
+        dumps(result, serializer="json")
+    except (EncodeError, TypeError, ValueError) as error:
+        logger.warning("the result of handler %s is dropped, JSON cannot carry it: %s", handler, error)
+        return None
+    return result

@@ -1,0 +1,135 @@
+"""HandlerTask: the Celery task of an offloaded handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from celery import Celery, Task, _state
+from celery.signals import import_modules
+from celery._state import connect_on_app_finalize
+from celery.utils.functional import head_from_fun
+from celery.utils.imports import symbol_by_name
+
+from nitro.infrastructure.events import ANY, Emission
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.offload.declarations import Declaration, announce, declared
+from nitro.infrastructure.offload.message import DELIVERY_HEADER, KEY, Message
+from nitro.infrastructure.offload.options import Offload
+from nitro.infrastructure.worker.execution import execute
+from nitro.infrastructure.worker.request import HandlerRequest
+from nitro.settings import Settings
+
+
+LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
+RETRIES = {
+    "autoretry_for": (Exception,),
+    "max_retries": 10,
+    "retry_backoff": True,
+    "retry_backoff_max": 600,
+    "retry_jitter": True,
+}
+
+
+class HandlerTask:
+    """What every handler's task adds to the app's own task class: the codec, and readable monitoring."""
+
+    declaration: Declaration
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Queue the handler; plain arguments are encoded first and take the options of the first `@on`."""
+        if KEY not in (kwargs or {}):
+            if self.typing:  # type: ignore[attr-defined]  # an attribute of celery's Task
+                head_from_fun(self.declaration.function)(*(args or ()), **(kwargs or {}))
+            options = {**self.declaration.offload.message(), **options}
+            args, kwargs = (), self._encoded(args, kwargs)
+        message = Message.read(kwargs, self.declaration.name)
+        options.setdefault("argsrepr", "()")
+        options.setdefault("kwargsrepr", str(message))
+        return super().apply_async(args, kwargs, **options)  # type: ignore[misc]  # of celery's Task
+
+    def signature(self, args: Any = None, kwargs: Any = None, options: Any = None, **more: Any) -> Any:
+        """A Celery signature whose arguments are encoded, so that it can travel inside a canvas."""
+        if KEY not in (kwargs or {}):
+            options = {**self.declaration.offload.message(), **(options or {})}
+            args, kwargs = (), self._encoded(args, kwargs)
+        return super().signature(args, kwargs, options, **more)  # type: ignore[misc]  # of celery's Task
+
+    subtask = signature
+
+    def retry(self, *args: Any, exc: BaseException | None = None, **options: Any) -> Any:
+        """Celery's retry; an at-most-once delivery fails instead."""
+        if exc is not None and self.request.get(DELIVERY_HEADER) == "at-most-once":  # type: ignore[attr-defined]
+            raise exc
+        return super().retry(*args, exc=exc, **options)  # type: ignore[misc]  # of celery's Task
+
+    def _encoded(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The kwargs of a call of the task by itself; without a sender it is bare."""
+        sender, *rest = args or (ANY,)
+        call = Call(sender=sender, args=tuple(rest), kwargs=kwargs or {})
+        message = Message.of(Emission(""), call, self.declaration.offload.entity)
+        return replace(message, bare=not args).kwargs(self.declaration.name)
+
+
+def register(app: Celery, declaration: Declaration) -> None:
+    """Make the Celery task of a handler, in place of an older definition's."""
+    base = declaration.offload.base or app.Task
+    app._tasks.pop(declaration.name, None)
+    app._task_from_fun(
+        _body(app, declaration),
+        name=declaration.name,
+        base=type("HandlerTask", (HandlerTask, base), {"abstract": True}),
+        declaration=declaration,
+        Request=type("HandlerRequest", (HandlerRequest, symbol_by_name(base.Request)), {}),
+        **_options(declaration.offload, base),
+    )
+
+
+def _options(offload: Offload, base: type) -> dict[str, Any]:
+    """The given options of the task over Nitro's; those about retries yield to the app's own task class."""
+    given = offload.task()
+    own = {name: value for name, value in RETRIES.items() if getattr(base, name, None) == getattr(Task, name, None)}
+    if "autoretry_for" in own and "autoretry_for" not in given:
+        own["dont_autoretry_for"] = offload.throws + offload.dont_autoretry_for
+    return {**LATE, **own, **given}
+
+
+def _body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
+    """The body of the task, which looks like the handler to whoever inspects it."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return execute(app.tasks[declaration.name], declaration, args, kwargs)
+
+    run.__name__, run.__qualname__ = declaration.function.__name__, declaration.function.__qualname__
+    run.__doc__, run.__module__ = declaration.function.__doc__, declaration.function.__module__
+    return run
+
+
+def wire() -> None:
+    """Make a task of every handler on every app: those known when it is finalized, and later ones at once."""
+    import_modules.connect(_import_handlers, weak=False)
+    connect_on_app_finalize(_register_all)
+    for app in _finalized():
+        _register_all(app)
+    announce.append(_register_late)
+
+
+def _import_handlers(**_signal: object) -> None:
+    for module in Settings.load().handlers:
+        import_module(module)
+
+
+def _register_all(app: Celery) -> None:
+    for declaration in list(declared.values()):
+        register(app, declaration)
+
+
+def _register_late(declaration: Declaration) -> None:
+    for app in _finalized():
+        register(app, declaration)
+
+
+def _finalized() -> list[Celery]:
+    return [app for app in _state._get_active_apps() if app.finalized]

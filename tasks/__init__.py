@@ -1,0 +1,14 @@
+"""The Celery application: `celery -A tasks worker`, `celery -A tasks flower`.
+
+Its workers import the modules of `NITRO_HANDLERS`, by default those of the example shop.
+"""
+
+import os
+
+from celery import Celery
+
+from nitro.infrastructure.offload import bind
+
+os.environ.setdefault("NITRO_HANDLERS", "examples.shop.handlers")
+
+app = bind(Celery("tasks", config_source="celeryconfig"))
