@@ -1,0 +1,50 @@
+# The one list of commands; CI calls it too.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check lint types imports coverage format clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## virtual environment with everything
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[redis,postgres,flower]' --group dev
+	@touch $@
+
+demo: $(READY) ## run the example shop with a real worker
+	@$(BIN)/python -m examples.shop.demo
+
+test: $(READY) ## run all tests; those that need a server say so when they skip
+	$(BIN)/python -m pytest
+
+check: lint types imports test ## everything that CI wants
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports
+
+coverage: $(READY) ## tests with branch coverage, worker processes included
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+format: $(READY) ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what the commands made
+	rm -rf $(VENV) .nitro nitro.db* dist .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

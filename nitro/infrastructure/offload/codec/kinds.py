@@ -1,0 +1,65 @@
+"""What a class is to the codec: its shape, or the reason why its instances cannot travel."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy import inspect
+from sqlalchemy.ext.mutable import Mutable
+from sqlalchemy.orm.collections import InstrumentedList, InstrumentedSet
+from sqlmodel import SQLModel
+
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.offload.codec.entities import StandaloneEntity, TableEntity
+from nitro.infrastructure.offload.codec.shapes import DataclassShape, EnumShape, ModelShape
+
+Shape = EnumShape | DataclassShape | ModelShape | StandaloneEntity | TableEntity
+
+BUILTINS = (int, float, str, bytes, list, dict, tuple, set, frozenset, datetime, date, time, timedelta, Decimal, UUID)
+
+_shapes: dict[type, Shape | None] = {}
+
+
+def shape_of(cls: type) -> Shape | None:
+    """How instances of exactly this class are taken apart and rebuilt; None if they cannot be."""
+    if cls not in _shapes:
+        _shapes[cls] = _new_shape(cls)
+    return _shapes[cls]
+
+
+def stood_in_for(cls: type) -> type | None:
+    """The builtin that the user declared where SQLAlchemy puts this class, as in a relationship or tracked JSON."""
+    if not issubclass(cls, InstrumentedList | InstrumentedSet | Mutable):
+        return None
+    return next((builtin for builtin in (list, set, dict) if issubclass(cls, builtin)), None)
+
+
+def reason_against(cls: type) -> str:
+    """Why an instance of a class without a shape cannot travel, and the way out."""
+    for builtin in BUILTINS:
+        if issubclass(cls, builtin):
+            name = builtin.__name__
+            return f"a subclass of {name} would arrive as a plain {name}; convert it to one, or use a dataclass"
+    return (
+        "only None, bool, numbers, str, bytes, dates and times, UUID, Enum members, list, tuple, set, dict, "
+        "dataclasses, pydantic models and entities do; pass one of these, such as its id or its text"
+    )
+
+
+def _new_shape(cls: type) -> Shape | None:
+    if issubclass(cls, Enum):
+        return EnumShape(cls)
+    if issubclass(cls, SQLModel) and inspect(cls, raiseerr=False) is not None:
+        return TableEntity(cls)
+    if issubclass(cls, Entity):
+        return StandaloneEntity(cls)
+    if issubclass(cls, BaseModel):
+        return ModelShape(cls)
+    if is_dataclass(cls) and not issubclass(cls, (*BUILTINS, BaseException)):
+        return DataclassShape(cls)
+    return None

@@ -1,0 +1,209 @@
+"""decode: sender and arguments from the text that `encode` made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from nitro.errors import EntityVanished, NitroError, PayloadUnreadable
+from nitro.infrastructure.offload.codec.entities import EntityShape, TableEntity
+from nitro.infrastructure.offload.codec.kinds import shape_of
+from nitro.infrastructure.offload.codec.references import find_class
+from nitro.infrastructure.offload.codec.scalars import SCALAR_TAGS, Json
+from nitro.infrastructure.offload.codec.shapes import DataclassShape, EnumShape, ModelShape
+from nitro.infrastructure.offload.codec.writer import FORMAT
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Load = Callable[[type, object], object | None]
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, SQLAlchemyError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """What a handler is called with."""
+
+    sender: object
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def decode(text: str, load: Load | None = None) -> Payload:
+    """Arguments equal to those that were encoded.
+
+    Args:
+        load: reads an entity by class and primary key (a tuple if it has several columns); None if it is gone.
+
+    Raises:
+        PayloadUnreadable: damage, another format, or a class that no loaded module has.
+        EntityVanished: `load` found no row.
+    """
+    document = _document(text)
+    reader = Reader()
+    for cls, key in _rows(reader, document):
+        reader.entities.append(_loaded(load, cls, key))
+    return _payload(reader, document)
+
+
+def _unreadable_if_damaged(read: Callable[P, T]) -> Callable[P, T]:
+    """Let only `PayloadUnreadable` out, without the values that the first error may show."""
+
+    @wraps(read)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except NitroError:
+            raise
+        except DAMAGE as error:
+            raise PayloadUnreadable(f"the payload is damaged: {type(error).__name__}") from error
+
+    return guarded
+
+
+class Reader:
+    """Turns JSON into values; knows the entities of its payload."""
+
+    __slots__ = ("entities",)
+
+    def __init__(self) -> None:
+        self.entities: list[Any] = []
+
+    def value(self, data: Json) -> Any:
+        """One value."""
+        if type(data) is dict:
+            return self._object(data)
+        if type(data) is list:
+            return [self.value(item) for item in data]
+        return data
+
+    def values(self, data: Json) -> Iterable[Any]:
+        """The values of a JSON array."""
+        return map(self.value, _array(data))
+
+    def _object(self, data: dict[str, Json]) -> Any:
+        if len(data) == 1:
+            ((tag, body),) = data.items()
+            if tag.startswith("$"):
+                scalar = SCALAR_TAGS.get(tag)
+                return scalar(body) if scalar is not None else _tagged(tag)(self, body)
+        return {name: self.value(item) for name, item in data.items()}
+
+
+def _enum(_reader: Reader, body: Json) -> object:
+    reference, name = body
+    return _shape(reference, EnumShape).member(name)
+
+
+def _flag(reader: Reader, body: Json) -> object:
+    reference, value = body
+    return _shape(reference, EnumShape).combination(reader.value(value))
+
+
+def _dataclass(reader: Reader, body: Json) -> object:
+    reference, state = body
+    return _shape(reference, DataclassShape).read(reader, state)
+
+
+def _model(reader: Reader, body: Json) -> object:
+    return _shape(body["class"], ModelShape).read(reader, body)
+
+
+def _tagged(tag: str) -> Callable[[Reader, Json], Any]:
+    if tag not in TAGS:
+        raise PayloadUnreadable(f"the payload has an unknown tag {tag}")
+    return TAGS[tag]
+
+
+def _array(data: Json) -> list[Json]:
+    if type(data) is not list:
+        raise PayloadUnreadable("the payload is damaged: something else stands where an array must be")
+    return data
+
+
+def _shape(reference: str, kind: type[T]) -> T:
+    """The shape of a loaded class, which must be of the kind that the payload says."""
+    shape = shape_of(find_class(reference))
+    if type(shape) is not kind:
+        raise PayloadUnreadable(f"{reference} is not the kind of class that the payload says it is")
+    return shape
+
+
+def _entity_shape(reference: str) -> EntityShape:
+    shape = shape_of(find_class(reference))
+    if not isinstance(shape, EntityShape):
+        raise PayloadUnreadable(f"{reference} is no entity")
+    return shape
+
+
+TAGS: dict[str, Callable[[Reader, Json], Any]] = {
+    "$tuple": lambda reader, body: tuple(reader.values(body)),
+    "$set": lambda reader, body: set(reader.values(body)),
+    "$frozenset": lambda reader, body: frozenset(reader.values(body)),
+    "$dict": lambda reader, body: {reader.value(key): reader.value(item) for key, item in _array(body)},
+    "$enum": _enum,
+    "$flag": _flag,
+    "$dataclass": _dataclass,
+    "$model": _model,
+    "$entity": lambda reader, body: reader.entities[body],
+}
+
+
+@_unreadable_if_damaged
+def _document(text: str) -> dict[str, Json]:
+    document = json.loads(text, parse_constant=_no_constant)
+    if type(document) is not dict or document.get("nitro") != FORMAT:
+        raise PayloadUnreadable(f"the payload is not of format {FORMAT}; do emitter and worker run the same Nitro?")
+    return document
+
+
+def _no_constant(token: str) -> NoReturn:
+    raise PayloadUnreadable(f"the payload is damaged: {token} is no JSON")
+
+
+@_unreadable_if_damaged
+def _rows(reader: Reader, document: dict[str, Json]) -> list[tuple[type, object]]:
+    """Class and primary key of each entity that is to be read again."""
+    return [(_table(reference), reader.value(key)) for reference, key in _array(document.get("rows", []))]
+
+
+def _table(reference: str) -> type:
+    _shape(reference, TableEntity)
+    return find_class(reference)
+
+
+def _loaded(load: Load | None, cls: type, key: object) -> object:
+    if load is None:
+        raise PayloadUnreadable(f"{cls.__name__} is to be reloaded, and this process has no way to load entities")
+    entity = load(cls, key)
+    if entity is None:
+        raise EntityVanished(f"{cls.__name__} {key!r}", "reloading it")
+    return entity
+
+
+@_unreadable_if_damaged
+def _payload(reader: Reader, document: dict[str, Json]) -> Payload:
+    _rebuild(reader, _array(document.get("entities", [])))
+    return Payload(
+        sender=reader.value(document["sender"]),
+        args=tuple(reader.values(document["args"])),
+        kwargs={name: reader.value(item) for name, item in document["kwargs"].items()},
+    )
+
+
+def _rebuild(reader: Reader, rows: list[Json]) -> None:
+    """All entities by key, then their values, then their links: each step may need all of the one before."""
+    shapes = [_entity_shape(row["class"]) for row in rows]
+    blanks = [shape.blank(reader, row) for shape, row in zip(shapes, rows, strict=True)]
+    reader.entities += blanks
+    entities = list(zip(shapes, blanks, rows, strict=True))
+    for shape, entity, row in entities:
+        shape.fill(reader, entity, row)
+    for shape, entity, row in entities:
+        shape.connect(reader, entity, row)

@@ -1,0 +1,125 @@
+"""Values without parts: how each exact type is written as JSON, and how each tag is read."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from math import isfinite
+from typing import Any
+from uuid import UUID
+
+from nitro.infrastructure.events import ANY
+from nitro.infrastructure.offload.codec.references import Refused
+
+Json = Any  # None, bool, int, float, str, list and dict of these: what the json module writes and reads
+
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def plain_text(value: str) -> bool:
+    """Whether JSON returns this text as it was; it joins neighbouring surrogates to one character."""
+    return value.isascii() or not SURROGATE.search(value)
+
+
+def _as_it_is(value: Json) -> Json:
+    return value
+
+
+def _text(value: str) -> Json:
+    return value if plain_text(value) else {"$str": value.encode("utf-8", "surrogatepass").hex()}
+
+
+def _integer(value: int) -> Json:
+    """Beyond 64 bit in hexadecimal, which has no limit on digits, unlike decimal text in Python."""
+    return value if -(1 << 63) <= value < 1 << 63 else {"$int": hex(value)}
+
+
+def _float(value: float) -> Json:
+    return value if isfinite(value) else {"$float": repr(value)}
+
+
+def _bytes(value: bytes) -> Json:
+    return {"$bytes": b64encode(value).decode()}
+
+
+def _datetime(value: datetime) -> Json:
+    return {"$datetime": _moment(value)}
+
+
+def _time(value: time) -> Json:
+    return {"$time": _moment(value)}
+
+
+def _moment(value: datetime | time) -> Json:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise Refused(
+            type(value), "its time zone has no offset here; send it without zone, and the zone's name beside it"
+        )
+    return [value.isoformat(), 1] if value.fold else value.isoformat()
+
+
+def _read_moment(cls: type[datetime | time]) -> Callable[[Json], datetime | time]:
+    def read(body: Json) -> datetime | time:
+        if isinstance(body, str):
+            return cls.fromisoformat(body)
+        text, fold = body
+        return cls.fromisoformat(text).replace(fold=fold)
+
+    return read
+
+
+def _date(value: date) -> Json:
+    return {"$date": value.isoformat()}
+
+
+def _timedelta(value: timedelta) -> Json:
+    return {"$timedelta": [value.days, value.seconds, value.microseconds]}
+
+
+def _decimal(value: Decimal) -> Json:
+    return {"$decimal": str(value)}
+
+
+def _uuid(value: UUID) -> Json:
+    return {"$uuid": str(value)}
+
+
+def _any(value: object) -> Json:
+    """blinker's symbol for "every sender"; no other symbol means anything to a worker."""
+    if value is not ANY:
+        raise Refused(type(value), "of blinker's symbols only ANY travels; pass a str")
+    return {"$any": True}
+
+
+SCALARS: dict[type, Callable[[Any], Json]] = {
+    type(None): _as_it_is,
+    bool: _as_it_is,
+    str: _text,
+    int: _integer,
+    float: _float,
+    bytes: _bytes,
+    datetime: _datetime,
+    date: _date,
+    time: _time,
+    timedelta: _timedelta,
+    Decimal: _decimal,
+    UUID: _uuid,
+    type(ANY): _any,
+}
+
+SCALAR_TAGS: dict[str, Callable[[Json], object]] = {
+    "$str": lambda body: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
+    "$int": lambda body: int(body, 16),
+    "$float": float,
+    "$bytes": lambda body: b64decode(body, validate=True),
+    "$datetime": _read_moment(datetime),
+    "$date": date.fromisoformat,
+    "$time": _read_moment(time),
+    "$timedelta": lambda body: timedelta(*body),
+    "$decimal": Decimal,
+    "$uuid": UUID,
+    "$any": lambda _body: ANY,
+}

@@ -1,0 +1,117 @@
+"""The house rules that a reader relies on: sizes, names, the public interface, what an import loads."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "nitro").rglob("*.py"))
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager"}
+
+PUBLIC = {
+    "nitro": "ANY Entity Event Namespace Offload current_delivery drain emit emit_async event on transaction",
+    "nitro.infrastructure.events": (
+        "ANY Emission Event Namespace default_namespace drain drain_async emit emit_async event filter_signals on"
+    ),
+    "nitro.infrastructure.offload": "Offload bind cancel current_delivery",
+}
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse(path.read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its signature and docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_a_module_exports_exactly_its_public_names(module: str) -> None:
+    """The public interface is a literal list; a new name is a decision."""
+    assert sorted(importlib.import_module(module).__all__) == PUBLIC[module].split()
+
+
+def test_every_public_name_says_what_it_is() -> None:
+    """Each exported class and function has a docstring of its own."""
+    for module, names in PUBLIC.items():
+        for name in names.split():
+            if name not in ("ANY", "default_namespace"):
+                assert getattr(importlib.import_module(module), name).__doc__, f"{module}.{name}"
+
+
+def test_events_load_neither_celery_nor_sql() -> None:
+    """`import nitro.infrastructure.events` is as light as blinker: no celery, SQL, pydantic or asyncio."""
+    heavy = "{'celery', 'kombu', 'sqlmodel', 'sqlalchemy', 'pydantic', 'asyncio'}"
+    assert run(f"import sys, nitro.infrastructure.events; print({heavy} & set(sys.modules))") == "set()\n"
+
+
+def test_nitro_itself_loads_nothing() -> None:
+    """`import nitro` loads its names when they are used (PEP 562)."""
+    assert run("import sys, nitro; print([m for m in sys.modules if m.startswith('nitro.')])") == "[]\n"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_small(path: Path) -> None:
+    """No file is longer than 300 lines, no function body than 40."""
+    assert len(path.read_text().splitlines()) <= 300
+    for function in functions(path):
+        assert body_lines(function) <= 40, function.name
+
+
+def test_functions_are_short() -> None:
+    """The median function has at most 8 lines."""
+    assert statistics.median(body_lines(function) for path in SOURCES for function in functions(path)) <= 8
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_name_says_something(path: Path) -> None:
+    """No module has a name that could hold anything."""
+    assert not FORBIDDEN_NAMES & {*path.with_suffix("").parts[len(ROOT.parts) :]}
+
+
+def test_no_module_shares_its_name_with_what_its_package_exports() -> None:
+    """`from package import name` never means two things."""
+    for module, names in PUBLIC.items():
+        folder = ROOT.joinpath(*module.split("."))
+        assert not {path.stem for path in folder.glob("*.py")} & set(names.split()), module
+
+
+def test_nothing_inside_nitro_imports_its_front_door() -> None:
+    """Inside the package names come from where they live, not from `nitro`."""
+    for path in SOURCES:
+        assert not re.search(r"^\s*(from nitro import|import nitro$)", path.read_text(), re.MULTILINE), path
+
+
+def test_fixed_files_stay_small() -> None:
+    """The composition root and the Celery app can be read at a glance."""
+    assert len((ROOT / "nitro/bootstrap.py").read_text().splitlines()) <= 60
+    assert len((ROOT / "tasks/__init__.py").read_text().splitlines()) <= 30
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_celeryconfig_is_plain_celery() -> None:
+    """A deployer edits settings without meeting the library."""
+    assert "nitro." not in (ROOT / "celeryconfig.py").read_text().replace("NITRO_", "")
+
+
+def test_ignored_type_errors_have_a_reason() -> None:
+    """Each `type: ignore` names its code and says why; three per thousand lines at most."""
+    lines = [line for path in SOURCES for line in path.read_text().splitlines()]
+    ignored = [line for line in lines if "type: ignore" in line]
+    assert all(re.search(r"# type: ignore\[[a-z, -]+\]  # \w", line) for line in ignored), ignored
+    assert len(ignored) <= max(3, 3 * len(lines) / 1000)
