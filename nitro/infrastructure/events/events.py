@@ -154,7 +154,7 @@ class Event(blinker.NamedSignal):
 class Glob(Event):
     """All events of a namespace whose name matches, also those created later; it cannot be emitted."""
 
-    def plan_for(self, sender: object) -> Plan:
+    def plan_for(self, _sender: object) -> Plan:
         """Refuse: a glob is no event.
 
         Raises:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any, Literal
 
 from blinker import ANY
@@ -131,8 +131,8 @@ def kind_of(function: Function) -> Kind:
     """Which of the four kinds a callable is, also behind a partial, a method or `__call__`."""
     while isinstance(function, partial):
         function = function.func
-    if not isinstance(function, FunctionType | MethodType) and not inspect.isbuiltin(function):
-        function = function if inspect.iscoroutinefunction(function) else getattr(type(function), "__call__", function)
+    if not inspect.isroutine(function) and not inspect.iscoroutinefunction(function):
+        function = type(function).__call__
     if inspect.iscoroutinefunction(function):
         return "async"
     if inspect.isasyncgenfunction(function):

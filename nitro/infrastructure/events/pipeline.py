@@ -107,7 +107,7 @@ async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call)
                 continue
             try:
                 result = None if handler.is_async else run(handler, emission, call)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # it is raised when its siblings have finished
                 errors[handler] = error
                 continue
             (waiting if handler.is_async or isinstance(result, Pending) else results)[handler] = result
@@ -149,7 +149,7 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
 async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
     try:
         await run_async(handler, emission, call, pending, until_false=False)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # nobody awaits it: the log is where it is seen
         report(handler, emission, error)
 
 
@@ -170,6 +170,6 @@ def _publish_committed(send: Send) -> None:
             send()
         except DispatchError as error:
             for handler in error.handlers:
-                logger.error("handler %s was not dispatched after its commit: %s", handler, error)
+                logger.exception("handler %s was not dispatched after its commit", handler)
 
     background.off_loop(publish)

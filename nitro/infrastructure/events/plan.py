@@ -51,14 +51,15 @@ def _once(handlers: Iterable[Handler]) -> list[Handler]:
 def _named_apart(handlers: list[Handler]) -> list[Handler]:
     """The second inline handler of a name becomes `name#2`; a task's name is never changed."""
     seen = Counter(handler.name for handler in handlers if handler.offload is not None)
-    apart = []
-    for handler in handlers:
-        if handler.offload is None:
-            seen[handler.name] += 1
-            if seen[handler.name] > 1:
-                handler = replace(handler, name=f"{handler.name}#{seen[handler.name]}")
-        apart.append(handler)
-    return apart
+
+    def apart(handler: Handler) -> Handler:
+        if handler.offload is not None:
+            return handler
+        seen[handler.name] += 1
+        count = seen[handler.name]
+        return handler if count == 1 else replace(handler, name=f"{handler.name}#{count}")
+
+    return [apart(handler) for handler in handlers]
 
 
 class Plans:

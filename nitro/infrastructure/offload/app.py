@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery import Celery, _state
 
@@ -56,8 +56,7 @@ def current_app() -> Celery:
 
 def _users() -> Celery | None:
     """The app that Celery calls current: of this thread, else the one that the program has made."""
-    current: Any = _state._tls.current_app
-    if current is not None:
-        return current  # type: ignore[no-any-return]  # celery is not typed
+    if _state._tls.current_app is not None:
+        return _state._tls.current_app
     made = [app for app in _state._get_active_apps() if app.set_as_current]
     return made[0] if len(made) == 1 else None

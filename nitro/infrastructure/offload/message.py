@@ -67,7 +67,9 @@ class Message:
         envelope = kwargs.get(KEY)
         key = Settings.load().signing_key
         if key is not None and not _is_signed(envelope, handler, key):
-            raise PayloadUnreadable(f"a message for {handler} without a right signature, which NITRO_SIGNING_KEY demands")
+            raise PayloadUnreadable(
+                f"a message for {handler} without a right signature, which NITRO_SIGNING_KEY demands"
+            )
         if envelope is None:
             return None
         try:

@@ -37,14 +37,14 @@ def _remembering(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> 
 _loop = WorkerLoop("nitro-worker")
 
 
-def run_coroutine(work: Coroutine[Any, Any, Any]) -> Any:
+def run_coroutine(work: Coroutine[Any, Any, Any], handler: str) -> Any:
     """Run it to its end on the worker's loop, while this thread waits.
 
     What interrupts the waiting thread, such as a soft time limit, cancels the coroutine and is
     raised here when that has ended.
     """
     ended = Event()
-    future = _loop.submit(_supervised(work, ended))
+    future = _loop.submit(_supervised(work, handler, ended))
     try:
         return future.result()
     except BaseException:
@@ -53,7 +53,7 @@ def run_coroutine(work: Coroutine[Any, Any, Any]) -> Any:
         raise
 
 
-async def _supervised(work: Coroutine[Any, Any, Any], ended: Event) -> Any:
+async def _supervised(work: Coroutine[Any, Any, Any], handler: str, ended: Event) -> Any:
     """The result of a handler; its emits are waited for, and whatever else it left running is cancelled."""
     spawned: set[asyncio.Future[Any]] = set()
     _spawned.set(spawned)
@@ -62,14 +62,14 @@ async def _supervised(work: Coroutine[Any, Any, Any], ended: Event) -> Any:
     finally:
         try:
             await background.settle()
-            await _cancel(spawned)
+            await _cancel(spawned, handler)
         finally:
             ended.set()
 
 
-async def _cancel(spawned: set[asyncio.Future[Any]]) -> None:
+async def _cancel(spawned: set[asyncio.Future[Any]], handler: str) -> None:
     left = [task for task in spawned if not task.done()]
     for task in left:
-        logger.warning("cancelled %r, which a handler left running", task)
+        logger.warning("handler %s left %r running; it is cancelled", handler, task)
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)

@@ -9,18 +9,16 @@ from datetime import UTC, datetime, timedelta
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from kombu.exceptions import EncodeError
-from kombu.serialization import dumps
-
 from nitro.errors import EntityVanished
-from nitro.infrastructure import repository, scope
+from nitro.infrastructure import scope
 from nitro.infrastructure.events import Emission, background
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.declarations import Declaration
 from nitro.infrastructure.offload.delivery import Delivery, delivering
 from nitro.infrastructure.offload.message import Message, delivery_id
+from nitro.infrastructure.repository import find
 from nitro.infrastructure.worker.coroutines import run_coroutine
-from nitro.infrastructure.worker.progress import Progress
+from nitro.infrastructure.worker.results import Progress, storable
 
 logger = logging.getLogger("nitro.worker")
 
@@ -50,7 +48,7 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
 def _payload(message: Message, declaration: Declaration) -> Payload | None:
     """What the handler is called with, or None when a row is gone and it wants to be skipped then."""
     try:
-        return decode(message.payload, load=repository.get)
+        return decode(message.payload, load=find.get)
     except EntityVanished as error:
         if declaration.offload.on_missing == "fail":
             raise
@@ -90,19 +88,7 @@ def _run(declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any]
     if isinstance(made, GeneratorType):
         return [progress.report(value) for value in made]
     if isinstance(made, CoroutineType):
-        return run_coroutine(made)
+        return run_coroutine(made, declaration.name)
     if isinstance(made, AsyncGeneratorType):
-        return run_coroutine(progress.drain(made))
+        return run_coroutine(progress.drain(made), declaration.name)
     return made
-
-
-def storable(result: Any, handler: str) -> Any:
-    """The result if JSON can carry it, else None and a warning: an effect that is done is no failure."""
-    if result is None or isinstance(result, bool | int | float | str):
-        return result
-    try:
-        dumps(result, serializer="json")
-    except (EncodeError, TypeError, ValueError) as error:
-        logger.warning("the result of handler %s is dropped, JSON cannot carry it: %s", handler, error)
-        return None
-    return result

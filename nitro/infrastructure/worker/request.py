@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from nitro.infrastructure.offload.message import DELIVERY_HEADER
 
@@ -15,8 +15,9 @@ class HandlerRequest:
         request: Any = self
         if request.request_dict.get(DELIVERY_HEADER) == "at-most-once":
             request.acknowledge()
-        super().on_accepted(pid, time_accepted)  # type: ignore[misc]  # of celery's Request
+        cast(Any, super()).on_accepted(pid, time_accepted)
 
     def info(self, **_unsafe: object) -> dict[str, Any]:
         """What `inspect` answers: the readable forms of the arguments, never the payload."""
-        return super().info(safe=True)  # type: ignore[misc,no-any-return]  # of celery's Request
+        shown: dict[str, Any] = cast(Any, super()).info(safe=True)
+        return shown

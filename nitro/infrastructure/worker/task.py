@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery, Task, _state
-from celery.signals import import_modules
 from celery._state import connect_on_app_finalize
+from celery.signals import import_modules
 from celery.utils.functional import head_from_fun
 from celery.utils.imports import symbol_by_name
 
@@ -21,7 +21,6 @@ from nitro.infrastructure.offload.options import Offload
 from nitro.infrastructure.worker.execution import execute
 from nitro.infrastructure.worker.request import HandlerRequest
 from nitro.settings import Settings
-
 
 LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
 RETRIES = {
@@ -37,33 +36,35 @@ class HandlerTask:
     """What every handler's task adds to the app's own task class: the codec, and readable monitoring."""
 
     declaration: Declaration
+    request: Any
+    typing: bool
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Queue the handler; plain arguments are encoded first and take the options of the first `@on`."""
         if KEY not in (kwargs or {}):
-            if self.typing:  # type: ignore[attr-defined]  # an attribute of celery's Task
+            if self.typing:
                 head_from_fun(self.declaration.function)(*(args or ()), **(kwargs or {}))
             options = {**self.declaration.offload.message(), **options}
             args, kwargs = (), self._encoded(args, kwargs)
         message = Message.read(kwargs, self.declaration.name)
         options.setdefault("argsrepr", "()")
         options.setdefault("kwargsrepr", str(message))
-        return super().apply_async(args, kwargs, **options)  # type: ignore[misc]  # of celery's Task
+        return cast(Any, super()).apply_async(args, kwargs, **options)
 
     def signature(self, args: Any = None, kwargs: Any = None, options: Any = None, **more: Any) -> Any:
         """A Celery signature whose arguments are encoded, so that it can travel inside a canvas."""
         if KEY not in (kwargs or {}):
             options = {**self.declaration.offload.message(), **(options or {})}
             args, kwargs = (), self._encoded(args, kwargs)
-        return super().signature(args, kwargs, options, **more)  # type: ignore[misc]  # of celery's Task
+        return cast(Any, super()).signature(args, kwargs, options, **more)
 
     subtask = signature
 
     def retry(self, *args: Any, exc: BaseException | None = None, **options: Any) -> Any:
         """Celery's retry; an at-most-once delivery fails instead."""
-        if exc is not None and self.request.get(DELIVERY_HEADER) == "at-most-once":  # type: ignore[attr-defined]
+        if exc is not None and self.request.get(DELIVERY_HEADER) == "at-most-once":
             raise exc
-        return super().retry(*args, exc=exc, **options)  # type: ignore[misc]  # of celery's Task
+        return cast(Any, super()).retry(*args, exc=exc, **options)
 
     def _encoded(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The kwargs of a call of the task by itself; without a sender it is bare."""
@@ -75,7 +76,7 @@ class HandlerTask:
 
 def register(app: Celery, declaration: Declaration) -> None:
     """Make the Celery task of a handler, in place of an older definition's."""
-    base = declaration.offload.base or app.Task
+    base: Any = declaration.offload.base or app.Task
     app._tasks.pop(declaration.name, None)
     app._task_from_fun(
         _body(app, declaration),

@@ -1,0 +1,71 @@
+"""Results: what the result backend and Flower see of a handler, while it runs and when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from types import AsyncGeneratorType
+from typing import Any
+
+from kombu.exceptions import EncodeError
+from kombu.utils.json import dumps
+
+logger = logging.getLogger("nitro.worker")
+
+kombu_json: Callable[[Any], str] = dumps
+
+STATE = "PROGRESS"
+"""The task's state while it yields; its meta is `{"step": count, "value": what was yielded}`."""
+
+
+class Progress:
+    """Reports the steps of one task run, from whichever thread it yields in."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self._request = task.request
+        self._steps = 0
+
+    def report(self, value: Any) -> Any:
+        """Show one more value, and return it."""
+        self._steps += 1
+        request = self._request
+        shown = value if carries(value) else repr(value)
+        try:
+            if not request.called_directly:
+                self._show({"step": self._steps, "value": shown})
+        except Exception:
+            logger.warning("step %d of task %s is not shown", self._steps, request.id, exc_info=True)
+        return value
+
+    def _show(self, meta: dict[str, Any]) -> None:
+        request, task = self._request, self._task
+        if not request.ignore_result:
+            task.backend.store_result(request.id, meta, STATE, request=request)
+        if task.send_events:
+            with task.app.events.default_dispatcher(hostname=request.hostname) as events:
+                events.send("task-progress", uuid=request.id, result=f"step {meta['step']}: {meta['value']!r}")
+
+    async def drain(self, generator: AsyncGeneratorType[Any, Any]) -> list[Any]:
+        """All that an async generator yields, each value reported beside the loop."""
+        return [await asyncio.to_thread(self.report, value) async for value in generator]
+
+
+def carries(value: Any) -> bool:
+    """Whether JSON, as Celery writes it, can carry a value."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return True
+    try:
+        kombu_json(value)
+    except (EncodeError, TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def storable(result: Any, handler: str) -> Any:
+    """The result if JSON can carry it, else None and a warning: an effect that is done is no failure."""
+    if carries(result):
+        return result
+    logger.warning("the result of handler %s is dropped: JSON cannot carry a %s", handler, type(result).__name__)
+    return None
