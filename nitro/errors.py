@@ -10,10 +10,13 @@ NitroError
 ├── EmitError             (TypeError)   `emit` was called in a way that cannot work
 ├── PayloadError          (TypeError)   a value cannot travel to a worker
 ├── PayloadUnreadable     (ValueError)  a worker cannot rebuild what arrived
+│   └── SignatureRefused                it is not signed with NITRO_SIGNING_KEY
 ├── EntityError
 │   ├── NotATable         (TypeError)   stored a class without `table=True`
 │   ├── InvalidEntity     (ValueError)  `save()` of values that the fields do not allow
-│   └── EntityVanished    (LookupError) the row behind an entity is gone
+│   ├── EntityVanished    (LookupError) the row behind an entity is gone
+│   ├── UnknownField      (TypeError)   asked for a field that the entity does not have
+│   └── NotACondition     (TypeError)   asked with something that is no condition on rows
 ├── WrongThread           (RuntimeError) a blocking wait on the thread of the loop it waits for
 ├── TransactionError      (RuntimeError) `transaction()` used in a way that cannot work
 ├── DispatchError         (RuntimeError) offloaded handlers could not be published
@@ -95,6 +98,13 @@ class PayloadError(NitroError, TypeError):
 
 class PayloadUnreadable(NitroError, ValueError):
     """A worker cannot rebuild what arrived: another version, a class it has not loaded, damage."""
+
+
+class SignatureRefused(PayloadUnreadable):
+    """A message without the right signature, which `NITRO_SIGNING_KEY` demands; it is never tried again."""
+
+    def __init__(self, handler: str) -> None:
+        super().__init__(f"a message for {handler} without a right signature, which NITRO_SIGNING_KEY demands")
 
 
 class EntityError(NitroError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,16 @@ from nitro.errors import SettingError
 
 T = TypeVar("T")
 
+NAMES = (
+    "NITRO_DB_URL",
+    "NITRO_BROKER_URL",
+    "NITRO_RESULT_BACKEND",
+    "NITRO_HANDLERS",
+    "NITRO_JOURNAL",
+    "NITRO_HOME",
+    "NITRO_DELIVERY",
+    "NITRO_SIGNING_KEY",
+)
 DELIVERIES = ("at-most-once", "broker", "at-least-once", "exactly-once")
 BROKERS = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp", "sentinel", "sqs")
 DATABASES = ("sqlite", "postgresql", "postgres")
@@ -50,26 +61,35 @@ class Settings:
         Raises:
             SettingError: a value is not allowed; names setting, value and what is.
         """
-        home = Path(environ.get("NITRO_HOME") or ".nitro").absolute()
-        db_url = _database(environ.get("NITRO_DB_URL") or "sqlite:///nitro.db")
-        own_results = db_url if not db_url.startswith("sqlite") else f"sqlite:///{home / 'results.db'}"
-        return cls(
-            db_url=db_url,
-            broker_url=_broker(environ.get("NITRO_BROKER_URL") or EMBEDDED_BROKER),
-            result_backend=environ.get("NITRO_RESULT_BACKEND") or f"db+{own_results}",
-            handlers=_modules(environ.get("NITRO_HANDLERS", "")),
-            journal=_choice("NITRO_JOURNAL", environ.get("NITRO_JOURNAL") or "off", JOURNAL),
-            home=home,
-            delivery=_choice(
-                "NITRO_DELIVERY", environ.get("NITRO_DELIVERY") or "at-least-once", {d: d for d in DELIVERIES}
-            ),
-            signing_key=environ.get("NITRO_SIGNING_KEY") or None,
-        )
+        return _parsed(str(Path.cwd()), *(environ.get(name) or "" for name in NAMES))
 
-    @property
-    def embedded(self) -> bool:
-        """Whether the broker is the one on the file system."""
-        return self.broker_url == EMBEDDED_BROKER
+
+@lru_cache(maxsize=8)
+def _parsed(
+    folder: str,
+    db_url: str,
+    broker_url: str,
+    result_backend: str,
+    handlers: str,
+    journal: str,
+    home: str,
+    delivery: str,
+    signing_key: str,
+) -> Settings:
+    """The settings of these values, in the order of `NAMES`; kept, because each emit asks."""
+    at_home = Path(folder, home or ".nitro")
+    database = _database(db_url or "sqlite:///nitro.db")
+    results = database if not database.startswith("sqlite") else f"sqlite:///{at_home / 'results.db'}"
+    return Settings(
+        db_url=database,
+        broker_url=_broker(broker_url or EMBEDDED_BROKER),
+        result_backend=result_backend or f"db+{results}",
+        handlers=_modules(handlers),
+        journal=_choice("NITRO_JOURNAL", journal or "off", JOURNAL),
+        home=at_home,
+        delivery=_choice("NITRO_DELIVERY", delivery or "at-least-once", {d: d for d in DELIVERIES}),
+        signing_key=signing_key or None,
+    )
 
 
 def _choice(name: str, value: str, allowed: Mapping[str, T]) -> T:

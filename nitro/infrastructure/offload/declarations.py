@@ -7,13 +7,17 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from inspect import signature
 from types import FunctionType, MethodType
 from typing import Any
+
+from celery.utils.functional import head_from_fun
 
 from nitro.errors import DeclarationError, DuplicateHandler, NotOffloadable, OptionConflict
 from nitro.infrastructure.offload.options import Offload
 from nitro.infrastructure.offload.standin import TaskStandIn
+from nitro.settings import Settings
 
 logger = logging.getLogger("nitro.offload")
 
@@ -49,8 +53,8 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[O
     Raises:
         DeclarationError: an option is wrong, the name is taken, or a worker could never find the function.
     """
-    options = Offload.of(offload)
     plain = _offloadable(function, name)
+    options = _promised(Offload.of(offload))
     if options.delivery == "exactly-once":
         raise DeclarationError(f"{name}: delivery='exactly-once' needs the outbox, which this version does not have")
     new = Declaration(name=name, function=plain, offload=options)
@@ -66,6 +70,11 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[O
     for tell in announce:
         tell(new)
     return options, None if known is None else known.function
+
+
+def _promised(options: Offload) -> Offload:
+    """The options with their promise: the given one, else `NITRO_DELIVERY`."""
+    return options.model_copy(update={"delivery": options.delivery or Settings.load().delivery})
 
 
 def _offloadable(function: Any, name: str) -> FunctionType:
@@ -96,3 +105,12 @@ def _redefines(new: FunctionType, old: Callable[..., Any]) -> bool:
     interactive = new.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
     same_file = os.path.realpath(new.__code__.co_filename) == os.path.realpath(old.__code__.co_filename)
     return (same_file or interactive) and new.__qualname__ == old.__qualname__
+
+
+@lru_cache(maxsize=None)
+def header(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What takes the arguments that `function` takes, else raises its TypeError, and does nothing."""
+    if not function.__name__.isidentifier():  # a lambda
+        return signature(function).bind
+    head: Callable[..., Any] = head_from_fun(function)
+    return head

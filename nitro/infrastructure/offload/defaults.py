@@ -55,7 +55,7 @@ def prepare(app: Celery, *, own: bool = False) -> Celery:
 def _fill(app: Celery, own: bool) -> None:
     settings = Settings.load()
     _add(app, SAFE)
-    if app.conf.broker_url is None:
+    if app.conf.broker_url in (None, settings.broker_url):
         _add(app, {"broker_url": settings.broker_url, "result_backend": settings.result_backend})
     transport = str(app.conf.broker_url).partition("://")[0]
     _add(app, _of_transport(transport, settings))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID, uuid5
 
-from nitro.errors import PayloadUnreadable
+from kombu.utils.json import dumps
+
+from nitro.errors import PayloadUnreadable, SignatureRefused
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.offload.codec import encode
@@ -18,9 +20,6 @@ from nitro.settings import Settings
 
 KEY = "__nitro__"
 """The one kwarg of a task message that carries an emission."""
-
-DELIVERY_HEADER = "nitro_delivery"
-"""Message header of a delivery that differs from the default of its task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +57,20 @@ class Message:
         )
 
     @classmethod
-    def read(cls, kwargs: Mapping[str, Any], handler: str) -> Message | None:
+    def read(cls, kwargs: Mapping[str, Any], handler: str, args: Sequence[Any] = ()) -> Message | None:
         """The message in the kwargs of a handler's task, or None when the task was called without one.
 
+        Args:
+            args: what a chain put before.
+
         Raises:
-            PayloadUnreadable: it is not of a shape that this version knows, or its signature is wrong or missing.
+            PayloadUnreadable: it is not of a shape that this version knows.
+            SignatureRefused: its signature is wrong or missing.
         """
         envelope = kwargs.get(KEY)
         key = Settings.load().signing_key
-        if key is not None and not _is_signed(envelope, handler, key):
-            raise PayloadUnreadable(
-                f"a message for {handler} without a right signature, which NITRO_SIGNING_KEY demands"
-            )
+        if key is not None and not _is_signed(envelope, handler, args, key):
+            raise SignatureRefused(handler)
         if envelope is None:
             return None
         try:
@@ -77,11 +78,11 @@ class Message:
         except (TypeError, AttributeError) as error:
             raise PayloadUnreadable(f"a message for {handler} of another version: {error}") from error
 
-    def kwargs(self, handler: str) -> dict[str, Any]:
+    def kwargs(self, handler: str, args: Sequence[Any] = ()) -> dict[str, Any]:
         """The kwargs of a handler's task that carry it, signed for that handler when there is a key."""
         envelope = asdict(self)
         key = Settings.load().signing_key
-        return {KEY: envelope if key is None else {**envelope, "signature": _signature(envelope, handler, key)}}
+        return {KEY: envelope if key is None else {**envelope, "signature": _signature(envelope, handler, args, key)}}
 
     def __str__(self) -> str:
         """What monitoring shows: a dict literal, as Flower parses it to search in it."""
@@ -94,17 +95,17 @@ def delivery_id(emission: str, handler: str) -> str:
     return str(uuid5(UUID(emission), handler))
 
 
-def _signature(envelope: Mapping[str, Any], handler: str, key: str) -> str:
-    """HMAC-SHA256 over the handler's name and all facts of the message, so that neither can be exchanged."""
-    signed = json.dumps([handler, sorted(envelope.items())], separators=(",", ":"))
+def _signature(envelope: Mapping[str, Any], handler: str, args: Sequence[Any], key: str) -> str:
+    """HMAC-SHA256 over all that the handler gets and its name, so that nothing can be exchanged."""
+    signed = json.dumps([handler, dumps(list(args)) if args else "", sorted(envelope.items())], separators=(",", ":"))
     return hmac.digest(key.encode(), signed.encode(), "sha256").hex()
 
 
-def _is_signed(envelope: Any, handler: str, key: str) -> bool:
+def _is_signed(envelope: Any, handler: str, args: Sequence[Any], key: str) -> bool:
     if not isinstance(envelope, dict) or not isinstance(envelope.get("signature"), str):
         return False
     facts = {name: value for name, value in envelope.items() if name != "signature"}
-    return hmac.compare_digest(_signature(facts, handler, key), envelope["signature"])
+    return hmac.compare_digest(_signature(facts, handler, args, key), envelope["signature"])
 
 
 def shown(sender: object) -> str:

@@ -35,6 +35,10 @@ def _tuple(value: object) -> object:
 Errors = Annotated[tuple[type[BaseException], ...], BeforeValidator(_tuple)]
 
 
+DELIVERY_HEADER = "nitro_delivery"
+"""Message header of a delivery that must not run twice."""
+
+
 class MessageOptions(BaseModel):
     """Celery's options of a message (`Task.apply_async`); they belong to one `@on`."""
 
@@ -148,8 +152,11 @@ class Offload(MessageOptions, TaskOptions):
         raise DeclarationError(f"offload={offload!r} is neither True, Offload(...) nor a dict of options")
 
     def message(self) -> dict[str, Any]:
-        """The given options of `apply_async`."""
-        return {name: getattr(self, name) for name in self.model_fields_set & MessageOptions.model_fields.keys()}
+        """The given options of `apply_async`, and the promise where the worker's main process must know it."""
+        given = {name: getattr(self, name) for name in self.model_fields_set & MessageOptions.model_fields.keys()}
+        if self.delivery == "at-most-once":
+            given["headers"] = {**(self.headers or {}), DELIVERY_HEADER: self.delivery}
+        return given
 
     def task(self) -> dict[str, Any]:
         """The given options of the Celery task."""

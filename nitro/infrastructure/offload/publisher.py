@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-from celery.utils.functional import head_from_fun
 from kombu.exceptions import KombuError, OperationalError
 
 from nitro.errors import DispatchError, EmitError, PayloadError
@@ -15,10 +14,9 @@ from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call, Shipment
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.offload.app import current_app
-from nitro.infrastructure.offload.declarations import declare, declared
-from nitro.infrastructure.offload.message import DELIVERY_HEADER, Message, delivery_id
+from nitro.infrastructure.offload.declarations import declare, declared, header
+from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.offload.options import Offload
-from nitro.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +51,7 @@ class Publisher:
                 Parcel(
                     handler=handler.name,
                     kwargs=messages[options.entity].kwargs(handler.name),
-                    options={**_message_options(options), "task_id": task_id},
+                    options={**options.message(), "task_id": task_id},
                 )
             )
         emission.offloaded.update((parcel.handler, parcel.options["task_id"]) for parcel in parcels)
@@ -67,7 +65,7 @@ class Publisher:
         """
         messages = _messages(Emission(""), call, handlers)
         return [
-            Shipment(delivery=delivery_of(options), payload_size=len(messages[options.entity].payload))
+            Shipment(delivery=str(options.delivery), payload_size=len(messages[options.entity].payload))
             for options in map(_options, handlers)
         ]
 
@@ -91,21 +89,9 @@ def publish(event: str, parcels: Sequence[Parcel]) -> None:
         raise DispatchError(event, waiting, error) from error
 
 
-def delivery_of(options: Offload) -> str:
-    """The promise: the handler's own, else `NITRO_DELIVERY`."""
-    return options.delivery or Settings.load().delivery
-
-
 def _options(handler: Handler) -> Offload:
     assert isinstance(handler.offload, Offload)
     return handler.offload
-
-
-def _message_options(options: Offload) -> dict[str, Any]:
-    message = options.message()
-    if delivery_of(options) == "at-most-once":
-        message["headers"] = {**(message.get("headers") or {}), DELIVERY_HEADER: "at-most-once"}
-    return message
 
 
 def _messages(emission: Emission, call: Call, handlers: Sequence[Handler]) -> dict[str, Message]:
@@ -128,9 +114,6 @@ def _check_call(handler: Handler, call: Call) -> None:
     if _options(handler).typing is False:
         return
     try:
-        _header(declared[handler.name].function)(call.sender, *call.args, **call.kwargs)
+        header(declared[handler.name].function)(call.sender, *call.args, **call.kwargs)
     except TypeError as error:
         raise EmitError(f"handler {handler.name} does not take what was emitted: {error}") from error
-
-
-_header = lru_cache(maxsize=None)(head_from_fun)

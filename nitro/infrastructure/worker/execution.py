@@ -33,7 +33,7 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
         EntityVanished: a row is gone and the handler has `on_missing="fail"`.
         Exception: whatever the handler raises.
     """
-    message = None if task.request.called_directly else Message.read(kwargs, declaration.name)
+    message = None if task.request.called_directly else Message.read(kwargs, declaration.name, args)
     if message is not None:
         payload = _payload(message, declaration)
         if payload is None:

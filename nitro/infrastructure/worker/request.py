@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from nitro.infrastructure.offload.message import DELIVERY_HEADER
+from nitro.infrastructure.offload.options import DELIVERY_HEADER
 
 
 class HandlerRequest:

@@ -10,14 +10,14 @@ from typing import Any, cast
 from celery import Celery, Task, _state
 from celery._state import connect_on_app_finalize
 from celery.signals import import_modules
-from celery.utils.functional import head_from_fun
 from celery.utils.imports import symbol_by_name
 
+from nitro.errors import SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.offload.declarations import Declaration, announce, declared
-from nitro.infrastructure.offload.message import DELIVERY_HEADER, KEY, Message
-from nitro.infrastructure.offload.options import Offload
+from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
+from nitro.infrastructure.offload.message import KEY, Message
+from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
 from nitro.infrastructure.worker.execution import execute
 from nitro.infrastructure.worker.request import HandlerRequest
 from nitro.settings import Settings
@@ -43,13 +43,20 @@ class HandlerTask:
         """Queue the handler; plain arguments are encoded first and take the options of the first `@on`."""
         if KEY not in (kwargs or {}):
             if self.typing:
-                head_from_fun(self.declaration.function)(*(args or ()), **(kwargs or {}))
+                header(self.declaration.function)(*(args or ()), **(kwargs or {}))
             options = {**self.declaration.offload.message(), **options}
             args, kwargs = (), self._encoded(args, kwargs)
-        message = Message.read(kwargs, self.declaration.name)
+        message, kwargs = self._signed(args or (), kwargs)
         options.setdefault("argsrepr", "()")
         options.setdefault("kwargsrepr", str(message))
         return cast(Any, super()).apply_async(args, kwargs, **options)
+
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Run the handler here, through the codec as a worker does."""
+        if KEY not in (kwargs or {}):
+            args, kwargs = (), self._encoded(args, kwargs)
+        _, kwargs = self._signed(args or (), kwargs)
+        return cast(Any, super()).apply(args, kwargs, **options)
 
     def signature(self, args: Any = None, kwargs: Any = None, options: Any = None, **more: Any) -> Any:
         """A Celery signature whose arguments are encoded, so that it can travel inside a canvas."""
@@ -61,10 +68,22 @@ class HandlerTask:
     subtask = signature
 
     def retry(self, *args: Any, exc: BaseException | None = None, **options: Any) -> Any:
-        """Celery's retry; an at-most-once delivery fails instead."""
-        if exc is not None and self.request.get(DELIVERY_HEADER) == "at-most-once":
+        """Celery's retry; an at-most-once delivery fails instead, and so does a message that is not ours."""
+        if isinstance(exc, SignatureRefused):
+            raise exc
+        eager = self.request.headers or {}
+        if exc is not None and "at-most-once" in (self.request.get(DELIVERY_HEADER), eager.get(DELIVERY_HEADER)):
             raise exc
         return cast(Any, super()).retry(*args, exc=exc, **options)
+
+    def _signed(self, args: Any, kwargs: Any) -> tuple[Message | None, dict[str, Any]]:
+        """The message, and its kwargs with a signature that covers what a chain puts before."""
+        try:
+            return Message.read(kwargs, self.declaration.name, args), kwargs
+        except SignatureRefused:
+            message = Message.read(kwargs, self.declaration.name)
+            assert message is not None
+            return message, message.kwargs(self.declaration.name, args)
 
     def _encoded(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The kwargs of a call of the task by itself; without a sender it is bare."""
@@ -93,7 +112,7 @@ def _options(offload: Offload, base: type) -> dict[str, Any]:
     given = offload.task()
     own = {name: value for name, value in RETRIES.items() if getattr(base, name, None) == getattr(Task, name, None)}
     if "autoretry_for" in own and "autoretry_for" not in given:
-        own["dont_autoretry_for"] = offload.throws + offload.dont_autoretry_for
+        given["dont_autoretry_for"] = (*offload.throws, *offload.dont_autoretry_for, *getattr(base, "throws", ()))
     return {**LATE, **own, **given}
 
 
@@ -103,7 +122,8 @@ def _body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         return execute(app.tasks[declaration.name], declaration, args, kwargs)
 
-    run.__name__, run.__qualname__ = declaration.function.__name__, declaration.function.__qualname__
+    if declaration.function.__name__.isidentifier():  # Celery compiles a function of that name, so no lambda's
+        run.__name__, run.__qualname__ = declaration.function.__name__, declaration.function.__qualname__
     run.__doc__, run.__module__ = declaration.function.__doc__, declaration.function.__module__
     return run
 

@@ -1,0 +1,26 @@
+"""The database of this process: its engine, its tables, `transaction()`, and sessions of the user's own."""
+
+from __future__ import annotations
+
+from nitro.infrastructure.database.connections import create_tables, engine, reset, use_engine
+from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
+from nitro.infrastructure.database.tables import ensure_tables
+from nitro.infrastructure.database.transactions import joined, reading, transaction
+from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction
+
+__all__ = [
+    "Commits",
+    "Transaction",
+    "commits_of",
+    "create_tables",
+    "current_transaction",
+    "engine",
+    "ensure_tables",
+    "in_own_transaction",
+    "joined",
+    "must_await",
+    "reading",
+    "reset",
+    "transaction",
+    "use_engine",
+]

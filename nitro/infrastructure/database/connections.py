@@ -1,0 +1,77 @@
+"""The one engine of this process, made when it is first needed."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from sqlalchemy import Engine, Pool, StaticPool, create_engine, make_url
+
+from nitro.infrastructure.database import sqlite, tables
+from nitro.settings import Settings
+
+
+class _Process:
+    """What this process has opened."""
+
+    __slots__ = ("engine", "inherited", "lock", "own")
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.own = False
+        self.lock = threading.Lock()
+        self.inherited: list[Pool] = []
+
+
+_process = _Process()
+
+
+def engine() -> Engine:
+    """The engine of this process: the one given to `use_engine`, else one for `NITRO_DB_URL`."""
+    if _process.engine is not None:
+        return _process.engine
+    with _process.lock:
+        if _process.engine is None:
+            _process.engine, _process.own = _connect(Settings.load().db_url), True
+        return _process.engine
+
+
+def use_engine(own: Engine) -> None:
+    """Make an engine of the user's own the one of this process; an SQLite one is set up like Nitro's."""
+    reset()
+    if own.dialect.name == "sqlite":
+        sqlite.prepare(own)
+    _process.engine, _process.own = own, False
+
+
+def reset() -> None:
+    """Forget the engine and close its connections, unless it is the user's own."""
+    with _process.lock:
+        if _process.engine is not None and _process.own:
+            _process.engine.dispose()
+        _process.engine, _process.own = None, False
+
+
+def create_tables() -> None:
+    """Create the tables of every declared class that the database lacks; safe in many processes at once."""
+    with engine().begin() as connection:
+        tables.create_missing(connection)
+
+
+def _connect(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return sqlite.connect(parsed)
+    return create_engine(parsed, pool_pre_ping=True)
+
+
+def _forget_inherited() -> None:
+    """Leave the parent's connections alone, and keep them: closing one would disturb the parent."""
+    _process.lock = threading.Lock()
+    if _process.engine is not None and not isinstance(_process.engine.pool, StaticPool):
+        _process.inherited.append(_process.engine.pool)
+        _process.engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)

@@ -1,0 +1,176 @@
+"""What follows any SQLAlchemy session, Nitro's or the user's own: who waits for its commit, whether it has written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import event
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.util.concurrency import in_greenlet
+
+from nitro.errors import TransactionError
+from nitro.infrastructure import scope
+from nitro.infrastructure.database.tables import CREATED
+
+logger = logging.getLogger("nitro.database")
+
+COMMITS = "nitro_commits"
+WRITTEN = "nitro_written"
+
+Callback = Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    savepoint: SessionTransaction | None
+    callback: Callback
+    abandoned: Callback | None
+
+
+class Commits:
+    """The callbacks that wait for the outermost commit of one session.
+
+    Attributes:
+        held: how many `transaction()` blocks are open; what is due runs when the last one has ended.
+        doomed: why the session must not commit, or None.
+    """
+
+    __slots__ = ("_due", "_released", "_session", "_waiting", "doomed", "held")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._waiting: list[_Waiting] = []
+        self._due: list[Callback] = []
+        self._released: SessionTransaction | None = None
+        self.held = 0
+        self.doomed: str | None = None
+
+    def after_commit(self, callback: Callback, *, abandoned: Callback | None = None) -> None:
+        """Call `callback` once after the outermost commit; never after a rollback, also of the savepoint it is in.
+
+        Args:
+            callback: what to call, outside of the transaction.
+            abandoned: called instead when the session is closed with neither commit nor rollback.
+        """
+        self._waiting.append(_Waiting(self._session.get_nested_transaction(), callback, abandoned))
+
+    def committed(self) -> None:
+        """The savepoint, or the whole, was committed."""
+        savepoint = self._session.get_nested_transaction()
+        if savepoint is not None:
+            self._released = savepoint
+            return
+        self._due += [entry.callback for entry in self._waiting]
+        self._waiting.clear()
+
+    def rolled_back(self) -> None:
+        """The savepoint, or the whole, was rolled back."""
+        savepoint = self._session.get_nested_transaction()
+        self._waiting = [entry for entry in self._waiting if savepoint is not None and entry.savepoint is not savepoint]
+
+    def ended(self, transaction: SessionTransaction) -> None:
+        """A savepoint or the whole is over, however it went."""
+        if transaction.nested and transaction is self._released:
+            self._hand_up(transaction)
+        elif transaction.nested:
+            self._abandon([entry for entry in self._waiting if entry.savepoint is transaction])
+        elif transaction.parent is None:
+            self.doomed = None
+            self._abandon(self._waiting)
+            self.release()
+
+    def release(self) -> None:
+        """Run what is due, unless a `transaction()` block is still open; a failure is logged and the next runs."""
+        if self.held or not self._due:
+            return
+        due, self._due = self._due, []
+        token = scope.transaction.set(None)
+        try:
+            for callback in due:
+                _run(callback)
+        finally:
+            scope.transaction.reset(token)
+
+    def _hand_up(self, savepoint: SessionTransaction) -> None:
+        parent = savepoint.parent if savepoint.parent is not None and savepoint.parent.nested else None
+        for entry in self._waiting:
+            if entry.savepoint is savepoint:
+                entry.savepoint = parent
+
+    def _abandon(self, entries: list[_Waiting]) -> None:
+        self._waiting = [entry for entry in self._waiting if entry not in entries]
+        for entry in entries:
+            if entry.abandoned is not None:
+                _run(entry.abandoned)
+
+
+def _run(callback: Callback) -> None:
+    try:
+        callback()
+    except Exception:
+        logger.exception("%r failed after the transaction had ended", callback)
+
+
+def commits_of(session: Session) -> Commits:
+    """The callbacks that wait for this session, whoever made it."""
+    found: Commits | None = session.info.get(COMMITS)
+    if found is None:
+        found = session.info[COMMITS] = Commits(session)
+    return found
+
+
+def in_own_transaction(session: Session) -> bool:
+    """Whether somebody will want to commit this session: it was begun explicitly, or has pending or flushed writes."""
+    transaction = session.get_transaction()
+    explicit = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
+    return explicit or WRITTEN in session.info or bool(session.new or session.dirty or session.deleted)
+
+
+def must_await(session: Session) -> bool:
+    """Whether it belongs to an `AsyncSession` that the calling code cannot wait for: it may add, but not ask.
+
+    Code within `await session.run_sync(...)` can.
+    """
+    return bool(getattr(getattr(session.bind, "dialect", None), "is_async", False)) and not in_greenlet()
+
+
+@event.listens_for(Session, "before_commit")
+def _refuse_doomed(session: Session) -> None:
+    commits: Commits | None = session.info.get(COMMITS)
+    if commits is not None and commits.doomed and not session.in_nested_transaction():
+        raise TransactionError(commits.doomed)
+
+
+@event.listens_for(Session, "after_commit")
+def _committed(session: Session) -> None:
+    if COMMITS in session.info:
+        session.info[COMMITS].committed()
+
+
+@event.listens_for(Session, "after_rollback")
+def _rolled_back(session: Session) -> None:
+    session.info.pop(CREATED, None)
+    if COMMITS in session.info:
+        session.info[COMMITS].rolled_back()
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(CREATED, None)
+        session.info.pop(WRITTEN, None)
+    if COMMITS in session.info:
+        session.info[COMMITS].ended(transaction)
+
+
+@event.listens_for(Session, "after_flush")
+def _flushed(session: Session, _context: object) -> None:
+    session.info[WRITTEN] = True
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _executed(execution: ORMExecuteState) -> None:
+    if execution.is_insert or execution.is_update or execution.is_delete:
+        execution.session.info[WRITTEN] = True

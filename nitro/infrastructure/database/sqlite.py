@@ -1,0 +1,103 @@
+"""SQLite as several processes need it: durable, waiting for its turn, with real transactions and savepoints."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
+
+from nitro.infrastructure.database import tables
+
+WRITES = "nitro_writes"
+BUSY_SECONDS = 30
+
+
+def connect(url: URL) -> Engine:
+    """An engine for this URL; a file is pinned to its absolute path, memory is one shared connection."""
+    if _in_memory(url):
+        return prepare(create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False}))
+    if url.database and not url.database.startswith("file:"):
+        url = url.set(database=str(Path(url.database).absolute()))
+    return prepare(create_engine(url, max_overflow=-1))
+
+
+def prepare(engine: Engine) -> Engine:
+    """The same engine; every new connection gets Nitro's settings, every transaction a real BEGIN.
+
+    A transaction whose connection has the execution option `WRITES` takes the write lock at once
+    (BEGIN IMMEDIATE): upgrading a read lock later fails at once with "database is locked".
+    """
+    if not event.contains(engine, "connect", _configure):
+        event.listen(engine, "connect", _configure)
+        event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _in_memory(url: URL) -> bool:
+    return (
+        url.database in (None, "", ":memory:")
+        or url.query.get("mode") == "memory"
+        or str(url.database).startswith("file::memory:")
+    )
+
+
+def _configure(driver: sqlite3.Connection, _record: object) -> None:
+    driver.isolation_level = None
+    driver.create_function("lower", 1, _lower, deterministic=True)
+    driver.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    _write_ahead(driver)
+    driver.execute("PRAGMA synchronous=FULL")
+    driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _write_ahead(driver: sqlite3.Connection) -> None:
+    """Switch to WAL; SQLite does not apply its busy timeout to this one lock."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            driver.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _lower(value: object) -> str | None:
+    """`lower` for all of Unicode; SQLite's own knows ASCII only."""
+    return None if value is None else str(value).lower()
+
+
+def _begin(connection: Connection) -> None:
+    if _driver(connection).in_transaction:
+        return
+    if not tables.are_complete(connection):
+        _create_tables(connection)
+    mode = "IMMEDIATE" if connection.get_execution_options().get(WRITES) else "DEFERRED"
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _create_tables(connection: Connection) -> None:
+    """Create what is missing in a transaction of its own, so that no later rollback takes it away."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        tables.create_missing(connection)
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")
+    tables.note_complete(connection)
+
+
+def begin_for_real(connection: Connection) -> None:
+    """Send the BEGIN that an engine without this set-up leaves to the first write: a savepoint needs it."""
+    if connection.dialect.name == "sqlite" and not _driver(connection).in_transaction:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    return driver  # type: ignore[return-value]  # SQLAlchemy types it as any DBAPI connection

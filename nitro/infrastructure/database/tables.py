@@ -1,0 +1,46 @@
+"""Which tables the database has: all declared classes' are created on first use of SQLite."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Pool
+from sqlalchemy.orm import Session
+from sqlmodel import SQLModel
+
+# PostgreSQL: two processes that create at once would otherwise collide in its catalogue.
+LOCK = 0x6E6974726F
+CREATED = "nitro_tables"
+
+_complete: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
+
+
+def are_complete(connection: Connection) -> bool:
+    """Whether every class declared so far is known to have its table there."""
+    return _complete.get(connection.engine.pool) == len(SQLModel.metadata.tables)
+
+
+def note_complete(connection: Connection) -> None:
+    """Remember that every class declared so far has its table there, committed."""
+    _complete[connection.engine.pool] = len(SQLModel.metadata.tables)
+
+
+def create_missing(connection: Connection) -> None:
+    """Create the missing tables in the transaction of this connection."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+    SQLModel.metadata.create_all(connection)
+
+
+def ensure_tables(session: Session) -> None:
+    """Make sure that the declared classes have their tables, on SQLite, also for one declared a moment ago.
+
+    What is missing while the session is in a transaction is created in it, and gone if it rolls back.
+    """
+    declared = len(SQLModel.metadata.tables)
+    if session.info.get(CREATED) == declared:
+        return
+    connection = session.connection()
+    if connection.dialect.name == "sqlite" and not are_complete(connection):
+        create_missing(connection)
+    session.info[CREATED] = declared

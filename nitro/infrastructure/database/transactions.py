@@ -1,0 +1,174 @@
+"""`transaction()`: saves and emits inside it are one commit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
+
+from sqlalchemy.orm import Session
+from sqlmodel import Session as OwnSession
+
+from nitro.errors import TransactionError
+from nitro.infrastructure.database.connections import engine
+from nitro.infrastructure.database.sessions import must_await
+from nitro.infrastructure.database.sqlite import WRITES
+from nitro.infrastructure.database.unit_of_work import (
+    Transaction,
+    current_transaction,
+    entered,
+    inner,
+    undone_with_user,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+Given = TypeVar("Given")
+
+
+class Block(Generic[Given], AbstractContextManager[Given], AbstractAsyncContextManager[Given]):
+    """What `transaction()` returns: enter it with `with` or `async with`, once."""
+
+    __slots__ = ("_session", "_sync", "_waits")
+
+    def __init__(self, session: Session | AsyncSession | None) -> None:
+        self._session = session
+
+    def __enter__(self) -> Given:
+        self._sync = _block(self._session)
+        return self._sync.__enter__()  # type: ignore[return-value]  # the overloads of transaction() say which
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sync.__exit__(kind, error, trace)
+
+    async def __aenter__(self) -> Given:
+        self._waits = _awaited_block(self._session)
+        return await self._waits.__aenter__()  # type: ignore[return-value]  # the overloads of transaction() say which
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._waits.__aexit__(kind, error, trace)
+
+
+@overload
+def transaction(session: None = None) -> Block[OwnSession]: ...
+@overload
+def transaction(session: Session) -> Block[Session]: ...
+@overload
+def transaction(session: AsyncSession) -> Block[AsyncSession]: ...
+def transaction(
+    session: Session | AsyncSession | None = None,
+) -> Block[OwnSession] | Block[Session] | Block[AsyncSession]:
+    """A block in which every `save()` and `emit()` joins one commit: `with transaction() as session:`.
+
+    - An exception that leaves the block rolls all of it back; offloads leave only after the commit.
+    - A block inside a block is a savepoint: if it fails and the outer code goes on, only what the inner one
+      saved and emitted is gone. There is one commit, at the end of the outermost block.
+    - With a session of the user's own, saves and emits join that one. If it was not in a transaction yet, the
+      block begins one and commits it; otherwise the block is a savepoint, and the user's own commit decides.
+    - An `AsyncSession` is adopted with `async with`, with the same rules. A plain `with` can wait for nothing, so
+      there the user's `await session.commit()` is what commits.
+    - Works in `async def` too. Other threads take no part, even with a copied context. Objects are readable
+      after the block, and detached.
+
+    Raises:
+        TransactionError: inner blocks of concurrent tasks overlapped; nothing was committed.
+    """
+    return Block(session)
+
+
+@contextmanager
+def joined() -> Iterator[Session]:
+    """The session to write with: of the open transaction, else of one that commits at the end of the block."""
+    current = current_transaction()
+    if current is None:
+        with transaction() as session:
+            yield session
+    elif must_await(current.session):
+        raise TransactionError("the transaction has an AsyncSession: call this within `await session.run_sync(...)`")
+    else:
+        yield current.session
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """The session to read with: of the open transaction, else one that is closed at the end of the block."""
+    current = current_transaction()
+    if current is not None and not must_await(current.session):
+        yield current.session
+        return
+    with OwnSession(engine(), expire_on_commit=False) as session:
+        yield session
+
+
+def _block(session: Session | AsyncSession | None) -> AbstractContextManager[Session | AsyncSession]:
+    current = current_transaction()
+    if session is None:
+        return _opened() if current is None else _inside(current)
+    if not isinstance(session, Session):
+        return _left_to_user(session)
+    return _adopted(session)
+
+
+@contextmanager
+def _opened() -> Iterator[Session]:
+    session = OwnSession(engine(), expire_on_commit=False, execution_options={WRITES: True})
+    with entered(session):
+        try:
+            yield session
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            session.close()
+
+
+@contextmanager
+def _inside(current: Transaction) -> Iterator[Session]:
+    block = undone_with_user if must_await(current.session) else inner
+    with block(current.session):
+        yield current.session
+
+
+@contextmanager
+def _adopted(session: Session) -> Iterator[Session]:
+    if session.in_transaction():
+        with entered(session), inner(session):
+            yield session
+        return
+    with entered(session):
+        session.begin()
+        try:
+            yield session
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+
+
+@contextmanager
+def _left_to_user(session: AsyncSession) -> Iterator[AsyncSession]:
+    with entered(session.sync_session), undone_with_user(session.sync_session):
+        yield session
+
+
+@asynccontextmanager
+async def _awaited_block(session: Session | AsyncSession | None) -> AsyncIterator[Session | AsyncSession]:
+    if session is None or isinstance(session, Session):
+        with _block(session) as opened:
+            yield opened
+        return
+    with entered(session.sync_session):
+        begun = await (session.begin_nested() if session.in_transaction() else session.begin())
+        try:
+            yield session
+            await begun.commit()
+        except BaseException:
+            await begun.rollback()
+            raise

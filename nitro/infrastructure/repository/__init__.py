@@ -1,0 +1,1 @@
+"""How an entity is stored and found: all SQL about entities."""

@@ -1,0 +1,145 @@
+"""How entities are stored: each function writes in the open transaction, or in one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import delete as delete_rows
+from sqlalchemy.orm import Session, make_transient, object_session
+from sqlalchemy.orm.exc import StaleDataError
+from sqlmodel import SQLModel
+
+from nitro.errors import EntityVanished, InvalidEntity, NotACondition
+from nitro.infrastructure.database import current_transaction, ensure_tables, joined, must_await
+from nitro.infrastructure.repository.graph import make_room, outdated_references, reachable, renew_deleted, state_of
+from nitro.infrastructure.repository.query import Condition, E, conditions, mapper_of
+from nitro.infrastructure.repository.snapshot import unharmed
+from nitro.infrastructure.repository.upsert import mark_as_stored, promote_existing
+from nitro.infrastructure.repository.validation import validate
+
+
+def save(entity: SQLModel) -> None:
+    """Insert the entity or update its row, with the related objects that it holds.
+
+    Raises:
+        InvalidEntity: a value is not allowed; nothing was written.
+        EntityVanished: the row that was to be updated is gone.
+    """
+    mapper_of(type(entity), "save")
+    objects = reachable(entity)
+    renew_deleted(objects)
+    current = current_transaction()
+    given = _users_session(objects) or (current.session if current is not None else None)
+    if given is not None and must_await(given):
+        validate(objects)
+        given.add(entity)
+    elif given is not None and (current is None or given is not current.session):
+        _save_there(given, entity, objects)
+    else:
+        with joined() as session:
+            _save(session, entity, objects)
+
+
+def delete(entity: SQLModel) -> None:
+    """Delete the row, if there is one; `save()` inserts it again."""
+    mapper_of(type(entity), "delete")
+    users = _users_session([entity])
+    if users is not None:
+        _delete_there(users, entity)
+        return
+    with joined() as session:
+        ensure_tables(session)
+        if state_of(entity).pending:
+            session.flush()
+        promote_existing(session, [entity])
+        if state_of(entity).key is not None and not state_of(entity).was_deleted:
+            related = reachable(entity)
+            with unharmed(session, related):
+                make_room(session, related)
+                session.add(entity)
+                _keep_out(session, [found for found in related if state_of(found).pending])
+                session.delete(entity)
+                session.flush()
+            make_transient(entity)
+            mark_as_stored(entity)
+
+
+def delete_where(entity: type[E], *given: Condition) -> int:
+    """Delete the rows that meet all the conditions; return how many.
+
+    Raises:
+        NotACondition: none was given.
+    """
+    mapper_of(entity, "delete_where")
+    if not given:
+        raise NotACondition(entity.__name__, "delete_where", "no condition")
+    with joined() as session:
+        ensure_tables(session)
+        result = session.execute(delete_rows(entity).where(*conditions(entity, "delete_where", given)))
+        return int(result.rowcount)  # type: ignore[attr-defined]  # typed as Result; a DELETE gives a CursorResult
+
+
+def _users_session(objects: Iterable[SQLModel]) -> Session | None:
+    """The session of the user's own that one of the objects is attached to."""
+    current = current_transaction()
+    for found in objects:
+        session = object_session(found)
+        if session is not None and (current is None or session is not current.session):
+            return session
+    return None
+
+
+def _save_there(session: Session, entity: SQLModel, objects: Sequence[SQLModel]) -> None:
+    validate(objects)
+    session.add(entity)
+    _flush(session, entity, "save()")
+
+
+def _delete_there(session: Session, entity: SQLModel) -> None:
+    if state_of(entity).pending:
+        session.expunge(entity)
+        return
+    session.delete(entity)
+    session.flush()
+
+
+def _save(session: Session, entity: SQLModel, objects: Sequence[SQLModel]) -> None:
+    ensure_tables(session)
+    try:
+        validate(objects)
+    except InvalidEntity:
+        _keep_out(session, objects)
+        raise
+    promote_existing(session, objects)
+    with unharmed(session, objects):
+        make_room(session, objects)
+        session.add(entity)
+        outdated = outdated_references(objects)
+        _flush(session, entity, "save()")
+    for found, names in outdated:
+        session.expire(found, names)
+    for found in objects:
+        mark_as_stored(found)
+        _complete(session, found)
+
+
+def _flush(session: Session, entity: SQLModel, action: str) -> None:
+    try:
+        session.flush()
+    except StaleDataError as error:
+        raise EntityVanished(type(entity).__name__, action) from error
+
+
+def _keep_out(session: Session, objects: Iterable[SQLModel]) -> None:
+    """Detach unsaved changes, which the commit would write otherwise."""
+    for found in objects:
+        if found in session and (found in session.new or session.is_modified(found)):
+            session.expunge(found)
+
+
+def _complete(session: Session, entity: SQLModel) -> None:
+    """Read what the database itself has filled in."""
+    state = state_of(entity)
+    unread = [key for key, column in state.mapper.column_attrs.items() if key in state.unloaded and not column.deferred]
+    if unread and entity in session:
+        session.refresh(entity, unread)

@@ -1,0 +1,742 @@
+"""The engine of the process, its tables, and `transaction()`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, event, inspect, text
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
+from sqlalchemy.pool import StaticPool
+from sqlmodel import Field, Session, SQLModel, select
+
+from nitro.errors import TransactionError
+from nitro.infrastructure import database as db
+from nitro.infrastructure import scope
+
+
+class DbNote(SQLModel, table=True):
+    """A row with nothing to it."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    body: str = Field(unique=True)
+
+
+class DbPage(SQLModel, table=True):
+    """A row that needs its note."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    note_id: int = Field(foreign_key="dbnote.id")
+
+
+def bodies() -> list[str]:
+    """What a connection of its own sees committed."""
+    with Session(db.engine()) as session:
+        return sorted(session.exec(select(DbNote.body)))
+
+
+def add(session: Session, body: str) -> None:
+    session.add(DbNote(body=body))
+    session.flush()
+
+
+def pragma(name: str) -> object:
+    with db.engine().connect() as connection:
+        return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+
+@pytest.fixture
+def statements(database: Path) -> list[str]:
+    """The SQL that the engine sends."""
+    sent: list[str] = []
+
+    @event.listens_for(db.engine(), "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        sent.append(statement)
+
+    return sent
+
+
+# The engine
+
+
+def test_engine_is_one_for_the_process(database: Path) -> None:
+    """Every call gives the same engine, for the URL of the settings."""
+    assert db.engine() is db.engine()
+    assert db.engine().url.database == str(database)
+
+
+def test_engine_is_made_once_by_many_threads(database: Path) -> None:
+    """Threads that ask at the same moment get the same engine."""
+    with ThreadPoolExecutor(8) as threads:
+        assert len({id(engine) for engine in threads.map(lambda _: db.engine(), range(32))}) == 1
+
+
+def test_reset_forgets_the_engine(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reset the settings are read again."""
+    db.engine()
+    monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{database}.other")
+    db.reset()
+    assert db.engine().url.database == f"{database}.other"
+
+
+def test_engine_of_the_users_own_replaces_it(database: Path, tmp_path: Path) -> None:
+    """`use_engine` makes a user's engine the one of the process, with Nitro's SQLite settings."""
+    own = create_engine(f"sqlite:///{tmp_path / 'own.db'}")
+    db.use_engine(own)
+    assert db.engine() is own
+    assert pragma("journal_mode") == "wal"
+
+
+def test_reset_leaves_the_users_engine_open(database: Path) -> None:
+    """Connections of an engine that the user made are the user's to close."""
+    own = create_engine("sqlite://", poolclass=StaticPool)
+    db.use_engine(own)
+    with own.begin() as connection:
+        connection.execute(text("CREATE TABLE kept (id)"))
+    db.reset()
+    assert inspect(own).has_table("kept")
+
+
+def test_relative_file_stays_the_same_after_chdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path means the folder in which the process first asked."""
+    monkeypatch.setenv("NITRO_DB_URL", "sqlite:///here.db")
+    monkeypatch.chdir(tmp_path)
+    db.reset()
+    assert db.engine().url.database == str(tmp_path / "here.db")
+    db.reset()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 30_000)],
+)
+def test_pragmas_are_on(database: Path, name: str, value: object) -> None:
+    """WAL, full synchronisation, enforced foreign keys and a patient busy timeout hold on every connection."""
+    assert pragma(name) == value
+
+
+def test_foreign_keys_are_enforced(database: Path) -> None:
+    """A row that refers to nothing is refused."""
+    with pytest.raises(IntegrityError), db.transaction() as session:
+        session.add(DbPage(note_id=404))
+
+
+def test_lower_knows_all_of_unicode(database: Path) -> None:
+    """`lower` in SQLite is not limited to ASCII."""
+    with db.engine().connect() as connection:
+        assert connection.execute(text("SELECT lower('ÄÉ')")).scalar() == "äé"
+
+
+def test_memory_is_one_database_for_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In-memory SQLite is one shared connection."""
+    monkeypatch.setenv("NITRO_DB_URL", "sqlite://")
+    db.reset()
+    with db.transaction() as session:
+        add(session, "shared")
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(bodies).result() == ["shared"]
+    db.reset()
+
+
+def test_writing_takes_the_lock_at_once(statements: list[str]) -> None:
+    """Transactions of Nitro's own begin IMMEDIATE."""
+    with db.transaction() as session:
+        session.exec(select(DbNote)).all()
+    assert "BEGIN IMMEDIATE" in statements
+    assert "BEGIN DEFERRED" not in statements
+
+
+def test_reading_takes_no_lock(statements: list[str]) -> None:
+    """Reads, and a session of the user's own, begin DEFERRED."""
+    bodies()
+    statements.clear()
+    with db.reading() as session:
+        session.exec(select(DbNote)).all()
+    assert statements[0] == "BEGIN DEFERRED"
+
+
+def test_four_writing_threads_wait_for_one_another(database: Path) -> None:
+    """Reading and then writing in one transaction never fails with "database is locked"."""
+
+    def count_up(thread: int) -> None:
+        for step in range(15):
+            with db.transaction() as session:
+                seen = len(session.exec(select(DbNote)).all())
+                add(session, f"{thread}-{step}-{seen}")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(count_up, range(4)))
+    assert sorted(int(body.rsplit("-")[-1]) for body in bodies()) == list(range(60))
+
+
+def test_upgrading_a_read_lock_would_fail(database: Path) -> None:
+    """What BEGIN IMMEDIATE avoids: a deferred transaction that reads first cannot write after another's commit."""
+    bodies()
+    with Session(db.engine()) as late:
+        late.exec(select(DbNote)).all()
+        with db.transaction() as session:
+            add(session, "first")
+        with pytest.raises(OperationalError, match="locked"):
+            add(late, "second")
+
+
+# Tables
+
+
+def test_tables_appear_on_first_use(database: Path) -> None:
+    """SQLite needs no command: the first use creates the tables."""
+    assert bodies() == []
+
+
+def test_class_declared_later_gets_its_table(database: Path) -> None:
+    """A class that is declared after the first use is noticed."""
+    bodies()
+
+    class DbLate(SQLModel, table=True):
+        id: int = Field(primary_key=True)
+
+    with Session(db.engine()) as session:
+        assert session.exec(select(DbLate)).all() == []
+
+
+def test_class_declared_in_a_transaction_gets_its_table_there(database: Path) -> None:
+    """Its table is created on the connection of the open transaction, which holds the lock."""
+    with db.transaction() as session:
+        add(session, "before")
+
+        class DbLater(SQLModel, table=True):
+            id: int = Field(primary_key=True)
+
+        db.ensure_tables(session)
+        session.add(DbLater(id=1))
+    with Session(db.engine()) as session:
+        assert len(session.exec(select(DbLater)).all()) == 1
+
+
+def test_table_created_in_a_rolled_back_transaction_is_created_again(database: Path) -> None:
+    """The rollback takes the table away, so the next use creates it."""
+    bodies()
+    with pytest.raises(ZeroDivisionError), db.transaction() as session:
+        add(session, "before")
+
+        class DbLatest(SQLModel, table=True):
+            id: int = Field(primary_key=True)
+
+        db.ensure_tables(session)
+        raise ZeroDivisionError
+    with db.transaction() as session:
+        session.add(DbLatest(id=1))
+    assert bodies() == []
+
+
+CREATE = """
+from sqlmodel import Field, Session, SQLModel, select
+from nitro.infrastructure.database import engine, transaction
+for name in map("Many{}".format, range(20)):
+    type(name, (SQLModel,), {"__annotations__": {"id": int}, "__module__": __name__, "id": Field(primary_key=True)},
+         table=True)
+input()
+with transaction() as session:
+    session.connection()
+print("created")
+"""
+
+
+def test_processes_create_tables_at_once(database: Path) -> None:
+    """Processes that all find the tables missing all succeed."""
+    starts = [
+        subprocess.Popen([sys.executable, "-c", CREATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in starts:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=60)[0] for process in starts] == ["created\n"] * 3
+
+
+def test_another_process_sees_the_row(database: Path) -> None:
+    """What is committed here is there for every other process."""
+    with db.transaction() as session:
+        add(session, "for all")
+    script = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT body FROM dbnote').fetchall())"
+    seen = subprocess.run([sys.executable, "-c", script, database], capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == "[('for all',)]"
+
+
+@pytest.mark.server
+def test_create_tables_elsewhere(database_each: str) -> None:
+    """`create_tables()` may run again, on every kind of database."""
+    db.create_tables()
+    assert bodies() == []
+
+
+def test_forked_child_has_connections_of_its_own(database: Path) -> None:
+    """A child neither uses nor closes the connections of its parent."""
+    with db.transaction() as session:
+        add(session, "parent")
+    child = os.fork()
+    if child == 0:
+        try:
+            fresh = db.engine().pool.status().startswith("Pool size: 5  Connections in pool: 0")
+            with db.transaction() as session:
+                add(session, "child")
+            os._exit(0 if fresh and bodies() == ["child", "parent"] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert bodies() == ["child", "parent"]
+
+
+def test_forked_child_does_not_join_its_parents_transaction(database: Path) -> None:
+    """An open transaction belongs to the process that opened it."""
+    with db.transaction() as session:
+        add(session, "parent")
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if db.current_transaction() is None else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert bodies() == ["parent"]
+
+
+# transaction()
+
+
+def test_transaction_commits_at_the_end(database: Path) -> None:
+    """Nothing is visible outside before the end, everything after it."""
+    with db.transaction() as session:
+        add(session, "one")
+        assert bodies() == []
+    assert bodies() == ["one"]
+
+
+def test_exception_rolls_back(database: Path) -> None:
+    """An exception that leaves the block undoes all of it and passes on."""
+    with pytest.raises(ZeroDivisionError), db.transaction() as session:
+        add(session, "one")
+        raise ZeroDivisionError
+    assert bodies() == []
+
+
+def test_objects_are_readable_after_the_commit(database: Path) -> None:
+    """They are detached and keep their values."""
+    with db.transaction() as session:
+        note = DbNote(body="kept")
+        session.add(note)
+    assert inspect(note).detached
+    assert note.body == "kept"
+
+
+def test_nested_block_joins_the_outer_one(database: Path) -> None:
+    """It has the same session, and the one commit is at the outermost end."""
+    with db.transaction() as outer:
+        with db.transaction() as inner:
+            add(inner, "inner")
+        assert inner is outer
+        assert bodies() == []
+    assert bodies() == ["inner"]
+
+
+def test_outer_failure_undoes_the_inner_block(database: Path) -> None:
+    """An inner block that ended well is still part of the whole."""
+    with pytest.raises(ZeroDivisionError), db.transaction():
+        with db.transaction() as session:
+            add(session, "inner")
+        raise ZeroDivisionError
+    assert bodies() == []
+
+
+def test_failed_inner_block_is_undone_alone(database: Path) -> None:
+    """Where the outer code goes on, only what the inner block did is gone."""
+    with db.transaction() as session:
+        add(session, "outer")
+        with pytest.raises(ZeroDivisionError), db.transaction():
+            add(session, "inner")
+            raise ZeroDivisionError
+    assert bodies() == ["outer"]
+
+
+def test_failed_flush_in_an_inner_block_leaves_the_outer_usable(database: Path) -> None:
+    """A broken constraint in an inner block does not spoil the outer one."""
+    with db.transaction() as session:
+        add(session, "same")
+        with pytest.raises(IntegrityError), db.transaction():
+            add(session, "same")
+        add(session, "other")
+    assert bodies() == ["other", "same"]
+
+
+def test_swallowed_flush_failure_is_not_committed_in_silence(database: Path) -> None:
+    """A block whose flush failed cannot end as if nothing had happened."""
+    with pytest.raises(PendingRollbackError), db.transaction() as session:
+        add(session, "same")
+        with pytest.raises(IntegrityError):
+            add(session, "same")
+    assert bodies() == []
+
+
+def test_overlapping_inner_blocks_commit_nothing(database: Path) -> None:
+    """Inner blocks of concurrent tasks that overlap are an error of the whole, also where a task swallows it."""
+
+    async def inner(body: str, started: asyncio.Event, until: asyncio.Event) -> None:
+        with db.transaction() as session:
+            add(session, body)
+            started.set()
+            await until.wait()
+
+    async def outer() -> None:
+        with db.transaction():
+            first, second, never = asyncio.Event(), asyncio.Event(), asyncio.Event()
+            one = asyncio.create_task(inner("one", first, second))
+            await first.wait()
+            two = asyncio.create_task(inner("two", second, never))
+            await asyncio.wait([one])
+            never.set()
+            await asyncio.wait([two])
+            assert isinstance(one.exception(), TransactionError)
+
+    with pytest.raises(TransactionError, match="overlap"):
+        asyncio.run(outer())
+    assert bodies() == []
+
+
+def test_plain_with_works_in_async_code(database: Path) -> None:
+    """Tasks started inside take part."""
+
+    async def write() -> None:
+        with db.transaction() as session:
+
+            async def child() -> bool:
+                add(session, "task")
+                return db.current_transaction() is not None
+
+            assert await asyncio.create_task(child())
+
+    asyncio.run(write())
+    assert bodies() == ["task"]
+
+
+def test_async_with_works_too(database: Path) -> None:
+    """`async with transaction()` is the same block."""
+
+    async def write() -> None:
+        async with db.transaction() as session:
+            add(session, "async")
+
+    asyncio.run(write())
+    assert bodies() == ["async"]
+
+
+def test_other_threads_take_no_part(database: Path) -> None:
+    """A copied context does not make a transaction usable on another thread."""
+    with db.transaction(), ThreadPoolExecutor(1) as thread:
+        copied = contextvars.copy_context()
+        assert scope.current_transaction() is not None
+        assert thread.submit(copied.run, scope.current_transaction).result() is None
+
+
+def test_ended_transaction_is_unusable(database: Path) -> None:
+    """A context that was copied inside the block finds no transaction after its end."""
+    with db.transaction():
+        copied = contextvars.copy_context()
+    assert copied.run(scope.current_transaction) is None
+    assert scope.transaction.get() is None
+
+
+# after_commit()
+
+
+def callbacks(*names: str) -> list[str]:
+    """Registers one callback a name; returns the list in which they note their run."""
+    ran: list[str] = []
+    current = db.current_transaction()
+    assert current is not None
+    for name in names:
+        current.after_commit(lambda name=name: ran.append(name))  # type: ignore[misc]
+    return ran
+
+
+def test_callbacks_run_in_order_after_the_commit(database: Path) -> None:
+    """They run once, when the row is visible and the transaction is no longer current."""
+    seen: list[object] = []
+    with db.transaction() as session:
+        add(session, "one")
+        current = db.current_transaction()
+        assert current is not None
+        current.after_commit(lambda: seen.append((bodies(), scope.transaction.get())))
+        ran = callbacks("first", "second")
+        assert ran == []
+    assert ran == ["first", "second"]
+    assert seen == [(["one"], None)]
+
+
+def test_callbacks_of_an_inner_block_wait_for_the_outermost_commit(database: Path) -> None:
+    """The release of a savepoint is no commit."""
+    with db.transaction():
+        with db.transaction():
+            ran = callbacks("inner")
+        assert ran == []
+    assert ran == ["inner"]
+
+
+def test_rollback_drops_callbacks(database: Path) -> None:
+    """After a rollback they never run."""
+    with pytest.raises(ZeroDivisionError), db.transaction():
+        ran = callbacks("never")
+        raise ZeroDivisionError
+    with db.transaction():
+        pass
+    assert ran == []
+
+
+def test_rollback_of_an_inner_block_drops_its_callbacks_only(database: Path) -> None:
+    """Those of the outer block, and of an inner one that ended well, run."""
+    with db.transaction():
+        before = callbacks("before")
+        with pytest.raises(ZeroDivisionError), db.transaction():
+            with db.transaction():
+                innermost = callbacks("innermost")
+            inner = callbacks("inner")
+            raise ZeroDivisionError
+        after = callbacks("after")
+    assert (before, innermost, inner, after) == (["before"], [], [], ["after"])
+
+
+def test_rollback_of_the_users_savepoint_drops_its_callbacks(database: Path) -> None:
+    """`session.begin_nested()` counts like an inner block."""
+    with db.transaction() as session:
+        savepoint = session.begin_nested()
+        inside = callbacks("inside")
+        savepoint.rollback()
+        with session.begin_nested():
+            kept = callbacks("kept")
+    assert (inside, kept) == ([], ["kept"])
+
+
+def test_callback_that_raises_is_logged_and_the_next_runs(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One failure does not stop the others, and the block has committed."""
+    with db.transaction() as session, caplog.at_level(logging.ERROR, "nitro.database"):
+        add(session, "one")
+        current = db.current_transaction()
+        assert current is not None
+        current.after_commit(lambda: 1 // 0)
+        ran = callbacks("next")
+    assert ran == ["next"]
+    assert "ZeroDivisionError" in caplog.text
+    assert bodies() == ["one"]
+
+
+def test_callback_may_open_a_transaction(database: Path) -> None:
+    """It is outside of the one it waited for."""
+
+    def write() -> None:
+        with db.transaction() as session:
+            add(session, "later")
+
+    with db.transaction():
+        current = db.current_transaction()
+        assert current is not None
+        current.after_commit(write)
+    assert bodies() == ["later"]
+
+
+# Sessions of the user's own
+
+
+def test_adopted_session_is_committed_by_the_block_that_began_it(database: Path) -> None:
+    """A session that was in no transaction is committed at the end, and stays open."""
+    with Session(db.engine()) as own:
+        with db.transaction(own) as session:
+            assert session is own
+            add(own, "one")
+            ran = callbacks("ran")
+        assert bodies() == ["one"]
+        assert ran == ["ran"]
+        assert own.exec(select(DbNote.body)).all() == ["one"]
+
+
+def test_adopted_session_is_rolled_back_by_the_block_that_began_it(database: Path) -> None:
+    """An exception undoes what the block did."""
+    with Session(db.engine()) as own:
+        with pytest.raises(ZeroDivisionError), db.transaction(own):
+            add(own, "one")
+            ran = callbacks("never")
+            raise ZeroDivisionError
+        own.commit()
+    assert bodies() == []
+    assert ran == []
+
+
+def test_session_in_a_transaction_is_committed_by_the_user(database: Path) -> None:
+    """Callbacks wait for the user's own commit."""
+    with Session(db.engine()) as own:
+        add(own, "before")
+        with db.transaction(own):
+            add(own, "inside")
+            ran = callbacks("ran")
+        assert ran == []
+        assert bodies() == []
+        own.commit()
+        assert ran == ["ran"]
+    assert bodies() == ["before", "inside"]
+
+
+def test_users_rollback_drops_callbacks(database: Path) -> None:
+    """What the user rolls back has not happened."""
+    with Session(db.engine()) as own:
+        add(own, "before")
+        with db.transaction(own):
+            ran = callbacks("never")
+        own.rollback()
+        own.commit()
+    assert ran == []
+
+
+def test_failed_block_in_the_users_transaction_is_undone_alone(database: Path) -> None:
+    """The user may go on with what was there before."""
+    with Session(db.engine()) as own:
+        add(own, "before")
+        with pytest.raises(ZeroDivisionError), db.transaction(own):
+            add(own, "inside")
+            ran = callbacks("never")
+            raise ZeroDivisionError
+        own.commit()
+    assert bodies() == ["before"]
+    assert ran == []
+
+
+def test_savepoint_on_a_plain_engine_is_part_of_the_users_transaction(tmp_path: Path) -> None:
+    """Also where the driver has not begun yet: releasing the savepoint commits nothing."""
+    plain = create_engine(f"sqlite:///{tmp_path / 'plain.db'}")
+    SQLModel.metadata.create_all(plain)
+    with Session(plain) as own:
+        own.begin()
+        with db.transaction(own):
+            add(own, "inside")
+        own.rollback()
+    with Session(plain) as own:
+        assert own.exec(select(DbNote)).all() == []
+    plain.dispose()
+
+
+def test_session_closed_without_a_commit_abandons_callbacks(database: Path) -> None:
+    """Whoever waits for a commit that will not come is told, once, and not after a rollback."""
+    told: list[str] = []
+    with Session(db.engine()) as own:
+        add(own, "one")
+        db.commits_of(own).after_commit(lambda: told.append("committed"), abandoned=lambda: told.append("abandoned"))
+    with Session(db.engine()) as own:
+        add(own, "two")
+        db.commits_of(own).after_commit(lambda: told.append("committed"), abandoned=lambda: told.append("abandoned"))
+        own.rollback()
+    assert told == ["abandoned"]
+
+
+def test_callbacks_of_the_users_commit_run_outside_of_any_transaction(database: Path) -> None:
+    """Also where the user's commit happens inside a block of Nitro's own."""
+    seen: list[object] = []
+    bodies()
+    with Session(db.engine()) as own:
+        own.begin()
+        db.commits_of(own).after_commit(lambda: seen.append(db.current_transaction()))
+        with db.transaction():
+            own.commit()
+            assert db.current_transaction() is not None
+    assert seen == [None]
+
+
+def test_explicit_begin_makes_a_transaction_the_users_own(database: Path) -> None:
+    """So do pending, flushed and executed writes; having read does not."""
+    with Session(db.engine()) as own:
+        own.exec(select(DbNote)).all()
+        assert not db.in_own_transaction(own)
+        own.add(DbNote(body="pending"))
+        assert db.in_own_transaction(own)
+        own.flush()
+        assert db.in_own_transaction(own)
+        own.commit()
+        assert not db.in_own_transaction(own)
+        own.begin()
+        assert db.in_own_transaction(own)
+        own.rollback()
+        own.execute(text("SELECT 1"))
+        assert not db.in_own_transaction(own)
+        own.execute(DbNote.__table__.delete())  # type: ignore[attr-defined]
+        assert db.in_own_transaction(own)
+
+
+def test_async_session_is_adopted(database: Path) -> None:
+    """`async with transaction(session)` commits an AsyncSession; callbacks follow."""
+    pytest.importorskip("aiosqlite")
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    bodies()
+
+    async def write() -> list[str]:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{database}")
+        async with AsyncSession(engine) as own, db.transaction(own):
+            own.add(DbNote(body="async"))
+            ran = callbacks("ran")
+        await engine.dispose()
+        return ran
+
+    assert asyncio.run(write()) == ["ran"]
+    assert bodies() == ["async"]
+
+
+def test_async_session_in_a_plain_with_waits_for_the_users_commit(database: Path) -> None:
+    """A plain `with` cannot await a commit, so the user's own decides."""
+    pytest.importorskip("aiosqlite")
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    bodies()
+
+    async def write() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{database}")
+        async with AsyncSession(engine) as own:
+            with db.transaction(own):
+                own.add(DbNote(body="async"))
+                ran = callbacks("ran")
+            assert ran == []
+            await own.commit()
+            assert ran == ["ran"]
+            with pytest.raises(ZeroDivisionError), db.transaction(own):
+                own.add(DbNote(body="half"))
+                raise ZeroDivisionError
+            with pytest.raises(TransactionError):
+                await own.commit()
+        await engine.dispose()
+
+    asyncio.run(write())
+    assert bodies() == ["async"]
+
+
+def test_other_processes_write_ahead_too(database: Path) -> None:
+    """WAL is a property of the file, so a plain connection finds it on."""
+    bodies()
+    plain = sqlite3.connect(database)
+    assert plain.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    plain.close()
+
+
+def test_engine_is_usable_from_many_threads_at_once(database: Path) -> None:
+    """Each thread has a transaction of its own."""
+    together = threading.Barrier(3)
+
+    def look() -> int:
+        with db.transaction():
+            together.wait(30)
+            return id(db.current_transaction())
+
+    with ThreadPoolExecutor(3) as threads:
+        assert len(set(threads.map(lambda _: look(), range(3)))) == 3
