@@ -104,7 +104,10 @@ class SignatureRefused(PayloadUnreadable):
     """A message without the right signature, which `NITRO_SIGNING_KEY` demands; it is never tried again."""
 
     def __init__(self, handler: str) -> None:
-        super().__init__(f"a message for {handler} without a right signature, which NITRO_SIGNING_KEY demands")
+        super().__init__(handler)
+
+    def __str__(self) -> str:
+        return f"a message for {self.args[0]} without the right signature, which NITRO_SIGNING_KEY demands"
 
 
 class EntityError(NitroError):

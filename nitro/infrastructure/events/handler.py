@@ -145,7 +145,10 @@ def default_name(function: Function) -> str:
     while isinstance(function, partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{importable_module(named.__module__)}.{named.__qualname__}"
+    return f"{importable_module(named.__module__ or 'builtins')}.{named.__qualname__}"
+
+
+_MAIN = ("__main__", "__mp_main__")  # the second is the script again, in a child that multiprocessing spawned
 
 
 def importable_module(module: str) -> str:
@@ -154,14 +157,14 @@ def importable_module(module: str) -> str:
     That is the `-m` name, else the module of `NITRO_HANDLERS` with that file, else the path as a
     package. In an interactive session there is none, and `__main__` stays.
     """
-    if module != "__main__":
+    if module not in _MAIN:
         return module
-    main = sys.modules["__main__"]
+    main = sys.modules[module]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name)
-    file = getattr(main, "__file__", None)
-    return module if file is None else _listed(Path(file).resolve()) or _as_package(Path(file).resolve())
+    file = Path(getattr(main, "__file__", "")).resolve()
+    return _listed(file) or _as_package(file) if file.is_file() else "__main__"
 
 
 def _listed(file: Path) -> str | None:

@@ -1,0 +1,1 @@
+"""Programs that use Nitro; run from the folder above, each with a README."""
