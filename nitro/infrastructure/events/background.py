@@ -11,10 +11,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from nitro.errors import WrongThread
+from nitro.infrastructure import scope
+from nitro.infrastructure.events.lock import Lock
 
 logger = logging.getLogger("nitro.events")
 
@@ -22,6 +25,7 @@ EXIT_WAIT = 30.0
 """Seconds that the exit of the interpreter waits for what still runs."""
 
 Done = Future[None]
+Outcome = asyncio.Future[Any] | Future[Any]
 
 
 class LoopThread:
@@ -29,12 +33,11 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.forget()
-        os.register_at_fork(after_in_child=self.forget)
+        self._lock = Lock()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
 
-    def forget(self) -> None:
-        """Start afresh; what ran there before is abandoned."""
-        self._lock = threading.Lock()
+    def _forget(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -43,8 +46,15 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = self._new_loop()
-                threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
+                threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True).start()
             return self._loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not loop.is_closed():
+            try:
+                loop.run_forever()
+            except BaseException:
+                logger.exception("a task tried to end the event loop %s, which goes on", self._name)
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
@@ -58,25 +68,23 @@ class Jobs:
     """What was started and has not finished: the loop it runs on, and what the log calls it."""
 
     def __init__(self) -> None:
-        self.forget()
-        os.register_at_fork(after_in_child=self.forget)
+        self._lock = Lock()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
 
-    def forget(self) -> None:
-        """Drop them all: the threads they ran on are not here."""
-        self._lock = threading.Lock()
-        self._running: dict[Done, tuple[asyncio.AbstractEventLoop, str]] = {}
+    def _forget(self) -> None:
+        self._running: dict[Done, tuple[asyncio.AbstractEventLoop, str, Outcome]] = {}
 
-    def add(self, loop: asyncio.AbstractEventLoop, label: str) -> Done:
-        """A future for one more of them."""
-        done: Done = Future()
+    def add(self, done: Done, loop: asyncio.AbstractEventLoop, label: str, outcome: Outcome) -> None:
+        """Keep one more of them until it is over: a loop itself keeps its tasks only weakly."""
         with self._lock:
-            self._running[done] = loop, label
-        return done
+            self._running[done] = loop, label, outcome
+        outcome.add_done_callback(partial(self._finish, done))
 
-    def finish(self, done: Done, outcome: asyncio.Future[Any] | Future[Any]) -> None:
+    def _finish(self, done: Done, outcome: Outcome) -> None:
         """One is over, by itself or because its loop was closed."""
         with self._lock:
-            _, label = self._running.pop(done)
+            _, label, _ = self._running.pop(done)
         if outcome.cancelled():
             logger.warning("%s was cancelled before it finished: its event loop was closed", label)
         done.set_result(None)
@@ -85,7 +93,7 @@ class Jobs:
         """Those on these loops, but for the one that asks."""
         with self._lock:
             running = list(self._running.items())
-        return {done: label for done, (loop, label) in running if loop in loops and done is not _own.get()}
+        return {done: label for done, (loop, label, _) in running if loop in loops and done is not _own.get()}
 
 
 _own: ContextVar[Done | None] = ContextVar("nitro_job", default=None)
@@ -96,23 +104,25 @@ _thread = LoopThread("nitro-background")
 
 def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
     """Run an async handler without waiting for it, on the running loop or on the background one."""
+    done: Done = Future()
+    outcome: Outcome
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         _wait_at_exit()
-        done = _jobs.add(_thread.loop, label)
-        outcome: asyncio.Future[Any] | Future[Any] = _thread.submit(_as_job(make, done))
+        loop, outcome = _thread.loop, _thread.submit(_as_job(make, done))
     else:
-        done = _jobs.add(loop, label)
         outcome = loop.create_task(_as_job(make, done))
     collected = _collected.get()
     if collected is not None:
         collected.append(done)
-    outcome.add_done_callback(lambda over: _jobs.finish(done, over))
+    _jobs.add(done, loop, label, outcome)
 
 
 async def _as_job(make: Callable[[], Coroutine[Any, Any, Any]], done: Done) -> None:
     _own.set(done)
+    if scope.running.emissions:
+        await asyncio.sleep(0)  # an eager task would begin inside the emission that starts it
     await make()
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from nitro.infrastructure.events.emission import Emission
-from nitro.infrastructure.events.handler import Function, Handler
+from nitro.infrastructure.events.handler import Function, Handler, OffloadOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,25 +20,17 @@ class Call:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shipment:
-    """What `explain` says of one offloaded handler: its promise, and the bytes of its payload."""
-
-    delivery: str
-    payload_size: int
-
-
 class Dispatcher(Protocol):
     """Takes offloaded handlers to where they run."""
 
-    def declare(self, function: Function, name: str, offload: object) -> tuple[object, Function | None]:
+    def declare(self, function: Function, name: str, offload: object) -> tuple[OffloadOptions, Function | None]:
         """Check the options of an offloaded function; return them, and the function that it replaces."""
 
     def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
         """Serialise for these handlers, note their task ids in the emission, return the step that publishes."""
 
-    def describe(self, call: Call, handlers: Sequence[Handler]) -> list[Shipment]:
-        """What `dispatch` would send, without sending."""
+    def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
+        """The bytes of payload that `dispatch` would send to each."""
 
 
 _filled: list[Dispatcher] = []

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from nitro.infrastructure import scope
+from nitro.infrastructure.events.lock import Lock
+
+_lock = Lock()  # of the making of ids
 
 
 class Emission(list[Any]):
@@ -37,7 +40,9 @@ class Emission(list[Any]):
         if self._id is None:
             from uuid_utils import uuid7
 
-            self._id = str(uuid7())
+            made = str(uuid7())
+            with _lock:
+                self._id = self._id or made
         return self._id
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import weakref
 from collections.abc import Callable, Generator
 from fnmatch import fnmatchcase
@@ -18,12 +17,14 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.explain import Explanation, explain
 from nitro.infrastructure.events.handler import Function, Handler, function_key, sender_key
+from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _order = itertools.count()
+_lock = Lock()  # of all changes to handlers, events and plans; an emit with a cached plan takes none
 _offloading: weakref.WeakSet[Event] = weakref.WeakSet()
 
 
@@ -38,6 +39,7 @@ class Event(blinker.NamedSignal):
         self._namespace = Namespace() if namespace is None else namespace
         self._handlers: tuple[Handler, ...] = ()
         self._plans: Plans | None = None
+        self._version = 0
         super().__init__(name, doc)
 
     def connect(self, receiver: F, sender: Any = ANY, weak: bool = False, **options: Unpack[Options]) -> F:
@@ -49,7 +51,7 @@ class Event(blinker.NamedSignal):
         handler, replaced = register(receiver, next(_order), self._lost, sender, weak, **options)
         for event in list(_offloading) if replaced is not None else ():
             event.disconnect(replaced)
-        with self._namespace.lock:
+        with _lock:
             self._handlers += (handler,)
             self._changed()
             if handler.offload is not None:
@@ -63,7 +65,7 @@ class Event(blinker.NamedSignal):
         if receiver is None:
             return
         key, only = function_key(receiver), None if sender is ANY else sender_key(sender)
-        with self._namespace.lock:
+        with _lock:
             self._handlers = tuple(h for h in self._handlers if h.key != key or (only and h.sender.key != only))
             self._changed()
         if self.receiver_disconnected.receivers:
@@ -79,14 +81,18 @@ class Event(blinker.NamedSignal):
 
     def explain(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Explanation:
         """What an emit would do now: its handlers in order, with the verdict on each; runs conditions, no handler."""
-        return explain(self.name, self.plan_for(sender), Call(sender=sender, args=args, kwargs=kwargs))
+        call = Call(sender=sender, args=args, kwargs=kwargs)
+        return explain(self.name, pipeline.plan_of(self, call), call)
 
     def plan_for(self, sender: object) -> Plan:
         """The plan of an emission by `sender`; built anew only after handlers have changed."""
         plans = self._plans
         if plans is None:
-            with self._namespace.lock:
-                plans = self._plans = Plans(() if self._muted else self._heard())
+            with _lock:
+                version = self._version
+                plans = Plans(() if self._muted else self._heard())
+                if version == self._version:
+                    self._plans = plans
         return plans.of(sender)
 
     def _heard(self) -> tuple[Handler, ...]:
@@ -99,6 +105,7 @@ class Event(blinker.NamedSignal):
         return tuple(sorted(heard, key=lambda handler: handler.order))
 
     def _changed(self) -> None:
+        self._version += 1
         self._plans = None
 
     def _lost(self, _reference: object) -> None:
@@ -120,7 +127,7 @@ class Event(blinker.NamedSignal):
     @property
     def receivers(self) -> dict[Any, Any]:
         """All functions that hear it, by key; empty when nobody does."""
-        with self._namespace.lock:
+        with _lock:
             return {handler.key: handler.function for handler in self._heard()}
 
     @receivers.setter
@@ -130,7 +137,7 @@ class Event(blinker.NamedSignal):
     def receivers_for(self, sender: Any) -> Generator[Function, None, None]:
         """The functions that an emit by `sender` would call or queue, in that order."""
         key = sender_key(sender)
-        with self._namespace.lock:
+        with _lock:
             plan = build(handler for handler in self._heard() if handler.sender.hears(sender, key))
         for handler in plan.handlers:
             if handler.function is not None:
@@ -172,7 +179,6 @@ class Namespace(blinker.Namespace):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.RLock()
         self.globs: dict[str, Glob] = {}
 
     def event(self, name: str, doc: str | None = None) -> Event:
@@ -183,7 +189,7 @@ class Namespace(blinker.Namespace):
         """
         if not isinstance(name, str) or not name:
             raise DeclarationError(f"{name!r} is no name of an event; give a text such as 'order-placed'")
-        with self.lock:
+        with _lock:
             found = self.globs.get(name) or self.get(name)
             if not isinstance(found, Event):
                 found = self._add(name)

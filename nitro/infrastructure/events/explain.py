@@ -20,7 +20,7 @@ class Verdict:
         where: `inline`, here, or `queue`, in a worker.
         condition: None without one; `holds`; or the reason why the handler would be skipped.
         delivery: the promise of a queued one.
-        payload_size: bytes of JSON that would travel for a queued one that is not skipped.
+        payload_size: bytes of JSON payload that would travel for a queued one that is not skipped.
     """
 
     handler: str
@@ -67,9 +67,8 @@ def explain(event: str, plan: Plan, call: Call) -> Explanation:
     asked = Emission(event)
     conditions = {handler: _condition(handler, asked, call) for handler in plan.handlers}
     queued = [handler for handler in plan.offloaded if conditions[handler] in (None, "holds")]
-    shipments = dict(zip(queued, dispatcher().describe(call, queued) if queued else [], strict=True))
+    sizes = dict(zip(queued, dispatcher().weigh(call, queued) if queued else [], strict=True))
     for handler in plan.handlers:
-        shipment = shipments.get(handler)
         explanation.append(
             Verdict(
                 handler=handler.name,
@@ -77,8 +76,8 @@ def explain(event: str, plan: Plan, call: Call) -> Explanation:
                 kind=handler.kind,
                 priority=handler.priority,
                 condition=conditions[handler],
-                delivery=shipment.delivery if shipment else None,
-                payload_size=shipment.payload_size if shipment else None,
+                delivery=None if handler.offload is None else handler.offload.delivery,
+                payload_size=sizes.get(handler),
             )
         )
     return explanation

@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from blinker import ANY
 
 Function = Callable[..., Any]
 Kind = Literal["sync", "generator", "async", "async generator"]
 OnError = Literal["raise", "log"]
+
+
+class OffloadOptions(Protocol):
+    """What the checked options of an offloaded handler look like from here."""
+
+    @property
+    def delivery(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,7 +47,7 @@ class Handler:
     priority: int
     condition: Function | None
     on_error: OnError
-    offload: object | None
+    offload: OffloadOptions | None
     order: int
 
     @property
@@ -163,7 +170,7 @@ def importable_module(module: str) -> str:
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name)
-    file = Path(getattr(main, "__file__", "")).resolve()
+    file = Path(getattr(main, "__file__", None) or "").resolve()
     return _listed(file) or _as_package(file) if file.is_file() else "__main__"
 
 

@@ -13,7 +13,7 @@ from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.plan import Plan
-from nitro.infrastructure.events.run import Pending, cancels, holds, report, run, run_async
+from nitro.infrastructure.events.run import Pending, cancels, holds, is_failure, report, run, run_async
 
 logger = logging.getLogger("nitro.events")
 
@@ -36,7 +36,7 @@ def emit(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
     Returns:
         The emission, and the inline handlers that were waited for with their results.
     """
-    plan, emission, outcomes = _plan(event, call), Emission(event.name), []
+    plan, emission, outcomes = plan_of(event, call), Emission(event.name), []
     with scope.emitting(emission):
         for handler in plan.inline:
             if not holds(handler, emission, call):
@@ -57,7 +57,7 @@ def emit(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
 
 async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
     """Await all inline handlers, one priority after the other, then queue unless one failed or cancelled."""
-    plan, emission, outcomes = _plan(event, call), Emission(event.name), []
+    plan, emission, outcomes = plan_of(event, call), Emission(event.name), []
     for group in plan.groups:
         outcomes += await _run_group(group, emission, call)
         if any(cancels(result) for _, result in outcomes):
@@ -72,7 +72,12 @@ async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]
     return emission, outcomes
 
 
-def _plan(event: Source, call: Call) -> Plan:
+def plan_of(event: Source, call: Call) -> Plan:
+    """The plan of this call.
+
+    Raises:
+        EmitError: `sender=` was given by keyword, or the event is a glob.
+    """
     if "sender" in call.kwargs:
         raise EmitError(f"emit of {event.name!r}: the sender is the second positional argument, not sender=")
     return event.plan_for(call.sender)
@@ -149,7 +154,9 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
 async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
     try:
         await run_async(handler, emission, call, pending, until_false=False)
-    except Exception as error:  # noqa: BLE001  # nobody awaits it: the log is where it is seen
+    except BaseException as error:
+        if not is_failure(error) and not isinstance(error, SystemExit):
+            raise
         report(handler, emission, error)
 
 

@@ -34,16 +34,6 @@ class Options(TypedDict, total=False):
     name: str | None
 
 
-class OffloadOptions(Protocol):
-    """What `Offload(...)` looks like from here."""
-
-    def message(self) -> dict[str, Any]:
-        """The given options of a message."""
-
-    def task(self) -> dict[str, Any]:
-        """The given options of the Celery task."""
-
-
 class HandlerTask(Protocol):
     """The Celery task behind an offloaded function: any attribute of a task, resolved when first used."""
 

@@ -73,8 +73,8 @@ async def run_async(
     try:
         made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
         return await (_drained_async(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
-    except Exception as error:
-        if not _forgiven(handler, emission, error):
+    except BaseException as error:
+        if not is_failure(error) or not _forgiven(handler, emission, error):
             raise
         return None
     finally:
@@ -92,7 +92,16 @@ def report(handler: Handler, emission: Emission, error: BaseException) -> None:
     emission.failed[handler.name] = error
 
 
-def _forgiven(handler: Handler, emission: Emission, error: Exception) -> bool:
+def is_failure(error: BaseException) -> bool:
+    """Whether an async handler failed, be it that what it awaited was cancelled, rather than was cancelled itself."""
+    import asyncio
+
+    task = asyncio.current_task()
+    cancelled = isinstance(error, asyncio.CancelledError) and (task is None or not task.cancelling())
+    return cancelled or isinstance(error, Exception)
+
+
+def _forgiven(handler: Handler, emission: Emission, error: BaseException) -> bool:
     """Whether the failure is only reported; one that is not gets the handler's name in a note."""
     if handler.on_error == "log":
         report(handler, emission, error)

@@ -12,8 +12,8 @@ from nitro.infrastructure.events import pipeline
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.events import Event, Namespace, default_namespace
-from nitro.infrastructure.events.handler import Function, OnError
-from nitro.infrastructure.events.registration import Offloaded, OffloadOptions
+from nitro.infrastructure.events.handler import Function, OffloadOptions, OnError
+from nitro.infrastructure.events.registration import Offloaded
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")

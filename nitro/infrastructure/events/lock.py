@@ -1,0 +1,26 @@
+"""Lock: one that a forked child finds open."""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+
+
+class Lock:
+    """A re-entrant lock; at a fork a thread of the parent may hold it, which in the child would never release it."""
+
+    def __init__(self) -> None:
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()

@@ -1,0 +1,142 @@
+"""What the contract tests of events share: fresh events, a dispatcher that records, fresh processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure import scope
+from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace, dispatcher
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events.handler import Handler
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass
+class Options:
+    """The options of every handler that is offloaded."""
+
+    delivery: str = "broker"
+
+
+@dataclass
+class RecordingDispatcher:
+    """A dispatcher that publishes into a list of batches instead of a broker.
+
+    Attributes:
+        steps: what happened, in order: `dispatch`, then `publish`.
+        batches: for each publish, the handler names.
+        error: raised by `dispatch`, when set.
+    """
+
+    steps: list[str] = field(default_factory=list)
+    batches: list[list[str]] = field(default_factory=list)
+    error: Exception | None = None
+
+    def declare(self, function: Callable[..., Any], name: str, offload: object) -> tuple[Options, None]:
+        return Options(), None
+
+    def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
+        self.steps.append("dispatch")
+        if self.error is not None:
+            raise self.error
+        names = [handler.name for handler in handlers]
+        emission.offloaded.update({name: f"{emission.id}:{name}" for name in names})
+        return lambda: self._publish(names)
+
+    def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
+        self.steps.append("weigh")
+        return [100 + position for position, _ in enumerate(handlers)]
+
+    def _publish(self, names: list[str]) -> None:
+        self.steps.append("publish")
+        self.batches.append(names)
+
+    @property
+    def queued(self) -> list[str]:
+        return [name for batch in self.batches for name in batch]
+
+
+@dataclass
+class FakeTransaction:
+    """A transaction that keeps its callbacks until `commit`."""
+
+    usable: bool = True
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def commit(self) -> None:
+        scope.transaction.set(None)
+        for callback in self.callbacks:
+            callback()
+
+
+@pytest.fixture
+def evt() -> Event:
+    """An event in a namespace of its own."""
+    return Namespace().event("order.placed")
+
+
+@pytest.fixture
+def default() -> Iterator[Namespace]:
+    """The default namespace, empty for the time of a test."""
+    events, globs = dict(default_namespace), dict(default_namespace.globs)
+    default_namespace.clear()
+    default_namespace.globs.clear()
+    yield default_namespace
+    for kept, earlier in ((default_namespace, events), (default_namespace.globs, globs)):
+        kept.clear()
+        kept.update(earlier)
+
+
+@pytest.fixture
+def queue() -> Iterator[RecordingDispatcher]:
+    """A recording dispatcher in the slot."""
+    earlier = list(dispatcher._filled)
+    recording = RecordingDispatcher()
+    dispatcher.fill(recording)
+    yield recording
+    dispatcher._filled[:] = earlier
+
+
+@pytest.fixture
+def open_transaction() -> Iterator[FakeTransaction]:
+    """A transaction that is open around the test."""
+    token = scope.transaction.set(opened := FakeTransaction())
+    yield opened
+    scope.transaction.reset(token)
+
+
+@pytest.fixture
+def fresh_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python source as a script in a fresh process and folder; gives its output and exit code."""
+
+    def run(source: str, *, file: str = "script.py", arguments: Sequence[str] = (), **environ: str) -> Any:
+        script = tmp_path / file
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(dedent(source), encoding="utf-8")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
+        paths = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+        return subprocess.run(
+            [sys.executable, *(arguments or [str(script)])],
+            cwd=tmp_path,
+            env={**kept, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8", **environ},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,207 @@
+"""Async handlers under `emit`: contract section 4."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure.events import Event, drain, drain_async, emit, on
+
+WAIT = 10
+
+
+def test_async_handlers_run_without_a_loop(evt: Event) -> None:
+    """`emit` starts them elsewhere and does not wait."""
+    go, done = threading.Event(), []
+
+    @on(evt)
+    async def handler(sender: object) -> str:
+        await asyncio.to_thread(go.wait, WAIT)
+        done.append(threading.get_ident())
+        return "never a result"
+
+    assert emit(evt) == []
+    assert done == []
+    go.set()
+    assert drain(WAIT)
+    assert done != [threading.get_ident()]
+
+
+def test_there_is_one_background_loop(evt: Event) -> None:
+    """Handlers of all emitting threads share it, so that pooled clients can be kept."""
+    loops: list[object] = []
+
+    @on(evt)
+    async def handler(sender: object) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    threads = [threading.Thread(target=emit, args=(evt,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert drain(WAIT)
+    assert len(loops) == 4
+    assert len(set(loops)) == 1
+
+
+def test_async_handlers_run_on_the_running_loop(evt: Event) -> None:
+    """Where a loop runs, they are its tasks, started but not awaited."""
+    seen: list[object] = []
+
+    @on(evt)
+    async def handler(sender: object) -> None:
+        seen.append(asyncio.get_running_loop())
+
+    async def main() -> None:
+        emit(evt)
+        assert seen == []
+        await asyncio.wait_for(drain_async(), WAIT)
+        assert seen == [asyncio.get_running_loop()]
+
+    asyncio.run(main())
+
+
+def test_async_generators_are_drained_to_the_end(evt: Event) -> None:
+    """They take no part in cancellation, so a False they yield closes nothing."""
+    steps: list[object] = []
+
+    @on(evt)
+    async def handler(sender: object) -> Any:
+        for value in (1, False, 3):
+            steps.append(value)
+            yield value
+
+    assert emit(evt) == []
+    assert drain(WAIT)
+    assert steps == [1, False, 3]
+
+
+def test_async_handlers_cannot_cancel(evt: Event, queue: Any) -> None:
+    """The False of one that is not awaited comes too late to count."""
+
+    @on(evt, priority=1)
+    async def handler(sender: object) -> bool:
+        return False
+
+    on(evt)(lambda sender: "ran")
+    on(evt, offload=True, name="mail")(lambda sender: None)
+    emission = emit(evt)
+    assert drain(WAIT)
+    assert emission == ["ran"]
+    assert emission.cancelled_by is None
+    assert queue.queued == ["mail"]
+
+
+def test_cancellation_stops_async_handlers_behind_it(evt: Event) -> None:
+    """Those of higher priority have been started, those behind it never are."""
+    ran: list[str] = []
+
+    def add(name: str, priority: int) -> None:
+        @on(evt, priority=priority)
+        async def handler(sender: object) -> None:
+            ran.append(name)
+
+    add("before", 1)
+    add("after", -1)
+    on(evt)(lambda sender: False)
+    emit(evt)
+    assert drain(WAIT)
+    assert ran == ["before"]
+
+
+def test_function_that_returns_a_coroutine_is_async(evt: Event) -> None:
+    """It is started and not awaited, like any other async handler."""
+    ran: list[str] = []
+
+    async def work() -> str:
+        ran.append("awaited")
+        return "no result"
+
+    evt.connect(lambda sender: work())
+    assert emit(evt) == []
+    assert drain(WAIT)
+    assert ran == ["awaited"]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "log"])
+def test_failures_are_logged_with_handler_and_event(
+    evt: Event, caplog: pytest.LogCaptureFixture, on_error: Any
+) -> None:
+    """Nobody is there to raise to, so the log has it, with its traceback."""
+
+    @on(evt, on_error=on_error, name="shop.reserve")
+    async def handler(sender: object) -> None:
+        raise ValueError("no stock")
+
+    emission = emit(evt)
+    assert drain(WAIT)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "shop.reserve" in record.getMessage()
+    assert evt.name in record.getMessage()
+    assert record.exc_info is not None
+    assert list(emission.failed) == ["shop.reserve"]
+
+
+def test_handler_that_is_cancelled_by_what_it_awaits_has_failed(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
+    """A cancellation of its own making is logged as the failure it is, not as the end of the loop."""
+
+    @on(evt, name="shop.reserve")
+    async def handler(sender: object) -> None:
+        raise asyncio.CancelledError
+
+    emission = emit(evt)
+    assert drain(WAIT)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "shop.reserve" in record.getMessage()
+    assert list(emission.failed) == ["shop.reserve"]
+
+
+def test_in_a_transaction_they_start_after_the_commit(evt: Event, open_transaction: Any) -> None:
+    """Until the outermost commit nothing has begun."""
+    ran: list[object] = []
+
+    @on(evt)
+    async def handler(sender: object) -> None:
+        ran.append(sender)
+
+    emit(evt, "ada")
+    assert drain(WAIT)
+    assert ran == []
+    open_transaction.commit()
+    assert drain(WAIT)
+    assert ran == ["ada"]
+
+
+def test_after_a_rollback_they_never_start(evt: Event, open_transaction: Any) -> None:
+    """Callbacks that nobody calls leave no trace, not even a coroutine that was never awaited."""
+
+    @on(evt)
+    async def handler(sender: object) -> None:
+        pytest.fail("ran")
+
+    emit(evt)
+    open_transaction.callbacks.clear()
+    gc.collect()
+    assert drain(WAIT)
+
+
+def test_foreign_transaction_is_not_waited_for(evt: Event, open_transaction: Any) -> None:
+    """A transaction that is over, or another thread's, postpones nothing."""
+    ran: list[object] = []
+    open_transaction.usable = False
+
+    @on(evt)
+    async def handler(sender: object) -> None:
+        ran.append(sender)
+
+    emit(evt, "ada")
+    assert drain(WAIT)
+    assert ran == ["ada"]

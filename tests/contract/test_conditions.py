@@ -1,0 +1,98 @@
+"""Conditions, and when they are asked: contract section 3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure.events import Event, emit, on
+
+
+def named(name: str, order: list[str], result: Any = None) -> Any:
+    def handler(sender: object, *args: Any, **kwargs: Any) -> Any:
+        order.append(name)
+        return result
+
+    handler.__qualname__ = name
+    return handler
+
+
+def test_condition_that_is_false_skips(evt: Event) -> None:
+    """The condition is called as the handler would be; a false one skips it and says so."""
+    asked: list[Any] = []
+
+    def condition(*args: Any, **kwargs: Any) -> bool:
+        asked.append((args, kwargs))
+        return False
+
+    on(evt, condition=condition, name="shop.alert")(lambda *args, **kwargs: "ran")
+    emission = emit(evt, "ada", 1, reason="new")
+    assert asked == [(("ada", 1), {"reason": "new"})]
+    assert emission == []
+    assert list(emission.skipped) == ["shop.alert"]
+
+
+def test_condition_that_holds_is_not_listed(evt: Event) -> None:
+    """`skipped` lists only the handlers whose condition did not hold, and a cancelled one is not skipped."""
+    on(evt, condition=lambda sender: True)(lambda sender: False)
+    on(evt)(lambda sender: "not reached")
+    emission = emit(evt)
+    assert emission == [False]
+    assert emission.skipped == {}
+
+
+def test_condition_that_raises_skips_and_is_logged(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
+    """A broken condition neither stops the emission nor stays unseen."""
+    on(evt, condition=lambda sender: sender.total > 100, name="shop.alert")(lambda sender: "ran")
+    emission = emit(evt, "ada")
+    assert emission == []
+    assert "AttributeError" in emission.skipped["shop.alert"]
+    (record,) = caplog.records
+    assert "shop.alert" in record.getMessage()
+    assert record.exc_info is not None
+
+
+def test_condition_is_asked_just_before_its_handlers_turn(evt: Event) -> None:
+    """A condition sees what higher handlers did."""
+    order: dict[str, bool] = {"paid": False}
+    on(evt, condition=lambda sender: sender["paid"])(lambda sender: "ran")
+    on(evt, priority=1)(lambda sender: sender.update(paid=True))
+    assert emit(evt, order) == ["ran"]
+
+
+def test_condition_of_an_offloaded_handler_is_asked_after_the_inline_ones(evt: Event, queue: Any) -> None:
+    """Even a low inline handler decides about a high offloaded one."""
+    order: dict[str, bool] = {"paid": False}
+    on(evt, priority=9, offload=True, name="mail", condition=lambda sender: sender["paid"])(named("mail", []))
+    on(evt, priority=-9)(lambda sender: sender.update(paid=True))
+    emit(evt, order)
+    assert queue.queued == ["mail"]
+
+
+def test_condition_of_an_offloaded_handler_is_not_asked_after_a_cancellation(evt: Event, queue: Any) -> None:
+    """What will not be dispatched is not asked either."""
+    on(evt, offload=True, condition=lambda sender: pytest.fail("asked"))(named("mail", []))
+    evt.connect(lambda sender: False)
+    assert emit(evt).skipped == {}
+
+
+def test_offloaded_handlers_leave_as_one_batch_after_the_inline_ones(evt: Event, queue: Any) -> None:
+    """They keep the order of priority among themselves and stand behind every inline handler."""
+    on(evt, priority=1, offload=True, name="second")(named("second", []))
+    on(evt, priority=-5)(lambda sender: queue.steps.append("inline"))
+    on(evt, priority=9, offload=True, name="first")(named("first", []))
+    on(evt, priority=1, offload=True, name="third")(named("third", []))
+    on(evt, offload=True, name="skipped", condition=lambda sender: False)(named("skipped", []))
+    emission = emit(evt)
+    assert queue.steps == ["inline", "dispatch", "publish"]
+    assert queue.batches == [["first", "second", "third"]]
+    assert list(emission.offloaded) == ["first", "second", "third"]
+    assert list(emission.skipped) == ["skipped"]
+
+
+def test_nothing_is_dispatched_when_no_condition_holds(evt: Event, queue: Any) -> None:
+    """An empty batch is no batch."""
+    on(evt, offload=True, condition=lambda sender: False)(named("mail", []))
+    emit(evt)
+    assert queue.steps == []

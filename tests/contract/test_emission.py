@@ -1,0 +1,65 @@
+"""The Emission that an emit returns: contract section 4."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure.events import Emission, Event, emit, on
+
+
+def test_emission_starts_empty(evt: Event) -> None:
+    """An emit that nobody hears returns an emission like any other."""
+    emission = emit(evt)
+    assert isinstance(emission, Emission)
+    assert isinstance(emission, list)
+    assert emission == []
+    assert (emission.event, emission.parent, emission.root, emission.cancelled_by) == ("order.placed", None, None, None)
+    assert emission.skipped == emission.failed == emission.offloaded == {}
+
+
+def test_emission_id_is_a_uuid7_that_stays(evt: Event) -> None:
+    """The id is text, ordered by time, its own for each emission and always the same."""
+    first, second = emit(evt), emit(evt)
+    assert uuid.UUID(first.id).version == 7
+    assert str(uuid.UUID(first.id)) == first.id == first.id
+    assert first.id < second.id
+
+
+def test_emission_has_one_id_for_all_threads(evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that ask for the id at the same moment get the same one."""
+    both = threading.Barrier(2)
+
+    def slow() -> uuid.UUID:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.3)
+        return uuid.uuid4()
+
+    monkeypatch.setattr("uuid_utils.uuid7", slow)
+    emission, seen = Emission("order.placed"), []
+    threads = [threading.Thread(target=lambda: seen.append(emission.id)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {emission.id}
+
+
+def test_inline_handlers_of_equal_name_are_told_apart(evt: Event) -> None:
+    """Reports name the second one `#2`, the third `#3`."""
+    for _ in range(3):
+        on(evt, name="shop.audit", condition=lambda sender: False)(lambda sender: None)
+    assert list(emit(evt).skipped) == ["shop.audit", "shop.audit#2", "shop.audit#3"]
+
+
+def test_name_of_a_task_is_never_changed(evt: Event, queue: Any) -> None:
+    """An inline handler of the same name gives way, also when it came first."""
+    on(evt, name="shop.audit", on_error="log")(lambda sender: 1 / 0)
+    on(evt, name="shop.audit", offload=True)(lambda sender: None)
+    emission = emit(evt)
+    assert list(emission.offloaded) == ["shop.audit"]
+    assert list(emission.failed) == ["shop.audit#2"]

@@ -1,0 +1,188 @@
+"""What stops an `emit_async`: contract section 4."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure.events import Event, emit_async, on
+
+
+def run(evt: Event, *args: Any, **kwargs: Any) -> Any:
+    """One emission on a loop of its own, with a bound on its time."""
+    return asyncio.run(asyncio.wait_for(emit_async(evt, *args, **kwargs), 10))
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "async generator", "function", "generator"])
+def test_false_stops_lower_priorities_and_the_queue(evt: Event, queue: Any, kind: str) -> None:
+    """Awaited handlers can cancel, whatever their kind."""
+
+    async def coroutine(sender: object) -> bool:
+        return False
+
+    async def async_generator(sender: object) -> Any:
+        yield False
+
+    def generator(sender: object) -> Any:
+        yield False
+
+    handlers: Any = {
+        "coroutine": coroutine,
+        "async generator": async_generator,
+        "generator": generator,
+        "function": lambda sender: False,
+    }
+    on(evt, name="gate")(handlers[kind])
+    on(evt, priority=-1)(lambda sender: pytest.fail("ran"))
+    on(evt, priority=9, offload=True)(lambda sender: None)
+    emission = run(evt)
+    assert emission == ([[False]] if "generator" in kind else [False])
+    assert emission.cancelled_by == "gate"
+    assert queue.steps == []
+
+
+def test_async_generator_that_yields_false_is_closed_there(evt: Event) -> None:
+    """What follows the False does not run, its cleanup does, before `emit_async` returns."""
+    steps: list[str] = []
+
+    @on(evt)
+    async def gate(sender: object) -> Any:
+        try:
+            yield 1
+            yield False
+            steps.append("went on")
+        finally:
+            await asyncio.sleep(0)
+            steps.append("closed")
+
+    assert run(evt) == [[1, False]]
+    assert steps == ["closed"]
+
+
+def test_siblings_of_a_cancelling_handler_finish(evt: Event) -> None:
+    """The whole group of one priority runs before a cancellation counts, and the first in plan order gets the name."""
+    on(evt, name="first gate")(lambda sender: False)
+    on(evt)(lambda sender: "sync sibling")
+
+    @on(evt)
+    async def sibling(sender: object) -> str:
+        await asyncio.sleep(0)
+        return "async sibling"
+
+    on(evt, name="second gate")(lambda sender: False)
+    emission = run(evt)
+    assert emission == [False, "sync sibling", "async sibling", False]
+    assert emission.cancelled_by == "first gate"
+
+
+def test_siblings_of_a_failing_handler_finish(evt: Event, queue: Any) -> None:
+    """A failure counts when its group has run; lower priorities and the queue see nothing."""
+    steps: list[str] = []
+    on(evt)(lambda sender: 1 / 0)
+    on(evt)(lambda sender: steps.append("sync sibling"))
+
+    @on(evt)
+    async def sibling(sender: object) -> None:
+        await asyncio.sleep(0)
+        steps.append("async sibling")
+
+    on(evt, priority=-1)(lambda sender: steps.append("lower"))
+    on(evt, offload=True)(lambda sender: None)
+    with pytest.raises(ZeroDivisionError):
+        run(evt)
+    assert steps == ["sync sibling", "async sibling"]
+    assert queue.steps == []
+
+
+def test_single_failure_is_raised_as_it_is(evt: Event) -> None:
+    """The very exception comes out, with the handler's name in a note."""
+    error = ValueError("no stock")
+
+    @on(evt, name="shop.reserve")
+    async def reserve(sender: object) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="no stock") as caught:
+        run(evt)
+    assert caught.value is error
+    assert any("shop.reserve" in note for note in error.__notes__)
+
+
+def test_several_failures_are_a_group(evt: Event) -> None:
+    """All of them come out, in plan order."""
+
+    @on(evt)
+    async def first(sender: object) -> None:
+        raise ValueError("first")
+
+    @on(evt)
+    def second(sender: object) -> None:
+        raise KeyError("second")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(evt)
+    assert [type(error) for error in caught.value.exceptions] == [ValueError, KeyError]
+
+
+def test_failure_beats_cancellation(evt: Event) -> None:
+    """A group in which one cancels and one fails has failed."""
+    on(evt)(lambda sender: False)
+
+    @on(evt)
+    async def failing(sender: object) -> None:
+        raise ValueError("beats")
+
+    with pytest.raises(ValueError, match="beats"):
+        run(evt)
+
+
+def test_returned_exception_is_a_result(evt: Event) -> None:
+    """Returning an exception is not raising it."""
+
+    @on(evt)
+    async def handler(sender: object) -> ValueError:
+        return ValueError("returned")
+
+    (result,) = run(evt)
+    assert isinstance(result, ValueError)
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()])
+def test_on_error_log_lets_the_rest_go_on(evt: Event, caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
+    """An async handler that fails, be it by what it awaited being cancelled, is logged and listed."""
+
+    @on(evt, on_error="log", name="shop.audit")
+    async def audit(sender: object) -> None:
+        raise error
+
+    on(evt, priority=-1)(lambda sender: "ran")
+    emission = run(evt)
+    assert emission == ["ran"]
+    assert emission.failed == {"shop.audit": error}
+    assert "shop.audit" in caplog.text
+
+
+def test_cancelling_the_emitter_cancels_its_handlers(evt: Event) -> None:
+    """Whoever cancels the awaiting task is obeyed, `on_error="log"` or not."""
+    steps: list[str] = []
+
+    @on(evt, on_error="log")
+    async def handler(sender: asyncio.Event) -> None:
+        try:
+            sender.set()
+            await asyncio.Event().wait()
+        finally:
+            steps.append("ended")
+
+    async def main() -> None:
+        begun = asyncio.Event()
+        emitting = asyncio.create_task(emit_async(evt, begun))
+        await begun.wait()
+        emitting.cancel()
+        await emitting
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert steps == ["ended"]

@@ -1,0 +1,198 @@
+"""The exit of the interpreter, in processes of their own: contract section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Process = Callable[..., Any]
+
+HANDLER = """
+import asyncio
+from nitro.infrastructure.events import background, drain, emit, event, on
+
+@on("order.placed", name="shop.mail")
+async def mail(sender, **kwargs):
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    print("mailed", sender, flush=True)
+
+"""
+
+
+def test_exit_waits_for_the_background_loop(fresh_process: Process) -> None:
+    """The last line of a script is no reason to lose a mail."""
+    ended = fresh_process(HANDLER + "emit('order.placed', 'ada')")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "mailed ada\n", "")
+
+
+def test_exit_waits_for_what_they_start(fresh_process: Process) -> None:
+    """A chain of emissions finishes as well."""
+    chain = "@on('order.paid')\nasync def paid(sender):\n    emit('order.placed', sender)\n"
+    ended = fresh_process(HANDLER + chain + "emit('order.paid', 'ada')")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "mailed ada\n", "")
+
+
+def test_exit_by_an_exception_waits_too(fresh_process: Process) -> None:
+    """A script that fails after its emit has still emitted."""
+    ended = fresh_process(HANDLER + "emit('order.placed', 'ada')\nraise SystemExit(3)")
+    assert (ended.returncode, ended.stdout) == (3, "mailed ada\n")
+
+
+def test_exit_waits_for_emits_of_other_threads(fresh_process: Process) -> None:
+    """A thread that outlives the main one can emit and lose nothing."""
+    thread = (
+        "import threading\n"
+        "def late():\n"
+        "    threading.main_thread().join()\n"
+        "    emit('order.placed', 'ada')\n"
+        "threading.Thread(target=late).start()\n"
+    )
+    ended = fresh_process(HANDLER + thread)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "mailed ada\n", "")
+
+
+def test_exit_waits_no_longer_than_its_bound(fresh_process: Process) -> None:
+    """After 30 s, here shortened, the handler is given up and the log names it."""
+    forever = "@on('order.lost', name='shop.stuck')\nasync def stuck(sender):\n    await asyncio.Event().wait()\n"
+    ended = fresh_process(HANDLER + forever + "background.EXIT_WAIT = 0.05\nemit('order.lost')")
+    assert ended.returncode == 0
+    assert "shop.stuck" in ended.stderr
+    assert "order.lost" in ended.stderr
+
+
+def test_bound_of_the_exit_is_thirty_seconds(fresh_process: Process) -> None:
+    """The contract's number is the one in use."""
+    assert fresh_process(HANDLER + "print(background.EXIT_WAIT)").stdout == "30.0\n"
+
+
+def test_exit_of_a_program_without_async_handlers_waits_for_nothing(fresh_process: Process) -> None:
+    """No loop, no thread and no asyncio for those who need none."""
+    source = (
+        "import sys, threading\n"
+        "from nitro.infrastructure.events import drain, emit, on\n"
+        "on('order.placed')(lambda sender: print('inline', sender))\n"
+        "emit('order.placed', 'ada')\n"
+        "print('asyncio' in sys.modules, threading.active_count())\n"
+    )
+    assert fresh_process(source).stdout == "inline ada\nFalse 1\n"
+
+
+def test_import_loads_neither_celery_nor_the_database(fresh_process: Process) -> None:
+    """In-process events cost no more than they need: contract section 2."""
+    source = (
+        "import sys\n"
+        "import nitro.infrastructure.events\n"
+        "heavy = {'celery', 'kombu', 'sqlmodel', 'sqlalchemy', 'pydantic'}\n"
+        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    assert fresh_process(source).stdout == "[]\n"
+
+
+def test_forked_child_has_a_loop_of_its_own(fresh_process: Process) -> None:
+    """After a fork the parent's loop thread is gone; the child starts another."""
+    fork = (
+        "import os\n"
+        "emit('order.placed', 'parent')\n"
+        "drain()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    emit('order.placed', 'child')\n"
+        "    os._exit(0 if drain(10) else 1)\n"
+        "print('exit', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    ended = fresh_process(HANDLER + fork)
+    assert ended.stdout == "mailed parent\nmailed child\nexit 0\n"
+
+
+def test_child_forked_while_another_thread_asks_can_connect(fresh_process: Process) -> None:
+    """A lock that a thread of the parent held at the fork does not lock the child for ever."""
+    fork = (
+        "import os, signal, threading\n"
+        "held, go = threading.Event(), threading.Event()\n"
+        "class Slow(type):\n"
+        "    def __instancecheck__(cls, sender):\n"
+        "        held.set()\n"
+        "        return go.wait(10)\n"
+        "class Sender(metaclass=Slow): pass\n"
+        "on('order.paid', sender=Sender)(lambda sender: None)\n"
+        "thread = threading.Thread(target=lambda: event('order.paid').has_receivers_for(object()))\n"
+        "thread.start()\n"
+        "held.wait(10)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(5)\n"
+        "    on('order.shipped')(lambda sender: print('shipped', flush=True))\n"
+        "    emit('order.shipped')\n"
+        "    os._exit(0)\n"
+        "go.set()\n"
+        "thread.join()\n"
+        "print('exit', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert fresh_process(HANDLER + fork).stdout == "shipped\nexit 0\n"
+
+
+def test_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
+    """A handler that calls `sys.exit()` has failed, is logged with its name, and the next one still runs."""
+    failing = (
+        "background.EXIT_WAIT = 1.0\n"
+        "@on('order.lost', name='shop.reserve')\n"
+        "async def reserve(sender):\n    raise SystemExit(1)\n"
+        "emit('order.lost')\n"
+        "drain(1)\n"
+        "emit('order.placed', 'ada')\n"
+    )
+    ended = fresh_process(HANDLER + failing)
+    assert ended.stdout == "mailed ada\n"
+    assert "handler shop.reserve of event 'order.lost' failed" in ended.stderr
+
+
+def test_task_of_a_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
+    """Nor can a task that a handler has left behind."""
+    leaving = (
+        "background.EXIT_WAIT = 1.0\n"
+        "async def ends():\n    raise KeyboardInterrupt\n"
+        "@on('order.lost')\n"
+        "async def leaves(sender):\n    await asyncio.wait([asyncio.create_task(ends())])\n"
+        "emit('order.lost')\n"
+        "drain(1)\n"
+        "emit('order.placed', 'ada')\n"
+    )
+    assert fresh_process(HANDLER + leaving).stdout == "mailed ada\n"
+
+
+@pytest.mark.parametrize("loop", ["running", "background"])
+def test_started_handler_is_not_garbage(fresh_process: Process, loop: str) -> None:
+    """A handler that waits for a future that only it knows is kept until it has finished."""
+    waiting = """
+import gc, threading, weakref
+background.EXIT_WAIT = 1.0
+begun, known = threading.Event(), []
+
+@on("order.lost")
+async def waits(sender):
+    future = asyncio.get_running_loop().create_future()
+    known.append(weakref.ref(future))
+    begun.set()
+    await future
+    print("finished")
+
+def release():
+    gc.collect()
+    future = known[0]()
+    if future is None:
+        raise SystemExit("collected")
+    future.get_loop().call_soon_threadsafe(future.set_result, None)
+
+async def main():
+    emit("order.lost")
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    release()
+    await background.drain_async()
+
+"""
+    use = {"running": "asyncio.run(main())", "background": "emit('order.lost')\nbegun.wait(10)\nrelease()"}
+    assert fresh_process(HANDLER + waiting + use[loop]).stdout == "finished\n"

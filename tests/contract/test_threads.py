@@ -1,0 +1,215 @@
+"""Many threads on one event while its handlers change: contract sections 3 and 4."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure.events import Emission, Event, Namespace, drain, emit, on
+from nitro.infrastructure.events import events as events_module
+
+THREADS, EMITS = 16, 60
+
+
+@pytest.fixture(autouse=True)
+def hectic() -> Iterator[None]:
+    """Threads take turns far more often than usual, so that races show."""
+    earlier = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(earlier)
+
+
+def together(*works: Callable[[], Any]) -> None:
+    """Run each in a thread of its own, all at once; raise what one raised."""
+    start, errors = threading.Barrier(len(works)), []
+
+    def run(work: Callable[[], Any]) -> None:
+        start.wait(10)
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+
+
+def recorder(name: str, priority: int) -> Callable[..., None]:
+    """A handler that says in the emission's own list that it ran."""
+
+    def handler(seen: list[Any]) -> None:
+        seen.append((priority, name))
+
+    return handler
+
+
+def check(seen: list[tuple[int, str]]) -> None:
+    """One emission: no handler twice, highest priority first, the permanent ones there."""
+    names = [name for _, name in seen]
+    assert len(set(names)) == len(names)
+    assert [priority for priority, _ in seen] == sorted((priority for priority, _ in seen), reverse=True)
+    assert {"top", "middle", "bottom"} <= set(names)
+
+
+def change(target: Event, label: str, stop: threading.Event) -> None:
+    """Connect and disconnect ten handlers over and over, until told to stop."""
+    passing = [(recorder(f"{label}{n}", n - 5), n - 5) for n in range(10)]
+    while not stop.is_set():
+        for handler, priority in passing:
+            on(target, priority=priority)(handler)
+        for handler, _ in passing:
+            target.disconnect(handler)
+
+
+def heard(evt: Event) -> list[Any]:
+    """What one emission was heard by."""
+    seen: list[Any] = []
+    emit(evt, seen)
+    return seen
+
+
+@pytest.mark.parametrize("changing", ["event", "glob"])
+def test_every_emission_sees_a_consistent_plan(changing: str) -> None:
+    """16 threads emit while two connect and disconnect, on the event or on a glob that it hears."""
+    namespace, stop, emissions = Namespace(), threading.Event(), []
+    evt = namespace.event("order.placed")
+    target = evt if changing == "event" else namespace.event("order.*")
+    for name, priority in (("top", 9), ("middle", 0), ("bottom", -9)):
+        on(evt, priority=priority)(recorder(name, priority))
+
+    def emitters() -> None:
+        try:
+            together(*[lambda: emissions.extend(heard(evt) for _ in range(EMITS))] * THREADS)
+        finally:
+            stop.set()
+
+    together(emitters, lambda: change(target, "a", stop), lambda: change(target, "b", stop))
+    assert len(emissions) == THREADS * EMITS
+    for seen in emissions:
+        check(seen)
+    assert [name for _, name in heard(evt)] == ["top", "middle", "bottom"]
+
+
+def test_own_connect_is_seen_by_the_own_next_emit() -> None:
+    """In the midst of others' changes, what a thread has connected it hears, what it disconnected it does not."""
+    evt = Namespace().event("order.placed")
+
+    def work() -> None:
+        for _ in range(EMITS):
+            mine = evt.connect(lambda seen: seen.append("mine"))
+            seen = heard(evt)
+            evt.disconnect(mine)
+            assert "mine" in seen
+            assert mine not in evt.receivers.values()
+
+    together(*[work] * THREADS)
+    assert not evt.receivers
+
+
+def test_own_senders_are_kept_apart() -> None:
+    """16 threads, each with its sender and its handler: nobody hears another's."""
+    evt = Namespace().event("order.placed")
+
+    def work(number: int) -> None:
+        sender, seen = f"sender {number}", []
+        on(evt, sender=sender)(seen.append)
+        for _ in range(EMITS):
+            emit(evt, sender)
+        assert seen == [sender] * EMITS
+
+    together(*[lambda number=number: work(number) for number in range(THREADS)])
+
+
+def test_event_of_one_name_is_one_object_for_all_threads() -> None:
+    """Threads that ask for a new name at the same moment get the same event."""
+    namespace, found = Namespace(), []
+    names = [f"event.{number}" for number in range(EMITS)]
+    together(*[lambda: found.append([namespace.event(name) for name in names])] * THREADS)
+    assert all(events == found[0] for events in found)
+
+
+def test_causes_of_threads_are_kept_apart() -> None:
+    """Each thread's inner emission is the child of its own outer one."""
+    namespace = Namespace()
+    outer, inner = namespace.event("outer"), namespace.event("inner")
+    outer.connect(lambda sender: sender.append(emit(inner, sender)))
+    inner.connect(lambda sender: None)
+
+    def work() -> None:
+        for _ in range(EMITS):
+            found: list[Emission] = []
+            emission = emit(outer, found)
+            assert found[0].parent == emission.id
+
+    together(*[work] * THREADS)
+
+
+def test_async_handlers_of_all_threads_run_once() -> None:
+    """The background loop loses and doubles nothing."""
+    evt, ran = Namespace().event("order.placed"), []
+
+    @on(evt)
+    async def handler(sender: object) -> None:
+        await asyncio.sleep(0)
+        ran.append(sender)
+
+    def work(number: int) -> None:
+        for count in range(EMITS):
+            emit(evt, (number, count))
+
+    together(*[lambda number=number: work(number) for number in range(THREADS)])
+    assert drain(30)
+    assert sorted(ran) == [(number, count) for number in range(THREADS) for count in range(EMITS)]
+
+
+@pytest.mark.parametrize("muting", ["event", "glob"])
+def test_mute_is_not_undone_by_a_plan_in_the_making(monkeypatch: pytest.MonkeyPatch, muting: str) -> None:
+    """A thread that plans while another mutes does not leave its old plan behind."""
+    namespace = Namespace()
+    evt, glob = namespace.event("order.placed"), namespace.event("order.*")
+    on(glob)(lambda sender: "heard")
+    (evt if muting == "event" else glob).connect(lambda sender: "heard too")
+    planning, go = threading.Event(), threading.Event()
+
+    def slow_build(handlers: Any) -> Any:
+        if threading.current_thread() is planner:
+            planning.set()
+            go.wait(10)
+        return build(handlers)
+
+    build = events_module.Plans
+    monkeypatch.setattr(events_module, "Plans", slow_build)
+    planner = threading.Thread(target=emit, args=(evt,))
+    planner.start()
+    planning.wait(10)
+    target = evt if muting == "event" else glob
+    muter = threading.Thread(target=lambda: setattr(target, "is_muted", True))
+    muter.start()
+    muter.join(0.2)
+    go.set()
+    planner.join(10)
+    muter.join(10)
+    assert emit(evt) == []
+
+
+def test_handler_may_change_the_handlers() -> None:
+    """A handler that connects another one in the midst of an emission does not dead-lock with other threads."""
+    evt = Namespace().event("order.placed")
+
+    @on(evt)
+    def changing(sender: Event) -> None:
+        sender.disconnect(sender.connect(lambda sender: None))
+
+    together(*[lambda: [emit(evt, evt) for _ in range(EMITS)]] * 4)
+    assert list(evt.receivers_for(evt)) == [changing]
