@@ -11,9 +11,9 @@ from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Function, Handler, OffloadOptions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Call:
-    """What the handlers of one emission are called with."""
+    """What the handlers of one emission are called with; not frozen, which would triple the cost of making one."""
 
     sender: object
     args: tuple[Any, ...] = ()

@@ -20,19 +20,20 @@ class Emission(list[Any]):
         cancelled_by: name of the handler that returned False, or None.
     """
 
-    __slots__ = ("_failed", "_id", "_offloaded", "_skipped", "cancelled_by", "event", "parent", "root")
+    # Most emissions never leave these defaults, which cost nothing to make.
+    cancelled_by: str | None = None
+    parent: str | None = None
+    root: str | None = None
+    _id: str | None = None
+    _skipped: dict[str, str] | None = None
+    _failed: dict[str, BaseException] | None = None
+    _offloaded: dict[str, str] | None = None
 
     def __init__(self, event: str) -> None:
-        super().__init__()
         self.event = event
-        self.cancelled_by: str | None = None
-        self._id: str | None = None
-        self._skipped: dict[str, str] | None = None
-        self._failed: dict[str, BaseException] | None = None
-        self._offloaded: dict[str, str] | None = None
         cause = scope.cause()
-        self.parent = None if cause is None else cause.id
-        self.root = None if cause is None else cause.root or cause.id
+        if cause is not None:
+            self.parent, self.root = cause.id, cause.root or cause.id
 
     @property
     def id(self) -> str:

@@ -34,6 +34,7 @@ class Handler:
         call: runs the function; for a weak one, only while it lives.
         key: which function it is; the same for two registrations of one function.
         name: stable name, of the Celery task too.
+        is_async: whether its kind needs an event loop.
         sender: hears only this one; `ANY` hears all.
         offload: checked options of its Celery task, or None for an inline handler.
         order: when it was connected, counted over all events.
@@ -43,6 +44,7 @@ class Handler:
     key: Hashable
     name: str
     kind: Kind
+    is_async: bool
     sender: Sender
     priority: int
     condition: Function | None
@@ -59,11 +61,6 @@ class Handler:
     def alive(self) -> bool:
         """Whether its function and its sender still exist."""
         return self.function is not None and self.sender.alive
-
-    @property
-    def is_async(self) -> bool:
-        """Whether it needs an event loop."""
-        return self.kind in ("async", "async generator")
 
 
 class Weak:

@@ -37,19 +37,23 @@ def emit(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
         The emission, and the inline handlers that were waited for with their results.
     """
     plan, emission, outcomes = plan_of(event, call), Emission(event.name), []
-    with scope.emitting(emission):
+    emissions = scope.running.emissions
+    emissions.append(emission)
+    try:
         for handler in plan.inline:
-            if not holds(handler, emission, call):
+            if handler.condition is not None and not holds(handler, emission, call):
                 continue
             result = None if handler.is_async else run(handler, emission, call)
-            if handler.is_async or isinstance(result, Pending):
+            if handler.is_async or type(result) is Pending:
                 _start(handler, emission, call, result)
                 continue
             outcomes.append((handler, result))
-            if cancels(result):
+            if result is not None and cancels(result):
                 break
         _conclude(emission, outcomes)
         send = _dispatch(plan, emission, call)
+    finally:
+        emissions.pop()
     if send is not None and not _after_commit(send):
         send()
     return emission, outcomes

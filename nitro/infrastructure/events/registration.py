@@ -86,11 +86,13 @@ def register(
         if weak:
             raise DeclarationError(f"{name}: weak=True and offload exclude each other: a worker keeps its handlers")
         checked, replaced = dispatcher().declare(function, name, offload)
+    kind = kind_of(function)
     handler = Handler(
         call=Weak(function, when_gone) if weak else function,
         key=function_key(function),
         name=name,
-        kind=kind_of(function),
+        kind=kind,
+        is_async=kind in ("async", "async generator"),
         sender=Sender(sender, when_gone),
         priority=priority,
         condition=condition,
