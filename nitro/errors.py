@@ -31,6 +31,13 @@ from collections.abc import Iterable, Sequence
 class NitroError(Exception):
     """The root: `except NitroError` catches whatever the library itself raises."""
 
+    def __init__(self, message: str = "") -> None:
+        # Exception.__init__ is left out, so that `args` stay the facts, from which pickle and result backends rebuild it.
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
 
 class SettingError(NitroError, ValueError):
     """A `NITRO_*` variable has a value that is not allowed."""
@@ -104,10 +111,7 @@ class SignatureRefused(PayloadUnreadable):
     """A message without the right signature, which `NITRO_SIGNING_KEY` demands; it is never tried again."""
 
     def __init__(self, handler: str) -> None:
-        super().__init__(handler)
-
-    def __str__(self) -> str:
-        return f"a message for {self.args[0]} without the right signature, which NITRO_SIGNING_KEY demands"
+        super().__init__(f"a message for {handler} without the right signature, which NITRO_SIGNING_KEY demands")
 
 
 class EntityError(NitroError):

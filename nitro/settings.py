@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,7 +102,9 @@ def _choice(name: str, value: str, allowed: Mapping[str, T]) -> T:
 def _scheme(name: str, url: str, allowed: tuple[str, ...]) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme.partition("+")[0] not in allowed:
-        raise SettingError(name, url, "a URL that starts with " + ", ".join(f"{s}://" for s in allowed))
+        raise SettingError(
+            name, re.sub(r"//[^/@]*@", "//***@", url), "a URL that starts with " + ", ".join(f"{s}://" for s in allowed)
+        )
     return scheme
 
 

@@ -23,7 +23,9 @@ def test_a_block_runs_as_written(block: str, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text(block)
     environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 

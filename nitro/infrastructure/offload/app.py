@@ -55,8 +55,11 @@ def current_app() -> Celery:
 
 
 def _users() -> Celery | None:
-    """The app that Celery calls current: of this thread, else the one that the program has made."""
+    """The app that Celery calls current: of this thread, the default one, or the one that the program has made."""
     if _state._tls.current_app is not None:
         return _state._tls.current_app
+    default = _state.default_app
+    if default is not None and default.set_as_current:  # else Celery has made it for want of any
+        return default
     made = [app for app in _state._get_active_apps() if app.set_as_current]
     return made[0] if len(made) == 1 else None

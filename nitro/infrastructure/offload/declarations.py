@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from inspect import signature
 from types import FunctionType, MethodType
 from typing import Any
@@ -107,7 +107,7 @@ def _redefines(new: FunctionType, old: Callable[..., Any]) -> bool:
     return (same_file or interactive) and new.__qualname__ == old.__qualname__
 
 
-@lru_cache(maxsize=None)
+@cache
 def header(function: Callable[..., Any]) -> Callable[..., Any]:
     """What takes the arguments that `function` takes, else raises its TypeError, and does nothing."""
     if not function.__name__.isidentifier():  # a lambda

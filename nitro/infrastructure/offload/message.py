@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID, uuid5
@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 from kombu.utils.json import dumps
 
 from nitro.errors import PayloadUnreadable, SignatureRefused
-from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.offload.codec import encode
 from nitro.infrastructure.offload.options import Entities
@@ -20,6 +20,8 @@ from nitro.settings import Settings
 
 KEY = "__nitro__"
 """The one kwarg of a task message that carries an emission."""
+
+_as_celery_sends: Callable[[Any], str] = dumps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,8 @@ def delivery_id(emission: str, handler: str) -> str:
 
 def _signature(envelope: Mapping[str, Any], handler: str, args: Sequence[Any], key: str) -> str:
     """HMAC-SHA256 over all that the handler gets and its name, so that nothing can be exchanged."""
-    signed = json.dumps([handler, dumps(list(args)) if args else "", sorted(envelope.items())], separators=(",", ":"))
+    before = _as_celery_sends(list(args)) if args else ""
+    signed = json.dumps([handler, before, sorted(envelope.items())], separators=(",", ":"))
     return hmac.digest(key.encode(), signed.encode(), "sha256").hex()
 
 
@@ -110,6 +113,8 @@ def _is_signed(envelope: Any, handler: str, args: Sequence[Any], key: str) -> bo
 
 def shown(sender: object) -> str:
     """A sender without its field values: `Order:o1`, and what `__nitro_show__` of its class adds."""
+    if sender is ANY:
+        return "ANY"
     identity = getattr(sender, "__nitro_identity__", None)
     if isinstance(sender, type) or identity is None:
         return type(sender).__name__ if not isinstance(sender, type) else sender.__name__

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kombu.exceptions import KombuError, OperationalError
-
 from nitro.errors import DispatchError, EmitError, PayloadError
 from nitro.infrastructure.events import Emission
-from nitro.infrastructure.events.dispatcher import Call, Shipment
+from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.declarations import declare, declared, header
@@ -31,7 +29,7 @@ class Parcel:
 class Publisher:
     """Queues handlers through the current Celery app."""
 
-    def declare(self, function: Callable[..., Any], name: str, offload: object) -> tuple[object, Any]:
+    def declare(self, function: Callable[..., Any], name: str, offload: object) -> tuple[Offload, Any]:
         """Check and keep an offloaded function."""
         return declare(function, name, offload)
 
@@ -57,17 +55,14 @@ class Publisher:
         emission.offloaded.update((parcel.handler, parcel.options["task_id"]) for parcel in parcels)
         return partial(publish, emission.event, parcels)
 
-    def describe(self, call: Call, handlers: Sequence[Handler]) -> list[Shipment]:
-        """What `dispatch` would send.
+    def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
+        """The bytes of payload that `dispatch` would send to each.
 
         Raises:
             PayloadError: a value cannot travel.
         """
         messages = _messages(Emission(""), call, handlers)
-        return [
-            Shipment(delivery=str(options.delivery), payload_size=len(messages[options.entity].payload))
-            for options in map(_options, handlers)
-        ]
+        return [len(messages[_options(handler).entity].payload) for handler in handlers]
 
 
 def publish(event: str, parcels: Sequence[Parcel]) -> None:
@@ -77,6 +72,10 @@ def publish(event: str, parcels: Sequence[Parcel]) -> None:
         DispatchError: the broker did not take them; names those that it did not surely take.
     """
     app = current_app()
+    if app.conf.task_always_eager:
+        for parcel in parcels:
+            app.tasks[parcel.handler].apply_async(kwargs=parcel.kwargs, **parcel.options)
+        return
     waiting = [parcel.handler for parcel in parcels]
     try:
         with app.producer_or_acquire() as producer, producer.batch():
@@ -85,7 +84,7 @@ def publish(event: str, parcels: Sequence[Parcel]) -> None:
                 app.tasks[parcel.handler].apply_async(kwargs=parcel.kwargs, producer=producer, **parcel.options)
                 if at_once:
                     waiting.remove(parcel.handler)
-    except (KombuError, OperationalError, OSError) as error:
+    except Exception as error:
         raise DispatchError(event, waiting, error) from error
 
 

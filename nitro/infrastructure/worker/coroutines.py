@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import sys
 from collections.abc import Coroutine
 from contextvars import ContextVar
 from threading import Event
 from typing import Any
+
+from billiard.common import TERM_SIGNAL
+from celery.signals import worker_process_shutdown
 
 from nitro.infrastructure.events import background
 
@@ -73,3 +78,14 @@ async def _cancel(spawned: set[asyncio.Future[Any]], handler: str) -> None:
         logger.warning("handler %s left %r running; it is cancelled", handler, task)
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
+
+
+@worker_process_shutdown.connect(weak=False)
+def _unwind_on_termination(**_signal: object) -> None:
+    """Have a signal to end unwind a pool's child that is ending, so that it releases what it has locked.
+
+    billiard keeps that signal from the main thread while a child says goodbye in the queue that all children
+    share. With a second thread, as our loop's, the signal arrives nevertheless; killed there and then, the
+    child would leave the queue locked, and no task of that worker would ever start again.
+    """
+    signal.signal(TERM_SIGNAL, lambda *_: sys.exit())

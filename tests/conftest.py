@@ -1,0 +1,168 @@
+"""What the tests of offloading share: a Celery app in memory, what it has queued, and a worker in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, _state
+from celery.app.trace import reset_worker_optimizations
+from celery.contrib.testing.worker import start_worker
+from kombu.transport import memory
+
+from nitro.infrastructure import database
+from nitro.infrastructure.events import Emission
+from nitro.infrastructure.offload import app as apps
+from nitro.infrastructure.offload import bind, declarations
+from nitro.infrastructure.offload.codec import Payload, decode
+from nitro.infrastructure.offload.message import KEY
+
+IN_MEMORY = {
+    "broker_url": "memory://",
+    "result_backend": "cache+memory://",
+    "broker_transport_options": {"polling_interval": 0.005},
+    "worker_hijack_root_logger": False,
+}
+LOOK_AGAIN = 0.02
+PATIENCE = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A task message as it lies in the broker."""
+
+    name: str
+    id: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    embed: dict[str, Any]
+
+    @property
+    def payload(self) -> Payload:
+        """What the handler would be called with."""
+        return decode(self.kwargs[KEY]["payload"], load=lambda cls, key: (cls, key))
+
+
+@pytest.fixture
+def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Settings, declared handlers, current app and memory broker as in a fresh process."""
+    for name in [name for name in os.environ if name.startswith("NITRO_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NITRO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{tmp_path / 'nitro.db'}")
+    database.reset()
+    declared, bound, own = dict(declarations.declared), list(apps._bound), list(apps._own)
+    current, default = _state._tls.current_app, _state.default_app
+    declarations.declared.clear()
+    apps._bound.clear()
+    apps._own.clear()
+    _state._tls.current_app, _state.default_app = None, None
+    memory.Channel.queues.clear()
+    yield
+    for app in (*apps._bound, *apps._own):
+        app.close()
+    memory.Channel.queues.clear()
+    _state._tls.current_app, _state.default_app = current, default
+    declarations.declared.clear()
+    declarations.declared.update(declared)
+    apps._bound[:], apps._own[:] = bound, own
+    database.reset()
+
+
+@pytest.fixture
+def make_app(offloading: None) -> Iterator[Callable[..., Celery]]:
+    """Makes Celery apps with a broker and results in memory; more settings by keyword."""
+    made: list[Celery] = []
+
+    def make(*, task_cls: Any = None, **conf: Any) -> Celery:
+        app = Celery("shop", set_as_current=False, task_cls=task_cls)
+        app.config_from_object({**IN_MEMORY, **conf})
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.close()
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Celery]) -> Celery:
+    """A bound app with a broker and results in memory."""
+    return bind(make_app())
+
+
+@pytest.fixture
+def sent(app: Celery) -> Callable[..., list[Sent]]:
+    """Takes all messages out of a queue of the memory broker."""
+    return lambda queue="celery": list(taken(app, queue))
+
+
+def taken(app: Celery, queue: str) -> Iterator[Sent]:
+    """The messages of a queue of any broker, taken out one by one."""
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        while (message := channel.basic_get(queue, no_ack=True)) is not None:
+            args, kwargs, embed = message.decode()
+            yield Sent(
+                name=message.headers["task"],
+                id=message.headers["id"],
+                headers=message.headers,
+                properties=message.properties,
+                args=args,
+                kwargs=kwargs,
+                embed=embed,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What a worker in this process made of its tasks."""
+
+    app: Celery
+
+    def of(self, task_id: str) -> Any:
+        """The result of a task when it has ended, or the exception that it raised."""
+        return self.app.AsyncResult(task_id).get(timeout=PATIENCE, interval=LOOK_AGAIN, propagate=False)
+
+    def only(self, emission: Emission) -> Any:
+        """The outcome of the one handler of an emission."""
+        (task_id,) = emission.offloaded.values()
+        return self.of(task_id)
+
+    def state(self, emission: Emission) -> str:
+        """The final state of the one handler of an emission."""
+        (task_id,) = emission.offloaded.values()
+        self.of(task_id)
+        return str(self.app.AsyncResult(task_id).state)
+
+
+@contextmanager
+def working(app: Celery, pool: str = "solo", concurrency: int = 1) -> Iterator[Outcomes]:
+    """A worker in a thread of this process, for as long as the block lasts."""
+    default = _state.default_app
+    try:
+        with start_worker(app, perform_ping_check=False, pool=pool, concurrency=concurrency, loglevel="WARNING"):
+            yield Outcomes(app)
+    finally:
+        reset_worker_optimizations(app)
+        _state.default_app = default
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcomes]]:
+    """Starts a worker in this process, for an app and the handlers declared so far; it ends with the test."""
+    drain = memory.Transport.drain_events
+
+    def drain_quickly(transport: Any, connection: Any, timeout: float | None = None) -> None:
+        drain(transport, connection, timeout=LOOK_AGAIN)
+
+    monkeypatch.setattr(memory.Transport, "drain_events", drain_quickly)
+    with ExitStack() as workers:
+        yield lambda app, **options: workers.enter_context(working(app, **options))

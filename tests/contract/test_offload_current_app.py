@@ -1,0 +1,147 @@
+"""Which Celery app queues handlers where none is bound: contract section 2."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.offload import app as apps
+from nitro.infrastructure.offload import bind
+
+pytestmark = pytest.mark.usefixtures("offloading")
+
+SAFE = {
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+    "worker_prefetch_multiplier": 1,
+    "task_serializer": "json",
+    "accept_content": ["json"],
+}
+UNSAFE = {
+    "task_acks_late": False,
+    "task_reject_on_worker_lost": False,
+    "worker_prefetch_multiplier": 4,
+    "task_serializer": "yaml",
+    "accept_content": ["json", "yaml"],
+}
+
+
+@pytest.fixture
+def celery_app() -> Iterator[Callable[..., Celery]]:
+    """Makes apps as a user would, current ones unless told otherwise."""
+    made: list[Celery] = []
+
+    def make(*args: Any, **options: Any) -> Celery:
+        made.append(Celery(*args, **options))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.close()
+
+
+def queued_by(emitted: Event) -> int:
+    """How many messages are in the queues of the memory broker after an emit."""
+    from kombu.transport import memory
+
+    emit(emitted)
+    return sum(queue.qsize() for queue in memory.Channel.queues.values())
+
+
+def test_bound_app_wins_over_the_current_one(celery_app: Callable[..., Celery], evt: Event) -> None:
+    """Explicit is better than current."""
+    bound = bind(celery_app("bound", broker="memory://", set_as_current=False))
+    celery_app("current", broker="memory://")
+    assert apps.current_app() is bound
+
+
+def test_current_app_needs_no_line(celery_app: Callable[..., Celery], evt: Event) -> None:
+    """The app that Celery calls current queues handlers, and has their tasks."""
+    app = celery_app("current", broker="memory://")
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    assert queued_by(evt) == 1
+    assert "shop.handler" in app.tasks
+    assert app.conf.task_acks_late is True
+
+
+def test_current_app_may_come_after_the_handlers(celery_app: Callable[..., Celery], evt: Event) -> None:
+    """Handlers may be imported before the app is made."""
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    app = celery_app("current", broker="memory://")
+    assert queued_by(evt) == 1
+    assert "shop.handler" in app.tasks
+
+
+def test_current_app_is_found_in_another_thread(celery_app: Callable[..., Celery], evt: Event) -> None:
+    """A web server's threads use the app that the main thread has made."""
+    app = celery_app("current", broker="memory://")
+    found: list[Celery] = []
+    thread = threading.Thread(target=lambda: found.append(apps.current_app()))
+    thread.start()
+    thread.join()
+    assert found == [app]
+
+
+def test_default_app_is_found_in_another_thread_among_several(celery_app: Callable[..., Celery]) -> None:
+    """In a worker with threads the app that it runs is meant, whatever other apps the program has made."""
+    worker_app = celery_app("worker", broker="memory://")
+    celery_app("other", broker="memory://")
+    worker_app.set_default()
+    found: list[Celery] = []
+    thread = threading.Thread(target=lambda: found.append(apps.current_app()))
+    thread.start()
+    thread.join()
+    assert found == [worker_app]
+
+
+def test_own_app_otherwise(tmp_path: Path) -> None:
+    """Without any app of the user's there is one made from the settings, always the same."""
+    app = apps.current_app()
+    assert app is apps.current_app()
+    assert app.conf.broker_url.startswith("filesystem://")
+    assert app.conf.task_default_queue == "nitro"
+
+
+def test_own_app_is_not_made_current() -> None:
+    """Nitro does not get in the way of code that uses Celery's current app."""
+    from celery import _state
+
+    apps.current_app()
+    assert _state._tls.current_app is None
+
+
+def test_own_app_reads_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broker and results of Nitro's own app come from `NITRO_*`."""
+    monkeypatch.setenv("NITRO_BROKER_URL", "memory://")
+    monkeypatch.setenv("NITRO_RESULT_BACKEND", "cache+memory://")
+    app = apps.current_app()
+    assert (app.conf.broker_url, app.conf.result_backend) == ("memory://", "cache+memory://")
+
+
+def test_one_own_app_for_all_threads() -> None:
+    """Threads that emit first at the same time share it."""
+    ready, found = threading.Barrier(4), []
+
+    def look() -> None:
+        ready.wait()
+        found.append(apps.current_app())
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, found))) == 1
+
+
+def test_rabbitmq_of_the_own_app_is_a_quorum_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replicated queue, behind an exchange with which countdowns work."""
+    monkeypatch.setenv("NITRO_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//")
+    conf = apps.current_app().conf
+    assert (conf.task_default_queue_type, conf.task_default_exchange_type) == ("quorum", "topic")

@@ -1,0 +1,117 @@
+"""What Flower, `celery events` and `inspect` show of a handler: contract section 5."""
+
+import ast
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+from celery import Celery
+from celery.worker import state
+
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.events import Emission, Event, emit, on
+
+Sent = Callable[..., list[Any]]
+Work = Callable[..., Any]
+
+
+class Secretive(Entity):
+    email: str = ""
+
+
+class Showing(Entity):
+    __nitro_show__: ClassVar[tuple[str, ...]] = ("status",)
+
+    status: str = ""
+    email: str = ""
+
+
+@pytest.fixture
+def handler(evt: Event, app: Celery) -> Any:
+    """An offloaded handler."""
+    return on(evt, offload=True, name="shop.handler")(lambda sender, *args, **kwargs: None)
+
+
+def shown(emission: Emission, sent: Sent) -> dict[str, str]:
+    """The readable arguments of the one message, as Flower parses them."""
+    (message,) = sent()
+    assert message.headers["argsrepr"] == "()"
+    parsed: dict[str, str] = ast.literal_eval(message.headers["kwargsrepr"])
+    return parsed
+
+
+def test_arguments_are_a_dict_literal_of_facts(evt: Event, handler: Any, sent: Sent) -> None:
+    """Flower can search for event, sender and emission."""
+    emission = emit(evt, Secretive(id="s1"))
+    assert shown(emission, sent) == {"event": evt.name, "sender": "Secretive:s1", "emission": emission.id}
+
+
+def test_field_values_stay_hidden(evt: Event, handler: Any, sent: Sent) -> None:
+    """Of sender and arguments nothing is shown but class and id."""
+    emission = emit(evt, Secretive(id="s1", email="secret"), "secret", card="secret", other=Secretive(email="secret"))
+    assert "secret" not in str(shown(emission, sent))
+
+
+def test_class_may_show_fields(evt: Event, handler: Any, sent: Sent) -> None:
+    """`__nitro_show__` opts in, field by field."""
+    emission = emit(evt, Showing(id="s1", status="paid", email="secret"))
+    assert shown(emission, sent)["sender"] == "Showing:s1 status='paid'"
+
+
+@pytest.mark.parametrize(("sender", "text"), [("secret", "str"), (None, "NoneType"), ({"a": "secret"}, "dict")])
+def test_other_senders_are_shown_by_their_class(evt: Event, handler: Any, sent: Sent, sender: Any, text: str) -> None:
+    """A value that is no entity may be anything, a password included."""
+    assert shown(emit(evt, sender), sent)["sender"] == text
+
+
+def test_no_sender_is_shown_as_any(evt: Event, handler: Any, sent: Sent) -> None:
+    """The name under which the user knows it."""
+    assert shown(emit(evt), sent)["sender"] == "ANY"
+
+
+def test_direct_call_is_readable_too(evt: Event, handler: Any, sent: Sent) -> None:
+    """`.task.delay` hides field values in the same way."""
+    handler.task.delay(Secretive(id="s1", email="secret"), card="secret")
+    headers = sent()[0].headers
+    assert ast.literal_eval(headers["kwargsrepr"])["sender"] == "Secretive:s1"
+    assert "secret" not in headers["argsrepr"] + headers["kwargsrepr"]
+
+
+def test_it_stays_readable_on_retries(evt: Event, app: Celery, work: Work) -> None:
+    """The second attempt shows what the first one did."""
+    seen: list[tuple[str, str]] = []
+
+    @on(evt, offload={"retry_backoff": False, "default_retry_delay": 0}, name="shop.flaky")
+    def flaky(sender: Any, card: str) -> None:
+        (request,) = state.active_requests
+        seen.append((request.argsrepr, request.kwargsrepr))
+        if len(seen) == 1:
+            raise ValueError("again")
+
+    emission = emit(evt, Secretive(id="s1"), card="secret")
+    work(app, pool="threads").only(emission)
+    facts = {"event": evt.name, "sender": "Secretive:s1", "emission": emission.id}
+    assert [ast.literal_eval(text) for _, text in seen] == [facts, facts]
+    assert seen[0] == seen[1]
+
+
+def test_inspect_shows_no_payload(evt: Event, app: Celery, work: Work) -> None:
+    """`celery inspect active` answers with the readable arguments."""
+    answers: list[str] = []
+
+    @on(evt, offload=True, name="shop.handler")
+    def handler(sender: Any, card: str) -> None:
+        (request,) = state.active_requests
+        answers.append(str(request.info()))
+
+    emission = emit(evt, Secretive(id="s1"), card="secret")
+    work(app, pool="threads").only(emission)
+    assert "Secretive:s1" in answers[0]
+    assert "secret" not in answers[0]
+
+
+def test_canvas_shows_no_payload(evt: Event, app: Celery, handler: Any, sent: Sent) -> None:
+    """A signature that is sent in a chain is readable as well."""
+    (handler.task.s(Secretive(id="s1", email="secret")) | handler.task.si("ada")).delay()
+    headers = sent()[0].headers
+    assert "secret" not in headers["argsrepr"] + headers["kwargsrepr"]

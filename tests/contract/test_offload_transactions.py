@@ -1,0 +1,160 @@
+"""Offloads leave after the commit, and only then: contract section 7."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.database import transaction
+from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
+
+Sent = Callable[..., list[Any]]
+
+
+class Parcel(Entity, table=True):
+    __tablename__ = "offload_parcel"
+
+    status: str = "draft"
+
+
+@pytest.fixture(autouse=True)
+def handler(evt: Event, app: Celery) -> Any:
+    """An offloaded handler."""
+    return on(evt, offload=True, name="shop.handler")(lambda sender: None)
+
+
+def test_nothing_leaves_before_the_commit(evt: Event, sent: Sent) -> None:
+    """Inside the block the ids are known already; the message leaves at its end."""
+    with transaction():
+        emission = emit(evt, Parcel(id="p1").save())
+        assert sent() == []
+    assert [message.id for message in sent()] == list(emission.offloaded.values())
+
+
+def test_rollback_publishes_nothing(evt: Event, sent: Sent) -> None:
+    """Neither the row nor the message survives."""
+    with pytest.raises(ValueError, match="changed my mind"), transaction():
+        emit(evt, Parcel(id="p1").save())
+        raise ValueError("changed my mind")
+    assert sent() == []
+    assert Parcel.get("p1") is None
+
+
+def test_rollback_of_a_savepoint_publishes_only_the_outer(evt: Event, sent: Sent) -> None:
+    """What the inner block saved and emitted is gone, the rest leaves."""
+    with transaction():
+        emit(evt, Parcel(id="outer").save())
+        with pytest.raises(ValueError, match="inner"), transaction():
+            emit(evt, Parcel(id="inner").save())
+            raise ValueError("inner")
+    assert [message.payload.sender.id for message in sent()] == ["outer"]
+
+
+def test_inner_block_waits_for_the_outermost_commit(evt: Event, sent: Sent) -> None:
+    """There is one commit."""
+    with transaction():
+        with transaction():
+            emit(evt, "ada")
+        assert sent() == []
+    assert len(sent()) == 1
+
+
+def test_outside_of_a_transaction_it_leaves_at_once(evt: Event, sent: Sent) -> None:
+    """`save()` and `emit()` each for itself."""
+    emit(evt, Parcel(id="p1").save())
+    assert len(sent()) == 1
+
+
+def test_payload_error_is_raised_inside_the_transaction(evt: Event, sent: Sent) -> None:
+    """It can still roll everything back."""
+    with pytest.raises(TypeError), transaction():
+        Parcel(id="p1").save()
+        emit(evt, object())
+    assert Parcel.get("p1") is None
+    assert sent() == []
+
+
+def test_snapshot_in_a_transaction_is_that_of_the_emit(evt: Event, sent: Sent) -> None:
+    """The handler gets the entity as it was, not as it was committed."""
+    with transaction():
+        parcel = Parcel(id="p1", status="placed").save()
+        emit(evt, parcel)
+        parcel.status = "later"
+        parcel.save()
+    assert sent()[0].payload.sender.status == "placed"
+
+
+def test_inline_handlers_run_before_the_commit(evt: Event, sent: Sent) -> None:
+    """What they save is rolled back together with the rest."""
+    evt.connect(lambda sender: Parcel(id="by-handler").save() and None)
+    with pytest.raises(ValueError, match="too late"), transaction():
+        emit(evt, "ada")
+        raise ValueError("too late")
+    assert Parcel.get("by-handler") is None
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_emit_async_inside_a_transaction(evt: Event, sent: Sent, end: str) -> None:
+    """Awaiting joins the transaction in the same way."""
+
+    async def main() -> None:
+        with transaction():
+            await emit_async(evt, Parcel(id="p1").save())
+            assert sent() == []
+            if end == "rollback":
+                raise ValueError("changed my mind")
+
+    if end == "commit":
+        asyncio.run(main())
+    else:
+        with pytest.raises(ValueError, match="changed my mind"):
+            asyncio.run(main())
+    assert len(sent()) == (1 if end == "commit" else 0)
+
+
+def test_several_emits_of_a_transaction_keep_their_order(evt: Event, sent: Sent) -> None:
+    """First emitted, first queued."""
+    with transaction():
+        emissions: list[Emission] = [emit(evt, number) for number in range(3)]
+    assert [message.id for message in sent()] == [emission.offloaded["shop.handler"] for emission in emissions]
+
+
+def test_after_a_commit_nothing_is_raised(
+    evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that is away then costs an ERROR that names the handler; the data is saved."""
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(app.tasks["shop.handler"], "apply_async", away)
+    with transaction():
+        emit(evt, Parcel(id="p1").save())
+    assert Parcel.get("p1") is not None
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "shop.handler" in record.getMessage()
+
+
+def test_one_failed_batch_does_not_keep_the_next_from_leaving(
+    evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each emission of a transaction leaves for itself."""
+    task = app.tasks["shop.handler"]
+    publish, calls = task.apply_async, []
+
+    def once_away(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs)
+        if len(calls) == 1:
+            raise OperationalError("connection refused")
+        return publish(*args, **kwargs)
+
+    monkeypatch.setattr(task, "apply_async", once_away)
+    with transaction():
+        emit(evt, "first")
+        emit(evt, "second")
+    assert [message.payload.sender for message in sent()] == ["second"]

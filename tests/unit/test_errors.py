@@ -1,0 +1,97 @@
+"""The error tree: one root, messages from facts, and the tree in the docstring is the one in the code."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from typing import Any
+
+import pytest
+
+from nitro import errors
+from nitro.errors import (
+    DispatchError,
+    DuplicateHandler,
+    EntityVanished,
+    InvalidEntity,
+    NitroError,
+    NotACondition,
+    NotATable,
+    NotOffloadable,
+    NotTracked,
+    OptionConflict,
+    PayloadError,
+    SettingError,
+    SignatureRefused,
+    UnknownField,
+    UnknownOption,
+    WrongThread,
+)
+
+CLASSES = [found for _, found in inspect.getmembers(errors, inspect.isclass) if issubclass(found, NitroError)]
+
+EXAMPLES = [
+    (SettingError("NITRO_JOURNAL", "maybe", "off"), ("NITRO_JOURNAL", "'maybe'", "off")),
+    (UnknownOption("quue", ["queue"]), ("'quue'", "'queue'")),
+    (OptionConflict("shop.mail", {"rate_limit", "max_retries"}), ("shop.mail", "max_retries, rate_limit")),
+    (DuplicateHandler("shop.mail", "first (a.py:1)", "second (b.py:2)"), ("shop.mail", "a.py:1", "b.py:2")),
+    (NotOffloadable("shop.mail", "it is a lambda", "give it name="), ("shop.mail", "lambda", "name=")),
+    (PayloadError("kwargs['file']", "TextIOWrapper", "pass its name", ["shop.mail"]), ("kwargs['file']", "shop.mail")),
+    (SignatureRefused("shop.mail"), ("shop.mail", "NITRO_SIGNING_KEY")),
+    (NotATable("Order", "save"), ("Order.save()", "table=True")),
+    (InvalidEntity("Order", ["total: not a number"]), ("Order", "total: not a number")),
+    (EntityVanished("Order", "saving"), ("Order", "saving")),
+    (UnknownField("Order", "totl", ["total"]), ("Order", "'totl'", "'total'")),
+    (NotACondition("Order", "delete_where", "nothing"), ("Order.delete_where()", "nothing")),
+    (WrongThread("drain()", "await drain_async()"), ("drain()", "await drain_async()")),
+    (DispatchError("placed", ["shop.mail"], OSError("refused")), ("placed", "shop.mail", "refused")),
+    (NotTracked("e1"), ("e1", "revoke")),
+]
+EXAMPLE_IDS = [type(error).__name__ for error, _ in EXAMPLES]
+
+
+@pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
+def test_tree_in_the_docstring_is_complete(error: type[NitroError]) -> None:
+    """Whoever reads the first lines of the file knows every error, once."""
+    assert len(re.findall(rf"\b{error.__name__}\b", errors.__doc__ or "")) == 1
+
+
+@pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
+def test_every_error_says_what_it_means(error: type[NitroError]) -> None:
+    """Each class has a docstring of its own."""
+    assert vars(error).get("__doc__")
+
+
+@pytest.mark.parametrize(("error", "facts"), EXAMPLES, ids=EXAMPLE_IDS)
+def test_message_holds_the_facts(error: NitroError, facts: tuple[str, ...]) -> None:
+    """The class writes the message; the raise site passes facts."""
+    assert all(fact in str(error) for fact in facts)
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        ("SettingError", ValueError),
+        ("DeclarationError", TypeError),
+        ("EmitError", TypeError),
+        ("PayloadError", TypeError),
+        ("PayloadUnreadable", ValueError),
+        ("EntityVanished", LookupError),
+        ("DispatchError", RuntimeError),
+        ("NotTracked", LookupError),
+    ],
+)
+def test_error_is_also_the_builtin_one_that_fits(error: str, builtin: type[Exception]) -> None:
+    """Code that knows nothing of Nitro catches it by its nature."""
+    assert issubclass(getattr(errors, error), builtin)
+
+
+@pytest.mark.parametrize(("error", "facts"), EXAMPLES, ids=EXAMPLE_IDS)
+@pytest.mark.parametrize("copied", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy], ids=["pickle", "copy"])
+def test_error_survives_a_process_boundary(error: NitroError, facts: tuple[str, ...], copied: Any) -> None:
+    """Celery's pool and `multiprocessing` hand exceptions over; class and message stay."""
+    arrived = copied(error)
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)

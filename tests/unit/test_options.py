@@ -1,0 +1,166 @@
+"""`Offload`: which options there are, which values they allow, and where each of them goes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from celery import Task
+from pydantic import ValidationError
+
+from nitro.errors import DeclarationError, UnknownOption
+from nitro.infrastructure.offload.options import MessageOptions, Offload, TaskOptions
+
+
+@pytest.mark.parametrize("offload", [True, {}, Offload()])
+def test_true_an_empty_dict_and_offload_are_equal(offload: Any) -> None:
+    """Three ways to say: offload, with all defaults."""
+    assert Offload.of(offload) == Offload()
+
+
+def test_dict_and_offload_are_equal() -> None:
+    """A dict holds the same options by the same names."""
+    assert Offload.of({"queue": "mail", "max_retries": 3}) == Offload(queue="mail", max_retries=3)
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"),
+    [("quue", "queue"), ("max_retry", "max_retries"), ("retry_back_off", "retry_backoff"), ("onmissing", "on_missing")],
+)
+def test_unknown_option_suggests_the_nearest(option: str, nearest: str) -> None:
+    """Did you mean …?"""
+    with pytest.raises(UnknownOption, match=f"{option!r}; did you mean {nearest!r}"):
+        Offload.of({option: 1})
+
+
+def test_unknown_option_without_a_near_one_suggests_nothing() -> None:
+    """A guess that is far off would mislead."""
+    with pytest.raises(UnknownOption) as caught:
+        Offload.of({"zzz": 1})
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("countdown", -1),
+        ("countdown", "5"),
+        ("max_retries", "3"),
+        ("max_retries", -1),
+        ("priority", 256),
+        ("priority", "high"),
+        ("delivery", "maybe"),
+        ("entity", "copy"),
+        ("on_missing", "ignore"),
+        ("broker_down", "wait"),
+        ("serializer", "pickle"),
+        ("autoretry_for", "ValueError"),
+        ("throws", int),
+        ("ignore_result", "yes"),
+        ("headers", ["a"]),
+        ("expires", "tomorrow"),
+        ("base", "Task"),
+    ],
+)
+def test_wrong_value_is_an_error_that_names_it(option: str, value: Any) -> None:
+    """The message holds the option and the value."""
+    with pytest.raises(DeclarationError) as caught:
+        Offload(**{option: value})
+    assert f"{option}=" in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_soft_limit_is_not_later_than_the_hard_one() -> None:
+    """A soft limit that never comes would be a mistake."""
+    with pytest.raises(DeclarationError, match="soft_time_limit"):
+        Offload(soft_time_limit=20, time_limit=10)
+    Offload(soft_time_limit=10, time_limit=20)
+
+
+@pytest.mark.parametrize("errors", [ValueError, (ValueError,), [ValueError], {ValueError}])
+def test_exceptions_are_given_alone_or_as_a_collection(errors: Any) -> None:
+    """One class needs no tuple."""
+    assert Offload(throws=errors).throws == (ValueError,)
+
+
+def test_options_are_frozen() -> None:
+    """What was checked stays as it is."""
+    with pytest.raises(ValidationError):
+        Offload(queue="mail").queue = "other"  # type: ignore[misc]  # the misuse under test
+
+
+def test_given_options_only_are_passed_on() -> None:
+    """What is not given is left to Celery and to the app."""
+    offload = Offload(queue="mail", rate_limit="5/m")
+    assert offload.message() == {"queue": "mail"}
+    assert offload.task() == {"rate_limit": "5/m"}
+
+
+def test_a_given_none_is_passed_on() -> None:
+    """`max_retries=None` means for ever in Celery, and is no default."""
+    assert Offload(max_retries=None).task() == {"max_retries": None}
+
+
+def test_at_most_once_tells_the_worker() -> None:
+    """The worker's main process acknowledges early by a header, beside those of the user."""
+    headers = Offload(delivery="at-most-once", headers={"tenant": "t1"}).message()["headers"]
+    assert headers == {"tenant": "t1", "nitro_delivery": "at-most-once"}
+
+
+@pytest.mark.parametrize("value", [60, 60.5, datetime(2030, 1, 1, tzinfo=UTC)])
+def test_expires_is_seconds_or_a_time(value: Any) -> None:
+    """As in Celery."""
+    assert Offload(expires=value).message() == {"expires": value}
+
+
+def test_task_options_are_attributes_of_celerys_task() -> None:
+    """Celery's own names, none invented."""
+    of_retries = {"autoretry_for", "dont_autoretry_for", "retry_kwargs"}
+    of_retries |= {"retry_backoff", "retry_backoff_max", "retry_jitter"}
+    from_settings = {name for name, _ in Task.from_config}
+    unknown = {name for name in TaskOptions.model_fields if not hasattr(Task, name)}
+    assert unknown <= of_retries | from_settings
+
+
+def test_every_option_of_a_celery_task_is_there() -> None:
+    """Celery's documented task options can be given, but for those that Nitro decides or that are hooks of a class."""
+    documented = {
+        "acks_late",
+        "acks_on_failure_or_timeout",
+        "autoretry_for",
+        "default_retry_delay",
+        "dont_autoretry_for",
+        "ignore_result",
+        "max_retries",
+        "rate_limit",
+        "reject_on_worker_lost",
+        "retry_backoff",
+        "retry_backoff_max",
+        "retry_jitter",
+        "retry_kwargs",
+        "send_events",
+        "serializer",
+        "soft_time_limit",
+        "store_errors_even_if_ignored",
+        "throws",
+        "time_limit",
+        "track_started",
+        "typing",
+    }
+    assert documented <= set(TaskOptions.model_fields)
+    assert {"queue", "countdown", "expires", "priority", "headers", "routing_key", "exchange"} <= set(
+        MessageOptions.model_fields
+    )
+
+
+def test_message_and_task_options_are_disjoint() -> None:
+    """Each option belongs to the registration or to the task, never to both."""
+    assert not set(MessageOptions.model_fields) & set(TaskOptions.model_fields)
+
+
+def test_differs_names_options_of_the_task_only() -> None:
+    """Message options may differ between two events."""
+    first = Offload(queue="a", countdown=1, delivery="broker", entity="reload", max_retries=1, rate_limit="1/m")
+    second = Offload(queue="b", max_retries=2, on_missing="skip", rate_limit="1/m")
+    assert first.differs(second) == {"max_retries", "on_missing"}
