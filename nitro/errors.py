@@ -32,7 +32,7 @@ class NitroError(Exception):
     """The root: `except NitroError` catches whatever the library itself raises."""
 
     def __init__(self, message: str = "") -> None:
-        # Exception.__init__ is left out, so that `args` stay the facts, from which pickle and result backends rebuild it.
+        # Without Exception.__init__ `args` stay the facts, from which pickle and result backends rebuild it.
         self.message = message
 
     def __str__(self) -> str:

@@ -118,3 +118,18 @@ def test_same_name_in_another_file_is_no_redefinition(evt: Event, default: Names
     write_module(source)
     with pytest.raises(DuplicateHandler, match=r"shop\.handler"):
         write_module(source, name="offload_shop_copy")
+
+
+def test_a_task_of_the_app_is_not_replaced(evt: Event, app: Celery) -> None:
+    """A handler under the name of a plain task of the app is an error, and the task stays."""
+
+    @app.task(name="shop.mail")
+    def plain() -> None: ...
+
+    app.finalize()
+    with pytest.raises(DuplicateHandler, match=r"shop\.mail"):
+
+        @on(evt, offload=True, name="shop.mail")
+        def mail(sender: object) -> None: ...
+
+    assert app.tasks["shop.mail"] == plain

@@ -65,10 +65,10 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[O
         return options, None
     if known is not None and not _redefines(plain, known.function):
         raise DuplicateHandler(name, known.place, new.place)
-    declared[name] = new
-    plain.task = TaskStandIn(name)  # type: ignore[attr-defined]  # that is how a task is reached
     for tell in announce:
         tell(new)
+    declared[name] = new
+    plain.task = TaskStandIn(name)  # type: ignore[attr-defined]  # that is how a task is reached
     return options, None if known is None else known.function
 
 

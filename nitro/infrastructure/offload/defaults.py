@@ -86,8 +86,14 @@ def _of_transport(transport: str, settings: Settings) -> dict[str, Any]:
 
 
 def _of_own_queue(transport: str) -> dict[str, Any]:
-    """The queue of Nitro's own app; on RabbitMQ a quorum queue behind a topic exchange, which a countdown needs."""
+    """The queues of Nitro's own app; on RabbitMQ quorum queues behind topic exchanges, which a countdown needs."""
     queue = {"task_default_queue": "nitro"}
     if transport not in ("amqp", "amqps", "pyamqp"):
         return queue
-    return {**queue, "task_default_queue_type": "quorum", "task_default_exchange_type": "topic"}
+    return {
+        **queue,
+        "task_default_queue_type": "quorum",
+        "task_default_exchange_type": "topic",
+        "task_create_missing_queue_type": "quorum",
+        "task_create_missing_queue_exchange_type": "topic",
+    }

@@ -80,7 +80,6 @@ async def _cancel(spawned: set[asyncio.Future[Any]], handler: str) -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
-@worker_process_shutdown.connect(weak=False)
 def _unwind_on_termination(**_signal: object) -> None:
     """Have a signal to end unwind a pool's child that is ending, so that it releases what it has locked.
 
@@ -89,3 +88,6 @@ def _unwind_on_termination(**_signal: object) -> None:
     child would leave the queue locked, and no task of that worker would ever start again.
     """
     signal.signal(TERM_SIGNAL, lambda *_: sys.exit())
+
+
+worker_process_shutdown.connect(_unwind_on_termination, weak=False)

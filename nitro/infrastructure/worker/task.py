@@ -12,7 +12,7 @@ from celery._state import connect_on_app_finalize
 from celery.signals import import_modules
 from celery.utils.imports import symbol_by_name
 
-from nitro.errors import SignatureRefused
+from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
@@ -94,7 +94,14 @@ class HandlerTask:
 
 
 def register(app: Celery, declaration: Declaration) -> None:
-    """Make the Celery task of a handler, in place of an older definition's."""
+    """Make the Celery task of a handler, in place of an older definition's.
+
+    Raises:
+        DuplicateHandler: the app has a task of its own by that name.
+    """
+    other = app._tasks.get(declaration.name)
+    if other is not None and not isinstance(other, HandlerTask):
+        raise DuplicateHandler(declaration.name, f"a task of the app {app.main!r}", declaration.place)
     base: Any = declaration.offload.base or app.Task
     app._tasks.pop(declaration.name, None)
     app._task_from_fun(
