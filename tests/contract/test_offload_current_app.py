@@ -66,8 +66,16 @@ def test_current_app_needs_no_line(celery_app: Callable[..., Celery], evt: Event
     app = celery_app("current", broker="memory://")
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     assert queued_by(evt) == 1
-    assert "shop.handler" in app.tasks
-    assert app.conf.task_acks_late is True
+    assert app.tasks["shop.handler"].acks_late is True
+
+
+def test_current_app_stays_as_it_is(celery_app: Callable[..., Celery], evt: Event) -> None:
+    """Without `bind` an app keeps all settings, Celery's own defaults too, in emitters as in its workers."""
+    app = celery_app("current", broker="memory://")
+    before = dict(app.conf)
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    assert queued_by(evt) == 1
+    assert dict(app.conf) == before
 
 
 def test_current_app_may_come_after_the_handlers(celery_app: Callable[..., Celery], evt: Event) -> None:

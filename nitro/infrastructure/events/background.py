@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import os
 import threading
@@ -12,6 +11,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from multiprocessing.util import Finalize
 from time import monotonic
 from typing import Any
 
@@ -23,6 +23,9 @@ logger = logging.getLogger("nitro.events")
 
 EXIT_WAIT = 30.0
 """Seconds that the exit of the interpreter waits for what still runs."""
+
+LOOK_AGAIN = 0.05
+"""Seconds after which a handler that waits for others sees that one of them waits for it."""
 
 Done = Future[None]
 Outcome = asyncio.Future[Any] | Future[Any]
@@ -41,8 +44,11 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop, running."""
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop, or None before its first coroutine."""
+        return self._loop
+
+    def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = self._new_loop()
@@ -59,9 +65,10 @@ class LoopThread:
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
 
-    def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+    def submit(self, work: Coroutine[Any, Any, Any]) -> tuple[asyncio.AbstractEventLoop, Future[Any]]:
         """Run a coroutine there, in a copy of the caller's context."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        loop = self._started()
+        return loop, asyncio.run_coroutine_threadsafe(work, loop)
 
 
 class Jobs:
@@ -74,6 +81,7 @@ class Jobs:
 
     def _forget(self) -> None:
         self._running: dict[Done, tuple[asyncio.AbstractEventLoop, str, Outcome]] = {}
+        self.waiting: set[Done] = set()
 
     def add(self, done: Done, loop: asyncio.AbstractEventLoop, label: str, outcome: Outcome) -> None:
         """Keep one more of them until it is over: a loop itself keeps its tasks only weakly."""
@@ -89,11 +97,12 @@ class Jobs:
             logger.warning("%s was cancelled before it finished: its event loop was closed", label)
         done.set_result(None)
 
-    def on(self, *loops: asyncio.AbstractEventLoop) -> dict[Done, str]:
-        """Those on these loops, but for the one that asks."""
+    def on(self, *loops: asyncio.AbstractEventLoop | None) -> dict[Done, str]:
+        """Those on these loops; one of them that asks is not told of those that are waiting as it is."""
+        waiting = self.waiting if _own.get() is not None else ()
         with self._lock:
             running = list(self._running.items())
-        return {done: label for done, (loop, label, _) in running if loop in loops and done is not _own.get()}
+        return {done: label for done, (loop, label, _) in running if loop in loops and done not in waiting}
 
 
 _own: ContextVar[Done | None] = ContextVar("nitro_job", default=None)
@@ -109,14 +118,16 @@ def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        _wait_at_exit()
-        loop, outcome = _thread.loop, _thread.submit(_as_job(make, done))
+        _exit.arm()
+        loop, outcome = _thread.submit(_as_job(make, done))
     else:
         outcome = loop.create_task(_as_job(make, done))
     collected = _collected.get()
     if collected is not None:
         collected.append(done)
     _jobs.add(done, loop, label, outcome)
+    if _exit.passed:
+        wait([done], EXIT_WAIT)
 
 
 async def _as_job(make: Callable[[], Coroutine[Any, Any, Any]], done: Done) -> None:
@@ -128,14 +139,17 @@ async def _as_job(make: Callable[[], Coroutine[Any, Any, Any]], done: Done) -> N
 
 @contextmanager
 def settling() -> Iterator[None]:
-    """On leaving, wait for all that was started inside, and for what that has started."""
+    """On leaving, wait for all that was started inside, and for what that has started.
+
+    On the thread of a running loop, where waiting would keep it from ever ending, it is left to that loop.
+    """
     collected: list[Done] = []
     token = _collected.set(collected)
     try:
         yield
     finally:
         _collected.reset(token)
-        while running := [done for done in collected if not done.done()]:
+        while asyncio._get_running_loop() is None and (running := [done for done in collected if not done.done()]):
             wait(running)
 
 
@@ -169,30 +183,41 @@ def drain(timeout: float | None = None) -> bool:
 
 
 async def drain_async() -> None:
-    """Wait for the async handlers that `emit` started on this loop or on the background one."""
-    while running := _jobs.on(asyncio.get_running_loop(), _thread.loop):
-        await asyncio.wait([asyncio.wrap_future(done) for done in running])
+    """Wait for the async handlers that `emit` started on this loop or on the background one, but for waiting ones."""
+    own = _own.get()
+    if own is not None:
+        _jobs.waiting.add(own)
+    try:
+        while running := _jobs.on(asyncio.get_running_loop(), _thread.loop):
+            # A handler that begins to wait itself is then no longer waited for, so look again now and then.
+            await asyncio.wait([asyncio.wrap_future(done) for done in running], timeout=LOOK_AGAIN)
+    finally:
+        if own is not None:
+            _jobs.waiting.discard(own)
 
 
-_exit_hook = threading.Lock()
+class Exit:
+    """The exit of the interpreter, or of a child of multiprocessing, which waits for what was started."""
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self.passed = False
+
+    def arm(self) -> None:
+        """Have it wait; said once in a process."""
+        if self._lock.acquire(blocking=False):
+            # Not atexit, which does not run in a child of multiprocessing; this runs in both.
+            Finalize(None, self._pass, exitpriority=100)
+
+    def _pass(self) -> None:
+        if not drain(EXIT_WAIT):
+            for label in _jobs.on(_thread.loop).values():
+                logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)
+        self.passed = True
 
 
-def _wait_at_exit() -> None:
-    """Have the exit of the interpreter wait; said once."""
-    if _exit_hook.acquire(blocking=False):
-        atexit.register(_finish)
-
-
-def _finish() -> None:
-    if not drain(EXIT_WAIT):
-        for label in _jobs.on(_thread.loop).values():
-            logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)
-
-
-def off_loop(work: Callable[[], None]) -> None:
-    """Do blocking work now, or in a thread that the loop waits for when one is running here."""
-    loop = asyncio._get_running_loop()
-    if loop is None:
-        work()
-    else:
-        loop.run_in_executor(None, work)
+_exit = Exit()

@@ -16,7 +16,7 @@ from nitro.infrastructure.events import pipeline
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.explain import Explanation, explain
-from nitro.infrastructure.events.handler import Function, Handler, function_key, sender_key
+from nitro.infrastructure.events.handler import Function, Handler, function_key, plain, sender_key
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
@@ -28,6 +28,11 @@ _lock = Lock()  # of all changes to handlers, events and plans; an emit with a c
 _offloading: weakref.WeakSet[Event] = weakref.WeakSet()
 
 
+def is_glob(name: str) -> bool:
+    """Whether a name stands for many events."""
+    return any(sign in name for sign in "*?[")
+
+
 class Event(blinker.NamedSignal):
     """A named event: handlers are connected to it, and it is emitted.
 
@@ -36,6 +41,8 @@ class Event(blinker.NamedSignal):
     """
 
     def __init__(self, name: str, doc: str | None = None, namespace: Namespace | None = None) -> None:
+        if is_glob(name) and not isinstance(self, Glob):
+            raise DeclarationError(f"{name!r} is a glob, not the name of an event; event({name!r}) gives what connects")
         self._namespace = Namespace() if namespace is None else namespace
         self._handlers: tuple[Handler, ...] = ()
         self._plans: Plans | None = None
@@ -48,7 +55,7 @@ class Event(blinker.NamedSignal):
         Raises:
             DeclarationError: the handler, or an option of it, could not work.
         """
-        handler, replaced = register(receiver, next(_order), self._lost, sender, weak, **options)
+        handler, replaced = register(plain(receiver), next(_order), self._lost, sender, weak, **options)
         for event in list(_offloading) if replaced is not None else ():
             event.disconnect(replaced)
         with _lock:
@@ -64,7 +71,7 @@ class Event(blinker.NamedSignal):
         """Disconnect a handler, or only what it hears of `sender`; one that is not connected is ignored."""
         if receiver is None:
             return
-        key, only = function_key(receiver), None if sender is ANY else sender_key(sender)
+        key, only = function_key(plain(receiver)), None if sender is ANY else sender_key(sender)
         with _lock:
             self._handlers = tuple(h for h in self._handlers if h.key != key or (only and h.sender.key != only))
             self._changed()
@@ -97,12 +104,15 @@ class Event(blinker.NamedSignal):
 
     def _heard(self) -> tuple[Handler, ...]:
         """Its own living handlers and those of matching globs, in the order they were connected."""
-        self._handlers = tuple(handler for handler in self._handlers if handler.alive)
-        heard = [*self._handlers]
+        heard = [*self._living()]
         for glob in self._namespace.globs.values():
             if not glob.is_muted and fnmatchcase(self.name, glob.name):
-                heard += (handler for handler in glob._handlers if handler.alive)
+                heard += glob._living()
         return tuple(sorted(heard, key=lambda handler: handler.order))
+
+    def _living(self) -> tuple[Handler, ...]:
+        self._handlers = tuple(handler for handler in self._handlers if handler.alive)
+        return self._handlers
 
     def _changed(self) -> None:
         self._version += 1
@@ -147,13 +157,18 @@ class Event(blinker.NamedSignal):
         """Whether an emit by `sender` would call or queue anything."""
         return next(self.receivers_for(sender), None) is not None
 
-    def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[Function, Any]]:
-        """Emit it and return what blinker would: the inline functions that ran, each with its result."""
+    def send(self, sender: Any = None, /, *, _async_wrapper: Any = None, **kwargs: Any) -> list[tuple[Function, Any]]:
+        """Emit it and return what blinker would: the inline functions that ran, each with its result.
+
+        Async ones need no wrapper here.
+        """
         _, outcomes = pipeline.emit(self, Call(sender=sender, kwargs=kwargs))
         return [(handler.function or handler.call, result) for handler, result in outcomes]
 
-    async def send_async(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[Function, Any]]:
-        """Emit it, await its inline handlers, and return each function with its result."""
+    async def send_async(
+        self, sender: Any = None, /, *, _sync_wrapper: Any = None, **kwargs: Any
+    ) -> list[tuple[Function, Any]]:
+        """Emit it, await its inline handlers, and return each function with its result; sync ones need no wrapper."""
         _, outcomes = await pipeline.emit_async(self, Call(sender=sender, kwargs=kwargs))
         return [(handler.function or handler.call, result) for handler, result in outcomes]
 
@@ -198,7 +213,7 @@ class Namespace(blinker.Namespace):
         return found
 
     def _add(self, name: str) -> Event:
-        if any(sign in name for sign in "*?["):
+        if is_glob(name):
             self.globs[name] = glob = Glob(name, namespace=self)
             return glob
         self[name] = event = Event(name, namespace=self)

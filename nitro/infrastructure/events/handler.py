@@ -77,7 +77,7 @@ class Weak:
         """The function while it lives."""
         return self._reference()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         function = self._reference()
         return None if function is None else function(*args, **kwargs)
 
@@ -116,12 +116,25 @@ class Sender:
 def sender_key(sender: object) -> Hashable:
     """What tells a sender from another: its entity identity, its value, or its address."""
     if not isinstance(sender, type):
-        identity: Hashable = getattr(sender, "__nitro_identity__", None)
+        identity = identity_of(sender)
         if identity is not None:
             return identity
         if type(sender) in (str, int):
             return (type(sender), sender)
     return id(sender)
+
+
+def identity_of(sender: object) -> tuple[type, object] | None:
+    """Class and id of an entity, or None; its class is asked, so that a `__getattr__` of the user's is not."""
+    if not hasattr(type(sender), "__nitro_identity__"):
+        return None
+    identity: tuple[type, object] | None = getattr(sender, "__nitro_identity__")  # noqa: B009  # no class has it to mypy
+    return identity
+
+
+def plain(function: Any) -> Any:
+    """The function of a static method, which is an object of its own; anything else as it is."""
+    return function.__func__ if isinstance(function, staticmethod) else function
 
 
 def function_key(function: Function) -> Hashable:
@@ -133,8 +146,8 @@ def function_key(function: Function) -> Hashable:
 
 def kind_of(function: Function) -> Kind:
     """Which of the four kinds a callable is, also behind a partial, a method or `__call__`."""
-    while isinstance(function, partial):
-        function = function.func
+    while isinstance(function, partial | staticmethod):
+        function = function.func if isinstance(function, partial) else function.__func__
     if not inspect.isroutine(function) and not inspect.iscoroutinefunction(function):
         function = type(function).__call__
     if inspect.iscoroutinefunction(function):
@@ -172,17 +185,14 @@ def importable_module(module: str) -> str:
 
 
 def _listed(file: Path) -> str | None:
-    from importlib.util import find_spec
-
+    """The module of `NITRO_HANDLERS` that this file is; found without importing a package of it."""
     from nitro.settings import Settings
 
     for name in Settings.load().handlers:
-        try:
-            spec = find_spec(name)
-        except ModuleNotFoundError:
-            continue
-        if spec is not None and spec.origin and Path(spec.origin).resolve() == file:
-            return name
+        for folder in sys.path:
+            module = Path(folder, *name.split("."))
+            if file in (module.with_suffix(".py").resolve(), (module / "__init__.py").resolve()):
+                return name
     return None
 
 

@@ -174,7 +174,7 @@ def _after_commit(send: Send) -> bool:
 
 def _publish_committed(send: Send) -> None:
     """Publish after a commit, when nothing can be raised any more; never on a running loop's thread."""
-    from nitro.infrastructure.events import background
+    import asyncio
 
     def publish() -> None:
         try:
@@ -182,5 +182,11 @@ def _publish_committed(send: Send) -> None:
         except DispatchError as error:
             for handler in error.handlers:
                 logger.exception("handler %s was not dispatched after its commit", handler)
+        except Exception:
+            logger.exception("offloaded handlers were not dispatched after their commit")
 
-    background.off_loop(publish)
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        publish()
+    else:
+        loop.run_in_executor(None, publish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
@@ -65,11 +66,12 @@ def _named_apart(handlers: list[Handler]) -> list[Handler]:
 class Plans:
     """The cached plans of one set of handlers, which never changes: one for each sender they tell apart."""
 
-    __slots__ = ("_by_sender", "_everyone", "_keys", "handlers")
+    __slots__ = ("_by_sender", "_everyone", "_keys", "_whimsical", "handlers")
 
     def __init__(self, handlers: tuple[Handler, ...]) -> None:
         self.handlers = handlers
         self._keys = frozenset(handler.sender.key for handler in handlers if handler.sender.key is not None)
+        self._whimsical = any(_asks_the_instance(handler.sender.cls) for handler in handlers)
         self._everyone = None if self._keys else build(handlers)
         self._by_sender: dict[Hashable, Plan] = {}
 
@@ -80,7 +82,12 @@ class Plans:
         key = sender_key(sender)
         slot = (type(sender), key if key in self._keys else None)
         plan = self._by_sender.get(slot)
-        if plan is None:
+        if plan is None or self._whimsical:
             plan = build(handler for handler in self.handlers if handler.sender.hears(sender, key))
             self._by_sender[slot] = plan
         return plan
+
+
+def _asks_the_instance(cls: type | None) -> bool:
+    """Whether `isinstance(…, cls)` may differ between instances of one type, as with a runtime-checkable Protocol."""
+    return cls is not None and type(cls).__instancecheck__ not in (type.__instancecheck__, ABCMeta.__instancecheck__)

@@ -35,7 +35,11 @@ def holds(handler: Handler, emission: Emission, call: Call) -> bool:
     if handler.condition is None:
         return True
     try:
-        if handler.condition(call.sender, *call.args, **call.kwargs):
+        verdict = handler.condition(call.sender, *call.args, **call.kwargs)
+        if isinstance(verdict, CoroutineType):
+            verdict.close()
+            raise TypeError("the condition is async, and conditions are plain functions")
+        if verdict:
             return True
         emission.skipped[handler.name] = "condition is false"
     except Exception as error:
@@ -57,7 +61,7 @@ def run(handler: Handler, emission: Emission, call: Call) -> Any:
         if not _forgiven(handler, emission, error):
             raise
         return None
-    return Pending(result) if kind is CoroutineType or kind is AsyncGeneratorType else result
+    return Pending(result) if kind is AsyncGeneratorType or hasattr(kind, "__await__") else result
 
 
 async def run_async(
@@ -72,6 +76,8 @@ async def run_async(
     token = scope.enter_task(emission)
     try:
         made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
+        if made is None:  # a weak handler that has died since
+            return None
         return await (_drained_async(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
     except BaseException as error:
         if not is_failure(error) or not _forgiven(handler, emission, error):
@@ -96,9 +102,10 @@ def is_failure(error: BaseException) -> bool:
     """Whether an async handler failed, be it that what it awaited was cancelled, rather than was cancelled itself."""
     import asyncio
 
+    if not isinstance(error, asyncio.CancelledError):
+        return isinstance(error, Exception)
     task = asyncio.current_task()
-    cancelled = isinstance(error, asyncio.CancelledError) and (task is None or not task.cancelling())
-    return cancelled or isinstance(error, Exception)
+    return task is None or not task.cancelling()
 
 
 def _forgiven(handler: Handler, emission: Emission, error: BaseException) -> bool:
@@ -106,7 +113,9 @@ def _forgiven(handler: Handler, emission: Emission, error: BaseException) -> boo
     if handler.on_error == "log":
         report(handler, emission, error)
         return True
-    error.add_note(f"raised by handler {handler.name} of event {emission.event!r}")
+    note = f"raised by handler {handler.name} of event {emission.event!r}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
     return False
 
 

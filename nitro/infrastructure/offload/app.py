@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from celery import Celery, _state
 
+from nitro.errors import DeclarationError
 from nitro.infrastructure.database import use_engine
 from nitro.infrastructure.events.dispatcher import dispatcher
 from nitro.infrastructure.offload.defaults import prepare
@@ -39,12 +40,15 @@ def bind(app: Celery, engine: Engine | None = None) -> Celery:
 
 
 def current_app() -> Celery:
-    """The app that queues and runs offloaded handlers, with safe settings put in."""
+    """The app that queues and runs offloaded handlers.
+
+    Raises:
+        DeclarationError: the program has several apps, and which is meant cannot be told from this thread.
+    """
     if _bound:
         return _bound[0]
     app = _users()
     if app is not None:
-        prepare(app)
         return app
     with _lock:
         if not _own:
@@ -52,6 +56,11 @@ def current_app() -> Celery:
             app.config_from_object("celeryconfig", silent=True)
             _own.append(prepare(app, own=True))
     return _own[0]
+
+
+def is_used(app: Celery) -> bool:
+    """Whether offloaded handlers are queued through this app, as far as can be told from this thread."""
+    return app in (_bound or _own) or (not _bound and app is _state._tls.current_app)
 
 
 def _users() -> Celery | None:
@@ -62,4 +71,7 @@ def _users() -> Celery | None:
     if default is not None and default.set_as_current:  # else Celery has made it for want of any
         return default
     made = [app for app in _state._get_active_apps() if app.set_as_current]
-    return made[0] if len(made) == 1 else None
+    if len(made) > 1:
+        names = ", ".join(sorted(repr(app.main) for app in made))
+        raise DeclarationError(f"the Celery apps {names} could all be meant here; say which with bind(app)")
+    return made[0] if made else None

@@ -16,6 +16,7 @@ class Delivery:
     Attributes:
         emission: id of the emission that queued it.
         root: id of the first emission in its chain of causes, or None.
+        parent: id of the emission whose handler emitted it, or None.
         event: name of the event, or None when the task was called by itself.
         handler: name of the handler.
         attempt: 1 at the first run.
@@ -25,6 +26,7 @@ class Delivery:
 
     emission: str
     root: str | None
+    parent: str | None
     event: str | None
     handler: str
     attempt: int

@@ -14,6 +14,7 @@ from kombu.utils.json import dumps
 from nitro.errors import PayloadUnreadable, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events.handler import identity_of
 from nitro.infrastructure.offload.codec import encode
 from nitro.infrastructure.offload.options import Entities
 from nitro.settings import Settings
@@ -115,9 +116,11 @@ def shown(sender: object) -> str:
     """A sender without its field values: `Order:o1`, and what `__nitro_show__` of its class adds."""
     if sender is ANY:
         return "ANY"
-    identity = getattr(sender, "__nitro_identity__", None)
-    if isinstance(sender, type) or identity is None:
-        return type(sender).__name__ if not isinstance(sender, type) else sender.__name__
+    if isinstance(sender, type):
+        return sender.__name__
+    identity = identity_of(sender)
+    if identity is None:
+        return type(sender).__name__
     cls, key = identity
     fields = "".join(f" {field}={getattr(sender, field)!r}" for field in getattr(cls, "__nitro_show__", ()))
     return f"{cls.__name__}:{key}{fields}"

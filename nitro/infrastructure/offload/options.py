@@ -148,7 +148,7 @@ class Offload(MessageOptions, TaskOptions):
         if isinstance(offload, Offload):
             return offload
         if isinstance(offload, dict):
-            return cls(**offload)
+            return cls.model_validate(offload)
         raise DeclarationError(f"offload={offload!r} is neither True, Offload(...) nor a dict of options")
 
     def message(self) -> dict[str, Any]:

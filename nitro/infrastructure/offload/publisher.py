@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from celery import Celery
+
 from nitro.errors import DispatchError, EmitError, PayloadError
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
@@ -53,7 +55,7 @@ class Publisher:
                 )
             )
         emission.offloaded.update((parcel.handler, parcel.options["task_id"]) for parcel in parcels)
-        return partial(publish, emission.event, parcels)
+        return partial(publish, current_app(), emission.event, parcels)
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         """The bytes of payload that `dispatch` would send to each.
@@ -65,13 +67,12 @@ class Publisher:
         return [len(messages[_options(handler).entity].payload) for handler in handlers]
 
 
-def publish(event: str, parcels: Sequence[Parcel]) -> None:
+def publish(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:
     """Publish task messages in one batch, where the broker has such a thing, through one producer.
 
     Raises:
         DispatchError: the broker did not take them; names those that it did not surely take.
     """
-    app = current_app()
     if app.conf.task_always_eager:
         for parcel in parcels:
             app.tasks[parcel.handler].apply_async(kwargs=parcel.kwargs, **parcel.options)

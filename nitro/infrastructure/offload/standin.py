@@ -10,6 +10,8 @@ from nitro.infrastructure.offload.app import current_app
 class TaskStandIn:
     """The Celery task of a handler, looked up in the current app whenever it is used."""
 
+    __slots__ = ("name",)
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -18,7 +20,7 @@ class TaskStandIn:
             raise AttributeError(attribute)
         return getattr(current_app().tasks[self.name], attribute)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the handler here, as calling a Celery task does."""
         return current_app().tasks[self.name](*args, **kwargs)
 

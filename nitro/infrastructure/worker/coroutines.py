@@ -7,12 +7,12 @@ import logging
 import signal
 import sys
 from collections.abc import Coroutine
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from threading import Event
 from typing import Any
 
 from billiard.common import TERM_SIGNAL
-from celery.signals import worker_process_shutdown
 
 from nitro.infrastructure.events import background
 
@@ -31,9 +31,10 @@ class WorkerLoop(background.LoopThread):
 
 
 def _remembering(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-    """A task, noted with the handler in whose context it was made."""
+    """A task, noted with the handler in whose context it is to run; one with a fresh `Context()` is nobody's."""
     task = asyncio.Task(coro, loop=loop, **options)
-    spawned = _spawned.get()
+    context = options.get("context")
+    spawned = _spawned.get() if context is None else context.get(_spawned)
     if spawned is not None:
         spawned.add(task)
     return task
@@ -49,13 +50,22 @@ def run_coroutine(work: Coroutine[Any, Any, Any], handler: str) -> Any:
     raised here when that has ended.
     """
     ended = Event()
-    future = _loop.submit(_supervised(work, handler, ended))
+    supervised = _supervised(work, handler, ended)
+    if asyncio._get_running_loop() is not None:
+        return _run_beside(supervised)
+    _, future = _loop.submit(supervised)
     try:
         return future.result()
     except BaseException:
         future.cancel()
         ended.wait()
         raise
+
+
+def _run_beside(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run it on a loop of its own while this thread, which has a running one, waits: a handler called by a handler."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, work).result()
 
 
 async def _supervised(work: Coroutine[Any, Any, Any], handler: str, ended: Event) -> Any:
@@ -80,7 +90,7 @@ async def _cancel(spawned: set[asyncio.Future[Any]], handler: str) -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
-def _unwind_on_termination(**_signal: object) -> None:
+def unwind_on_termination(**_signal: object) -> None:
     """Have a signal to end unwind a pool's child that is ending, so that it releases what it has locked.
 
     billiard keeps that signal from the main thread while a child says goodbye in the queue that all children
@@ -88,6 +98,3 @@ def _unwind_on_termination(**_signal: object) -> None:
     child would leave the queue locked, and no task of that worker would ever start again.
     """
     signal.signal(TERM_SIGNAL, lambda *_: sys.exit())
-
-
-worker_process_shutdown.connect(_unwind_on_termination, weak=False)

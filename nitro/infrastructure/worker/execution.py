@@ -42,7 +42,7 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
         kwargs = payload.kwargs
     with _delivered(_delivery(task.request, declaration, message)), background.settling():
         result = _run(declaration, args, kwargs, Progress(task))
-    return storable(result, declaration.name)
+    return result if task.request.called_directly else storable(result, declaration.name)
 
 
 def _payload(message: Message, declaration: Declaration) -> Payload | None:
@@ -63,6 +63,7 @@ def _delivery(request: Any, declaration: Declaration, message: Message | None) -
     return Delivery(
         emission=emission,
         root=message.root if message else None,
+        parent=message.parent if message else None,
         event=message.event if message else None,
         handler=declaration.name,
         attempt=(request.retries or 0) + 1,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from types import AsyncGeneratorType
 from typing import Any
 
-from kombu.exceptions import EncodeError
 from kombu.utils.json import dumps
 
 logger = logging.getLogger("nitro.worker")
@@ -33,7 +32,7 @@ class Progress:
         request = self._request
         shown = value if carries(value) else repr(value)
         try:
-            if not request.called_directly:
+            if not (request.called_directly or request.is_eager):
                 self._show({"step": self._steps, "value": shown})
         except Exception:
             logger.warning("step %d of task %s is not shown", self._steps, request.id, exc_info=True)
@@ -54,11 +53,11 @@ class Progress:
 
 def carries(value: Any) -> bool:
     """Whether JSON, as Celery writes it, can carry a value."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or type(value) in (bool, float, str):
         return True
     try:
         kombu_json(value)
-    except (EncodeError, TypeError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001  # an object's own `__json__` or `__getattr__` may raise anything
         return False
     return True
 

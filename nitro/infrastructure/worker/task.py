@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -9,18 +10,22 @@ from typing import Any, cast
 
 from celery import Celery, Task, _state
 from celery._state import connect_on_app_finalize
-from celery.signals import import_modules
+from celery.signals import import_modules, worker_process_shutdown
 from celery.utils.imports import symbol_by_name
 
 from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.offload.app import is_used
 from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
 from nitro.infrastructure.offload.message import KEY, Message
 from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
+from nitro.infrastructure.worker.coroutines import unwind_on_termination
 from nitro.infrastructure.worker.execution import execute
 from nitro.infrastructure.worker.request import HandlerRequest
 from nitro.settings import Settings
+
+logger = logging.getLogger("nitro.worker")
 
 LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
 RETRIES = {
@@ -101,7 +106,10 @@ def register(app: Celery, declaration: Declaration) -> None:
     """
     other = app._tasks.get(declaration.name)
     if other is not None and not isinstance(other, HandlerTask):
-        raise DuplicateHandler(declaration.name, f"a task of the app {app.main!r}", declaration.place)
+        if is_used(app):
+            raise DuplicateHandler(declaration.name, f"a task of the app {app.main!r}", declaration.place)
+        logger.warning("the app %r keeps its own task %s; no handler of that name runs there", app.main, other.name)
+        return
     base: Any = declaration.offload.base or app.Task
     app._tasks.pop(declaration.name, None)
     app._task_from_fun(
@@ -138,6 +146,7 @@ def _body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
 def wire() -> None:
     """Make a task of every handler on every app: those known when it is finalized, and later ones at once."""
     import_modules.connect(_import_handlers, weak=False)
+    worker_process_shutdown.connect(unwind_on_termination, weak=False)
     connect_on_app_finalize(_register_all)
     for app in _finalized():
         _register_all(app)
