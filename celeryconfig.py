@@ -14,9 +14,9 @@ if os.environ.get("NITRO_RESULT_BACKEND"):
 
 task_default_queue = "nitro"
 if broker.startswith(("amqp", "pyamqp")):
-    # A replicated queue; its countdowns need a topic exchange (Celery user guide: Using RabbitMQ, Quorum Queues).
-    task_default_queue_type = "quorum"
-    task_default_exchange_type = "topic"
+    # Replicated queues; their countdowns need a topic exchange (Celery user guide: Using RabbitMQ, Quorum Queues).
+    task_default_queue_type = task_create_missing_queue_type = "quorum"
+    task_default_exchange_type = task_create_missing_queue_exchange_type = "topic"
 
 # Flower and `celery events` see every task from the moment it is sent.
 worker_send_task_events = True

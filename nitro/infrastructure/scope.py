@@ -9,11 +9,20 @@ from contextvars import ContextVar, Token
 from typing import Protocol
 
 
-class Transaction(Protocol):
-    """What the layers below the database may know of an open transaction."""
+class Commit(Protocol):
+    """What the layers above the database may know of a commit that is to come."""
 
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once after the outermost commit, outside the transaction; never after a rollback."""
+    def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:
+        """Call `callback` once after the outermost commit, outside the transaction; never after a rollback.
+
+        Args:
+            callback: what to call.
+            abandoned: called instead when the session is closed with neither commit nor rollback.
+        """
+
+
+class Transaction(Commit, Protocol):
+    """An open `transaction()`."""
 
     @property
     def usable(self) -> bool:

@@ -53,6 +53,9 @@ class RecordingDispatcher:
         emission.offloaded.update({name: f"{emission.id}:{name}" for name in names})
         return lambda: self._publish(names)
 
+    def commit(self, call: Call) -> scope.Commit | None:
+        return scope.current_transaction()
+
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         self.steps.append("weigh")
         return [100 + position for position, _ in enumerate(handlers)]
@@ -73,7 +76,7 @@ class FakeTransaction:
     usable: bool = True
     callbacks: list[Callable[[], None]] = field(default_factory=list)
 
-    def after_commit(self, callback: Callable[[], None]) -> None:
+    def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:
         self.callbacks.append(callback)
 
     def commit(self) -> None:

@@ -6,11 +6,12 @@ from nitro.infrastructure.database.connections import create_tables, engine, res
 from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
 from nitro.infrastructure.database.tables import ensure_tables
 from nitro.infrastructure.database.transactions import joined, reading, transaction
-from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction
+from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
 
 __all__ = [
     "Commits",
     "Transaction",
+    "commit_for",
     "commits_of",
     "create_tables",
     "current_transaction",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from sqlalchemy import inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
-from nitro.infrastructure.database.sessions import commits_of
+from nitro.infrastructure.database.sessions import commits_of, in_own_transaction
 from nitro.infrastructure.database.sqlite import begin_for_real
 
 OVERLAP = (
@@ -62,6 +63,24 @@ def current_transaction() -> Transaction | None:
     """The open transaction of this thread and context, with its session."""
     found = scope.current_transaction()
     return found if isinstance(found, Transaction) else None
+
+
+def commit_for(values: Iterable[object]) -> scope.Commit | None:
+    """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
+
+    A session counts when somebody will want to commit it (`in_own_transaction`).
+
+    Raises:
+        TransactionError: they are in sessions of two databases; names both.
+    """
+    current = current_transaction()
+    states = [inspect(value) for value in values if hasattr(type(value), "__mapper__")]
+    own = [state.session for state in states if state.session is not None and in_own_transaction(state.session)]
+    sessions: list[Session] = [*own, *([current.session] if current is not None else [])]
+    databases = {session.get_bind().engine.url.render_as_string() for session in sessions}
+    if len(databases) > 1:
+        raise TransactionError(f"one emit cannot wait for the commits of two databases: {', '.join(sorted(databases))}")
+    return current if current is not None or not own else commits_of(own[0])
 
 
 @contextmanager

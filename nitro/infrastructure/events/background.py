@@ -115,19 +115,17 @@ def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
     """Run an async handler without waiting for it, on the running loop or on the background one."""
     done: Done = Future()
     outcome: Outcome
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        _exit.arm()
-        loop, outcome = _thread.submit(_as_job(make, done))
+    running = asyncio._get_running_loop()
+    if running is not None:
+        loop, outcome = running, running.create_task(_as_job(make, done))
     else:
-        outcome = loop.create_task(_as_job(make, done))
+        loop, outcome = _thread.submit(_as_job(make, done))
     collected = _collected.get()
     if collected is not None:
         collected.append(done)
     _jobs.add(done, loop, label, outcome)
-    if _exit.passed:
-        wait([done], EXIT_WAIT)
+    if running is None:
+        _have_exit_wait(done)
 
 
 async def _as_job(make: Callable[[], Coroutine[Any, Any, Any]], done: Done) -> None:
@@ -196,28 +194,21 @@ async def drain_async() -> None:
             _jobs.waiting.discard(own)
 
 
-class Exit:
-    """The exit of the interpreter, or of a child of multiprocessing, which waits for what was started."""
-
-    def __init__(self) -> None:
-        self._forget()
-        os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self.passed = False
-
-    def arm(self) -> None:
-        """Have it wait; said once in a process."""
-        if self._lock.acquire(blocking=False):
-            # Not atexit, which does not run in a child of multiprocessing; this runs in both.
-            Finalize(None, self._pass, exitpriority=100)
-
-    def _pass(self) -> None:
-        if not drain(EXIT_WAIT):
-            for label in _jobs.on(_thread.loop).values():
-                logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)
-        self.passed = True
+_armed = threading.Event()
+os.register_at_fork(after_in_child=_armed.clear)
 
 
-_exit = Exit()
+def _have_exit_wait(done: Done) -> None:
+    """Have the exit of the interpreter, or of a child of multiprocessing, wait for what was started."""
+    if not threading.main_thread().is_alive():  # it has begun, and may have waited already
+        wait([done], EXIT_WAIT)
+    elif not _armed.is_set():
+        _armed.set()
+        # Not atexit, which does not run in a child of multiprocessing; this runs in both.
+        Finalize(None, _finish, exitpriority=100)
+
+
+def _finish() -> None:
+    if not drain(EXIT_WAIT):
+        for label in _jobs.on(_thread.loop).values():
+            logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)

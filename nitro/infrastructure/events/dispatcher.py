@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+from nitro.infrastructure import scope
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Function, Handler, OffloadOptions
 
@@ -28,6 +29,9 @@ class Dispatcher(Protocol):
 
     def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
         """Serialise for these handlers, note their task ids in the emission, return the step that publishes."""
+
+    def commit(self, call: Call) -> scope.Commit | None:
+        """The commit that this emit waits for: of the open transaction, else of the session its entities are in."""
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         """The bytes of payload that `dispatch` would send to each."""

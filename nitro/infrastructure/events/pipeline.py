@@ -11,7 +11,7 @@ from nitro.errors import DispatchError, EmitError
 from nitro.infrastructure import scope
 from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.emission import Emission
-from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.events.handler import Handler, identity_of
 from nitro.infrastructure.events.plan import Plan
 from nitro.infrastructure.events.run import Pending, cancels, holds, is_failure, report, run, run_async
 
@@ -54,7 +54,7 @@ def emit(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
         send = _dispatch(plan, emission, call)
     finally:
         emissions.pop()
-    if send is not None and not _after_commit(send):
+    if send is not None and not _after_commit(send, emission, call):
         send()
     return emission, outcomes
 
@@ -69,7 +69,7 @@ async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]
     _conclude(emission, outcomes)
     with scope.emitting(emission):
         send = _dispatch(plan, emission, call)
-    if send is not None and not _after_commit(send):
+    if send is not None and not _after_commit(send, emission, call):
         import asyncio
 
         await asyncio.to_thread(send)
@@ -148,11 +148,11 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
 
     label = f"handler {handler.name} of event {emission.event!r}"
     begin = partial(background.start, partial(_unattended, handler, emission, call, pending), label)
-    transaction = scope.current_transaction()
-    if transaction is None:
+    commit = _commit(call)
+    if commit is None:
         begin()
     else:
-        transaction.after_commit(begin)
+        commit.after_commit(begin, abandoned=partial(_warn_of_drop, label))
 
 
 async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
@@ -164,12 +164,24 @@ async def _unattended(handler: Handler, emission: Emission, call: Call, pending:
         report(handler, emission, error)
 
 
-def _after_commit(send: Send) -> bool:
-    """Whether there is a transaction, whose commit will then publish."""
-    transaction = scope.current_transaction()
-    if transaction is not None:
-        transaction.after_commit(partial(_publish_committed, send))
-    return transaction is not None
+def _commit(call: Call) -> scope.Commit | None:
+    """The commit that this emit waits for, or None; only entities can be in a session of the user's own."""
+    if any(identity_of(value) is not None for value in (call.sender, *call.args, *call.kwargs.values())):
+        return dispatcher().commit(call)
+    return scope.current_transaction()
+
+
+def _after_commit(send: Send, emission: Emission, call: Call) -> bool:
+    """Whether there is a commit to wait for, which will then publish."""
+    commit = _commit(call)
+    if commit is not None:
+        dropped = f"what event {emission.event!r} had offloaded"
+        commit.after_commit(partial(_publish_committed, send), abandoned=partial(_warn_of_drop, dropped))
+    return commit is not None
+
+
+def _warn_of_drop(what: str) -> None:
+    logger.warning("%s is dropped: its session was closed without a commit", what)
 
 
 def _publish_committed(send: Send) -> None:

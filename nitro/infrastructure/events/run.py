@@ -67,13 +67,13 @@ def run(handler: Handler, emission: Emission, call: Call) -> Any:
 async def run_async(
     handler: Handler, emission: Emission, call: Call, pending: Pending | None = None, *, until_false: bool = True
 ) -> Any:
-    """The awaited result of an async handler; what it emits has the emission as its cause.
+    """The awaited result of an async handler, in a task of its own; what it emits has the emission as its cause.
 
     Args:
         pending: what the call gave, where it was made already.
         until_false: close an async generator when it yields False.
     """
-    token = scope.enter_task(emission)
+    scope.enter_task(emission)
     try:
         made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
         if made is None:  # a weak handler that has died since
@@ -83,8 +83,6 @@ async def run_async(
         if not is_failure(error) or not _forgiven(handler, emission, error):
             raise
         return None
-    finally:
-        scope.leave_task(token)
 
 
 def cancels(result: Any) -> bool:

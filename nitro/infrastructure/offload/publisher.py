@@ -10,6 +10,8 @@ from typing import Any
 from celery import Celery
 
 from nitro.errors import DispatchError, EmitError, PayloadError
+from nitro.infrastructure import scope
+from nitro.infrastructure.database import commit_for
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
@@ -56,6 +58,14 @@ class Publisher:
             )
         emission.offloaded.update((parcel.handler, parcel.options["task_id"]) for parcel in parcels)
         return partial(publish, current_app(), emission.event, parcels)
+
+    def commit(self, call: Call) -> scope.Commit | None:
+        """The commit that this emit waits for, or None.
+
+        Raises:
+            TransactionError: its entities are in sessions of two databases.
+        """
+        return commit_for((call.sender, *call.args, *call.kwargs.values()))
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         """The bytes of payload that `dispatch` would send to each.

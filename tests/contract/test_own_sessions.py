@@ -1,0 +1,150 @@
+"""An emit about entities in a session of the user's own waits for that session's commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import Engine
+from sqlmodel import Session, SQLModel, create_engine
+
+from nitro.domain.entities.base_entity import Entity
+from nitro.errors import TransactionError
+from nitro.infrastructure.database import transaction
+from nitro.infrastructure.events import Event, drain, on
+
+pytestmark = pytest.mark.usefixtures("offloading")
+
+Sent = Callable[..., list[Any]]
+
+
+class Voucher(Entity, table=True):
+    """Something that is stored through a session of the user's own."""
+
+    __tablename__ = "own_session_voucher"
+
+    amount: int = 0
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A database of the user's own."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}")
+    SQLModel.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def redeemed(evt: Event, app: Celery) -> Event:
+    """An event with an offloaded handler."""
+    on(evt, offload=True, name="shop.redeem")(lambda sender, *args, **kwargs: None)
+    return evt
+
+
+@pytest.mark.parametrize("where", ["sender", "argument", "keyword"])
+def test_offloads_leave_with_the_commit(redeemed: Event, engine: Engine, sent: Sent, where: str) -> None:
+    """Whichever way the entity is given."""
+    with Session(engine) as session:
+        voucher = Voucher()
+        session.add(voucher)
+        calls: dict[str, Callable[[], Any]] = {
+            "sender": lambda: redeemed.emit(voucher),
+            "argument": lambda: redeemed.emit("till", voucher),
+            "keyword": lambda: redeemed.emit("till", voucher=voucher),
+        }
+        calls[where]()
+        assert sent() == []
+        session.commit()
+        assert len(sent()) == 1
+
+
+def test_rollback_publishes_nothing(redeemed: Event, engine: Engine, sent: Sent) -> None:
+    """Nothing saved, nothing published."""
+    with Session(engine) as session:
+        voucher = Voucher()
+        session.add(voucher)
+        redeemed.emit(voucher)
+        session.rollback()
+        session.commit()
+    assert sent() == []
+
+
+def test_rollback_of_a_savepoint_takes_its_offloads(redeemed: Event, engine: Engine, sent: Sent) -> None:
+    """What was emitted outside of it leaves."""
+    with Session(engine) as session:
+        kept, dropped = Voucher(id="kept"), Voucher(id="dropped")
+        session.add(kept)
+        redeemed.emit(kept)
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            session.add(dropped)
+            redeemed.emit(dropped)
+            raise ZeroDivisionError
+        session.commit()
+    assert [message.payload.sender.id for message in sent()] == ["kept"]
+
+
+def test_a_session_that_was_begun_explicitly_is_joined(redeemed: Event, engine: Engine, sent: Sent) -> None:
+    """Also when nothing was written in it."""
+    with Session(engine) as session:
+        session.add(Voucher(id="v1"))
+        session.commit()
+    with Session(engine) as session, session.begin():
+        voucher = session.get_one(Voucher, "v1")
+        redeemed.emit(voucher)
+        assert sent() == []
+    assert len(sent()) == 1
+
+
+def test_a_session_that_only_reads_is_not_waited_for(redeemed: Event, engine: Engine, sent: Sent) -> None:
+    """Nobody will commit it."""
+    with Session(engine) as session:
+        session.add(Voucher(id="v1"))
+        session.commit()
+    with Session(engine) as session:
+        redeemed.emit(session.get_one(Voucher, "v1"))
+        assert len(sent()) == 1
+
+
+def test_closing_without_a_commit_is_a_warning(
+    redeemed: Event, engine: Engine, sent: Sent, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A forgotten commit is seen in the log."""
+    with Session(engine) as session:
+        session.add(voucher := Voucher())
+        redeemed.emit(voucher)
+    assert sent() == []
+    (record,) = [record for record in caplog.records if record.name == "nitro.events"]
+    assert record.levelno == logging.WARNING
+    assert redeemed.name in record.getMessage()
+
+
+def test_async_handlers_start_after_the_commit(evt: Event, engine: Engine, app: Celery) -> None:
+    """As inside a `transaction()`."""
+    heard: list[str] = []
+
+    @on(evt)
+    async def handler(sender: Voucher) -> None:
+        heard.append(sender.id)
+
+    with Session(engine, expire_on_commit=False) as session:
+        session.add(voucher := Voucher(id="v1"))
+        evt.emit(voucher)
+        assert drain(1)
+        assert heard == []
+        session.commit()
+    assert drain(5)
+    assert heard == ["v1"]
+
+
+def test_two_databases_are_an_error(redeemed: Event, engine: Engine, sent: Sent) -> None:
+    """One commit cannot cover both; the message names them."""
+    with Session(engine) as session, transaction():
+        session.add(voucher := Voucher())
+        with pytest.raises(TransactionError, match=r"nitro\.db.*own\.db"):
+            redeemed.emit(voucher)
+    assert sent() == []
