@@ -1,0 +1,86 @@
+"""The wheel: it ships `nitro` and nothing else, and a project runs on what it installs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from zipfile import ZipFile
+
+import pytest
+
+from worker import ROOT, Project, end, until
+
+APP = """
+    import os
+
+    from celery import Celery
+    from nitro import on
+    from nitro.infrastructure.offload import bind
+
+    app = bind(Celery("proj"))
+
+
+    @on("order.placed", offload=True)
+    def confirm(sender, **kwargs):
+        import nitro
+
+        with open("confirmed.txt", "a") as file:
+            file.write(f"{os.getpid()} {nitro.__file__}")
+"""
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Runs programs in an empty folder, which has nothing of the repository on its path."""
+    folder = tmp_path_factory.mktemp("wheel")
+    return Project(folder=folder, app="proj", environ={"PYTHONPATH": ""}, logs=folder)
+
+
+@pytest.fixture(scope="module")
+def wheel(builder: Project) -> Path:
+    """The wheel, built from the repository."""
+    builder.python("-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "-w", builder.folder)
+    [built] = builder.folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, builder: Project) -> Iterator[Project]:
+    """A project beside the installed wheel, with a worker on the embedded stack."""
+    site = builder.folder / "site"
+    builder.python("-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel)
+    (builder.folder / "proj.py").write_text(dedent(APP))
+    environ = {"PYTHONPATH": str(site), "NITRO_HOME": str(builder.folder / ".nitro")}
+    project = Project(folder=builder.folder, app="proj", environ=environ, logs=builder.folder)
+    worker = project.worker("installed", "-c", "1")
+    yield project
+    end(worker.process, within=0)
+
+
+def test_it_ships_only_nitro(wheel: Path) -> None:
+    """No `tasks`, no `celeryconfig`, no tests or examples; typed, with the plug-in of the `celery` command."""
+    files = ZipFile(wheel).namelist()
+    metadata = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
+    assert {file.partition("/")[0] for file in files} == {"nitro", metadata}
+    assert "nitro/py.typed" in files
+    entry_points = ZipFile(wheel).read(f"{metadata}/entry_points.txt").decode()
+    assert entry_points.split() == ["[celery.commands]", "nitro", "=", "nitro.cli:nitro"]
+
+
+def test_a_project_runs_on_the_installed_wheel(installed: Project) -> None:
+    """The handler runs in another process, with the installed package."""
+    emitting = "import os, proj; from nitro import emit; emit('order.placed', 'ada'); print(os.getpid())"
+    pid = installed.python("-c", emitting).strip()
+    effect = installed.folder / "confirmed.txt"
+    by, package = until(lambda: effect.read_text() if effect.exists() else "").split()
+    assert by != pid
+    assert Path(package).is_relative_to(installed.folder / "site")
+
+
+def test_the_celery_command_has_the_plug_in(installed: Project) -> None:
+    """`celery -A proj nitro init` creates the tables of the project."""
+    database = installed.folder / "nitro.db"
+    assert not database.exists()
+    assert "tables are there" in installed.celery("nitro", "init")
+    assert database.exists()
