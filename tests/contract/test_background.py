@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nitro.infrastructure.events import Event, drain, drain_async, emit, on
+from nitro.infrastructure.events import Event, drain, drain_async, emit, emit_async, on
 
 WAIT = 10
 
@@ -205,3 +205,40 @@ def test_foreign_transaction_is_not_waited_for(evt: Event, open_transaction: Any
     emit(evt, "ada")
     assert drain(WAIT)
     assert ran == ["ada"]
+
+
+@pytest.mark.parametrize("dying", ["before the commit", "before its turn"])
+def test_weak_async_handler_that_has_died_is_silent(
+    evt: Event, open_transaction: Any, caplog: pytest.LogCaptureFixture, dying: str
+) -> None:
+    """One that is planned and gone when it should start did not fail: nobody wanted it any more."""
+
+    async def handler(sender: object) -> None:
+        pytest.fail("ran")
+
+    known = [handler]
+    if dying == "before its turn":
+        open_transaction.usable = False
+        on(evt, priority=1)(lambda sender: [known.clear(), gc.collect()])
+    on(evt, weak=True)(handler)
+    del handler
+    emission = emit(evt)
+    known.clear()
+    gc.collect()
+    open_transaction.commit()
+    assert drain(WAIT)
+    assert (caplog.records, emission.failed) == ([], {})
+
+
+def test_weak_async_handler_that_has_died_has_no_result(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does `emit_async` fail over it."""
+
+    async def handler(sender: object) -> None:
+        pytest.fail("ran")
+
+    known = [handler]
+    on(evt, weak=True)(handler)
+    del handler
+    on(evt, priority=1)(lambda sender: [known.clear(), gc.collect()][:0])
+    assert asyncio.run(emit_async(evt)) == [[]]
+    assert caplog.records == []

@@ -162,3 +162,11 @@ def test_receiver_connected_tells_of_handlers(evt: Event) -> None:
     evt.disconnect(handler, "ada")
     connected = {"receiver": handler, "sender": "ada", "weak": False}
     assert told == [(evt, connected), (evt, {"receiver": handler, "sender": "ada"})]
+
+
+def test_wrappers_of_blinker_are_no_arguments(evt: Event) -> None:
+    """`_async_wrapper` and `_sync_wrapper` are accepted, needed for nothing and passed to nobody."""
+    handler = on(evt)(lambda sender, **kwargs: kwargs)
+    sent = evt.send("ada", _async_wrapper=lambda function: function, total=3)
+    sent += asyncio.run(evt.send_async("ada", _sync_wrapper=lambda function: function, total=3))
+    assert sent == [(handler, {"total": 3})] * 2

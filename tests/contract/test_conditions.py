@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 
+from nitro.errors import DeclarationError
 from nitro.infrastructure.events import Event, emit, on
 
 
@@ -96,3 +98,39 @@ def test_nothing_is_dispatched_when_no_condition_holds(evt: Event, queue: Any) -
     on(evt, offload=True, condition=lambda sender: False)(named("mail", []))
     emit(evt)
     assert queue.steps == []
+
+
+async def never(sender: object) -> bool:
+    return False
+
+
+class Rules:
+    @staticmethod
+    async def never(sender: object) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [lambda sender: never(sender), functools.wraps(never)(lambda sender: never(sender))],
+    ids=["lambda", "wrapper"],
+)
+def test_condition_that_turns_out_to_be_async_skips(
+    evt: Event, caplog: pytest.LogCaptureFixture, condition: Any
+) -> None:
+    """A coroutine is no verdict, though it is true: the handler is skipped, listed and logged."""
+    on(evt, condition=condition, name="shop.alert")(lambda sender: "ran")
+    emission = emit(evt)
+    assert emission == []
+    assert "async" in emission.skipped["shop.alert"]
+    (record,) = caplog.records
+    assert "shop.alert" in record.getMessage()
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("condition", [Rules.never, Rules.__dict__["never"]], ids=["function", "staticmethod"])
+def test_async_static_method_is_no_condition(evt: Event, condition: Any) -> None:
+    """It is an error at import, also as the object that a class body holds."""
+    with pytest.raises(DeclarationError, match="condition"):
+        on(evt, condition=condition)(lambda sender: "ran")
+    assert not evt.receivers

@@ -288,3 +288,9 @@ def test_running_emission_keeps_its_plan(evt: Event) -> None:
 def test_any_is_blinkers_own(evt: Event) -> None:
     """Code that speaks blinker and code that speaks Nitro mean the same."""
     assert ANY is blinker.ANY
+
+
+def test_glob_is_no_name_of_an_event_made_directly() -> None:
+    """`Event("user.*")` would be emitted to nobody; `event("user.*")` connects."""
+    with pytest.raises(DeclarationError, match=r"user\.\*"):
+        Event("user.*")

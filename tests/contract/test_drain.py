@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -118,3 +120,82 @@ def test_closed_loop_leaves_nothing_to_wait_for(evt: Event) -> None:
 
     asyncio.run(main())
     assert drain(0) is True
+
+
+@pytest.mark.parametrize("loop", ["running", "background"])
+def test_handlers_that_drain_do_not_wait_for_each_other(evt: Event, loop: str) -> None:
+    """Two that wait for all others both finish, and whoever drains from outside waits for both."""
+    ran: list[str] = []
+
+    def add(name: str) -> None:
+        @on(evt)
+        async def handler(sender: object) -> None:
+            await drain_async()
+            ran.append(name)
+
+    async def main() -> None:
+        emit(evt)
+        await asyncio.wait_for(drain_async(), WAIT)
+
+    add("first")
+    add("second")
+    if loop == "running":
+        asyncio.run(main())
+    else:
+        emit(evt)
+        assert drain(WAIT)
+    assert sorted(ran) == ["first", "second"]
+
+
+@pytest.mark.parametrize("loop", ["running", "background"])
+def test_chain_of_handlers_that_drain_finishes(evt: Event, loop: str) -> None:
+    """A handler that waits for a child that waits for its own child ends, and so do they."""
+    ran: list[int] = []
+
+    @on(evt)
+    async def handler(sender: int) -> None:
+        if sender:
+            emit(evt, sender - 1)
+            await drain_async()
+        ran.append(sender)
+
+    async def main() -> None:
+        emit(evt, 2)
+        await asyncio.wait_for(drain_async(), WAIT)
+
+    if loop == "running":
+        asyncio.run(main())
+    else:
+        emit(evt, 2)
+        assert drain(WAIT)
+    assert sorted(ran) == [0, 1, 2]
+
+
+def test_dropped_handler_of_a_closed_loop_is_silent(fresh_process: Callable[..., Any]) -> None:
+    """A handler that was pending when its loop was closed is no failure where it is thrown away, here in a fork."""
+    source = """
+import asyncio, gc, os
+from nitro.infrastructure.events import emit, on
+
+@on("order.placed", name="shop.mail")
+async def waits(sender):
+    await asyncio.sleep(100)
+
+async def main():
+    emit("order.placed")
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+child = os.fork()
+if not child:
+    gc.collect()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    ended = fresh_process(source)
+    assert ended.stdout == "0\n"
+    assert "Exception ignored" not in ended.stderr
+    assert "shop.mail" not in ended.stderr

@@ -197,3 +197,19 @@ def test_sender_by_keyword_is_a_type_error(evt: Event) -> None:
     """As in `emit`."""
     with pytest.raises(EmitError, match="sender"):
         run(evt, sender="ada")
+
+
+@pytest.mark.parametrize("kind", ["task", "future"])
+def test_task_or_future_that_a_handler_returns_is_awaited(evt: Event, kind: str) -> None:
+    """A sync handler that starts something hands its result over."""
+
+    @on(evt)
+    def starts(sender: object) -> Any:
+        loop = asyncio.get_running_loop()
+        if kind == "task":
+            return loop.create_task(asyncio.sleep(0, "awaited"))
+        future = loop.create_future()
+        loop.call_soon(future.set_result, "awaited")
+        return future
+
+    assert run(evt) == ["awaited"]

@@ -141,3 +141,17 @@ def test_glob_cannot_be_emitted(default: Any) -> None:
     """A pattern is no event."""
     with pytest.raises(EmitError, match="glob"):
         emit("order.*")
+
+
+def test_note_is_added_once(evt: Event) -> None:
+    """An exception object that a handler raises again and again does not grow."""
+    error = ValueError("no stock")
+
+    @on(evt, name="shop.reserve")
+    def reserve(sender: object) -> None:
+        raise error
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no stock"):
+            emit(evt)
+    assert ["shop.reserve" in note for note in error.__notes__] == [True]

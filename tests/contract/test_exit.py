@@ -196,3 +196,46 @@ async def main():
 """
     use = {"running": "asyncio.run(main())", "background": "emit('order.lost')\nbegun.wait(10)\nrelease()"}
     assert fresh_process(HANDLER + waiting + use[loop]).stdout == "finished\n"
+
+
+AT_EXIT = """
+import asyncio, atexit
+from nitro.infrastructure.events import emit, on
+
+@on("order.placed")
+async def mail(sender):
+    await asyncio.sleep(0.05)
+    print("mailed", sender, flush=True)
+
+"""
+
+
+@pytest.mark.parametrize("first", ["", "emit('order.placed', 'early')\n"], ids=["only at exit", "after the first emit"])
+def test_emit_of_an_exit_function_is_not_lost(fresh_process: Process, first: str) -> None:
+    """What was registered with `atexit` before the first emit runs last of all, and its emit is waited for."""
+    ended = fresh_process(AT_EXIT + "atexit.register(emit, 'order.placed', 'late')\n" + first)
+    mailed = ["mailed early", "mailed late"] if first else ["mailed late"]
+    assert (ended.returncode, ended.stdout.splitlines(), ended.stderr) == (0, mailed, "")
+
+
+@pytest.mark.parametrize(
+    "before", ["", "    emit('order.placed', 'parent')\n    drain()\n"], ids=["new", "armed parent"]
+)
+@pytest.mark.parametrize("child", ["process", "pool"])
+def test_exit_of_a_child_of_multiprocessing_waits(fresh_process: Process, child: str, before: str) -> None:
+    """A forked worker of the standard library, which runs no `atexit` functions, loses nothing either."""
+    start = {
+        "process": "    child = fork.Process(target=work)\n    child.start()\n    child.join()\n",
+        "pool": "    with ProcessPoolExecutor(1, mp_context=fork) as pool:\n        pool.submit(work).result()\n",
+    }
+    source = (
+        "import multiprocessing\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "def work():\n"
+        "    emit('order.placed', 'child')\n"
+        "if __name__ == '__main__':\n"
+        "    fork = multiprocessing.get_context('fork')\n"
+    )
+    ended = fresh_process(HANDLER + source + before + start[child])
+    mailed = [*(["mailed parent"] if before else []), "mailed child"]
+    assert (ended.returncode, ended.stdout.splitlines(), ended.stderr) == (0, mailed, "")

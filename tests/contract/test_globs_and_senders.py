@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from dataclasses import dataclass
@@ -283,3 +284,15 @@ def test_real_entity_is_known_by_class_and_id(evt: Event) -> None:
     on(evt, sender=Ticket(id="t1"))(lambda sender: "heard")
     assert emit(evt, Ticket(id="t1", seat="4A")) == ["heard"]
     assert emit(evt, Ticket(id="t2")) == []
+
+
+def test_dead_weak_handlers_of_a_glob_are_forgotten(default: Namespace) -> None:
+    """What they held is freed when an event that they heard is planned anew."""
+    condition = functools.partial(bool)
+    held = weakref.ref(condition)
+    handler = on("user.*", weak=True, condition=condition)(lambda sender: None)
+    emit("user.created")
+    del handler, condition
+    emit("user.created")
+    gc.collect()
+    assert held() is None

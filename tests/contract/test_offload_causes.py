@@ -199,3 +199,21 @@ def test_concurrent_handlers_do_not_mix_up_their_causes(evt: Event, inner: Event
     assert {sender: emission.parent for sender, emission in found.items()} == {
         sender: emission.id for sender, emission in emissions.items()
     }
+
+
+def test_delivery_names_its_parent(evt: Event, inner: Event, app: Celery, work: Work) -> None:
+    """`Delivery.parent` is the emission whose handler emitted; the first of a chain has none."""
+    deliveries: list[Any] = []
+    found: list[Any] = []
+
+    def outer(sender: Any) -> None:
+        deliveries.append(current_delivery())
+        found.append(emit(inner))
+
+    on(evt, offload=True, name="shop.outer")(outer)
+    on(inner, offload=True, name="shop.inner")(lambda sender: deliveries.append(current_delivery()))
+    emission = emit(evt)
+    worker = work(app)
+    worker.only(emission)
+    worker.only(found[0])
+    assert [delivery.parent for delivery in deliveries] == [None, emission.id]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.transport import memory
 
-from nitro.infrastructure.events import Event, emit, on
+from nitro.errors import DeclarationError
+from nitro.infrastructure.events import Event, emit, emit_async, on
 from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind
 
@@ -48,8 +52,6 @@ def celery_app() -> Iterator[Callable[..., Celery]]:
 
 def queued_by(emitted: Event) -> int:
     """How many messages are in the queues of the memory broker after an emit."""
-    from kombu.transport import memory
-
     emit(emitted)
     return sum(queue.qsize() for queue in memory.Channel.queues.values())
 
@@ -153,3 +155,56 @@ def test_rabbitmq_of_the_own_app_is_a_quorum_queue(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NITRO_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//")
     conf = apps.current_app().conf
     assert (conf.task_default_queue_type, conf.task_default_exchange_type) == ("quorum", "topic")
+
+
+def queues_in_use() -> set[str]:
+    """The queues of the memory broker that hold a message."""
+    return {name for name, queue in memory.Channel.queues.items() if queue.qsize()}
+
+
+@pytest.fixture
+def two_apps(celery_app: Callable[..., Celery], evt: Event) -> list[Celery]:
+    """A library's app and then the shop's, which is the current one here; each has a queue of its own name."""
+    apps_made = []
+    for name in ("library", "shop"):
+        app = celery_app(name, broker="memory://")
+        app.conf.task_default_queue = name
+        apps_made.append(app)
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    return apps_made
+
+
+def test_emit_async_queues_through_the_current_app(two_apps: list[Celery], evt: Event) -> None:
+    """The app is chosen where something is emitted, not on the thread that publishes it."""
+    asyncio.run(emit_async(evt))
+    assert queues_in_use() == {"shop"}
+
+
+def test_commit_on_a_loop_queues_through_the_current_app(
+    two_apps: list[Celery], evt: Event, open_transaction: Any
+) -> None:
+    """Nor does it change when a commit lets the messages go."""
+
+    async def main() -> None:
+        emit(evt)
+        open_transaction.commit()
+
+    asyncio.run(main())
+    assert queues_in_use() == {"shop"}
+
+
+def test_app_that_changes_before_the_commit_is_not_used(
+    two_apps: list[Celery], evt: Event, open_transaction: Any
+) -> None:
+    """What was emitted under one app leaves through it."""
+    emit(evt)
+    two_apps[0].set_current()
+    open_transaction.commit()
+    assert queues_in_use() == {"shop"}
+
+
+def test_several_apps_and_none_current_is_an_error(two_apps: list[Celery], evt: Event) -> None:
+    """A thread from which it cannot be told is not left to chance: the message names the apps and the way out."""
+    with ThreadPoolExecutor(1) as thread, pytest.raises(DeclarationError, match=r"'library', 'shop'.*bind\(app\)"):
+        thread.submit(emit, evt).result()
+    assert queues_in_use() == set()

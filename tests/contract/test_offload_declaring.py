@@ -210,3 +210,10 @@ def test_disconnected_handler_is_not_queued(evt: Event, app: Celery, sent: Sent)
     evt.disconnect(handler)
     assert emit(evt).offloaded == {}
     assert sent() == []
+
+
+def test_key_of_the_options_that_is_no_text_is_an_error(evt: Event) -> None:
+    """A dict whose keys are not the names of options is told so at import."""
+    with pytest.raises(UnknownOption, match="option 1"):
+        on(evt, offload={"queue": "mail", 1: 2})(handler)
+    assert not evt.receivers

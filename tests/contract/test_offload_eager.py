@@ -131,3 +131,67 @@ def test_cause_is_known(evt: Event, eager: Celery) -> None:
     outer = emit(evt)
     assert [(emission.parent, emission.root) for emission in found] == [(outer.id, outer.id)]
     assert emit(inner).parent is None
+
+
+NESTED = """
+import asyncio
+from celery import Celery
+
+app = Celery("shop", broker="memory://", backend="cache+memory://")
+app.conf.task_always_eager = True
+from nitro.infrastructure.events import emit, on
+
+@on("order.billed", offload=True, name="shop.inner")
+async def inner(sender):
+    await asyncio.sleep(0)
+    print("inner", sender)
+
+"""
+
+
+@pytest.mark.parametrize(
+    "reaching",
+    ["emit('order.billed', sender)", "inner.task(sender)", "inner.task.apply((sender,))"],
+    ids=["emit", "call", "apply"],
+)
+def test_async_handler_reaches_another_one(fresh_process: Callable[..., Any], reaching: str) -> None:
+    """The loop that runs the outer handler is not the one that the inner one would wait for."""
+    outer = f"@on('order.placed', offload=True, name='shop.outer')\nasync def outer(sender):\n    {reaching}\n"
+    ended = fresh_process(NESTED + outer + "emit('order.placed', 'ada')\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "inner ada\n", "")
+
+
+def test_handler_on_a_running_loop_starts_an_async_one(fresh_process: Callable[..., Any]) -> None:
+    """A sync handler that runs on a loop's thread leaves an async inline one to that loop, and returns."""
+    source = """
+@on("order.placed", offload=True, name="shop.outer")
+def outer(sender):
+    emit("order.paid", sender)
+
+@on("order.paid")
+async def paid(sender):
+    print("paid", sender)
+
+async def main():
+    emit("order.placed", "ada")
+    print("emitted")
+
+asyncio.run(main())
+"""
+    ended = fresh_process(NESTED + source)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "emitted\npaid ada\n", "")
+
+
+def test_generator_shows_no_progress(evt: Event, eager: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Celery has it, what runs eagerly leaves nothing in the result backend and sends no event to the broker."""
+    ran: list[Any] = []
+    shown: list[Any] = []
+    monkeypatch.setattr(eager.backend, "store_result", lambda *facts, **_options: shown.append(facts))
+    monkeypatch.setattr(eager.events, "default_dispatcher", lambda **_options: shown.append("event"))
+
+    @on(evt, offload={"send_events": True}, name="shop.packing")
+    def packing(sender: Any) -> Any:
+        yield ran.append(sender)
+
+    emit(evt, "ada")
+    assert (ran, shown) == (["ada"], [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_same_name_in_another_file_is_no_redefinition(evt: Event, default: Names
 def test_a_task_of_the_app_is_not_replaced(evt: Event, app: Celery) -> None:
     """A handler under the name of a plain task of the app is an error, and the task stays."""
 
-    @app.task(name="shop.mail")
+    @app.task(name="shop.mail", shared=False)
     def plain() -> None: ...
 
     app.finalize()
@@ -133,3 +134,99 @@ def test_a_task_of_the_app_is_not_replaced(evt: Event, app: Celery) -> None:
         def mail(sender: object) -> None: ...
 
     assert app.tasks["shop.mail"] == plain
+
+
+SENDING = """
+    from nitro.infrastructure.events import on
+    from offload_shop_tracing import traced
+
+    @on("order-placed", offload=True, name="shop.send")
+    @traced
+    def send(sender):
+        return None
+"""
+TRACING = """
+    import functools
+
+    def traced(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            return function(*args, **kwargs)
+        return wrapper
+"""
+
+
+def test_shared_decorator_does_not_hide_two_functions(app: Celery, default: Namespace, write_module: Any) -> None:
+    """Functions of two modules are told apart beneath their decorator, and the message names where they are written."""
+    write_module(TRACING, name="offload_shop_tracing")
+    write_module(SENDING, name="offload_shop_mail")
+    with pytest.raises(DuplicateHandler) as caught:
+        write_module(SENDING, name="offload_shop_sms")
+    assert re.search(r"offload_shop_mail\.py:\d+.*offload_shop_sms\.py:\d+", str(caught.value))
+    assert "offload_shop_tracing" not in str(caught.value)
+
+
+TWICE = """
+    from nitro.infrastructure.events import on
+
+    @on("order-placed", offload=True)
+    def handler(sender):
+        return "mail"
+
+    @on("order-paid", offload=True)
+    def handler(sender):
+        return "text message"
+"""
+
+
+def test_one_name_twice_in_a_module_is_no_redefinition(app: Celery, default: Namespace, write_module: Any) -> None:
+    """At the first import the second function would silently drop the first, so it is an error."""
+    with pytest.raises(DuplicateHandler, match=r"offload_shop\.handler"):
+        write_module(TWICE)
+
+
+def test_reload_after_an_edit_that_moves_lines_replaces(app: Celery, default: Namespace, write_module: Any) -> None:
+    """A function that has moved within its file is still that function."""
+    source = """
+        from nitro.infrastructure.events import on
+        {lines}
+        @on("order-placed", offload=True)
+        def handler(sender):
+            return None
+    """
+    write_module(source.format(lines=""))
+    module = write_module(source.format(lines="REASON = 'an edit'"))
+    assert list(default["order-placed"].receivers.values()) == [module.handler]
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_static_method_is_its_function(evt: Event, app: Celery, offload: bool) -> None:
+    """`@on` above `@staticmethod` connects what the class then has: once, and it can be disconnected by that."""
+
+    class Effects:
+        @on(evt, offload=offload, name="shop.static")
+        @staticmethod
+        def mail(sender: object) -> str:
+            return "mailed"
+
+    on(evt, offload=offload, name="shop.static")(Effects.mail)
+    assert list(evt.receivers_for("ada")) == [Effects.mail]
+    assert (emit(evt), len(emit(evt).offloaded)) == (([], 1) if offload else (["mailed"], 0))
+    evt.disconnect(Effects.mail)
+    assert not evt.receivers
+
+
+def test_reload_replaces_a_static_method(app: Celery, default: Namespace, write_module: Any) -> None:
+    """A class that is made anew leaves one handler, the new one."""
+    source = """
+        from nitro.infrastructure.events import on
+
+        class Effects:
+            @on("order-placed", offload=True)
+            @staticmethod
+            def mail(sender):
+                return None
+    """
+    write_module(source)
+    module = write_module(source)
+    assert list(default["order-placed"].receivers.values()) == [module.Effects.mail]

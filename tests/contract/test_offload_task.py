@@ -219,3 +219,17 @@ def test_unknown_attribute_is_an_attribute_error(handler: Any) -> None:
     with pytest.raises(AttributeError):
         _ = handler.task.no_such_thing
     assert not hasattr(handler.task, "__no_such_thing__")
+
+
+def test_calling_the_task_returns_what_the_handler_returns(evt: Event, app: Celery) -> None:
+    """A call here has no result backend in between, so nothing is dropped."""
+    result = {1, 2}
+    handler = on(evt, offload=True, name="shop.handler")(lambda sender: result)
+    assert handler.task("ada") is result
+
+
+def test_assigning_to_the_stand_in_is_an_error(handler: Any) -> None:
+    """A setting that would reach no worker is not taken for one that does."""
+    with pytest.raises(AttributeError):
+        handler.task.rate_limit = "1/m"
+    assert handler.task.rate_limit is None

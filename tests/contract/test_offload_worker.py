@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any
 
@@ -196,7 +197,15 @@ def test_result_that_json_carries_is_kept(evt: Event, app: Celery, work: Work, r
     assert worker.state(emission) == "SUCCESS"
 
 
-@pytest.mark.parametrize("result", [object(), {1, 2}, {(1, 2): 3}, [lambda: None]])
+class Hostile:
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+UNCARRIED = [object(), {1, 2}, {(1, 2): 3}, [lambda: None], 10**5000, Hostile()]
+
+
+@pytest.mark.parametrize("result", UNCARRIED, ids=["object", "set", "keys", "lambda", "huge", "hostile"])
 def test_result_that_json_cannot_carry_becomes_none_with_a_warning(
     evt: Event, app: Celery, work: Work, caplog: pytest.LogCaptureFixture, result: Any
 ) -> None:
@@ -256,3 +265,19 @@ def test_other_tasks_of_the_app_work_as_before(evt: Event, app: Celery, work: Wo
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     worker = work(app)
     assert worker.of(plain.delay(2, right=3).id) == 5
+
+
+def test_task_of_a_fresh_context_survives_its_handler(evt: Event, app: Celery, work: Work) -> None:
+    """A pooled client starts its reader outside of the handler's context, and nobody ends it with the handler."""
+    readers: list[asyncio.Task[Any]] = []
+
+    @on(evt, offload=ONCE, name="shop.pooled")
+    async def pooled(sender: Any) -> bool:
+        if not readers:
+            readers.append(asyncio.create_task(asyncio.Event().wait(), context=Context()))
+            return True
+        reader = readers.pop()
+        return reader.done() or not reader.cancel()
+
+    worker = work(app)
+    assert [worker.only(emit(evt)) for _ in range(2)] == [True, False]
