@@ -239,3 +239,24 @@ def test_exit_of_a_child_of_multiprocessing_waits(fresh_process: Process, child:
     ended = fresh_process(HANDLER + source + before + start[child])
     mailed = [*(["mailed parent"] if before else []), "mailed child"]
     assert (ended.returncode, ended.stdout.splitlines(), ended.stderr) == (0, mailed, "")
+
+
+def test_emit_of_a_thread_that_outlives_the_main_thread_does_not_wait(fresh_process: Process) -> None:
+    """A server's thread goes on when the main thread has ended; an emit there returns before its async handler ran."""
+    serve = (
+        "import threading\n"
+        "returned = threading.Event()\n"
+        "@on('order.placed')\n"
+        "async def bill(sender):\n"
+        "    for _ in range(500):\n"
+        "        if returned.is_set(): break\n"
+        "        await asyncio.sleep(0.01)\n"
+        "    print('billed', returned.is_set(), flush=True)\n"
+        "def serve():\n"
+        "    threading.main_thread().join()\n"
+        "    emit('order.placed', 'ada')\n"
+        "    returned.set()\n"
+        "    drain()\n"
+        "threading.Thread(target=serve).start()\n"
+    )
+    assert "billed True\n" in fresh_process(HANDLER + serve).stdout

@@ -125,7 +125,9 @@ def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
         collected.append(done)
     _jobs.add(done, loop, label, outcome)
     if running is None:
-        _have_exit_wait(done)
+        expect()
+        if _passed.is_set():
+            wait([done], EXIT_WAIT)
 
 
 async def _as_job(make: Callable[[], Coroutine[Any, Any, Any]], done: Done) -> None:
@@ -194,15 +196,17 @@ async def drain_async() -> None:
             _jobs.waiting.discard(own)
 
 
-_armed = threading.Event()
+_armed, _passed = threading.Event(), threading.Event()
 os.register_at_fork(after_in_child=_armed.clear)
+os.register_at_fork(after_in_child=_passed.clear)
 
 
-def _have_exit_wait(done: Done) -> None:
-    """Have the exit of the interpreter, or of a child of multiprocessing, wait for what was started."""
-    if not threading.main_thread().is_alive():  # it has begun, and may have waited already
-        wait([done], EXIT_WAIT)
-    elif not _armed.is_set():
+def expect() -> None:
+    """Have the exit of the interpreter, or of a child of multiprocessing, wait for what is started.
+
+    Said when an async handler is connected: where an `atexit` function starts the first one it would be too late.
+    """
+    if not _armed.is_set():
         _armed.set()
         # Not atexit, which does not run in a child of multiprocessing; this runs in both.
         Finalize(None, _finish, exitpriority=100)
@@ -212,3 +216,4 @@ def _finish() -> None:
     if not drain(EXIT_WAIT):
         for label in _jobs.on(_thread.loop).values():
             logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)
+    _passed.set()

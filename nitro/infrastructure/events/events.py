@@ -63,6 +63,10 @@ class Event(blinker.NamedSignal):
             self._changed()
             if handler.offload is not None:
                 _offloading.add(self)
+        if handler.is_async and handler.offload is None:
+            from nitro.infrastructure.events import background
+
+            background.expect()
         if self.receiver_connected.receivers:
             self.receiver_connected.send(self, receiver=receiver, sender=sender, weak=weak)
         return receiver
