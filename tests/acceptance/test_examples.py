@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import ROOT, Worker, until
+from worker import ROOT, Worker, end, until
 
 pytestmark = pytest.mark.acceptance
 
@@ -74,7 +74,7 @@ def tried(folder: Path) -> Iterator[Tried]:
         invoice = until(lambda: "".join(path.read_text() for path in folder.glob("invoice-*.txt")))
         yield Tried(printed=program.stdout, invoice=invoice, worker=worker)
     finally:
-        worker.stop()
+        end(worker.process)
 
 
 def pid_in(text: str) -> int:

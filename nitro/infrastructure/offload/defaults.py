@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakSet
 
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 
 from nitro.settings import Settings
 
@@ -24,6 +25,9 @@ SAFE: dict[str, Any] = {
     "broker_connection_timeout": 4,
     "broker_pool_acquire_timeout": 5,
 }
+
+FOLDER = "folder"
+TRANSPORT_ALIASES[FOLDER] = "nitro.infrastructure.offload.folder:Transport"
 
 POLLING = 0.02
 """Seconds between two looks into the folder of the embedded broker."""
@@ -77,7 +81,7 @@ def _of_transport(transport: str, settings: Settings) -> dict[str, Any]:
         for folder in (settings.home, queue, control):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         options = {"data_folder_in": str(queue), "data_folder_out": str(queue), "control_folder": str(control)}
-        return {"broker_transport_options": {**options, "polling_interval": POLLING}}
+        return {"broker_transport": FOLDER, "broker_transport_options": {**options, "polling_interval": POLLING}}
     if transport in ("redis", "rediss", "sentinel"):
         return {"broker_transport_options": _REDIS}
     if transport in ("amqp", "amqps", "pyamqp"):
