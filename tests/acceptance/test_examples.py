@@ -111,4 +111,4 @@ def test_the_quickstart_needs_no_server(tried: Tried, folder: Path) -> None:
     """What it has used are files beside it: the database, and the folder of the broker."""
     assert (folder / "nitro.db").exists()
     assert (folder / ".nitro").is_dir()
-    assert "filesystem://" in tried.worker.text
+    assert "folder://" in tried.worker.text

@@ -25,10 +25,10 @@ _read: Callable[[str], Any] = loads
 class Channel(filesystem.Channel):
     """Messages as files of one folder, named by time and queue, as kombu names them."""
 
-    def _put(self, queue: str, message: Any, **_options: Any) -> None:
+    def _put(self, queue: str, payload: Any, **_options: Any) -> None:  # type: ignore[override]  # kombu's two differ
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
         try:
-            _appear(Path(self.data_folder_out, name), _written(message))
+            _appear(Path(self.data_folder_out, name), _written(payload))
         except OSError as error:
             raise ChannelError(f"cannot write message {name}: {error}") from error
 
