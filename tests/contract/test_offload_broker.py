@@ -46,7 +46,7 @@ def redis_app(offloading: None) -> Iterator[Celery]:
     except RedisError as error:
         if os.environ.get("NITRO_TEST_SERVERS") == "required":
             raise
-        pytest.skip(f"no Redis on 127.0.0.1:6379: {error}")
+        pytest.skip(f"MISSING SERVER: Redis does not answer at 127.0.0.1:6379: {error}")
     yield bound(f"redis://127.0.0.1:6379/{DATABASE}")
     server.flushdb()
     server.close()

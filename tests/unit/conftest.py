@@ -28,14 +28,16 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def database_server() -> Iterator[str]:
-    """The URL of an empty PostgreSQL database, dropped at the end; skips where no server answers."""
+    """The URL of an empty PostgreSQL database, dropped at the end; skips loudly where no server answers."""
     name = f"nitro_unit_{os.getpid()}"
     server = create_engine(f"{SERVER}/postgres", isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
     try:
         with server.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name}"))
     except OperationalError as error:
-        pytest.skip(f"no PostgreSQL: {error}")
+        if os.environ.get("NITRO_TEST_SERVERS") == "required":
+            raise
+        pytest.skip(f"MISSING SERVER: PostgreSQL does not answer at {SERVER}: {error}")
     yield f"{SERVER}/{name}"
     with server.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))

@@ -184,7 +184,8 @@ def test_class_of_a_script_is_found_by_both_names(monkeypatch: pytest.MonkeyPatc
     """A class of `__main__` travels under the importable name, and the script itself finds it again."""
     script = ModuleType("__main__")
     script.__spec__ = type("Spec", (), {"name": "shop.script"})()
-    script.Row = dataclasses.make_dataclass("Row", ["x"], namespace={"__module__": "__main__"})
+    script.Row = dataclasses.make_dataclass("Row", ["x"])
+    script.Row.__module__ = "__main__"
     monkeypatch.setitem(sys.modules, "__main__", script)
     text = encode(script.Row(1), (), {})
     assert "shop.script:Row" in text

@@ -133,7 +133,7 @@ def test_wrong_shape_is_unreadable(sender: object) -> None:
 def test_deep_forgery_is_unreadable() -> None:
     """A payload nested deeper than the stack is refused and does not end the process."""
     with pytest.raises(PayloadUnreadable):
-        decode('{"nitro":1,"sender":' + "[" * 900 + "]" * 900 + ',"args":[],"kwargs":{}}')
+        decode('{"nitro":1,"sender":' + "[" * 100_000 + "]" * 100_000 + ',"args":[],"kwargs":{}}')
 
 
 @pytest.mark.parametrize("reference", ["subprocess:Popen", "os:system", "builtins:eval", "builtins:dict", "nowhere:X"])
