@@ -1,0 +1,60 @@
+"""What goes wrong beside a handler: it is said, and it does not undo what was done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from nitro.errors import PayloadUnreadable
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.offload.message import KEY, Message
+
+
+def test_publishing_that_fails_after_the_commit_is_logged(
+    evt: Event, queue: Any, open_transaction: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a commit nothing can raise any more, whatever it is."""
+
+    def fail(names: list[str]) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(queue, "_publish", fail)
+    on(evt, offload=True, name="mail")(lambda sender: None)
+    emit(evt)
+    open_transaction.commit()
+    (record,) = [record for record in caplog.records if record.name == "nitro.events"]
+    assert record.levelno == logging.ERROR
+    assert "disk full" in caplog.text
+
+
+@pytest.mark.parametrize("envelope", [{"emission": "e1"}, {"emission": "e1", "colour": "red"}, "text", 7])
+def test_a_message_of_another_version_is_unreadable(offloading: None, envelope: object) -> None:
+    """The error names the handler, so that it can be found among the workers' failures."""
+    with pytest.raises(PayloadUnreadable, match=r"shop\.mail"):
+        Message.read({KEY: envelope}, "shop.mail")
+
+
+def test_progress_that_cannot_be_shown_fails_no_handler(
+    evt: Event, app: Celery, work: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backend that is away for a moment costs a step on a screen, not the effect."""
+    backend = type(app.backend)
+    store = backend.store_result
+
+    def away(self: Any, task_id: str, result: Any, state: str, *args: Any, **options: Any) -> Any:
+        if state == "PROGRESS":
+            raise ConnectionError("backend is away")
+        return store(self, task_id, result, state, *args, **options)
+
+    @on(evt, offload={"max_retries": 0}, name="shop.steps")
+    def steps(sender: object) -> Any:
+        yield 1
+        yield 2
+
+    monkeypatch.setattr(backend, "store_result", away)
+    assert work(app).only(emit(evt)) == [1, 2]
+    assert "step 2 of task" in caplog.text
