@@ -12,6 +12,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from nitro.infrastructure import scope
 from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace, dispatcher
@@ -143,3 +144,17 @@ def fresh_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         )
 
     return run
+
+
+@pytest.fixture
+def celery_app() -> Iterator[Callable[..., Celery]]:
+    """Makes apps as a user would, current ones unless told otherwise."""
+    made: list[Celery] = []
+
+    def make(*args: Any, **options: Any) -> Celery:
+        made.append(Celery(*args, **options))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.close()

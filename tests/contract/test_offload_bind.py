@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,20 +30,6 @@ UNSAFE = {
     "task_serializer": "yaml",
     "accept_content": ["json", "yaml"],
 }
-
-
-@pytest.fixture
-def celery_app() -> Iterator[Callable[..., Celery]]:
-    """Makes apps as a user would, current ones unless told otherwise."""
-    made: list[Celery] = []
-
-    def make(*args: Any, **options: Any) -> Celery:
-        made.append(Celery(*args, **options))
-        return made[-1]
-
-    yield make
-    for app in made:
-        app.close()
 
 
 def conf_of(app: Celery, names: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,6 @@ from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind
 
 pytestmark = pytest.mark.usefixtures("offloading")
-
-SAFE = {
-    "task_acks_late": True,
-    "task_reject_on_worker_lost": True,
-    "worker_prefetch_multiplier": 1,
-    "task_serializer": "json",
-    "accept_content": ["json"],
-}
-UNSAFE = {
-    "task_acks_late": False,
-    "task_reject_on_worker_lost": False,
-    "worker_prefetch_multiplier": 4,
-    "task_serializer": "yaml",
-    "accept_content": ["json", "yaml"],
-}
-
-
-@pytest.fixture
-def celery_app() -> Iterator[Callable[..., Celery]]:
-    """Makes apps as a user would, current ones unless told otherwise."""
-    made: list[Celery] = []
-
-    def make(*args: Any, **options: Any) -> Celery:
-        made.append(Celery(*args, **options))
-        return made[-1]
-
-    yield make
-    for app in made:
-        app.close()
 
 
 def queued_by(emitted: Event) -> int:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
@@ -118,15 +124,8 @@ def _block(session: Session | AsyncSession | None) -> AbstractContextManager[Ses
 @contextmanager
 def _opened() -> Iterator[Session]:
     session = OwnSession(engine(), expire_on_commit=False, execution_options={WRITES: True})
-    with entered(session):
-        try:
-            yield session
-            session.commit()
-        except BaseException:
-            session.rollback()
-            raise
-        finally:
-            session.close()
+    with entered(session), closing(session), _committed(session):
+        yield session
 
 
 @contextmanager
@@ -144,12 +143,19 @@ def _adopted(session: Session) -> Iterator[Session]:
         return
     with entered(session):
         session.begin()
-        try:
+        with _committed(session):
             yield session
-            session.commit()
-        except BaseException:
-            session.rollback()
-            raise
+
+
+@contextmanager
+def _committed(session: Session) -> Iterator[None]:
+    """Commit at the end of the block, or roll back when an exception leaves it or the commit fails."""
+    try:
+        yield
+        session.commit()
+    except BaseException:
+        session.rollback()
+        raise
 
 
 @contextmanager

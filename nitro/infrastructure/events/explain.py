@@ -34,7 +34,7 @@ class Verdict:
     @property
     def runs(self) -> bool:
         """Whether the condition lets it run."""
-        return self.condition in (None, "holds")
+        return _lets_run(self.condition)
 
     def __str__(self) -> str:
         parts = [self.where, self.handler, self.kind, f"priority {self.priority}"]
@@ -66,7 +66,7 @@ def explain(event: str, plan: Plan, call: Call) -> Explanation:
     explanation = Explanation(event)
     asked = Emission(event)
     conditions = {handler: _condition(handler, asked, call) for handler in plan.handlers}
-    queued = [handler for handler in plan.offloaded if conditions[handler] in (None, "holds")]
+    queued = [handler for handler in plan.offloaded if _lets_run(conditions[handler])]
     sizes = dict(zip(queued, dispatcher().weigh(call, queued) if queued else [], strict=True))
     for handler in plan.handlers:
         explanation.append(
@@ -81,6 +81,10 @@ def explain(event: str, plan: Plan, call: Call) -> Explanation:
             )
         )
     return explanation
+
+
+def _lets_run(condition: str | None) -> bool:
+    return condition in (None, "holds")
 
 
 def _condition(handler: Handler, asked: Emission, call: Call) -> str | None:

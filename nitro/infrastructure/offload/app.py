@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from celery import Celery, _state
@@ -10,13 +9,14 @@ from celery import Celery, _state
 from nitro.errors import DeclarationError
 from nitro.infrastructure.database import use_engine
 from nitro.infrastructure.events.dispatcher import dispatcher
+from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.offload.defaults import prepare
 from nitro.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-_lock = threading.RLock()
+_lock = Lock()
 _bound: list[Celery] = []
 _own: list[Celery] = []
 

@@ -1,8 +1,7 @@
-"""Declarations: every offloaded function under the name of its task, and the port that queues them."""
+"""Declarations: every offloaded function under the name of its task."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from nitro.errors import DeclarationError, DuplicateHandler, NotOffloadable, Opt
 from nitro.infrastructure.offload.options import Offload
 from nitro.infrastructure.offload.standin import TaskStandIn
 from nitro.settings import Settings
-
-logger = logging.getLogger("nitro.offload")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +45,7 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[O
     """Check and keep an offloaded function; return its options, and the older definition that it replaces.
 
     A function of the same qualified name in the same file is a redefinition (a reload, a notebook
-    cell) and replaces the older one.
+    cell) and replaces the older one; within one first import of the module it is a second handler.
 
     Raises:
         DeclarationError: an option is wrong, the name is taken, or a worker could never find the function.

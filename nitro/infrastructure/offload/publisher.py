@@ -42,7 +42,7 @@ class Publisher:
 
         Raises:
             PayloadError: a value cannot travel; names the handlers.
-            TypeError: a handler does not take these arguments.
+            EmitError: a handler does not take these arguments.
         """
         messages = _messages(emission, call, handlers)
         parcels = []

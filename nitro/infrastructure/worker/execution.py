@@ -22,8 +22,6 @@ from nitro.infrastructure.worker.results import Progress, storable
 
 logger = logging.getLogger("nitro.worker")
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
 
 def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a handler for one task message; return what the result backend will hold.
