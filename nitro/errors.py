@@ -176,11 +176,52 @@ class DispatchError(NitroError, RuntimeError):
         super().__init__(f"{event}: not dispatched: {', '.join(handlers)}: {cause}")
 
 
-class NotTracked(NitroError, LookupError):
-    """`cancel` of a delivery that has no row to cancel."""
+class OutboxError(NitroError):
+    """A tracked delivery could not be kept."""
 
-    def __init__(self, emission: str) -> None:
+
+class OutboxOutdated(OutboxError, RuntimeError):
+    """The tables of the outbox are missing, or of another version than this library."""
+
+    def __init__(self, place: str, found: int | None, wanted: int) -> None:
+        if found is not None and found > wanted:
+            state, way_out = f"are of version {found}, and this library knows {wanted}", "update the library"
+        else:
+            state = "are missing" if found is None else f"are of version {found}, and this library needs {wanted}"
+            way_out = "run `celery -A tasks nitro init`"
+        super().__init__(f"the tables of the outbox in {place} {state}; {way_out}")
+
+
+class NoDatabase(OutboxError, RuntimeError):
+    """A tracked delivery over a broker of one's own, and no database that emitters and workers share."""
+
+    def __init__(self, handlers: Sequence[str], delivery: str) -> None:
         super().__init__(
-            f"emission {emission} has no tracked delivery; a message that is already in the broker "
+            f"{', '.join(handlers)}: delivery={delivery!r} is tracked in a database that emitters and workers share, "
+            f"and none is set: give NITRO_DB_URL or bind(app, engine), or the handlers delivery='broker'"
+        )
+
+
+class OptionStays(OutboxError, TypeError):
+    """An option of a message that a row cannot keep."""
+
+    def __init__(self, handler: str, reason: str) -> None:
+        super().__init__(f"the message options of {handler} cannot be kept in the outbox, which takes JSON: {reason}")
+
+
+class DeliveryLost(OutboxError, RuntimeError):
+    """Another run of a delivery has taken over, or it was cancelled; what this one wrote is rolled back."""
+
+    def __init__(self, handler: str, emission: str, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} of {handler} for emission {emission} may not close its delivery any more")
+
+
+class NotTracked(OutboxError, LookupError):
+    """A delivery that has no row."""
+
+    def __init__(self, emission: str, handler: str | None = None) -> None:
+        whose = emission if handler is None else f"{emission} for {handler}"
+        super().__init__(
+            f"emission {whose} has no tracked delivery; a message that is already in the broker "
             f"is stopped with app.control.revoke(task_id)"
         )

@@ -37,6 +37,7 @@ class Settings:
 
     Attributes:
         db_url: SQLAlchemy URL of the database that emitters and workers share.
+        db_given: whether it was set, so that workers elsewhere share it.
         broker_url: kombu URL; the embedded default is a folder under `home`.
         result_backend: Celery result backend.
         handlers: modules that a worker imports for their handlers.
@@ -47,6 +48,7 @@ class Settings:
     """
 
     db_url: str
+    db_given: bool
     broker_url: str
     result_backend: str
     handlers: tuple[str, ...]
@@ -83,6 +85,7 @@ def _parsed(
     results = database if not database.startswith("sqlite") else f"sqlite:///{at_home / 'results.db'}"
     return Settings(
         db_url=database,
+        db_given=bool(db_url),
         broker_url=_broker(broker_url or EMBEDDED_BROKER),
         result_backend=result_backend or f"db+{results}",
         handlers=_modules(handlers),

@@ -14,13 +14,18 @@ from celery import Celery, _state
 from celery.app.trace import reset_worker_optimizations
 from celery.contrib.testing.worker import start_worker
 from kombu.transport import memory
+from sqlalchemy import select
 
 from nitro.infrastructure import database
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind, declarations
 from nitro.infrastructure.offload.codec import Payload, decode
+from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.message import KEY
+from nitro.infrastructure.outbox.relay import emitters
+from nitro.infrastructure.outbox.rows import payload
+from nitro.infrastructure.outbox.tables import deliveries, emissions
 
 IN_MEMORY = {
     "broker_url": "memory://",
@@ -46,8 +51,13 @@ class Sent:
 
     @property
     def payload(self) -> Payload:
-        """What the handler would be called with."""
-        return decode(self.kwargs[KEY]["payload"], load=lambda cls, key: (cls, key))
+        """What the handler would be called with, from the message or from its row."""
+        text = self.kwargs[KEY]["payload"]
+        if text is None:
+            row = select(payload()).select_from(deliveries.join(emissions)).where(deliveries.c.id == self.id)
+            with database.engine().connect() as connection:
+                text = connection.scalar(row)
+        return decode(text, load=lambda cls, key: (cls, key))
 
 
 @pytest.fixture
@@ -65,7 +75,11 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     apps._own.clear()
     _state._tls.current_app, _state.default_app = None, None
     memory.Channel.queues.clear()
+    courier._failures, courier._waited = 0, False
     yield
+    courier.drain(PATIENCE)
+    emitters.stop(PATIENCE)
+    emitters._forget()
     for app in (*apps._bound, *apps._own):
         app.close()
     memory.Channel.queues.clear()
@@ -100,8 +114,13 @@ def app(make_app: Callable[..., Celery]) -> Celery:
 
 @pytest.fixture
 def sent(app: Celery) -> Callable[..., list[Sent]]:
-    """Takes all messages out of a queue of the memory broker."""
-    return lambda queue="celery": list(taken(app, queue))
+    """Takes all messages out of a queue of the memory broker, when what was emitted has left."""
+
+    def take(queue: str = "celery") -> list[Sent]:
+        assert courier.drain(PATIENCE)
+        return list(taken(app, queue))
+
+    return take
 
 
 def taken(app: Celery, queue: str) -> Iterator[Sent]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from typing import Protocol
 
@@ -27,6 +27,9 @@ class Transaction(Commit, Protocol):
     @property
     def usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""
+
+    def lent(self) -> AbstractContextManager[None]:
+        """Make the calling thread its own one, while the thread that it belongs to waits."""
 
 
 class Cause(Protocol):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nitro.infrastructure.database.connections import create_tables, engine, reset, use_engine
+from nitro.infrastructure.database.connections import create_tables, engine, has_own_engine, place_of, reset, use_engine
 from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
-from nitro.infrastructure.database.tables import ensure_tables
-from nitro.infrastructure.database.transactions import joined, reading, transaction
+from nitro.infrastructure.database.tables import ensure_tables, migrations
+from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing
 from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
 
 __all__ = [
@@ -17,11 +17,16 @@ __all__ = [
     "current_transaction",
     "engine",
     "ensure_tables",
+    "has_own_engine",
     "in_own_transaction",
     "joined",
+    "migrations",
     "must_await",
+    "place_of",
     "reading",
     "reset",
     "transaction",
     "use_engine",
+    "write_with",
+    "writing",
 ]

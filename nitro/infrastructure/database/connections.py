@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
-from sqlalchemy import Engine, Pool, StaticPool, create_engine, make_url
+from sqlalchemy import URL, Engine, Pool, StaticPool, create_engine, make_url
 
 from nitro.infrastructure.database import sqlite, tables
 from nitro.settings import Settings
+
+_LOOPBACK = ("127.0.0.1", "::1")
 
 
 class _Process:
@@ -44,12 +47,26 @@ def use_engine(own: Engine) -> None:
     _process.engine, _process.own = own, False
 
 
+def has_own_engine() -> bool:
+    """Whether the engine was given to `use_engine`."""
+    return _process.engine is not None and not _process.own
+
+
 def reset() -> None:
     """Forget the engine and close its connections, unless it is the user's own."""
     with _process.lock:
         if _process.engine is not None and _process.own:
             _process.engine.dispose()
         _process.engine, _process.own = None, False
+
+
+def place_of(url: URL) -> tuple[object, ...] | None:
+    """What tells a database from another, whatever driver and user; None for one that lives in memory."""
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return None if sqlite.in_memory(url) else (backend, str(Path(url.database or "").absolute()))
+    host = url.host or url.query.get("host") or "localhost"
+    return backend, "localhost" if host in _LOOPBACK else host, url.port or 5432, url.database
 
 
 def create_tables() -> None:

@@ -25,22 +25,24 @@ Callback = Callable[[], None]
 @dataclass(slots=True)
 class _Waiting:
     savepoint: SessionTransaction | None
-    callback: Callback
-    abandoned: Callback | None
+    callback: Callback | None = None
+    abandoned: Callback | None = None
+    last: Callback | None = None
 
 
 class Commits:
     """The callbacks that wait for the outermost commit of one session.
 
     Attributes:
+        session: whose commit it is.
         held: how many `transaction()` blocks are open; what is due runs when the last one has ended.
         doomed: why the session must not commit, or None.
     """
 
-    __slots__ = ("_due", "_released", "_session", "_waiting", "doomed", "held")
+    __slots__ = ("_due", "_released", "_waiting", "doomed", "held", "session")
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self.session = session
         self._waiting: list[_Waiting] = []
         self._due: list[Callback] = []
         self._released: SessionTransaction | None = None
@@ -54,20 +56,31 @@ class Commits:
             callback: what to call, outside of the transaction.
             abandoned: called instead when the session is closed with neither commit nor rollback.
         """
-        self._waiting.append(_Waiting(self._session.get_nested_transaction(), callback, abandoned))
+        self._waiting.append(_Waiting(self.session.get_nested_transaction(), callback, abandoned))
+
+    def before_commit(self, callback: Callback) -> None:
+        """Call `callback` as the last thing in the transaction; never after a rollback, nor if its savepoint is."""
+        self._waiting.append(_Waiting(self.session.get_nested_transaction(), last=callback))
+
+    def committing(self) -> None:
+        """The whole is about to be committed; a failure here keeps it from being."""
+        for entry in self._waiting:
+            last, entry.last = entry.last, None
+            if last is not None:
+                last()
 
     def committed(self) -> None:
         """The savepoint, or the whole, was committed."""
-        savepoint = self._session.get_nested_transaction()
+        savepoint = self.session.get_nested_transaction()
         if savepoint is not None:
             self._released = savepoint
             return
-        self._due += [entry.callback for entry in self._waiting]
+        self._due += [entry.callback for entry in self._waiting if entry.callback is not None]
         self._waiting.clear()
 
     def rolled_back(self) -> None:
         """The savepoint, or the whole, was rolled back."""
-        savepoint = self._session.get_nested_transaction()
+        savepoint = self.session.get_nested_transaction()
         self._waiting = [entry for entry in self._waiting if savepoint is not None and entry.savepoint is not savepoint]
 
     def ended(self, transaction: SessionTransaction) -> None:
@@ -137,10 +150,13 @@ def must_await(session: Session) -> bool:
 
 
 @event.listens_for(Session, "before_commit")
-def _refuse_doomed(session: Session) -> None:
+def _committing(session: Session) -> None:
     commits: Commits | None = session.info.get(COMMITS)
-    if commits is not None and commits.doomed and not session.in_nested_transaction():
+    if commits is None or session.in_nested_transaction():
+        return
+    if commits.doomed:
         raise TransactionError(commits.doomed)
+    commits.committing()
 
 
 @event.listens_for(Session, "after_commit")

@@ -16,7 +16,7 @@ BUSY_SECONDS = 30
 
 def connect(url: URL) -> Engine:
     """An engine for this URL; a file is pinned to its absolute path, memory is one shared connection."""
-    if _in_memory(url):
+    if in_memory(url):
         return prepare(create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False}))
     if url.database and not url.database.startswith("file:"):
         url = url.set(database=str(Path(url.database).absolute()))
@@ -35,7 +35,8 @@ def prepare(engine: Engine) -> Engine:
     return engine
 
 
-def _in_memory(url: URL) -> bool:
+def in_memory(url: URL) -> bool:
+    """Whether the database lives in memory, and ends with its connection."""
     return (
         url.database in (None, "", ":memory:")
         or url.query.get("mode") == "memory"

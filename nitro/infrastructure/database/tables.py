@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Pool
@@ -13,6 +14,9 @@ LOCK = 0x6E6974726F
 CREATED = "nitro_tables"
 
 _complete: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
+
+migrations: list[Callable[[Connection], None]] = []
+"""What brings tables of an older version up to date, where missing ones have just been created."""
 
 
 def are_complete(connection: Connection) -> bool:
@@ -26,10 +30,12 @@ def note_complete(connection: Connection) -> None:
 
 
 def create_missing(connection: Connection) -> None:
-    """Create the missing tables in the transaction of this connection."""
+    """Create the missing tables in the transaction of this connection, and bring older ones up to date."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
     SQLModel.metadata.create_all(connection)
+    for migrate in migrations:
+        migrate(connection)
 
 
 def ensure_tables(session: Session) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -13,13 +13,15 @@ from contextlib import (
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 from sqlmodel import Session as OwnSession
 
 from nitro.errors import TransactionError
-from nitro.infrastructure.database.connections import engine
-from nitro.infrastructure.database.sessions import must_await
+from nitro.infrastructure.database.connections import engine, place_of
+from nitro.infrastructure.database.sessions import Commits, commits_of, must_await
 from nitro.infrastructure.database.sqlite import WRITES
+from nitro.infrastructure.database.tables import ensure_tables
 from nitro.infrastructure.database.unit_of_work import (
     Transaction,
     current_transaction,
@@ -110,6 +112,43 @@ def reading() -> Iterator[Session]:
         return
     with OwnSession(engine(), expire_on_commit=False) as session:
         yield session
+
+
+@contextmanager
+def writing() -> Iterator[Connection]:
+    """A connection to write with, in a transaction of its own that is committed at the end of the block."""
+    with engine().connect() as connection, connection.execution_options(**{WRITES: True}).begin():
+        yield connection
+
+
+def write_with(commit: Transaction | Commits, work: Callable[[Connection], None]) -> None:
+    """Run SQL in the transaction that a commit ends; of a session that must be awaited, as the last thing in it.
+
+    Raises:
+        TransactionError: it is the transaction of another database than this process's; names both.
+    """
+    session = commit.session
+    _check_same_database(session)
+
+    def write() -> None:
+        ensure_tables(session)
+        work(session.connection())
+
+    if must_await(session):
+        commits_of(session).before_commit(write)
+    else:
+        write()
+
+
+def _check_same_database(session: Session) -> None:
+    theirs, own = session.get_bind().engine, engine()
+    if theirs is own or (place_of(theirs.url) == place_of(own.url) is not None):
+        return
+    raise TransactionError(
+        f"this emit joins a transaction of {theirs.url.render_as_string()}, but its deliveries are tracked in "
+        f"{own.url.render_as_string()}: give bind(app, engine) or NITRO_DB_URL the database of that session, "
+        f"or the handler delivery='broker'"
+    )
 
 
 def _block(session: Session | AsyncSession | None) -> AbstractContextManager[Session | AsyncSession]:

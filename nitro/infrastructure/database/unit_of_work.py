@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
-from nitro.infrastructure.database.sessions import commits_of, in_own_transaction
+from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction
 from nitro.infrastructure.database.sqlite import begin_for_real
 
 OVERLAP = (
@@ -54,6 +54,15 @@ class Transaction:
         """Whether it is still open and the calling thread is its own."""
         return self._open and self._owner == (os.getpid(), threading.get_ident())
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Make the calling thread its own one, while the thread that it belongs to waits."""
+        lender, self._owner = self._owner, (os.getpid(), threading.get_ident())
+        try:
+            yield
+        finally:
+            self._owner = lender
+
     def end(self) -> None:
         """Make it unusable, also for contexts that were copied from this one."""
         self._open = False
@@ -65,7 +74,7 @@ def current_transaction() -> Transaction | None:
     return found if isinstance(found, Transaction) else None
 
 
-def commit_for(values: Iterable[object]) -> scope.Commit | None:
+def commit_for(values: Iterable[object]) -> Transaction | Commits | None:
     """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
 
     A session counts when somebody will want to commit it (`in_own_transaction`).

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from nitro.errors import NotTracked
+from nitro.infrastructure.events.dispatcher import dispatcher
+from nitro.infrastructure.offload.tracking import outbox
 
 
 def cancel(emission_id: str, handler: str | None = None) -> int:
-    """Cancel the tracked deliveries of an emission whose handler has not started.
+    """Cancel the tracked deliveries of an emission whose handler has not started, also across restarts.
+
+    Inside a `transaction()` they are cancelled with its commit.
 
     Args:
         emission_id: `Emission.id`.
@@ -16,6 +19,7 @@ def cancel(emission_id: str, handler: str | None = None) -> int:
         How many were cancelled.
 
     Raises:
-        NotTracked: nothing of that emission is tracked. No delivery is, until there is an outbox.
+        NotTracked: nothing of that emission, or for that handler of it, is tracked.
     """
-    raise NotTracked(emission_id if handler is None else f"{emission_id} ({handler})")
+    dispatcher()  # fills the outbox's slot where nothing has been declared yet
+    return outbox().cancel(emission_id, handler)

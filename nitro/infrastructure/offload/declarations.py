@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.utils.functional import head_from_fun
 
-from nitro.errors import DeclarationError, DuplicateHandler, NotOffloadable, OptionConflict
+from nitro.errors import DuplicateHandler, NotOffloadable, OptionConflict
 from nitro.infrastructure.offload.options import Offload
 from nitro.infrastructure.offload.standin import TaskStandIn
 from nitro.settings import Settings
@@ -52,8 +52,6 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[O
     """
     _check_offloadable(function, name)
     options = _promised(Offload.of(offload))
-    if options.delivery == "exactly-once":
-        raise DeclarationError(f"{name}: delivery='exactly-once' needs the outbox, which this version does not have")
     new = Declaration(name=name, function=function, offload=options)
     known = declared.get(name)
     if known is not None and known.function is function:

@@ -39,6 +39,12 @@ _REDIS = {
     "health_check_interval": 25,
 }
 
+REDIS = ("redis", "rediss", "sentinel")
+AMQP = ("amqp", "amqps", "pyamqp")
+
+_FINITE = {"read_timeout": 5, "write_timeout": 5}
+"""Seconds after which a broker that says nothing is taken for dead."""
+
 _prepared: WeakSet[Celery] = WeakSet()
 
 
@@ -70,6 +76,26 @@ def _fill(app: Celery, own: bool) -> None:
         _add(app, {"database_engine_options": {"connect_args": {"timeout": 30}}})
 
 
+def transport_of(app: Celery) -> str:
+    """The scheme of the app's broker URL, such as `redis`."""
+    return str(app.conf.broker_url).partition("://")[0].partition("+")[0]
+
+
+def line_options(app: Celery) -> dict[str, Any]:
+    """Transport options of a connection that confirms where it can and never blocks for ever, over the app's own."""
+    transport = transport_of(app)
+    if transport in REDIS:
+        return {**_REDIS, **app.conf.broker_transport_options}
+    if transport in AMQP:
+        return {**_FINITE, **app.conf.broker_transport_options, "confirm_publish": True}
+    return {}
+
+
+def is_embedded(app: Celery) -> bool:
+    """Whether its broker serves this machine only, as the default database does."""
+    return transport_of(app) in ("filesystem", "memory")
+
+
 def _add(app: Celery, defaults: dict[str, Any]) -> None:
     app.conf.add_defaults({key: value for key, value in defaults.items() if not app.conf.value_set_for(key)})
 
@@ -82,9 +108,9 @@ def _of_transport(transport: str, settings: Settings) -> dict[str, Any]:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         options = {"data_folder_in": str(queue), "data_folder_out": str(queue), "control_folder": str(control)}
         return {"broker_transport": FOLDER, "broker_transport_options": {**options, "polling_interval": POLLING}}
-    if transport in ("redis", "rediss", "sentinel"):
+    if transport in REDIS:
         return {"broker_transport_options": _REDIS}
-    if transport in ("amqp", "amqps", "pyamqp"):
+    if transport in AMQP:
         return {"broker_transport_options": {"confirm_publish": True}}
     return {}
 
@@ -92,7 +118,7 @@ def _of_transport(transport: str, settings: Settings) -> dict[str, Any]:
 def _of_own_queue(transport: str) -> dict[str, Any]:
     """The queues of Nitro's own app; on RabbitMQ quorum queues behind topic exchanges, which a countdown needs."""
     queue = {"task_default_queue": "nitro"}
-    if transport not in ("amqp", "amqps", "pyamqp"):
+    if transport not in AMQP:
         return queue
     return {
         **queue,

@@ -31,7 +31,7 @@ class Message:
 
     Attributes:
         sender: what monitoring shows of the sender.
-        payload: sender, args and kwargs as the codec wrote them.
+        payload: sender, args and kwargs as the codec wrote them; None when they stay in the outbox.
         bare: the caller gave no sender: it comes from what a chain puts before.
     """
 
@@ -40,7 +40,7 @@ class Message:
     parent: str | None
     event: str | None
     sender: str
-    payload: str
+    payload: str | None
     bare: bool = False
 
     @classmethod

@@ -36,7 +36,7 @@ Errors = Annotated[tuple[type[BaseException], ...], BeforeValidator(_tuple)]
 
 
 DELIVERY_HEADER = "nitro_delivery"
-"""Message header of a delivery that must not run twice."""
+"""Message header that tells a worker's main process the promise of a delivery."""
 
 
 class MessageOptions(BaseModel):

@@ -1,33 +1,27 @@
-"""Publisher: the dispatcher that makes one Celery task of each offloaded handler and publishes them as one batch."""
+"""Publisher: the dispatcher that makes one Celery task of each offloaded handler and sends them as one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery
+from celery._state import get_current_worker_task as current_worker_task
 
 from nitro.errors import DispatchError, EmitError, PayloadError
-from nitro.infrastructure import scope
-from nitro.infrastructure.database import commit_for
+from nitro.infrastructure.database import Commits, Transaction, commit_for
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
+from nitro.infrastructure.offload.courier import Batch, Fate, courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
 from nitro.infrastructure.offload.message import Message, delivery_id
-from nitro.infrastructure.offload.options import Offload
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parcel:
-    """One task message before it is published."""
-
-    handler: str
-    kwargs: dict[str, Any]
-    options: dict[str, Any]
+from nitro.infrastructure.offload.options import Delivery, Offload
+from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.tracking import outbox
 
 
 class Publisher:
@@ -38,28 +32,27 @@ class Publisher:
         return declare(function, name, offload)
 
     def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
-        """Serialise once for all handlers of a mode; the step that is returned publishes.
+        """Serialise once for all handlers of a mode, and write rows for tracked ones; the returned step sends.
+
+        Without a commit to wait for, the rows are written and committed by that step.
 
         Raises:
             PayloadError: a value cannot travel; names the handlers.
             EmitError: a handler does not take these arguments.
+            OutboxError: a row cannot be written.
         """
-        messages = _messages(emission, call, handlers)
-        parcels = []
-        for handler in handlers:
-            options = _options(handler)
-            task_id = delivery_id(emission.id, handler.name)
-            parcels.append(
-                Parcel(
-                    handler=handler.name,
-                    kwargs=messages[options.entity].kwargs(handler.name),
-                    options={**options.message(), "task_id": task_id},
-                )
-            )
-        emission.offloaded.update((parcel.handler, parcel.options["task_id"]) for parcel in parcels)
-        return partial(publish, current_app(), emission.event, parcels)
+        app, parcels = current_app(), _parcels(emission, call, handlers)
+        emission.offloaded.update((parcel.handler, parcel.task_id) for parcel in parcels)
+        if app.conf.task_always_eager:
+            return partial(_run_here, app, parcels)
+        tracked = [parcel for parcel in parcels if parcel.tracked]
+        commit = self.commit(call)
+        if tracked and commit is not None:
+            outbox().keep(tracked, commit, queued=courier.ready)
+            tracked = []
+        return partial(_send, emission.event, parcels, tracked)
 
-    def commit(self, call: Call) -> scope.Commit | None:
+    def commit(self, call: Call) -> Transaction | Commits | None:
         """The commit that this emit waits for, or None.
 
         Raises:
@@ -74,34 +67,94 @@ class Publisher:
             PayloadError: a value cannot travel.
         """
         messages = _messages(Emission(""), call, handlers)
-        return [len(messages[_options(handler).entity].payload) for handler in handlers]
+        return [len(messages[_options(handler).entity].payload or "") for handler in handlers]
 
 
-def publish(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:
-    """Publish task messages in one batch, where the broker has such a thing, through one producer.
+def _send(event: str, parcels: Sequence[Parcel], unkept: Sequence[Parcel]) -> None:
+    """Keep what is tracked and not kept yet, and publish all as one batch.
 
     Raises:
-        DispatchError: the broker did not take them; names those that it did not surely take.
+        DispatchError: an untracked one can neither be sent nor stored; names each.
+        OutboxError: a row cannot be written; nothing was sent.
     """
-    if app.conf.task_always_eager:
-        for parcel in parcels:
-            app.tasks[parcel.handler].apply_async(kwargs=parcel.kwargs, **parcel.options)
+    if unkept:
+        outbox().keep(unkept, None, queued=courier.ready)
+        failpoint("committed")
+    untracked = [parcel for parcel in parcels if not parcel.tracked]
+    if not untracked:
+        courier.post(parcels, _put_back)
+    else:
+        _settle(event, untracked, courier.send(parcels, _put_back))
+
+
+def _put_back(batch: Batch) -> None:
+    tracked = [parcel for parcel in batch.open if parcel.tracked]
+    if tracked and batch.error is not None:
+        outbox().put_back(tracked, batch.error, refused=batch.fate == "refused")
+
+
+def _settle(event: str, untracked: Sequence[Parcel], batch: Batch) -> None:
+    """Store the untracked ones that have not surely left, where that breaks no promise; else raise."""
+    fate = batch.fate
+    if fate == "sent":
         return
-    waiting = [parcel.handler for parcel in parcels]
-    try:
-        with app.producer_or_acquire() as producer, producer.batch():
-            at_once = not producer.supports_batch_publish
-            for parcel in parcels:
-                app.tasks[parcel.handler].apply_async(kwargs=parcel.kwargs, producer=producer, **parcel.options)
-                if at_once:
-                    waiting.remove(parcel.handler)
-    except Exception as error:
-        raise DispatchError(event, waiting, error) from error
+    error = batch.error or TimeoutError("the broker has not answered in time")
+    left = [parcel for parcel in untracked if parcel in batch.open]
+    storable = [parcel for parcel in left if parcel.store and (fate == "unsent" or _may_repeat(fate, parcel))]
+    failed = [parcel.handler for parcel in left if parcel not in storable]
+    if storable:
+        try:
+            outbox().keep(storable, None, queued=False)
+        except Exception as unstored:  # noqa: BLE001  # raised with the names of all that are not dispatched
+            raise DispatchError(event, [parcel.handler for parcel in left], unstored) from error
+    if failed:
+        raise DispatchError(event, failed, error) from error
+
+
+def _may_repeat(fate: Fate, parcel: Parcel) -> bool:
+    return fate in ("unknown", "sending") and parcel.promise == "broker"
+
+
+def _run_here(app: Celery, parcels: Sequence[Parcel]) -> None:
+    """`task_always_eager`: nothing is kept, nothing is sent."""
+    for parcel in parcels:
+        message, options = parcel.message, parcel.options
+        app.tasks[parcel.handler].apply_async((), message.kwargs(parcel.handler), task_id=parcel.task_id, **options)
 
 
 def _options(handler: Handler) -> Offload:
     assert isinstance(handler.offload, Offload)
     return handler.offload
+
+
+def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler]) -> list[Parcel]:
+    messages = _messages(emission, call, handlers)
+    causes = _causes()
+    parcels = []
+    for handler in handlers:
+        options = _options(handler)
+        parcels.append(
+            Parcel(
+                handler=handler.name,
+                task_id=delivery_id(emission.id, handler.name),
+                message=messages[options.entity],
+                promise=cast(Delivery, options.delivery),
+                mode=options.entity,
+                options={**options.message(), **causes},
+                store=options.broker_down == "store",
+            )
+        )
+    return parcels
+
+
+def _causes() -> dict[str, str]:
+    """The Celery task that emits, as the root and parent of what is queued."""
+    task = current_worker_task()
+    if task is None:
+        return {}
+    request = task.request
+    causes = {"root_id": request.root_id or request.id, "parent_id": request.id}
+    return {name: task_id for name, task_id in causes.items() if task_id}
 
 
 def _messages(emission: Emission, call: Call, handlers: Sequence[Handler]) -> dict[str, Message]:

@@ -8,12 +8,14 @@ import signal
 import sys
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from threading import Event
 from typing import Any
 
 from billiard.common import TERM_SIGNAL
 
+from nitro.infrastructure import scope
 from nitro.infrastructure.events import background
 
 logger = logging.getLogger("nitro.worker")
@@ -72,8 +74,10 @@ async def _supervised(work: Coroutine[Any, Any, Any], handler: str, ended: Event
     """The result of a handler; its emits are waited for, and whatever else it left running is cancelled."""
     spawned: set[asyncio.Future[Any]] = set()
     _spawned.set(spawned)
+    opened = scope.transaction.get()
     try:
-        return await work
+        with nullcontext() if opened is None else opened.lent():
+            return await work
     finally:
         try:
             await background.settle()

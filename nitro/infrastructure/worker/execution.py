@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from nitro.errors import EntityVanished
+from celery.exceptions import Ignore
+
+from nitro.errors import DeliveryLost, EntityVanished
 from nitro.infrastructure import scope
+from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, background
+from nitro.infrastructure.events.handler import kind_of
+from nitro.infrastructure.events.lock import Lock
+from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.declarations import Declaration
 from nitro.infrastructure.offload.delivery import Delivery, delivering
 from nitro.infrastructure.offload.message import Message, delivery_id
+from nitro.infrastructure.outbox.claims import Claim, finish
 from nitro.infrastructure.repository import find
+from nitro.infrastructure.worker.attempt import claimed
 from nitro.infrastructure.worker.coroutines import run_coroutine
 from nitro.infrastructure.worker.results import Progress, storable
 
 logger = logging.getLogger("nitro.worker")
+
+_one_async = Lock()
 
 
 def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -32,21 +43,47 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
         Exception: whatever the handler raises.
     """
     message = None if task.request.called_directly else Message.read(kwargs, declaration.name, args)
-    if message is not None:
-        payload = _payload(message, declaration)
-        if payload is None:
-            return None
-        args = (*args, *(() if message.bare else (payload.sender,)), *payload.args)
-        kwargs = payload.kwargs
-    with _delivered(_delivery(task.request, declaration, message)), background.settling():
+    run = claimed.get() if message is not None and message.payload is None else None
+    with (
+        _delivered(_delivery(task.request, declaration, message, run)),
+        background.settling(),
+        _promised(run, declaration),
+    ):
+        if message is not None:
+            payload = _payload(message if run is None else replace(message, payload=run.payload), declaration)
+            if payload is None:
+                return None
+            args = (*args, *(() if message.bare else (payload.sender,)), *payload.args)
+            kwargs = payload.kwargs
         result = _run(declaration, args, kwargs, Progress(task))
     return result if task.request.called_directly else storable(result, declaration.name)
+
+
+@contextmanager
+def _promised(run: Claim | None, declaration: Declaration) -> Iterator[None]:
+    """Exactly once: a transaction around the handler that closes its row too. Otherwise nothing.
+
+    Of async handlers one at a time has such a transaction: a second one that waited for a row of the first's would
+    keep the loop from ever going on with the first.
+    """
+    if run is None or run.promise != "exactly-once":
+        yield
+        return
+    alone = _one_async if kind_of(declaration.function).startswith("async") else nullcontext()
+    try:
+        with alone, transaction() as session:
+            yield
+            finish(run, session.connection())
+            failpoint("committing")
+    except DeliveryLost as lost:
+        logger.warning("%s; what it wrote is rolled back", lost)
+        raise Ignore(str(lost)) from lost
 
 
 def _payload(message: Message, declaration: Declaration) -> Payload | None:
     """What the handler is called with, or None when a row is gone and it wants to be skipped then."""
     try:
-        return decode(message.payload, load=find.get)
+        return decode(message.payload or "", load=find.get)
     except EntityVanished as error:
         if declaration.offload.on_missing == "fail":
             raise
@@ -54,7 +91,7 @@ def _payload(message: Message, declaration: Declaration) -> Payload | None:
         return None
 
 
-def _delivery(request: Any, declaration: Declaration, message: Message | None) -> Delivery:
+def _delivery(request: Any, declaration: Declaration, message: Message | None, run: Claim | None) -> Delivery:
     emission = message.emission if message else Emission("").id
     hard, soft = request.timelimit or (None, None)
     limit = soft or hard or declaration.offload.soft_time_limit or declaration.offload.time_limit
@@ -64,7 +101,7 @@ def _delivery(request: Any, declaration: Declaration, message: Message | None) -
         parent=message.parent if message else None,
         event=message.event if message else None,
         handler=declaration.name,
-        attempt=(request.retries or 0) + 1,
+        attempt=(request.retries or 0) + 1 if run is None else run.attempt,
         idempotency_key=delivery_id(emission, declaration.name),
         deadline=datetime.now(UTC) + timedelta(seconds=limit) if limit else None,
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.utils.time import get_exponential_backoff_interval
 
+from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
+from nitro.infrastructure.offload.parcel import TRACKED
+from nitro.infrastructure.outbox import claims, registry
+from nitro.infrastructure.worker import identity, reports
 
 
 class Acknowledged:
@@ -22,8 +28,32 @@ class Acknowledged:
         return getattr(self._task, attribute)
 
 
+class TakenBack(Acknowledged):
+    """A task as a request sees it whose run has lost its process: Celery shows a retry, and its row is taken back."""
+
+    acks_late = retry_on_worker_lost = True
+    max_retries = None
+    default_retry_delay = 0
+
+    def __init__(self, task: Any, take_back: Any) -> None:
+        super().__init__(task)
+        self.apply_async = take_back
+
+    def signature_from_request(self, *_: Any, **__: Any) -> TakenBack:
+        """What Celery would publish; here nothing is, because the row decides."""
+        return self
+
+
 class HandlerRequest:
-    """What a handler's request adds to Celery's: at-most-once, and nothing of a payload in `inspect`."""
+    """What a handler's request adds to Celery's: the promises, and nothing of a payload in `inspect`."""
+
+    @property
+    def tracked(self) -> str | None:
+        """The emission whose tracked delivery it is, or None."""
+        request = cast(Any, self)
+        if request.request_dict.get(DELIVERY_HEADER) not in TRACKED:
+            return None
+        return str(request.kwargs[KEY]["emission"])
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool took it: the last moment to acknowledge what must not run twice."""
@@ -31,14 +61,62 @@ class HandlerRequest:
             cast(Any, self).acknowledge()
         cast(Any, super()).on_accepted(pid, time_accepted)
 
+    def on_retry(self, exc_info: Any) -> None:
+        """It failed, and its row says when it runs again."""
+        cast(Any, super()).on_retry(exc_info)
+        when = exc_info.exception.when
+        if self.tracked and isinstance(when, int | float):
+            reports.nudge(when)
+
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
-        """It failed; what must not run twice has failed for good when its process died with it."""
+        """It failed; where its process died with it, its promise says whether it runs again."""
         request: Any = self
         error = exc_info.exception
-        lost = isinstance(error.exc if isinstance(error, ExceptionWithTraceback) else error, WorkerLostError)
-        if lost and self._at_most_once():
-            request._task = Acknowledged(request._task)
+        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
+            if self._at_most_once():
+                request._task = Acknowledged(request._task)
+            elif (emission := self.tracked) is not None:
+                take_back = partial(self._report_loss, emission, f"its process died: {error}")
+                request._task = TakenBack(request._task, take_back)
         return cast(Any, super()).on_failure(exc_info, *args, **options)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """It took too long; a hard limit has ended its process."""
+        emission = None if soft else self.tracked
+        if emission is not None:
+            error = f"hard time limit of {timeout:g} s exceeded"
+            row = (emission, self._name, self._process())
+            reports.report(partial(claims.overrun, *row, self._again_after(), error))
+        cast(Any, super()).on_timeout(soft, timeout)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """It was revoked, before it started or while it ran."""
+        if self.tracked is not None:
+            reports.report(partial(registry.revoke, [cast(Any, self).id], running=terminated))
+        cast(Any, super())._announce_revoked(reason, terminated, signum, expired)
+
+    def _report_loss(self, emission: str, error: str) -> None:
+        row = claims.run_in(emission, self._name, self._process())
+        reports.report(partial(claims.lose, row, error))
+
+    def _again_after(self) -> float | None:
+        """Seconds until the next try after a hard time limit, by the task's own options; None when there is none."""
+        task, retries = cast(Any, self)._task, cast(Any, self).request_dict.get("retries") or 0
+        wanted = issubclass(TimeLimitExceeded, task.autoretry_for)
+        if not wanted or (task.max_retries is not None and retries >= task.max_retries):
+            return None
+        if not task.retry_backoff:
+            return float(task.default_retry_delay)
+        factor, longest = int(max(1.0, task.retry_backoff)), int(task.retry_backoff_max)
+        return float(get_exponential_backoff_interval(factor, retries, longest, task.retry_jitter))
+
+    def _process(self) -> str:
+        return identity.process(identity.boot(), cast(Any, self).worker_pid)
+
+    @property
+    def _name(self) -> str:
+        return str(cast(Any, self).task_name)
 
     def _at_most_once(self) -> bool:
         return bool(cast(Any, self).request_dict.get(DELIVERY_HEADER) == "at-most-once")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
 from celery import Celery, Task, _state
 from celery._state import connect_on_app_finalize
-from celery.signals import import_modules, worker_process_shutdown
+from celery.signals import import_modules, task_unknown, worker_process_shutdown
 from celery.utils.imports import symbol_by_name
+from celery.utils.time import get_exponential_backoff_interval
 
 from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
@@ -20,6 +22,10 @@ from nitro.infrastructure.offload.app import is_used
 from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
 from nitro.infrastructure.offload.message import KEY, Message
 from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
+from nitro.infrastructure.offload.parcel import TRACKED
+from nitro.infrastructure.outbox import claims
+from nitro.infrastructure.worker import caretaker, reports
+from nitro.infrastructure.worker.attempt import attempt, claimed
 from nitro.infrastructure.worker.coroutines import unwind_on_termination
 from nitro.infrastructure.worker.execution import execute
 from nitro.infrastructure.worker.request import HandlerRequest
@@ -28,7 +34,7 @@ from nitro.settings import Settings
 logger = logging.getLogger("nitro.worker")
 
 LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
-RETRIES = {
+RETRIES: dict[str, Any] = {
     "autoretry_for": (Exception,),
     "max_retries": 10,
     "retry_backoff": True,
@@ -41,8 +47,21 @@ class HandlerTask:
     """What every handler's task adds to the app's own task class: the codec, and readable monitoring."""
 
     declaration: Declaration
+    wrapped: bool
     request: Any
+    run: Callable[..., Any]
     typing: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the handler: in a worker as its message says, elsewhere as calling a Celery task does."""
+        ordinary: Callable[..., Any] = cast(Any, super()).__call__
+        if self.request.called_directly:
+            return ordinary(*args, **kwargs)
+        body = partial(ordinary if self.wrapped else self.run, *args, **kwargs)
+        message = Message.read(kwargs, self.declaration.name, args)
+        if message is None or message.payload is not None:
+            return body()
+        return attempt(self, message, body)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Queue the handler; plain arguments are encoded first and take the options of the first `@on`."""
@@ -81,6 +100,12 @@ class HandlerTask:
             raise exc
         return cast(Any, super()).retry(*args, exc=exc, **options)
 
+    def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
+        """What Celery publishes to retry; for a tracked run nothing, because its row decides."""
+        if claimed.get() is not None:
+            return RowDecides()
+        return cast(Any, super()).signature_from_request(request, *args, **options)
+
     def _signed(self, args: Any, kwargs: Any) -> tuple[Message | None, dict[str, Any]]:
         """The message, and its kwargs with a signature that covers what a chain puts before."""
         try:
@@ -96,6 +121,13 @@ class HandlerTask:
         call = Call(sender=sender, args=tuple(rest), kwargs=kwargs or {})
         message = Message.of(Emission(""), call, self.declaration.offload.entity)
         return replace(message, bare=not args).kwargs(self.declaration.name)
+
+
+class RowDecides:
+    """A signature that is not published."""
+
+    def apply_async(self) -> None:
+        """Leave it to the row, which is written when the run is closed."""
 
 
 def register(app: Celery, declaration: Declaration) -> None:
@@ -117,9 +149,15 @@ def register(app: Celery, declaration: Declaration) -> None:
         name=declaration.name,
         base=type("HandlerTask", (HandlerTask, base), {"abstract": True}),
         declaration=declaration,
+        wrapped=_is_wrapped(base),
         Request=type("HandlerRequest", (HandlerRequest, symbol_by_name(base.Request)), {}),
         **_options(declaration.offload, base),
     )
+
+
+def _is_wrapped(base: type) -> bool:
+    """Whether the app's own task class does something around each run."""
+    return any("__call__" in vars(cls) for cls in base.__mro__[: base.__mro__.index(Task)])
 
 
 def _options(offload: Offload, base: type) -> dict[str, Any]:
@@ -147,6 +185,7 @@ def wire() -> None:
     """Make a task of every handler on every app: those known when it is finalized, and later ones at once."""
     import_modules.connect(_import_handlers, weak=False)
     worker_process_shutdown.connect(unwind_on_termination, weak=False)
+    task_unknown.connect(_report_unknown, weak=False)
     connect_on_app_finalize(_register_all)
     for app in _finalized():
         _register_all(app)
@@ -158,7 +197,19 @@ def _import_handlers(**_signal: object) -> None:
         import_module(module)
 
 
+def _report_unknown(name: str, message: Any, **_signal: Any) -> None:
+    """A message that this worker has no handler for, which Celery drops: if it is tracked, its row takes it back."""
+    if message.headers.get(DELIVERY_HEADER) in TRACKED:
+        _, kwargs, _ = message.decode()
+        error = "unknown to the worker that took it: is its module among NITRO_HANDLERS?"
+        retries = message.headers.get("retries") or 0
+        pause = get_exponential_backoff_interval(1, retries, RETRIES["retry_backoff_max"])
+        most = RETRIES["max_retries"]
+        reports.report(partial(claims.misdirected, kwargs[KEY]["emission"], name, pause, most, error))
+
+
 def _register_all(app: Celery) -> None:
+    caretaker.attach(app)
     for declaration in list(declared.values()):
         register(app, declaration)
 

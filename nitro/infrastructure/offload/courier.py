@@ -1,0 +1,208 @@
+"""Courier: the one thread of a process that talks to the broker, so that nobody waits for a broker that is away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.util import Finalize
+from time import monotonic
+from typing import Literal
+
+from nitro.infrastructure.events.lock import Lock
+from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.offload.app import current_app
+from nitro.infrastructure.offload.line import Line
+from nitro.infrastructure.offload.parcel import Parcel
+
+logger = logging.getLogger("nitro.offload")
+
+FIRST_WAIT = 1.0
+"""Seconds that the first emit of a process that waits at all waits for the connection."""
+WAIT = 0.03
+"""Seconds that any later one waits for the broker's answer."""
+PAUSE = (0.2, 5.0)
+"""Seconds without a try after the first failure; doubled with each further one, up to so many."""
+BACKLOG = 1000
+"""Batches in hand from which on new ones are better left to a relay."""
+EXIT_WAIT = 5.0
+"""Seconds that the exit of the interpreter waits for what is in hand."""
+
+Fate = Literal["pending", "sending", "sent", "unsent", "unknown", "refused"]
+
+
+class Batch:
+    """Parcels on their way, and what became of them.
+
+    Attributes:
+        fate: `unsent` when certainly nothing has left; `refused` when the parcels, not the broker, are to blame.
+        open: those that have not surely left.
+        error: why.
+    """
+
+    def __init__(self, parcels: Sequence[Parcel], failed: Callable[[Batch], None] | None = None) -> None:
+        self.parcels = self.open = list(parcels)
+        self.failed = failed
+        self.fate: Fate = "pending"
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    def begin(self) -> bool:
+        """Take it up, unless nobody waits for it any more."""
+        return self._move("pending", "sending")
+
+    def withdraw(self) -> bool:
+        """Keep it from leaving, if that is still possible."""
+        return self._move("pending", "unsent")
+
+    def end(self, fate: Fate, error: BaseException | None = None) -> None:
+        """Say what became of it."""
+        self.error = error
+        with self._lock:
+            withdrawn, self.fate = self.fate == "unsent", fate
+        self._over.set()
+        if error is not None and self.failed is not None and not withdrawn:
+            self.failed(self)
+
+    def wait(self, seconds: float) -> Fate:
+        """What became of it within so many seconds."""
+        if not self._over.wait(seconds) and not self.withdraw() and self.fate == "sending":
+            return "unknown"
+        return self.fate
+
+    def _move(self, old: Fate, new: Fate) -> bool:
+        with self._lock:
+            if self.fate == old:
+                self.fate = new
+                return True
+            return False
+
+
+Failed = Callable[[Batch], None]
+
+
+class Courier:
+    """Publishes batches one after the other, over a connection of its own; after a failure it pauses."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._line: Line | None = None
+        self._batches: deque[Batch] = deque()
+        self._more = threading.Condition()
+        self._busy = False
+        self._failures = 0
+        self._pause_ends = 0.0
+        self._waited = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is posted now will leave at once, as far as anyone knows."""
+        return not self._failures and len(self._batches) < BACKLOG
+
+    @property
+    def pausing(self) -> bool:
+        """Whether the broker was away a moment ago, so that it is not tried now."""
+        return bool(self._failures) and monotonic() < self._pause_ends
+
+    def post(self, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
+        """Publish them soon; `failed` is called when not all of them have surely left."""
+        batch = Batch(parcels, failed)
+        with self._more:
+            self._batches.append(batch)
+            self._more.notify()
+        self._start()
+        return batch
+
+    def send(self, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
+        """`post` them, and wait a moment for the outcome."""
+        first, self._waited = not self._waited, True
+        batch = self.post(parcels, failed)
+        batch.wait(FIRST_WAIT if first else WAIT)
+        return batch
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until nothing is in hand; whether that was so within `timeout` seconds."""
+        with self._more:
+            return self._more.wait_for(lambda: not self._batches and not self._busy, timeout)
+
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="nitro-courier", daemon=True)
+                self._thread.start()
+                Finalize(None, self._leave, exitpriority=90)
+
+    def _leave(self) -> None:
+        if not self.drain(EXIT_WAIT):
+            logger.warning("%d batches are left to a relay: the broker did not take them in time", len(self._batches))
+
+    def _run(self) -> None:
+        while True:
+            with self._more:
+                self._busy = False
+                self._more.notify_all()
+                self._more.wait_for(lambda: bool(self._batches))
+                self._busy = True
+                batch = self._batches.popleft()
+            try:
+                self._carry(batch)
+            except Exception as error:
+                logger.exception("a batch of %d messages failed", len(batch.parcels))
+                batch.end("refused", error)
+
+    def _carry(self, batch: Batch) -> None:
+        if self.pausing:
+            batch.end("unsent", ConnectionError("the broker was away a moment ago"))
+            return
+        try:
+            line = self._connected()
+        except Exception as error:  # noqa: BLE001  # whatever a transport raises, there is no connection
+            self._broke(error)
+            batch.end("unsent", error)
+            return
+        if not batch.begin():
+            return
+        failpoint("publishing")
+        fault = line.publish(batch)
+        if fault is not None and line.is_broken_by(fault):
+            self._broke(fault)
+            batch.end("unknown", fault)
+            return
+        self._failures = 0
+        failpoint("published")
+        batch.end("refused" if fault is not None else "sent", fault)
+
+    def _connected(self) -> Line:
+        app = current_app()
+        if self._line is None or self._line.app is not app:
+            self._hang_up()
+            self._line = Line(app)
+        self._line.check()
+        return self._line
+
+    def _broke(self, error: BaseException) -> None:
+        if not self._failures:
+            logger.warning("the broker is away; what is emitted waits in the outbox: %s", error)
+        first, longest = PAUSE
+        self._pause_ends = monotonic() + min(first * 2**self._failures, longest)
+        self._failures = min(self._failures + 1, 10)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+
+courier = Courier()
+"""The one of this process."""

@@ -1,0 +1,118 @@
+"""Line: a connection to the broker that is kept, confirms where the broker can, and never blocks for ever."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from nitro.infrastructure.offload.defaults import line_options
+
+if TYPE_CHECKING:
+    from nitro.infrastructure.offload.courier import Batch
+
+logger = logging.getLogger("nitro.offload")
+
+CONFIRM = 5.0
+"""Seconds in which RabbitMQ has to confirm a message."""
+IDLE = 1.0
+"""Seconds of silence after which a connection is asked whether it still stands."""
+
+
+class Line:
+    """A producer of an app, on a connection of its own; used by one thread.
+
+    Attributes:
+        app: whose broker it leads to.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self._connection = app.connection_for_write(transport_options=line_options(app))
+        self._producer: Any = None
+        self._used = 0.0
+
+    def check(self) -> None:
+        """See that the broker is at the other end; nothing has been sent when this fails.
+
+        Raises:
+            Exception: it is not; what the transport raises.
+        """
+        if self._producer is None:
+            self._connection.connect()
+            self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+            self._ask()
+        elif monotonic() - self._used > IDLE:
+            self._ask()
+        self._used = monotonic()
+
+    def _ask(self) -> None:
+        """One round trip, where the broker is a server."""
+        channel = self._producer.channel
+        if self._is_amqp:
+            channel.basic_qos(0, 1, False)  # noqa: FBT003  # positional in amqp
+        elif hasattr(channel, "client"):
+            channel.client.ping()
+
+    @property
+    def _is_amqp(self) -> bool:
+        return bool(self._connection.transport.driver_type == "amqp")
+
+    def publish(self, batch: Batch) -> Exception | None:
+        """Publish its parcels and take from `batch.open` what has surely left; the first error that there was."""
+        how: dict[str, Any] = {"producer": self._producer, "retry": False}
+        if self._is_amqp:
+            how |= {"mandatory": True, "confirm_timeout": CONFIRM}
+        fault: Exception | None = None
+        left = []
+        try:
+            with self._producer.batch():
+                for parcel in batch.parcels:
+                    try:
+                        parcel.publish(self.app, **how)
+                        left.append(parcel)
+                    except Exception as error:
+                        if self.is_broken_by(error):
+                            raise
+                        fault = fault or error
+        except Exception as error:  # noqa: BLE001  # the caller decides what it means
+            fault = error
+            left = [] if self._producer.supports_batch_publish else left
+        batch.open = [parcel for parcel in batch.parcels if parcel not in left]
+        return fault
+
+    def is_broken_by(self, error: BaseException) -> bool:
+        """Whether the broker or the way to it is to blame, and not what was sent."""
+        transports = (*self._connection.connection_errors, *self._connection.channel_errors)
+        return isinstance(error, (*transports, OperationalError, OSError))
+
+    def close(self) -> None:
+        """Hang up, without waiting for a broker that does not answer."""
+        try:
+            self._connection.collect(socket_timeout=0.1)
+        except Exception:
+            logger.debug("closing a broken connection failed", exc_info=True)
+
+
+def sizes(app: Celery, queues: Iterable[str]) -> dict[str, int]:
+    """How many messages are ready in each queue of the app's broker; 0 where there is no such queue.
+
+    Raises:
+        Exception: the broker does not answer; what the transport raises.
+    """
+    with app.connection_for_read(transport_options=line_options(app)) as connection:
+        return {queue: _size(connection, queue) for queue in queues}
+
+
+def _size(connection: Any, queue: str) -> int:
+    channel = connection.channel()
+    try:
+        return int(channel.queue_declare(queue, passive=True).message_count)
+    except connection.channel_errors:
+        return 0
+    finally:
+        channel.close()

@@ -1,0 +1,52 @@
+"""Parcel: one task message before it is published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from celery import Celery
+
+from nitro.infrastructure.offload.message import Message
+from nitro.infrastructure.offload.options import DELIVERY_HEADER, Delivery, Entities
+
+TRACKED = ("at-least-once", "exactly-once")
+"""The promises that are kept by a row in the outbox."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """One handler's message of an emission.
+
+    Attributes:
+        task_id: Celery task id, the same for all its messages.
+        promise: `delivery=` of the handler.
+        mode: `entity=` of the handler.
+        options: of `Task.apply_async`.
+        store: what cannot be sent waits in the outbox; else it is an error.
+    """
+
+    handler: str
+    task_id: str
+    message: Message
+    promise: Delivery
+    mode: Entities = "snapshot"
+    options: dict[str, Any] = field(default_factory=dict)
+    store: bool = True
+
+    @property
+    def tracked(self) -> bool:
+        """Whether a row decides on its fate, so that its message only says which."""
+        return self.promise in TRACKED
+
+    def publish(self, app: Celery, **how: Any) -> None:
+        """Send it as a task of the app, which need not have a handler of that name."""
+        message = replace(self.message, payload=None) if self.tracked else self.message
+        headers = {**self.options.get("headers", {}), DELIVERY_HEADER: self.promise}
+        shown = {"argsrepr": "()", "kwargsrepr": str(message)}
+        options = {**self.options, **shown, **how, "headers": headers, "task_id": self.task_id}
+        task = app.tasks.get(self.handler)
+        if task is None:
+            app.send_task(self.handler, (), message.kwargs(self.handler), **options)
+        else:
+            task.apply_async((), message.kwargs(self.handler), **options)

@@ -1,0 +1,46 @@
+"""The port through which deliveries are tracked, and its slot: the outbox lies above, and `bootstrap` fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from nitro.infrastructure.database import Commits, Transaction
+from nitro.infrastructure.offload.parcel import Parcel
+
+Commit = Transaction | Commits
+
+
+class Outbox(Protocol):
+    """Keeps deliveries until their handlers have finished."""
+
+    def keep(self, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> None:
+        """Write a row for each in the transaction that `commit` ends, else in one of its own.
+
+        Args:
+            queued: whoever writes them publishes them at once; otherwise a relay does.
+        """
+
+    def put_back(self, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
+        """Have a relay publish what was kept as queued and has not surely left; returns at once.
+
+        Args:
+            error: why it has not.
+            refused: not the broker is to blame but what was sent, so that it is tried again later and later.
+        """
+
+    def cancel(self, emission: str, handler: str | None) -> int:
+        """Cancel what has not started; how many."""
+
+
+_filled: list[Outbox] = []
+
+
+def fill(outbox: Outbox) -> None:
+    """Put the outbox in its slot, in place of an earlier one."""
+    _filled[:] = [outbox]
+
+
+def outbox() -> Outbox:
+    """The outbox of this process."""
+    return _filled[0]

@@ -1,0 +1,160 @@
+"""The backlog: what a relay takes, looks after and puts back, in short transactions that no network waits in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, literal, select, tuple_, union_all, update
+
+from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.offload.parcel import TRACKED, Parcel
+from nitro.infrastructure.outbox.rows import LEASE, LONGEST_LEASE, PARCEL, lease, parcel_of
+from nitro.infrastructure.outbox.tables import (
+    DEAD,
+    DONE,
+    QUEUED,
+    RUNNING,
+    WAITING,
+    deliveries,
+    emissions,
+    now,
+)
+
+MOST_PUBLICATIONS = 20
+"""Messages taken and never started, after which a delivery is dead: no worker that reads its queue knows it."""
+RECENT = 1000
+"""Deliveries in which a started one is sought, to see how far the workers have come."""
+
+_c = deliveries.c
+
+
+def due() -> bool:
+    """Whether anything waits to be published; asked before the lock that taking it needs."""
+    with engine().connect() as connection:
+        return connection.scalar(select(literal(1)).where(_waits()).limit(1)) is not None
+
+
+def take(most: int) -> list[Parcel]:
+    """Take so many deliveries that are due, the oldest first, and note them as queued.
+
+    Nobody else takes them until their lease has run out.
+    """
+    oldest = (
+        select(*PARCEL, (_c.expires_at <= now()).label("overdue"))
+        .select_from(deliveries.join(emissions))
+        .where(_waits())
+        .order_by(_c.due_at, _c.emission)
+        .limit(most)
+        .with_for_update(of=deliveries, skip_locked=True)
+    )
+    with writing() as connection:
+        rows = connection.execute(oldest).all()
+        good = [row for row in rows if not row.overdue]
+        expired = {"state": DEAD, "closed_at": now(), "error": "expired before it started"}
+        for chosen, values in ((good, _queued()), ([row for row in rows if row.overdue], expired)):
+            if chosen:
+                connection.execute(update(deliveries).where(_among(_keys(chosen))).values(values))
+        failpoint("claiming")
+    failpoint("claimed")
+    return [parcel_of(row) for row in good]
+
+
+def put_back(parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
+    """Have what was noted as queued and has not surely left published again.
+
+    Args:
+        refused: what was sent is to blame, so that it is tried later and later, and is dead in the end.
+    """
+    again: dict[str, Any] = {"state": WAITING, "due_at": 0.0, "publications": _c.publications - 1}
+    if refused:
+        last = _c.publications >= MOST_PUBLICATIONS
+        again = {
+            "state": case((last, DEAD), else_=WAITING),
+            "closed_at": case((last, now())),
+            "due_at": now() + lease(),
+        }
+    keys = [(parcel.message.emission, parcel.handler) for parcel in parcels]
+    with writing() as connection:
+        for some in _chunks(keys):
+            mine = update(deliveries).where(_among(some), _c.state == QUEUED)
+            connection.execute(mine.values(**again, error=f"not published: {type(error).__name__}: {error}"))
+
+
+def settle(parcels: Sequence[Parcel], error: BaseException | None) -> None:
+    """Close what has no handler's end to wait for: untracked deliveries whose message has left, or may have."""
+    keys = [(parcel.message.emission, parcel.handler) for parcel in parcels]
+    done: dict[str, Any] = {"state": DONE, "error": None}
+    dead = {"state": DEAD, "error": f"it may have been published, and may not be again: {error}"}
+    with writing() as connection:
+        for some in _chunks(keys):
+            mine = update(deliveries).where(_among(some), _c.state == QUEUED)
+            connection.execute(mine.values(**(done if error is None else dead), closed_at=now()))
+
+
+def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
+    """Find messages that were lost among those whose lease has run out; how many will be published again.
+
+    A message is lost when its queue is empty, or when a worker has started one that was published after it. Otherwise
+    it only waits in a long queue, and its lease is extended.
+
+    Args:
+        sizes: asks the broker how many messages are ready in each queue.
+    """
+    over = _c.due_at.not_between(now(), now() + 2 * LONGEST_LEASE)
+    asked = select(_c.queue).where(_c.state == QUEUED, over).distinct()
+    with engine().connect() as connection:
+        queues = list(connection.scalars(asked))
+    if not queues:
+        return 0
+    ready = sizes(queues)
+    return sum(_look_after(queue, over, empty=not ready[queue]) for queue in queues)
+
+
+def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
+    mine = (_c.state == QUEUED, _c.queue == queue, over)
+    lost = literal(empty) | (_c.published_at + LEASE < _frontier(queue))
+    last = (_c.promise == "at-most-once") | (_c.publications >= MOST_PUBLICATIONS)
+    never = f"published {MOST_PUBLICATIONS} times and never started: does a worker of queue {queue} know its handler?"
+    why = case((_c.promise == "at-most-once", "it may have been published, and may not be again"), else_=never)
+    dead = {"state": DEAD, "closed_at": now(), "error": why}
+    with writing() as connection:
+        connection.execute(update(deliveries).where(*mine, lost, last).values(dead))
+        again = connection.execute(update(deliveries).where(*mine, lost).values(state=WAITING, due_at=0.0)).rowcount
+        connection.execute(update(deliveries).where(*mine).values(due_at=now() + lease()))
+    return again
+
+
+def _frontier(queue: str) -> ColumnElement[float]:
+    """When the latest message of a queue was published that a worker has started, as far as it is cheap to know."""
+    running = select(_c.published_at, _c.started_at, _c.queue).where(_c.state == RUNNING)
+    recent = select(_c.published_at, _c.started_at, _c.queue).order_by(_c.emission.desc()).limit(RECENT)
+    started = union_all(running, select(recent.subquery())).subquery()
+    latest = select(func.max(started.c.published_at)).where(started.c.queue == queue, started.c.started_at.is_not(None))
+    return func.coalesce(latest.scalar_subquery(), 0.0)
+
+
+def _waits() -> ColumnElement[bool]:
+    return (_c.state == WAITING) & (_c.due_at <= now())
+
+
+def _queued() -> dict[str, Any]:
+    return {"state": QUEUED, "published_at": now(), "due_at": now() + lease(), "publications": _c.publications + 1}
+
+
+def _keys(rows: Iterable[Any]) -> list[tuple[str, str]]:
+    return [(row.emission, row.handler) for row in rows]
+
+
+def _among(keys: Sequence[tuple[str, str]]) -> ColumnElement[bool]:
+    return tuple_(_c.emission, _c.handler).in_(keys)
+
+
+def _chunks(keys: Sequence[tuple[str, str]], size: int = 500) -> Iterable[Sequence[tuple[str, str]]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def untracked(parcels: Iterable[Parcel]) -> list[Parcel]:
+    """Those without a handler's end to wait for."""
+    return [parcel for parcel in parcels if parcel.promise not in TRACKED]

@@ -1,0 +1,215 @@
+"""Claims: a worker takes a delivery, and closes it in one of four ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Double, and_, case, insert, literal, or_, select, update
+
+from nitro.errors import DeliveryLost
+from nitro.infrastructure.database import writing
+from nitro.infrastructure.outbox.rows import due_after, payload
+from nitro.infrastructure.outbox.tables import (
+    DEAD,
+    DONE,
+    OPEN,
+    QUEUED,
+    RUNNING,
+    WAITING,
+    State,
+    deliveries,
+    emissions,
+    now,
+)
+
+MOST_LOSSES = 5
+"""Runs whose process died, after which a delivery is dead: it is taken for what kills them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A run of a delivery that may go on.
+
+    Attributes:
+        attempt: number of the run, which alone may close it.
+        retries: runs before that failed, as Celery counts them.
+        payload: what the handler is called with, as the codec wrote it.
+    """
+
+    emission: str
+    handler: str
+    attempt: int
+    retries: int
+    promise: str
+    payload: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a delivery is not run.
+
+    Attributes:
+        state: what it is in; None when there is no such delivery.
+    """
+
+    state: State | None
+
+
+def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
+    """Start a run, if the delivery waits for one; counted before it begins."""
+    c = deliveries.c
+    fresh = or_(c.expires_at.is_(None), c.expires_at > now())
+    start = (
+        update(deliveries)
+        .where(_is(emission, handler), c.state == QUEUED, fresh)
+        .values(state=RUNNING, attempts=c.attempts + 1, worker=worker, started_at=now())
+        .returning(c.attempts, c.retries, c.promise)
+    )
+    with writing() as connection:
+        row = connection.execute(start).one_or_none()
+        if row is None:
+            return _refuse(connection, emission, handler)
+        wanted = select(payload()).select_from(deliveries.join(emissions)).where(_is(emission, handler))
+        text = connection.scalar(wanted)
+    return Claim(
+        emission=emission,
+        handler=handler,
+        attempt=row.attempts,
+        retries=row.retries,
+        promise=row.promise,
+        payload=text or "",
+    )
+
+
+def _refuse(connection: Connection, emission: str, handler: str) -> Refusal:
+    overdue = (deliveries.c.expires_at <= now()).label("overdue")
+    row = connection.execute(select(deliveries.c.state, overdue).where(_is(emission, handler))).one_or_none()
+    if row is not None and row.state == QUEUED and row.overdue:
+        connection.execute(update(deliveries).where(_is(emission, handler)).values(_dead("expired before it started")))
+        return Refusal(state=DEAD)
+    return Refusal(state=None if row is None else row.state)
+
+
+def park(emission: str, handler: str, task_id: str, facts: dict[str, Any], error: str) -> None:
+    """Keep a message that has no row as a dead letter, so that it is seen."""
+    with writing() as connection:
+        if connection.scalar(select(emissions.c.id).where(emissions.c.id == emission)) is None:
+            connection.execute(insert(emissions).values(id=emission, **facts))
+        row = {"emission": emission, "handler": handler, "id": task_id, "queue": "", "mode": "snapshot"}
+        connection.execute(insert(deliveries).values(**row, promise="at-least-once", due_at=0.0, **_dead(error)))
+
+
+def finish(run: Claim, connection: Connection | None = None) -> None:
+    """Close a delivery as done, in the transaction of `connection` or in one of its own.
+
+    Raises:
+        DeliveryLost: another run has taken over, or it was cancelled.
+    """
+    _close(run, {"state": DONE, "closed_at": now(), "error": None}, connection)
+
+
+def put_off(run: Claim, seconds: float, error: str) -> None:
+    """Have it run again after so many seconds.
+
+    Raises:
+        DeliveryLost: another run has taken over, or it was cancelled.
+    """
+    again = {"state": WAITING, "due_at": due_after(literal(seconds, Double)), "retries": deliveries.c.retries + 1}
+    _close(run, {**again, "error": error}, None)
+
+
+def bury(run: Claim, error: str) -> None:
+    """Make it a dead letter.
+
+    Raises:
+        DeliveryLost: another run has taken over, or it was cancelled.
+    """
+    _close(run, _dead(error), None)
+
+
+def lose(where: ColumnElement[bool], error: str) -> int:
+    """Take back runs whose process is dead; a delivery that loses too many of them is dead itself.
+
+    Returns:
+        How many were taken back.
+    """
+    c = deliveries.c
+    last = c.losses + 1 >= MOST_LOSSES
+    values = {
+        "state": case((last, DEAD), else_=WAITING),
+        "closed_at": case((last, now())),
+        "losses": c.losses + 1,
+        "due_at": 0.0,
+        "error": error,
+    }
+    with writing() as connection:
+        return connection.execute(update(deliveries).where(c.state == RUNNING, where).values(values)).rowcount
+
+
+def give_back(worker: str) -> int:
+    """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
+    again = update(deliveries).where(deliveries.c.state == RUNNING, runs_of(worker)).values(state=WAITING, due_at=0.0)
+    with writing() as connection:
+        return connection.execute(again).rowcount
+
+
+def unclaim(emission: str, handler: str, worker: str) -> None:
+    """Undo a claim of this thread whose outcome it does not know."""
+    mine = update(deliveries).where(run_in(emission, handler, worker), deliveries.c.state == RUNNING)
+    with writing() as connection:
+        connection.execute(mine.values(state=QUEUED))
+
+
+def overrun(emission: str, handler: str, process: str, seconds: float | None, error: str) -> None:
+    """Close a run that was ended for taking too long: to run again after so many seconds, or never."""
+    again = {"state": WAITING, "due_at": due_after(literal(seconds, Double)), "retries": deliveries.c.retries + 1}
+    values = _dead(error) if seconds is None else {**again, "error": error}
+    mine = update(deliveries).where(run_in(emission, handler, process), deliveries.c.state == RUNNING)
+    with writing() as connection:
+        connection.execute(mine.values(values))
+
+
+def misdirected(emission: str, handler: str, seconds: float, most: int, error: str) -> None:
+    """A worker that does not know the handler has taken the message: publish it again after a while, so many times."""
+    c = deliveries.c
+    last = c.retries >= most
+    values = {
+        "state": case((last, DEAD), else_=WAITING),
+        "closed_at": case((last, now())),
+        "due_at": due_after(literal(seconds, Double)),
+        "retries": c.retries + 1,
+        "error": error,
+    }
+    with writing() as connection:
+        connection.execute(update(deliveries).where(_is(emission, handler), c.state == QUEUED).values(values))
+
+
+def run_in(emission: str, handler: str, process: str) -> ColumnElement[bool]:
+    """The run of this delivery by those whose name begins so."""
+    return and_(_is(emission, handler), deliveries.c.worker.startswith(process, autoescape=True))
+
+
+def runs_of(worker: str) -> ColumnElement[bool]:
+    """All runs in the processes of a worker."""
+    return deliveries.c.worker.startswith(f"{worker}/", autoescape=True)
+
+
+def _close(run: Claim, values: dict[str, Any], connection: Connection | None) -> None:
+    c = deliveries.c
+    mine = update(deliveries).where(_is(run.emission, run.handler), c.attempts == run.attempt, c.state.in_(OPEN))
+    if connection is None:
+        with writing() as own:
+            closed = own.execute(mine.values(values)).rowcount
+    else:
+        closed = connection.execute(mine.values(values)).rowcount
+    if not closed:
+        raise DeliveryLost(run.handler, run.emission, run.attempt)
+
+
+def _is(emission: str, handler: str) -> ColumnElement[bool]:
+    return and_(deliveries.c.emission == emission, deliveries.c.handler == handler)
+
+
+def _dead(error: str) -> dict[str, Any]:
+    return {"state": DEAD, "closed_at": now(), "error": error}

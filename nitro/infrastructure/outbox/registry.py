@@ -1,0 +1,151 @@
+"""The registry: what an operator sees of the outbox, and what he may do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, func, or_, select, update
+
+from nitro.errors import NotTracked
+from nitro.infrastructure.database import engine, joined, writing
+from nitro.infrastructure.outbox.tables import (
+    CANCELLED,
+    CLOSED,
+    DEAD,
+    OPEN,
+    QUEUED,
+    WAITING,
+    State,
+    deliveries,
+    emissions,
+    now,
+)
+from nitro.infrastructure.outbox.versions import ensure_current
+
+_c = deliveries.c
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A delivery as it stands.
+
+    Attributes:
+        id: Celery task id, and idempotency key.
+        sender: what monitoring shows of the sender.
+        due: when a relay looks at it next; None when it may at any time, or never again.
+    """
+
+    id: str
+    emission: str
+    handler: str
+    event: str | None
+    sender: str
+    state: State
+    promise: str
+    queue: str
+    attempts: int
+    retries: int
+    losses: int
+    publications: int
+    due: datetime | None
+    published: datetime | None
+    started: datetime | None
+    closed: datetime | None
+    worker: str | None
+    error: str | None
+
+
+def entries(*conditions: ColumnElement[bool], limit: int | None = None) -> list[Entry]:
+    """The deliveries that meet all conditions, the latest emission first."""
+    ensure_current()
+    found = (
+        select(deliveries, emissions.c.event, emissions.c.sender)
+        .select_from(deliveries.join(emissions))
+        .where(*conditions)
+        .order_by(_c.emission.desc(), _c.handler)
+        .limit(limit)
+    )
+    with engine().connect() as connection:
+        return [_entry(row) for row in connection.execute(found)]
+
+
+def in_states(states: Iterable[str]) -> ColumnElement[bool]:
+    """Deliveries in one of these states."""
+    return _c.state.in_(list(states))
+
+
+def named(identities: Sequence[str]) -> ColumnElement[bool]:
+    """Deliveries with one of these ids, or of one of these emissions."""
+    return or_(_c.emission.in_(identities), _c.id.in_(identities))
+
+
+def of_handler(handler: str) -> ColumnElement[bool]:
+    """Deliveries to this handler."""
+    return _c.handler == handler
+
+
+def cancel(emission: str, handler: str | None = None) -> int:
+    """Cancel those of an emission that have not started; how many.
+
+    Raises:
+        NotTracked: nothing of that emission, or for that handler of it, is tracked.
+    """
+    ensure_current()
+    mine = [_c.emission == emission, *([] if handler is None else [_c.handler == handler])]
+    with joined() as session:
+        cancelled = session.execute(_cancelled(*mine)).rowcount  # type: ignore[attr-defined]  # an UPDATE's result
+        known = cancelled or session.scalar(select(func.count()).select_from(deliveries).where(*mine))
+    if not known:
+        raise NotTracked(emission, handler)
+    return int(cancelled)
+
+
+def revoke(task_ids: Sequence[str], *, running: bool = False) -> int:
+    """Cancel those with these Celery task ids that have not started, or that were ended while they ran; how many."""
+    states = OPEN if running else (WAITING, QUEUED)
+    with writing() as connection:
+        return connection.execute(_cancelled(_c.id.in_(task_ids), _c.state.in_(OPEN), states=states)).rowcount
+
+
+def discard(*conditions: ColumnElement[bool]) -> int:
+    """Give up dead letters and what has not started; how many."""
+    ensure_current()
+    with writing() as connection:
+        return connection.execute(_cancelled(*conditions, states=(WAITING, QUEUED, DEAD))).rowcount
+
+
+def replay(*conditions: ColumnElement[bool]) -> int:
+    """Have closed deliveries run again, under the same idempotency key and with all their retries; how many."""
+    ensure_current()
+    payload = select(emissions.c.id).where(emissions.c.snapshot.is_not(None) | emissions.c.reload.is_not(None))
+    anew: dict[str, Any] = {
+        "state": WAITING,
+        "due_at": 0.0,
+        "expires_at": None,
+        "retries": 0,
+        "losses": 0,
+        "publications": 0,
+        "closed_at": None,
+        "error": None,
+    }
+    again = update(deliveries).where(*conditions, _c.state.in_(CLOSED), _c.emission.in_(payload)).values(anew)
+    with writing() as connection:
+        return connection.execute(again).rowcount
+
+
+def _cancelled(*conditions: ColumnElement[bool], states: Sequence[str] = (WAITING, QUEUED)) -> Any:
+    return update(deliveries).where(*conditions, _c.state.in_(states)).values(state=CANCELLED, closed_at=now())
+
+
+def _entry(row: Row[Any]) -> Entry:
+    facts: dict[str, Any] = {name: getattr(row, name) for name in Entry.__dataclass_fields__ if hasattr(row, name)}
+    times = {name: _moment(getattr(row, f"{name}_at")) for name in ("published", "started", "closed")}
+    due = _moment(row.due_at) if row.due_at and row.state not in CLOSED else None
+    return Entry(**facts | times, due=due)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,48 @@
+"""Retention: closed deliveries are kept for a while, then deleted a few at a time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+
+from sqlalchemy import delete, exists, select, tuple_
+
+from nitro.infrastructure.database import writing
+from nitro.infrastructure.outbox.tables import CANCELLED, DONE, deliveries, emissions
+
+KEPT = timedelta(days=14)
+"""Longer than any broker keeps a message that it may deliver again."""
+EVERY = 600.0
+"""Seconds between two sweeps."""
+AT_ONCE = 1000
+
+_swept = -EVERY
+
+
+def sweep() -> int:
+    """Delete some of what is done or cancelled and older than `KEPT`, now and then; how many deliveries."""
+    global _swept  # noqa: PLW0603  # one clock a process
+    if monotonic() - _swept < EVERY:
+        return 0
+    deleted = purge(datetime.now(UTC) - KEPT, (DONE, CANCELLED))
+    if deleted < AT_ONCE:
+        _swept = monotonic()
+    return deleted
+
+
+def purge(before: datetime, states: tuple[str, ...], most: int = AT_ONCE) -> int:
+    """Delete closed deliveries that were emitted before a moment; how many.
+
+    Ids of emissions are UUIDv7, which sort by time (RFC 9562), so that no further index is needed.
+    """
+    d, boundary = deliveries.c, f"{int(before.timestamp() * 1000):012x}"
+    boundary = f"{boundary[:8]}-{boundary[8:]}"
+    old = select(d.emission, d.handler).where(d.emission < boundary, d.state.in_(states)).limit(most)
+    with writing() as connection:
+        keys = [tuple(row) for row in connection.execute(old)]
+        if not keys:
+            return 0
+        connection.execute(delete(deliveries).where(tuple_(d.emission, d.handler).in_(keys)))
+        left = exists().where(deliveries.c.emission == emissions.c.id)
+        connection.execute(delete(emissions).where(emissions.c.id.in_({emission for emission, _ in keys}), ~left))
+    return len(keys)

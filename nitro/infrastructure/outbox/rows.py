@@ -1,0 +1,140 @@
+"""Rows: what the outbox keeps of a parcel, and the parcel that a relay makes of it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import Boolean, ColumnElement, Connection, Double, bindparam, case, func, literal
+from sqlalchemy.dialects import postgresql, sqlite
+
+from nitro.errors import OptionStays
+from nitro.infrastructure.offload.message import Message
+from nitro.infrastructure.offload.parcel import TRACKED, Parcel
+from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
+
+LEASE = 10.0
+"""Seconds after which a message that nobody has taken is looked after; doubled with each publication."""
+LONGEST_LEASE = 600.0
+
+_ON_CONFLICT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+
+def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, queued: bool) -> None:
+    """Write the emissions of these parcels, which may be there already, and a delivery for each: two INSERTs.
+
+    Raises:
+        OptionStays: an option of a message is not JSON.
+    """
+    dialect = _ON_CONFLICT[connection.dialect.name]
+    emission = dialect(emissions)
+    both = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
+    connection.execute(emission.on_conflict_do_update(index_elements=["id"], set_=both), _emissions(parcels))
+    delivery = dialect(deliveries).values(_TIMES).on_conflict_do_nothing()
+    connection.execute(delivery, [_delivery(app, parcel, queued) for parcel in parcels])
+
+
+def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
+    """When something is due that is put off; what is not is due whatever becomes of the clock."""
+    return case((seconds == 0, 0.0), else_=now() + seconds)
+
+
+def lease() -> ColumnElement[float]:
+    """Seconds until a delivery that is published once more is looked after."""
+    times = deliveries.c.publications
+    return case((times > 5, LONGEST_LEASE), else_=LEASE * literal(1).bitwise_lshift(times))
+
+
+_TIMES = {
+    "due_at": due_after(bindparam("put_off", type_=Double)),
+    "expires_at": func.coalesce(bindparam("ends_at", type_=Double), now() + bindparam("ends_after", type_=Double)),
+    "published_at": case((bindparam("at_once", type_=Boolean), now())),
+}
+
+
+def _emissions(parcels: Sequence[Parcel]) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for parcel in parcels:
+        message = parcel.message
+        facts = {"event": message.event, "sender": message.sender, "root": message.root, "parent": message.parent}
+        row = rows.setdefault(message.emission, {"id": message.emission, **facts, "snapshot": None, "reload": None})
+        row[parcel.mode] = message.payload
+    return list(rows.values())
+
+
+def _delivery(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
+    options = dict(parcel.options)
+    countdown, expires = options.pop("countdown", None) or 0.0, options.pop("expires", None)
+    at_once = queued and not countdown
+    return {
+        "emission": parcel.message.emission,
+        "handler": parcel.handler,
+        "id": parcel.task_id,
+        "promise": parcel.promise,
+        "mode": parcel.mode,
+        "queue": _queue(app, parcel),
+        "options": _json(parcel.handler, options),
+        "state": QUEUED if at_once else WAITING,
+        "publications": int(at_once),
+        "at_once": at_once,
+        "put_off": LEASE if at_once else float(countdown),
+        "ends_at": expires.timestamp() if isinstance(expires, datetime) else None,
+        "ends_after": None if isinstance(expires, datetime) or expires is None else float(expires),
+    }
+
+
+def _queue(app: Celery, parcel: Parcel) -> str:
+    """The name of the queue that Celery's router finds."""
+    given = {name: parcel.options[name] for name in ("queue", "exchange", "routing_key") if name in parcel.options}
+    route = app.amqp.router.route(given, parcel.handler, (), {})
+    queue = route.get("queue")
+    return str(route.get("routing_key") if queue is None else queue.name)
+
+
+def _json(handler: str, options: dict[str, Any]) -> str | None:
+    """The options as JSON; a queue or an exchange by its name."""
+    plain = {name: getattr(value, "name", value) for name, value in options.items()}
+    try:
+        return json.dumps(plain) if plain else None
+    except (TypeError, ValueError) as error:
+        raise OptionStays(handler, str(error)) from error
+
+
+def parcel_of(row: Any) -> Parcel:
+    """The parcel that this row was made of; of a tracked one without its payload."""
+    message = Message(
+        emission=row.emission, event=row.event, sender=row.sender, root=row.root, parent=row.parent, payload=row.payload
+    )
+    return Parcel(
+        handler=row.handler,
+        task_id=row.id,
+        message=message,
+        promise=row.promise,
+        mode=row.mode,
+        options={**json.loads(row.options or "{}"), "retries": row.retries},
+    )
+
+
+def payload() -> ColumnElement[str | None]:
+    """The payload that a handler of this mode wants."""
+    return case((deliveries.c.mode == "reload", emissions.c.reload), else_=emissions.c.snapshot)
+
+
+PARCEL = (
+    deliveries.c.emission,
+    deliveries.c.handler,
+    deliveries.c.id,
+    deliveries.c.promise,
+    deliveries.c.mode,
+    deliveries.c.options,
+    deliveries.c.retries,
+    emissions.c.event,
+    emissions.c.sender,
+    emissions.c.root,
+    emissions.c.parent,
+    case((deliveries.c.promise.in_(TRACKED), None), else_=payload()).label("payload"),
+)
+"""The columns of which `parcel_of` makes a parcel."""

@@ -1,0 +1,111 @@
+"""The tables of the outbox. Times are seconds since 1970 by the database's own clock."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlmodel import SQLModel
+
+State = Literal["waiting", "queued", "running", "done", "dead", "cancelled"]
+
+WAITING: Final = "waiting"
+"""To be published as soon as it is due."""
+QUEUED: Final = "queued"
+"""Handed to the broker, as far as anyone knows; looked after when it is due again."""
+RUNNING: Final = "running"
+"""A worker has started its handler."""
+DONE: Final = "done"
+DEAD: Final = "dead"
+CANCELLED: Final = "cancelled"
+
+OPEN: Final = (WAITING, QUEUED, RUNNING)
+CLOSED: Final = (DONE, DEAD, CANCELLED)
+
+NAME = 512
+"""Characters of the name of a handler, an event or a queue."""
+
+
+class now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function that it stands for
+    """The database's clock at this moment, not at the start of the transaction."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_on_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now)
+def _now(*_: Any, **__: Any) -> str:
+    return "EXTRACT(EPOCH FROM clock_timestamp())"
+
+
+emissions = Table(
+    "nitro_emission",
+    SQLModel.metadata,
+    Column("id", String(36), primary_key=True, comment="UUIDv7, so that it sorts by time"),
+    Column("event", String(NAME)),
+    Column("sender", Text, nullable=False, comment="what monitoring shows"),
+    Column("root", String(36)),
+    Column("parent", String(36)),
+    Column("snapshot", Text, comment="payload, for handlers that want entities as they were"),
+    Column("reload", Text, comment="payload, for handlers that read entities again"),
+)
+
+deliveries = Table(
+    "nitro_delivery",
+    SQLModel.metadata,
+    Column("emission", String(36), ForeignKey("nitro_emission.id"), primary_key=True),
+    Column("handler", String(NAME), primary_key=True),
+    Column("id", String(36), nullable=False, comment="Celery task id and idempotency key"),
+    Column("promise", String(16), nullable=False, comment="delivery= of its handler"),
+    Column("mode", String(8), nullable=False, comment="entity= of its handler: which payload"),
+    Column("queue", String(NAME), nullable=False),
+    Column("options", Text, comment="JSON: options of the message"),
+    Column("state", String(9), nullable=False),
+    Column("due_at", Double, nullable=False, comment="when a relay looks at it next"),
+    Column("expires_at", Double),
+    Column("attempts", Integer, nullable=False, server_default="0", comment="runs started; which one may close it"),
+    Column("retries", Integer, nullable=False, server_default="0", comment="runs that failed and were put off"),
+    Column("losses", Integer, nullable=False, server_default="0", comment="runs whose process died"),
+    Column("publications", Integer, nullable=False, server_default="0"),
+    Column("published_at", Double),
+    Column("started_at", Double),
+    Column("closed_at", Double),
+    Column("worker", String(64), comment="boot id of the worker that runs it, and its process"),
+    Column("error", Text),
+)
+
+Index(
+    "ix_nitro_delivery_open",
+    deliveries.c.state,
+    deliveries.c.due_at,
+    sqlite_where=deliveries.c.state.in_(OPEN),
+    postgresql_where=deliveries.c.state.in_(OPEN),
+)
+
+workers = Table(
+    "nitro_worker",
+    SQLModel.metadata,
+    Column("boot", String(36), primary_key=True),
+    Column("name", String(NAME), nullable=False, comment="Celery's node name"),
+    Column("beat", BigInteger, nullable=False, comment="counts up while it lives"),
+)
+
+schema = Table("nitro_schema", SQLModel.metadata, Column("version", SmallInteger, primary_key=True))

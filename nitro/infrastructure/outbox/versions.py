@@ -1,0 +1,67 @@
+"""Versions of the outbox's tables: brought up to date by `nitro init`, on SQLite by themselves."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Pool, func, insert, inspect, select, update
+
+from nitro.errors import OutboxOutdated
+from nitro.infrastructure.database import engine, migrations
+from nitro.infrastructure.outbox.tables import schema
+
+VERSION = 1
+
+STEPS: dict[int, tuple[str, ...]] = {}
+"""SQL that leads to each version from the one before; version 1 is what is created."""
+
+_current: WeakKeyDictionary[Pool, bool] = WeakKeyDictionary()
+
+
+def migrate(connection: Connection) -> None:
+    """Bring existing tables to this version, step by step, in the transaction of this connection.
+
+    Raises:
+        OutboxOutdated: they are of a later version than this library.
+    """
+    found = connection.scalar(select(func.max(schema.c.version)))
+    if found is None:
+        connection.execute(insert(schema).values(version=VERSION))
+        return
+    _refuse_later(found, connection)
+    for version in range(found + 1, VERSION + 1):
+        for statement in STEPS[version]:
+            connection.exec_driver_sql(statement)
+        connection.execute(update(schema).values(version=version))
+
+
+def ensure_current() -> None:
+    """See once for each database that its tables are there, in this version.
+
+    Raises:
+        OutboxOutdated: they are not; says what to do.
+    """
+    pool = engine().pool
+    if pool in _current:
+        return
+    with engine().connect() as connection:
+        connection.begin()
+        found = None
+        if inspect(connection).has_table(schema.name):
+            found = connection.scalar(select(func.max(schema.c.version)))
+        _refuse_later(found or 0, connection)
+        if found != VERSION:
+            raise OutboxOutdated(_place(connection), found, VERSION)
+    _current[pool] = True
+
+
+def _refuse_later(found: int, connection: Connection) -> None:
+    if found > VERSION:
+        raise OutboxOutdated(_place(connection), found, VERSION)
+
+
+def _place(connection: Connection) -> str:
+    return connection.engine.url.render_as_string()
+
+
+migrations.append(migrate)

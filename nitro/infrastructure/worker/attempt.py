@@ -1,0 +1,138 @@
+"""Attempt: one run of a tracked delivery. Claim it, run its handler, close it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from celery.exceptions import Ignore, Reject, Retry
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from nitro.errors import DeliveryLost
+from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.offload.message import Message
+from nitro.infrastructure.outbox import claims
+from nitro.infrastructure.outbox.claims import Claim, Refusal
+from nitro.infrastructure.outbox.tables import CLOSED
+from nitro.infrastructure.worker.identity import here
+
+logger = logging.getLogger("nitro.worker")
+
+T = TypeVar("T")
+
+AGAIN = 0.5
+"""Seconds between two tries to reach a database that is away."""
+LONGEST_ERROR = 4000
+
+claimed: ContextVar[Claim | None] = ContextVar("nitro_claim", default=None)
+"""The tracked run of this context."""
+
+
+def attempt(task: Any, message: Message, run: Callable[[], Any]) -> Any:
+    """Run a tracked delivery and close its row, whatever becomes of it.
+
+    Raises:
+        Ignore: it is not to be run, or not any more.
+        Retry: it failed, and runs again when its row is due.
+        Exception: it failed for good.
+    """
+    mine = here()
+    row = (message.emission, task.name, mine)
+    taken = _persistently(partial(claims.claim, *row), partial(claims.unclaim, *row))
+    if isinstance(taken, Refusal):
+        _refuse(taken, message, task)
+        raise Ignore(f"{task.name} is {taken.state or 'unknown'}")
+    failpoint("claimed by a worker")
+    task.request.retries = taken.retries
+    token = claimed.set(taken)
+    try:
+        return _closed(taken, run)
+    finally:
+        claimed.reset(token)
+
+
+def _closed(run: Claim, body: Callable[[], Any]) -> Any:
+    try:
+        result = body()
+    except Retry as again:
+        _close(partial(claims.put_off, run, _seconds(again), _told(again.exc or again)))
+        raise
+    except Reject as rejected:
+        error = "rejected by its handler"
+        _close(partial(claims.put_off, run, 0.0, error) if rejected.requeue else partial(claims.bury, run, error))
+        raise Ignore(error) from rejected
+    except Ignore:
+        _close(partial(claims.finish, run), closed_already=True)
+        raise
+    except Exception as error:
+        _close(partial(claims.bury, run, _told(error)))
+        raise
+    except BaseException:
+        claims.lose(claims.run_in(run.emission, run.handler, here()), "its process was ended")
+        raise
+    failpoint("handled")
+    if run.promise != "exactly-once":
+        _close(partial(claims.finish, run))
+    return result
+
+
+def _close(close: Callable[[], None], *, closed_already: bool = False) -> None:
+    """Close a run, however long the database is away.
+
+    Args:
+        closed_already: the handler's own transaction has done it.
+    """
+    try:
+        _persistently(close)
+    except DeliveryLost as lost:
+        if not closed_already:
+            logger.warning("%s", lost)
+            raise Ignore(str(lost)) from lost
+
+
+def _persistently(act: Callable[[], T], before_again: Callable[[], object] = lambda: None) -> T:
+    """What an act on the database gives, tried until the database is there.
+
+    Args:
+        before_again: undoes what a try may have done whose outcome is unknown.
+    """
+    failed = False
+    while True:
+        try:
+            if failed:
+                before_again()
+            return act()
+        except (OperationalError, InterfaceError) as error:
+            logger.warning("the database is away, and a delivery waits for it: %s", error.orig)
+            failed = True
+        time.sleep(AGAIN)
+
+
+def _refuse(refusal: Refusal, message: Message, task: Any) -> None:
+    if refusal.state is not None:
+        level = logging.DEBUG if refusal.state in CLOSED else logging.INFO
+        logger.log(level, "%s for emission %s is %s already", task.name, message.emission, refusal.state)
+        return
+    why = "its message has no row here: does this worker use the database of the emitter?"
+    logger.error("%s for emission %s is parked: %s", task.name, message.emission, why)
+    facts = {"event": message.event, "sender": message.sender, "root": message.root, "parent": message.parent}
+    _persistently(partial(claims.park, message.emission, task.name, task.request.id, facts, why))
+
+
+def _seconds(again: Retry) -> float:
+    when = again.when
+    if isinstance(when, datetime):
+        return max(0.0, (when - datetime.now(when.tzinfo and UTC)).total_seconds())
+    return float(when or 0)
+
+
+def _told(error: BaseException) -> str:
+    """An error and where it was raised, for whoever looks at the row."""
+    told = "".join(traceback.format_exception(error))
+    return told if len(told) <= LONGEST_ERROR else f"…{told[-LONGEST_ERROR:]}"

@@ -1,0 +1,132 @@
+"""Caretaker: what a worker's main process does for the outbox. It beats, relays, and takes back runs that were lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from time import monotonic
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.signals import worker_shutdown, worker_shutting_down
+from celery.worker import state
+from click import Option
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.outbox import census, claims, registry
+from nitro.infrastructure.outbox.relay import RelayThread
+from nitro.infrastructure.outbox.versions import ensure_current
+from nitro.infrastructure.worker import identity, reports
+from nitro.infrastructure.worker.request import HandlerRequest
+
+logger = logging.getLogger("nitro.worker")
+
+BEAT = 3.0
+"""Seconds between two beats."""
+GRACE = 25.0
+"""Seconds after which a worker that is asked to stop cuts short what it runs; Kubernetes kills after 30."""
+LEAVE = 3.0
+"""Seconds for the last steps."""
+
+WITHOUT_RELAY = Option(
+    ("--without-relay",), is_flag=True, help="Leave it to other workers, or to `nitro relay`, to move what waits."
+)
+
+
+class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+    """A worker's step that starts with its pool and ends after it."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, without_relay: bool = False, **_options: Any) -> None:
+        self.boot = identity.new_boot()
+        self._worker = worker
+        self._beaten = -BEAT
+        self._revoked: set[str] = set()
+        self.relay = RelayThread(ends=False, beside=self._see_to_it, relays=not without_relay)
+        super().__init__(worker)
+
+    def start(self, _worker: Any) -> None:
+        """Begin, when the pool's processes are there: a thread would not survive their fork."""
+        reports.heard_by(self.relay.nudge)
+        worker_shutting_down.connect(self._hurry)
+        worker_shutdown.connect(self._leave)
+        self.relay.start()
+
+    def stop(self, _worker: Any) -> None:
+        """Go on: the pool stops after this, and what it leaves is seen to at the end."""
+
+    terminate = stop
+
+    def _see_to_it(self) -> None:
+        ensure_current()
+        if monotonic() - self._beaten >= BEAT:
+            census.beat(self.boot, str(self._worker.hostname))
+            self._beaten = monotonic()
+        self._cancel_revoked()
+        reports.act()
+
+    def _cancel_revoked(self) -> None:
+        """`revoke` reaches a worker's memory only; here it reaches the rows, which outlive it."""
+        revoked = {str(task_id) for task_id in state.revoked}
+        if new := revoked - self._revoked:
+            registry.revoke(sorted(new))
+        self._revoked = revoked
+
+    def _hurry(self, **_signal: Any) -> None:
+        longest = max(GRACE, float(self._worker.app.conf.worker_soft_shutdown_timeout or 0) + LEAVE)
+        timer = threading.Timer(longest, self._cut_short)
+        timer.daemon = True
+        timer.start()
+
+    def _cut_short(self) -> None:
+        """End the process while it is still ours to end; what it ran begins anew elsewhere."""
+        others = sum(not _is_tracked(request) for request in state.active_requests)
+        if others:
+            logger.warning("the worker goes on after %.0f s: %d tasks that are not tracked run still", GRACE, others)
+            return
+        logger.warning("the worker was asked to stop %.0f s ago; what it runs is given back", GRACE)
+        for pid in self._children():
+            _kill(pid)
+        self._leave()
+        os._exit(0)
+
+    def _children(self) -> list[int]:
+        pool = getattr(self._worker.pool, "_pool", None)
+        return [process.pid for process in getattr(pool, "_pool", None) or () if getattr(process, "pid", None)]
+
+    def _leave(self, **_signal: Any) -> None:
+        """The pool has ended: give back what it was running, and leave the census."""
+        worker_shutdown.disconnect(self._leave)
+        worker_shutting_down.disconnect(self._hurry)
+        self.relay.stop(LEAVE)
+        courier.drain(LEAVE)
+        try:
+            reports.act()
+            given = claims.give_back(self.boot)
+            census.leave(self.boot)
+        except (OperationalError, InterfaceError):
+            logger.warning("what this worker ran is found by another one: the database is away", exc_info=True)
+            return
+        if given:
+            logger.warning("%d deliveries were cut short and begin anew", given)
+
+
+def attach(app: Celery) -> None:
+    """Have every worker of an app bring its caretaker."""
+    app.steps["worker"].add(Caretaker)
+    app.user_options["worker"].add(WITHOUT_RELAY)
+
+
+def _is_tracked(request: Any) -> bool:
+    return isinstance(request, HandlerRequest) and request.tracked is not None
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        logger.debug("process %d had ended", pid)
