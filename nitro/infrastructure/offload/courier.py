@@ -11,9 +11,10 @@ from multiprocessing.util import Finalize
 from time import monotonic
 from typing import Literal
 
+from celery import Celery
+
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
-from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.line import Line
 from nitro.infrastructure.offload.parcel import Parcel
 
@@ -37,12 +38,14 @@ class Batch:
     """Parcels on their way, and what became of them.
 
     Attributes:
+        app: through whose broker they go.
         fate: `unsent` when certainly nothing has left; `refused` when the parcels, not the broker, are to blame.
         open: those that have not surely left.
         error: why.
     """
 
-    def __init__(self, parcels: Sequence[Parcel], failed: Callable[[Batch], None] | None = None) -> None:
+    def __init__(self, app: Celery, parcels: Sequence[Parcel], failed: Callable[[Batch], None] | None = None) -> None:
+        self.app = app
         self.parcels = self.open = list(parcels)
         self.failed = failed
         self.fate: Fate = "pending"
@@ -67,8 +70,12 @@ class Batch:
         if error is not None and self.failed is not None and not withdrawn:
             self.failed(self)
 
+    def watch(self, seconds: float) -> None:
+        """Wait until it is over, so many seconds at most."""
+        self._over.wait(seconds)
+
     def wait(self, seconds: float) -> Fate:
-        """What became of it within so many seconds."""
+        """What became of it within so many seconds; what nobody has taken up by then never leaves."""
         if not self._over.wait(seconds) and not self.withdraw() and self.fate == "sending":
             return "unknown"
         return self.fate
@@ -112,19 +119,19 @@ class Courier:
         """Whether the broker was away a moment ago, so that it is not tried now."""
         return bool(self._failures) and monotonic() < self._pause_ends
 
-    def post(self, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
+    def post(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """Publish them soon; `failed` is called when not all of them have surely left."""
-        batch = Batch(parcels, failed)
+        batch = Batch(app, parcels, failed)
         with self._more:
             self._batches.append(batch)
             self._more.notify()
         self._start()
         return batch
 
-    def send(self, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
+    def send(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """`post` them, and wait a moment for the outcome."""
         first, self._waited = not self._waited, True
-        batch = self.post(parcels, failed)
+        batch = self.post(app, parcels, failed)
         batch.wait(FIRST_WAIT if first else WAIT)
         return batch
 
@@ -165,7 +172,7 @@ class Courier:
             batch.end("unsent", ConnectionError("the broker was away a moment ago"))
             return
         try:
-            line = self._connected()
+            line = self._connected(batch.app)
         except Exception as error:  # noqa: BLE001  # whatever a transport raises, there is no connection
             self._broke(error)
             batch.end("unsent", error)
@@ -182,8 +189,7 @@ class Courier:
         failpoint("published")
         batch.end("refused" if fault is not None else "sent", fault)
 
-    def _connected(self) -> Line:
-        app = current_app()
+    def _connected(self, app: Celery) -> Line:
         if self._line is None or self._line.app is not app:
             self._hang_up()
             self._line = Line(app)

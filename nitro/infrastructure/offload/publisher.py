@@ -16,8 +16,9 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
-from nitro.infrastructure.offload.courier import Batch, Fate, courier
+from nitro.infrastructure.offload.courier import WAIT, Batch, Fate, courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
+from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.offload.options import Delivery, Offload
 from nitro.infrastructure.offload.parcel import Parcel
@@ -48,9 +49,9 @@ class Publisher:
         tracked = [parcel for parcel in parcels if parcel.tracked]
         commit = self.commit(call)
         if tracked and commit is not None:
-            outbox().keep(tracked, commit, queued=courier.ready)
+            outbox().keep(app, tracked, commit, queued=courier.ready)
             tracked = []
-        return partial(_send, emission.event, parcels, tracked)
+        return partial(_send, app, emission.event, parcels, tracked)
 
     def commit(self, call: Call) -> Transaction | Commits | None:
         """The commit that this emit waits for, or None.
@@ -70,7 +71,7 @@ class Publisher:
         return [len(messages[_options(handler).entity].payload or "") for handler in handlers]
 
 
-def _send(event: str, parcels: Sequence[Parcel], unkept: Sequence[Parcel]) -> None:
+def _send(app: Celery, event: str, parcels: Sequence[Parcel], unkept: Sequence[Parcel]) -> None:
     """Keep what is tracked and not kept yet, and publish all as one batch.
 
     Raises:
@@ -78,19 +79,21 @@ def _send(event: str, parcels: Sequence[Parcel], unkept: Sequence[Parcel]) -> No
         OutboxError: a row cannot be written; nothing was sent.
     """
     if unkept:
-        outbox().keep(unkept, None, queued=courier.ready)
+        outbox().keep(app, unkept, None, queued=courier.ready)
         failpoint("committed")
     untracked = [parcel for parcel in parcels if not parcel.tracked]
     if not untracked:
-        courier.post(parcels, _put_back)
+        batch = courier.post(app, parcels, _put_back)
+        if is_embedded(app):  # a broker that cannot be away
+            batch.watch(WAIT)
     else:
-        _settle(event, untracked, courier.send(parcels, _put_back))
+        _settle(event, untracked, courier.send(app, parcels, _put_back))
 
 
 def _put_back(batch: Batch) -> None:
     tracked = [parcel for parcel in batch.open if parcel.tracked]
     if tracked and batch.error is not None:
-        outbox().put_back(tracked, batch.error, refused=batch.fate == "refused")
+        outbox().put_back(batch.app, tracked, batch.error, refused=batch.fate == "refused")
 
 
 def _settle(event: str, untracked: Sequence[Parcel], batch: Batch) -> None:
@@ -104,7 +107,7 @@ def _settle(event: str, untracked: Sequence[Parcel], batch: Batch) -> None:
     failed = [parcel.handler for parcel in left if parcel not in storable]
     if storable:
         try:
-            outbox().keep(storable, None, queued=False)
+            outbox().keep(batch.app, storable, None, queued=False)
         except Exception as unstored:  # noqa: BLE001  # raised with the names of all that are not dispatched
             raise DispatchError(event, [parcel.handler for parcel in left], unstored) from error
     if failed:

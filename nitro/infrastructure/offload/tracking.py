@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from celery import Celery
+
 from nitro.infrastructure.database import Commits, Transaction
 from nitro.infrastructure.offload.parcel import Parcel
 
@@ -14,14 +16,15 @@ Commit = Transaction | Commits
 class Outbox(Protocol):
     """Keeps deliveries until their handlers have finished."""
 
-    def keep(self, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> None:
+    def keep(self, app: Celery, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> None:
         """Write a row for each in the transaction that `commit` ends, else in one of its own.
 
         Args:
+            app: whose broker will carry them.
             queued: whoever writes them publishes them at once; otherwise a relay does.
         """
 
-    def put_back(self, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
+    def put_back(self, app: Celery, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
         """Have a relay publish what was kept as queued and has not surely left; returns at once.
 
         Args:

@@ -102,7 +102,7 @@ def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
     Args:
         sizes: asks the broker how many messages are ready in each queue.
     """
-    over = _c.due_at.not_between(now(), now() + 2 * LONGEST_LEASE)
+    over = ~_c.due_at.between(now(), now() + 2 * LONGEST_LEASE)
     asked = select(_c.queue).where(_c.state == QUEUED, over).distinct()
     with engine().connect() as connection:
         queues = list(connection.scalars(asked))

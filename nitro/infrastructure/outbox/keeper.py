@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from celery import Celery
+
 from nitro.errors import NoDatabase
 from nitro.infrastructure.database import has_own_engine, write_with, writing
-from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.tracking import Commit
@@ -20,7 +21,7 @@ from nitro.settings import Settings
 class Keeper:
     """Keeps deliveries in the database of this process."""
 
-    def keep(self, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> None:
+    def keep(self, app: Celery, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> None:
         """Write a row for each in the transaction that `commit` ends, else in one of its own.
 
         Raises:
@@ -28,7 +29,6 @@ class Keeper:
             OutboxOutdated: the tables are not there, or of another version.
             TransactionError: the transaction is one of another database.
         """
-        app = current_app()
         tracked = [parcel for parcel in parcels if parcel.tracked]
         if tracked and not (is_embedded(app) or Settings.load().db_given or has_own_engine()):
             raise NoDatabase([parcel.handler for parcel in tracked], tracked[0].promise)
@@ -39,12 +39,12 @@ class Keeper:
         else:
             write_with(commit, partial(rows.insert, app=app, parcels=parcels, queued=queued))
         if not queued:
-            emitters.start()
+            emitters.start(app)
 
-    def put_back(self, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
+    def put_back(self, app: Celery, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
         """Have a relay publish what was kept as queued and has not surely left."""
         backlog.put_back(parcels, error, refused=refused)
-        emitters.start()
+        emitters.start(app)
 
     def cancel(self, emission: str, handler: str | None) -> int:
         """Cancel what has not started; how many."""

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
+from celery import Celery
+
 from nitro.infrastructure.events.lock import Lock
-from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.courier import Batch, courier
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.offload.parcel import Parcel
@@ -34,9 +35,10 @@ CALM = 5.0
 
 
 class Relay:
-    """The work of a relay, a step at a time."""
+    """The work of a relay, a step at a time, through the broker of an app."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Celery) -> None:
+        self._app = app
         self._census = Census()
         self._looked = 0.0
 
@@ -47,7 +49,7 @@ class Relay:
             self._looked = monotonic()
             self._census.bury_the_dead()
             if not courier.pausing:
-                backlog.look_after(partial(sizes, current_app()))
+                backlog.look_after(partial(sizes, self._app))
             retention.sweep()
         return 0 if courier.pausing or not backlog.due() else self.publish()
 
@@ -58,7 +60,7 @@ class Relay:
             ConnectionError: the broker has not taken all of them; what it has not taken waits as before.
         """
         parcels = backlog.take(MOST if courier.ready else PROBE)
-        batch = courier.post(parcels)
+        batch = courier.post(self._app, parcels)
         if batch.wait(PATIENCE) != "sent":
             _put_back(batch)
         backlog.settle([parcel for parcel in backlog.untracked(parcels) if parcel not in batch.open], None)
@@ -98,11 +100,12 @@ class RelayThread:
         self._wake_at = 0.0
         self._stopping = False
 
-    def start(self) -> None:
-        """Begin, if it has not."""
+    def start(self, app: Celery) -> None:
+        """Begin, if it has not, to relay through the broker of an app."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="nitro-relay", daemon=True)
+                self._stopping = False
+                self._thread = threading.Thread(target=self._run, args=(app,), name="nitro-relay", daemon=True)
                 self._thread.start()
 
     def nudge(self, after: float = 0.0) -> None:
@@ -120,8 +123,8 @@ class RelayThread:
         if thread is not None:
             thread.join(timeout)
 
-    def _run(self) -> None:
-        relay, busy = Relay(), monotonic()
+    def _run(self, app: Celery) -> None:
+        relay, busy = Relay(app), monotonic()
         while not self._stopping:
             with self._nudged:
                 self._wake_at = monotonic() + POLL

@@ -54,7 +54,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         reports.heard_by(self.relay.nudge)
         worker_shutting_down.connect(self._hurry)
         worker_shutdown.connect(self._leave)
-        self.relay.start()
+        self.relay.start(self._worker.app)
 
     def stop(self, _worker: Any) -> None:
         """Go on: the pool stops after this, and what it leaves is seen to at the end."""

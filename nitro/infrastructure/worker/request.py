@@ -64,15 +64,14 @@ class HandlerRequest:
     def on_retry(self, exc_info: Any) -> None:
         """It failed, and its row says when it runs again."""
         cast(Any, super()).on_retry(exc_info)
-        when = exc_info.exception.when
+        when = getattr(_bare(exc_info), "when", None)
         if self.tracked and isinstance(when, int | float):
             reports.nudge(when)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         """It failed; where its process died with it, its promise says whether it runs again."""
         request: Any = self
-        error = exc_info.exception
-        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        error = _bare(exc_info)
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
             if self._at_most_once():
                 request._task = Acknowledged(request._task)
@@ -125,3 +124,10 @@ class HandlerRequest:
         """What `inspect` answers: the readable forms of the arguments, never the payload."""
         shown: dict[str, Any] = cast(Any, super()).info(safe=True)
         return shown
+
+
+def _bare(exc_info: Any) -> BaseException:
+    """The exception, without what billiard has wrapped it in."""
+    error: Any = exc_info.exception
+    bare: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return bare
