@@ -5,29 +5,40 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from celery import Celery, Task
+from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.connection import Connection
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
+from waiting import until
 
-from nitro.errors import DispatchError
-from nitro.infrastructure.events import Event, emit, emit_async, on
+from nitro.errors import DispatchError, NoDatabase
+from nitro.infrastructure.events import Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.outbox import registry
 
 DATABASE = 10
-SECONDS = 15.0
+PATIENCE = 20.0
+UNTRACKED = ("broker", "at-most-once")
 
 
-def offloaded(evt: Event, *names: str) -> None:
+def offloaded(evt: Event, *names: str, **options: Any) -> None:
     """Connect an offloaded handler of each name."""
     for name in names:
-        on(evt, offload=True, name=name)(lambda sender: None)
+        on(evt, offload=options or True, name=name)(lambda sender: None)
+
+
+def states() -> dict[str, str]:
+    """The state of every row, by handler."""
+    return {entry.handler: entry.state for entry in registry.entries()}
 
 
 def bound(broker_url: str) -> Celery:
@@ -86,14 +97,17 @@ def closed_port() -> int:
 
 @pytest.mark.server
 @pytest.mark.parametrize("handlers", [1, 5])
+@pytest.mark.parametrize("delivery", ["at-least-once", "broker"])
 def test_emission_is_one_round_trip_to_redis(
-    evt: Event, redis_app: Celery, round_trips: list[bytes], handlers: int
+    evt: Event, redis_app: Celery, round_trips: list[bytes], handlers: int, delivery: str
 ) -> None:
     """All tasks of an emission go in one pipeline."""
-    offloaded(evt, *(f"shop.{number}" for number in range(handlers)))
+    offloaded(evt, *(f"shop.{number}" for number in range(handlers)), delivery=delivery)
     emit(evt)
+    assert courier.drain(PATIENCE)
     round_trips.clear()
     emit(evt)
+    assert courier.drain(PATIENCE)
     carrying = [trip for trip in round_trips if b"LPUSH" in trip]
     assert len(carrying) == 1
     assert carrying[0].count(b"LPUSH") == handlers
@@ -105,52 +119,137 @@ def test_redis_gets_all_messages(evt: Event, redis_app: Celery) -> None:
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
     asyncio.run(emit_async(evt))
+    assert courier.drain(PATIENCE)
     with redis_app.connection_for_read() as connection:
         assert connection.default_channel._size("celery") == 6
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 @pytest.mark.parametrize("emitting", ["emit", "emit_async"])
-def test_unreachable_broker_raises_within_seconds(
-    evt: Event, offloading: None, closed_port: int, scheme: str, emitting: str
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once", *UNTRACKED])
+def test_what_an_unreachable_broker_cannot_take_waits_in_the_outbox(
+    evt: Event, offloading: None, closed_port: int, scheme: str, emitting: str, delivery: str
 ) -> None:
-    """The error names the event and each handler that was not dispatched."""
+    """Nothing is raised, and nothing is lost: certainly nothing was sent, so that every promise allows it."""
     bound(f"{scheme}://127.0.0.1:{closed_port}/")
-    offloaded(evt, "shop.a", "shop.b")
-    before = time.monotonic()
-    with pytest.raises(DispatchError) as caught:
-        emit(evt) if emitting == "emit" else asyncio.run(emit_async(evt))
-    assert time.monotonic() - before < SECONDS
-    assert caught.value.handlers == ("shop.a", "shop.b")
-    assert all(name in str(caught.value) for name in (evt.name, "shop.a", "shop.b"))
+    offloaded(evt, "shop.a", "shop.b", delivery=delivery)
+    emission = emit(evt) if emitting == "emit" else asyncio.run(emit_async(evt))
+    assert courier.drain(PATIENCE)
+    until(lambda: states() == {"shop.a": "waiting", "shop.b": "waiting"})
+    assert {entry.id for entry in registry.entries()} == set(emission.offloaded.values())
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_silent_broker_raises_within_seconds(evt: Event, offloading: None, silent_port: int, scheme: str) -> None:
-    """A frozen broker that accepts connections blocks nobody for ever."""
-    bound(f"{scheme}://127.0.0.1:{silent_port}/")
-    offloaded(evt, "shop.a")
-    before = time.monotonic()
-    with pytest.raises(DispatchError):
+@pytest.mark.parametrize("delivery", UNTRACKED)
+def test_broker_down_may_ask_for_the_error(
+    evt: Event, offloading: None, closed_port: int, scheme: str, delivery: str
+) -> None:
+    """`broker_down="raise"` stores nothing; the error names each handler that was not dispatched."""
+    bound(f"{scheme}://127.0.0.1:{closed_port}/")
+    offloaded(evt, "shop.a", "shop.b", delivery=delivery, broker_down="raise")
+    with pytest.raises(DispatchError) as caught:
         emit(evt)
-    assert time.monotonic() - before < 2 * SECONDS
+    assert caught.value.handlers == ("shop.a", "shop.b")
+    assert all(name in str(caught.value) for name in (evt.name, "shop.a", "shop.b"))
+    assert states() == {}
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+@pytest.mark.parametrize("delivery", UNTRACKED)
+def test_silent_broker_is_not_waited_for(
+    evt: Event, offloading: None, silent_port: int, scheme: str, delivery: str
+) -> None:
+    """While connecting to a frozen broker hangs, nothing has been sent: it is withdrawn and stored."""
+    bound(f"{scheme}://127.0.0.1:{silent_port}/")
+    offloaded(evt, "shop.a", delivery=delivery)
+    emit(evt)
+    assert states() == {"shop.a": "waiting"}
+
+
+@pytest.fixture
+def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A broker that takes a message and does not answer until the event is set."""
+    released = threading.Event()
+
+    def hang(self: Any, *args: Any, **kwargs: Any) -> None:
+        assert released.wait(PATIENCE)
+
+    monkeypatch.setattr(Parcel, "publish", hang)
+    yield released
+    released.set()
+    assert courier.drain(PATIENCE)
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_tracked_emit_returns_while_the_broker_hangs(
+    evt: Event, app: Celery, blocked: threading.Event, delivery: str
+) -> None:
+    """Its row is written, and that is all it waits for."""
+    offloaded(evt, "shop.a", delivery=delivery)
+    for _ in range(3):
+        emit(evt)
+    assert not blocked.is_set()
+    assert [entry.state for entry in registry.entries()] == ["queued"] * 3
+
+
+def test_unknown_outcome_of_a_broker_delivery_is_stored(evt: Event, app: Celery, blocked: threading.Event) -> None:
+    """It may have left; twice is allowed, not at all is not."""
+    offloaded(evt, "shop.a", delivery="broker")
+    emit(evt)
+    assert not blocked.is_set()
+    assert states()["shop.a"] in ("waiting", "queued")
+
+
+def test_unknown_outcome_of_an_at_most_once_delivery_raises(evt: Event, app: Celery, blocked: threading.Event) -> None:
+    """It may have left, so that it must not be sent again; the emitter is told."""
+    offloaded(evt, "shop.a", delivery="at-most-once")
+    with pytest.raises(DispatchError, match=r"shop\.a"):
+        emit(evt)
+    assert states() == {}
+
+
+def test_what_waits_behind_a_hanging_message_is_stored(evt: Event, app: Celery, blocked: threading.Event) -> None:
+    """The second one was not taken up yet, so that it has certainly not left."""
+    second = Namespace().event("second")
+    offloaded(evt, "shop.a")
+    offloaded(second, "shop.b", delivery="at-most-once")
+    emit(evt)
+    emit(second)
+    assert states()["shop.b"] == "waiting"
+
+
+def test_when_storing_fails_too_the_emit_raises(
+    evt: Event, offloading: None, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither sent nor stored: each handler is named."""
+    bound(f"redis://127.0.0.1:{closed_port}/")
+    offloaded(evt, "shop.a", "shop.b", delivery="broker")
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise OperationalError("database is away")
+
+    monkeypatch.setattr("nitro.infrastructure.outbox.rows.insert", away)
+    with pytest.raises(DispatchError, match="database is away") as caught:
+        emit(evt)
+    assert caught.value.handlers == ("shop.a", "shop.b")
 
 
 @pytest.mark.server
-def test_emit_works_again_when_the_broker_is_back(
+def test_everything_leaves_when_the_broker_is_back(
     evt: Event, redis_app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failed publish leaves no broken producer behind."""
+    """The process that has emitted relays it; no worker is needed for that."""
     offloaded(evt, "shop.a", "shop.b")
     emit(evt)
+    assert courier.drain(PATIENCE)
     with monkeypatch.context() as away:
         away.setattr(Connection, "_connect", _refuse)
         away.setattr(Connection, "send_packed_command", _break)
-        with pytest.raises(DispatchError):
-            emit(evt)
-    emit(evt)
+        emit(evt)
+        assert courier.drain(PATIENCE)
+        assert sorted(entry.state for entry in registry.entries()) == ["queued", "queued", "waiting", "waiting"]
     with redis_app.connection_for_read() as connection:
-        assert connection.default_channel._size("celery") == 4
+        until(lambda: connection.default_channel._size("celery") == 4)
 
 
 def _refuse(self: Connection) -> Any:
@@ -165,7 +264,7 @@ def _break(self: Connection, *args: Any, **kwargs: Any) -> None:
 def test_inline_handlers_have_run_when_the_broker_is_away(evt: Event, offloading: None, closed_port: int) -> None:
     """The error comes from the last step; it says nothing about what happened before."""
     bound(f"redis://127.0.0.1:{closed_port}/")
-    offloaded(evt, "shop.a")
+    offloaded(evt, "shop.a", delivery="broker", broker_down="raise")
     ran: list[str] = []
     evt.connect(lambda sender: ran.append("inline"))
     with pytest.raises(DispatchError):
@@ -173,16 +272,42 @@ def test_inline_handlers_have_run_when_the_broker_is_away(evt: Event, offloading
     assert ran == ["inline"]
 
 
-def test_any_failure_to_publish_names_the_handlers(evt: Event, make_app: Callable[..., Celery]) -> None:
-    """Also a bug in the user's own task class says what was not dispatched, and keeps its cause."""
-    bug = KeyError("bug")
+class Buggy(Task):
+    """A task class of the user's own that cannot publish."""
 
-    class Buggy(Task):
-        def apply_async(self, *args: Any, **kwargs: Any) -> Any:
-            raise bug
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        raise LookupError("bug")
 
+
+def test_a_message_that_cannot_be_published_is_an_error(evt: Event, make_app: Callable[..., Celery]) -> None:
+    """A bug in the user's own task class is no broker that is away; the error names its cause."""
     bind(make_app(task_cls=Buggy))
-    offloaded(evt, "shop.a")
+    offloaded(evt, "shop.a", delivery="broker")
     with pytest.raises(DispatchError, match=r"shop\.a") as caught:
         emit(evt)
-    assert caught.value.__cause__ is bug
+    assert type(caught.value.__cause__) is LookupError
+    assert states() == {}
+
+
+def test_a_tracked_message_that_cannot_be_published_is_tried_later(evt: Event, make_app: Callable[..., Celery]) -> None:
+    """Its row says why; it does not keep others from leaving."""
+    bind(make_app(task_cls=Buggy))
+    offloaded(evt, "shop.a")
+    emit(evt)
+    assert courier.drain(PATIENCE)
+    (entry,) = registry.entries()
+    assert entry.state == "waiting"
+    assert "LookupError: bug" in str(entry.error)
+    assert entry.due is not None
+    assert courier.ready
+
+
+def test_tracked_delivery_over_a_server_needs_a_database(
+    evt: Event, offloading: None, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker elsewhere could not read the emitter's `nitro.db`; the way out is named."""
+    monkeypatch.delenv("NITRO_DB_URL")
+    bound(f"redis://127.0.0.1:{closed_port}/")
+    offloaded(evt, "shop.a")
+    with pytest.raises(NoDatabase, match=r"shop\.a.*NITRO_DB_URL.*delivery='broker'"):
+        emit(evt)

@@ -184,13 +184,6 @@ def test_weak_and_offloaded_exclude_each_other(evt: Event) -> None:
         on(evt, weak=True, offload=True)(handler)
 
 
-def test_exactly_once_says_that_it_needs_the_outbox(evt: Event) -> None:
-    """A promise that cannot be kept is refused where it is asked for."""
-    with pytest.raises(DeclarationError, match="exactly-once"):
-        on(evt, offload={"delivery": "exactly-once"}, name="shop.handler")(handler)
-    assert not evt.receivers
-
-
 def test_handler_connected_later_becomes_a_task_at_once(evt: Event, app: Celery) -> None:
     """An app that is already in use learns of a new handler."""
     app.finalize()

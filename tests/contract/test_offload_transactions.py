@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
+from nitro.infrastructure.outbox import registry, rows
 
 Sent = Callable[..., list[Any]]
 
@@ -124,37 +125,57 @@ def test_several_emits_of_a_transaction_keep_their_order(evt: Event, sent: Sent)
     assert [message.id for message in sent()] == [emission.offloaded["shop.handler"] for emission in emissions]
 
 
-def test_after_a_commit_nothing_is_raised(
+def away(*args: Any, **kwargs: Any) -> None:
+    """What a broker that is away makes of a publication."""
+    raise OperationalError("connection refused")
+
+
+def test_after_a_commit_nothing_is_raised(evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that is away then costs nothing: the data is saved, and so is what was emitted."""
+    monkeypatch.setattr(app.tasks["shop.handler"], "apply_async", away)
+    with transaction():
+        emission = emit(evt, Parcel(id="p1").save())
+    assert Parcel.get("p1") is not None
+    assert [entry.id for entry in registry.entries()] == list(emission.offloaded.values())
+
+
+def test_what_cannot_even_be_stored_after_a_commit_is_logged(
     evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker that is away then costs an ERROR that names the handler; the data is saved."""
+    """An ERROR names the handler; there is nobody any more to raise to."""
+    on(evt, offload={"delivery": "broker"}, name="shop.untracked")(lambda sender: None)
+    monkeypatch.setattr(app.tasks["shop.untracked"], "apply_async", away)
+    keep = rows.insert
 
-    def away(*args: Any, **kwargs: Any) -> None:
-        raise OperationalError("connection refused")
+    def insert(connection: Any, app: Celery, parcels: Any, *, queued: bool) -> None:
+        if any(not parcel.tracked for parcel in parcels):
+            raise OperationalError("database is away")
+        keep(connection, app, parcels, queued=queued)
 
-    monkeypatch.setattr(app.tasks["shop.handler"], "apply_async", away)
+    monkeypatch.setattr(rows, "insert", insert)
     with transaction():
         emit(evt, Parcel(id="p1").save())
     assert Parcel.get("p1") is not None
-    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "shop.handler" in record.getMessage()
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == ["handler shop.untracked was not dispatched after its commit"]
 
 
 def test_one_failed_batch_does_not_keep_the_next_from_leaving(
     evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each emission of a transaction leaves for itself."""
+    """Each emission of a transaction leaves for itself, and the one that failed is tried again."""
     task = app.tasks["shop.handler"]
     publish, calls = task.apply_async, []
 
-    def once_away(*args: Any, **kwargs: Any) -> Any:
+    def once_broken(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs)
         if len(calls) == 1:
-            raise OperationalError("connection refused")
+            raise LookupError("a bug")
         return publish(*args, **kwargs)
 
-    monkeypatch.setattr(task, "apply_async", once_away)
+    monkeypatch.setattr(task, "apply_async", once_broken)
     with transaction():
         emit(evt, "first")
         emit(evt, "second")
     assert [message.payload.sender for message in sent()] == ["second"]
+    assert sorted(entry.state for entry in registry.entries()) == ["queued", "waiting"]

@@ -16,6 +16,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.errors import TransactionError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, drain, on
+from nitro.infrastructure.offload import bind
 
 pytestmark = pytest.mark.usefixtures("offloading")
 
@@ -40,8 +41,9 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def redeemed(evt: Event, app: Celery) -> Event:
-    """An event with an offloaded handler."""
+def redeemed(evt: Event, app: Celery, engine: Engine) -> Event:
+    """An event with an offloaded handler, whose deliveries are tracked in that database."""
+    bind(app, engine)
     on(evt, offload=True, name="shop.redeem")(lambda sender, *args, **kwargs: None)
     return evt
 
@@ -141,10 +143,39 @@ def test_async_handlers_start_after_the_commit(evt: Event, engine: Engine, app: 
     assert heard == ["v1"]
 
 
-def test_two_databases_are_an_error(redeemed: Event, engine: Engine, sent: Sent) -> None:
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Engine]:
+    """Another database, which deliveries are not tracked in."""
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    SQLModel.metadata.create_all(other)
+    yield other
+    other.dispose()
+
+
+def test_two_databases_are_an_error(redeemed: Event, other: Engine, sent: Sent) -> None:
     """One commit cannot cover both; the message names them."""
-    with Session(engine) as session, transaction():
+    with Session(other) as session, transaction():
         session.add(voucher := Voucher())
-        with pytest.raises(TransactionError, match=r"nitro\.db.*own\.db"):
+        with pytest.raises(TransactionError, match=r"other\.db.*own\.db|own\.db.*other\.db"):
             redeemed.emit(voucher)
     assert sent() == []
+
+
+def test_a_session_of_another_database_than_the_outbox_is_an_error(redeemed: Event, other: Engine, sent: Sent) -> None:
+    """The workers would never find what was committed there; the message names both, and the way out."""
+    with Session(other) as session:
+        session.add(voucher := Voucher())
+        with pytest.raises(TransactionError, match=r"other\.db.*own\.db.*bind\(app, engine\)"):
+            redeemed.emit(voucher)
+    assert sent() == []
+
+
+def test_an_untracked_emit_joins_a_session_of_any_database(evt: Event, app: Celery, other: Engine, sent: Sent) -> None:
+    """It writes no row, so that only the commit matters."""
+    on(evt, offload={"delivery": "broker"}, name="shop.redeem")(lambda sender: None)
+    with Session(other) as session:
+        session.add(voucher := Voucher())
+        evt.emit(voucher)
+        assert sent() == []
+        session.commit()
+    assert len(sent()) == 1

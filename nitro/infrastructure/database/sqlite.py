@@ -30,6 +30,8 @@ def prepare(engine: Engine) -> Engine:
     (BEGIN IMMEDIATE): upgrading a read lock later fails at once with "database is locked".
     """
     if not event.contains(engine, "connect", _configure):
+        if not in_memory(engine.url):
+            engine.dispose()  # connections that were made without these settings
         event.listen(engine, "connect", _configure)
         event.listen(engine, "begin", _begin)
     return engine

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from nitro.infrastructure.offload.defaults import line_options
 
@@ -88,7 +88,7 @@ class Line:
     def is_broken_by(self, error: BaseException) -> bool:
         """Whether the broker or the way to it is to blame, and not what was sent."""
         transports = (*self._connection.connection_errors, *self._connection.channel_errors)
-        return isinstance(error, (*transports, OperationalError, OSError))
+        return isinstance(error, (*transports, BatchPublishError, OperationalError, OSError))
 
     def close(self) -> None:
         """Hang up, without waiting for a broker that does not answer."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from celery import Celery
+from sqlalchemy import Connection
 
 from nitro.errors import NoDatabase
 from nitro.infrastructure.database import has_own_engine, write_with, writing
@@ -14,7 +14,7 @@ from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.tracking import Commit
 from nitro.infrastructure.outbox import backlog, registry, rows
 from nitro.infrastructure.outbox.relay import emitters
-from nitro.infrastructure.outbox.versions import ensure_current
+from nitro.infrastructure.outbox.versions import check
 from nitro.settings import Settings
 
 
@@ -32,12 +32,16 @@ class Keeper:
         tracked = [parcel for parcel in parcels if parcel.tracked]
         if tracked and not (is_embedded(app) or Settings.load().db_given or has_own_engine()):
             raise NoDatabase([parcel.handler for parcel in tracked], tracked[0].promise)
-        ensure_current()
+
+        def write(connection: Connection) -> None:
+            check(connection)
+            rows.insert(connection, app, parcels, queued=queued)
+
         if commit is None:
             with writing() as connection:
-                rows.insert(connection, app, parcels, queued=queued)
+                write(connection)
         else:
-            write_with(commit, partial(rows.insert, app=app, parcels=parcels, queued=queued))
+            write_with(commit, write)
         if not queued:
             emitters.start(app)
 

@@ -72,6 +72,14 @@ def entries(*conditions: ColumnElement[bool], limit: int | None = None) -> list[
         return [_entry(row) for row in connection.execute(found)]
 
 
+def tally(*conditions: ColumnElement[bool]) -> dict[str, int]:
+    """How many deliveries meet all conditions, by their state."""
+    ensure_current()
+    counted = select(_c.state, func.count()).where(*conditions).group_by(_c.state)
+    with engine().connect() as connection:
+        return dict(connection.execute(counted).tuples().all())
+
+
 def in_states(states: Iterable[str]) -> ColumnElement[bool]:
     """Deliveries in one of these states."""
     return _c.state.in_(list(states))
@@ -85,6 +93,11 @@ def named(identities: Sequence[str]) -> ColumnElement[bool]:
 def of_handler(handler: str) -> ColumnElement[bool]:
     """Deliveries to this handler."""
     return _c.handler == handler
+
+
+def of_event(event: str) -> ColumnElement[bool]:
+    """Deliveries of the emissions of this event."""
+    return _c.emission.in_(select(emissions.c.id).where(emissions.c.event == event))
 
 
 def cancel(emission: str, handler: str | None = None) -> int:

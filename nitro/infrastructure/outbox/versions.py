@@ -28,7 +28,8 @@ def migrate(connection: Connection) -> None:
     if found is None:
         connection.execute(insert(schema).values(version=VERSION))
         return
-    _refuse_later(found, connection)
+    if found > VERSION:
+        raise OutboxOutdated(_place(connection), found, VERSION)
     for version in range(found + 1, VERSION + 1):
         for statement in STEPS[version]:
             connection.exec_driver_sql(statement)
@@ -41,23 +42,26 @@ def ensure_current() -> None:
     Raises:
         OutboxOutdated: they are not; says what to do.
     """
-    pool = engine().pool
+    if engine().pool not in _current:
+        with engine().begin() as connection:
+            check(connection)
+
+
+def check(connection: Connection) -> None:
+    """See the same in the transaction of this connection.
+
+    Raises:
+        OutboxOutdated: they are not; says what to do.
+    """
+    pool = connection.engine.pool
     if pool in _current:
         return
-    with engine().connect() as connection:
-        connection.begin()
-        found = None
-        if inspect(connection).has_table(schema.name):
-            found = connection.scalar(select(func.max(schema.c.version)))
-        _refuse_later(found or 0, connection)
-        if found != VERSION:
-            raise OutboxOutdated(_place(connection), found, VERSION)
-    _current[pool] = True
-
-
-def _refuse_later(found: int, connection: Connection) -> None:
-    if found > VERSION:
+    found = None
+    if inspect(connection).has_table(schema.name):
+        found = connection.scalar(select(func.max(schema.c.version)))
+    if found != VERSION:
         raise OutboxOutdated(_place(connection), found, VERSION)
+    _current[pool] = True
 
 
 def _place(connection: Connection) -> str:

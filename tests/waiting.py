@@ -1,0 +1,22 @@
+"""Waiting for facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import TypeVar
+
+T = TypeVar("T")
+
+WITHIN = 20.0
+"""Seconds."""
+LOOK_AGAIN = 0.02
+
+
+def until(fact: Callable[[], T], within: float = WITHIN) -> T:
+    """The first true value of `fact`; fails when there was none within so many seconds."""
+    end = monotonic() + within
+    while not (value := fact()):
+        assert monotonic() < end, f"not within {within:.0f} s; at the end it was {value!r}"
+        sleep(LOOK_AGAIN)
+    return value
