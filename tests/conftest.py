@@ -14,7 +14,8 @@ from celery import Celery, _state
 from celery.app.trace import reset_worker_optimizations
 from celery.contrib.testing.worker import start_worker
 from kombu.transport import memory
-from sqlalchemy import select
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.exc import OperationalError
 
 from nitro.infrastructure import database
 from nitro.infrastructure.events import Emission
@@ -35,6 +36,7 @@ IN_MEMORY = {
 }
 LOOK_AGAIN = 0.02
 PATIENCE = 20.0
+SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,24 @@ class Sent:
             with database.engine().connect() as connection:
                 text = connection.scalar(row)
         return decode(text, load=lambda cls, key: (cls, key))
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[str]:
+    """The URL of an empty PostgreSQL database, dropped at the end; skips loudly where no server answers."""
+    name = f"nitro_unit_{os.getpid()}"
+    server = create_engine(f"{SERVER}/postgres", isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
+    try:
+        with server.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    except OperationalError as error:
+        if os.environ.get("NITRO_TEST_SERVERS") == "required":
+            raise
+        pytest.skip(f"MISSING SERVER: PostgreSQL does not answer at {SERVER}: {error}")
+    yield f"{SERVER}/{name}"
+    with server.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
 
 
 @pytest.fixture

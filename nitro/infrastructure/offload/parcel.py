@@ -13,6 +13,9 @@ from nitro.infrastructure.offload.options import DELIVERY_HEADER, Delivery, Enti
 TRACKED = ("at-least-once", "exactly-once")
 """The promises that are kept by a row in the outbox."""
 
+KEPT_IN_ROW = ("countdown", "expires")
+"""Options that the row of a tracked delivery sees to, and no message."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
@@ -41,10 +44,13 @@ class Parcel:
 
     def publish(self, app: Celery, **how: Any) -> None:
         """Send it as a task of the app, which need not have a handler of that name."""
-        message = replace(self.message, payload=None) if self.tracked else self.message
-        headers = {**self.options.get("headers", {}), DELIVERY_HEADER: self.promise}
+        message, given = self.message, self.options
+        if self.tracked:
+            message = replace(message, payload=None)
+            given = {name: value for name, value in given.items() if name not in KEPT_IN_ROW}
+        headers = {**given.get("headers", {}), DELIVERY_HEADER: self.promise}
         shown = {"argsrepr": "()", "kwargsrepr": str(message)}
-        options = {**self.options, **shown, **how, "headers": headers, "task_id": self.task_id}
+        options = {**given, **shown, **how, "headers": headers, "task_id": self.task_id}
         task = app.tasks.get(self.handler)
         if task is None:
             app.send_task(self.handler, (), message.kwargs(self.handler), **options)

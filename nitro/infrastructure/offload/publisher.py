@@ -22,7 +22,7 @@ from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.offload.options import Delivery, Offload
 from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.offload.tracking import outbox
+from nitro.infrastructure.offload.tracking import Commit, outbox
 
 
 class Publisher:
@@ -46,12 +46,10 @@ class Publisher:
         emission.offloaded.update((parcel.handler, parcel.task_id) for parcel in parcels)
         if app.conf.task_always_eager:
             return partial(_run_here, app, parcels)
-        tracked = [parcel for parcel in parcels if parcel.tracked]
         commit = self.commit(call)
-        if tracked and commit is not None:
-            outbox().keep(app, tracked, commit, queued=courier.ready)
-            tracked = []
-        return partial(_send, app, emission.event, parcels, tracked)
+        if commit is None:
+            return partial(_keep_and_send, app, emission.event, parcels)
+        return partial(_send, app, emission.event, _kept(app, parcels, commit))
 
     def commit(self, call: Call) -> Transaction | Commits | None:
         """The commit that this emit waits for, or None.
@@ -71,23 +69,33 @@ class Publisher:
         return [len(messages[_options(handler).entity].payload or "") for handler in handlers]
 
 
-def _send(app: Celery, event: str, parcels: Sequence[Parcel], unkept: Sequence[Parcel]) -> None:
-    """Keep what is tracked and not kept yet, and publish all as one batch.
+def _keep_and_send(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:
+    """Write the rows of tracked ones in a transaction of their own, then send.
 
     Raises:
         DispatchError: an untracked one can neither be sent nor stored; names each.
         OutboxError: a row cannot be written; nothing was sent.
     """
-    if unkept:
-        outbox().keep(app, unkept, None, queued=courier.ready)
-        failpoint("committed")
+    _send(app, event, _kept(app, parcels, None))
+
+
+def _kept(app: Celery, parcels: Sequence[Parcel], commit: Commit | None) -> list[Parcel]:
+    """Those that are to be sent after the commit, when tracked ones have their rows."""
+    tracked = [parcel for parcel in parcels if parcel.tracked]
+    leaving = outbox().keep(app, tracked, commit, queued=courier.ready) if tracked else []
+    return [parcel for parcel in parcels if not parcel.tracked or parcel in leaving]
+
+
+def _send(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:
+    """Publish all as one batch; only the outcome of untracked ones is waited for, and not for long."""
+    failpoint("committed")
     untracked = [parcel for parcel in parcels if not parcel.tracked]
-    if not untracked:
+    if untracked:
+        _settle(event, untracked, courier.send(app, parcels, _put_back))
+    elif parcels:
         batch = courier.post(app, parcels, _put_back)
         if is_embedded(app):  # a broker that cannot be away
             batch.watch(WAIT)
-    else:
-        _settle(event, untracked, courier.send(app, parcels, _put_back))
 
 
 def _put_back(batch: Batch) -> None:

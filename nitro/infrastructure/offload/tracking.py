@@ -16,12 +16,15 @@ Commit = Transaction | Commits
 class Outbox(Protocol):
     """Keeps deliveries until their handlers have finished."""
 
-    def keep(self, app: Celery, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> None:
+    def keep(self, app: Celery, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> list[Parcel]:
         """Write a row for each in the transaction that `commit` ends, else in one of its own.
+
+        Returns:
+            Those that whoever writes them is to publish after the commit; a relay publishes the others.
 
         Args:
             app: whose broker will carry them.
-            queued: whoever writes them publishes them at once; otherwise a relay does.
+            queued: whether he can.
         """
 
     def put_back(self, app: Celery, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:

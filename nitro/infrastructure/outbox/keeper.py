@@ -21,8 +21,11 @@ from nitro.settings import Settings
 class Keeper:
     """Keeps deliveries in the database of this process."""
 
-    def keep(self, app: Celery, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> None:
+    def keep(self, app: Celery, parcels: Sequence[Parcel], commit: Commit | None, *, queued: bool) -> list[Parcel]:
         """Write a row for each in the transaction that `commit` ends, else in one of its own.
+
+        Returns:
+            Those that whoever writes them is to publish after the commit; a relay publishes the others.
 
         Raises:
             NoDatabase: the broker is a server, and no database is set that workers share.
@@ -44,6 +47,7 @@ class Keeper:
             write_with(commit, write)
         if not queued:
             emitters.start(app)
+        return [parcel for parcel in parcels if rows.leaves_at_once(parcel, queued)]
 
     def put_back(self, app: Celery, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
         """Have a relay publish what was kept as queued and has not surely left."""

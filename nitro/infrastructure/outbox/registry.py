@@ -77,7 +77,7 @@ def tally(*conditions: ColumnElement[bool]) -> dict[str, int]:
     ensure_current()
     counted = select(_c.state, func.count()).where(*conditions).group_by(_c.state)
     with engine().connect() as connection:
-        return dict(connection.execute(counted).tuples().all())
+        return dict(connection.execute(counted).all())
 
 
 def in_states(states: Iterable[str]) -> ColumnElement[bool]:

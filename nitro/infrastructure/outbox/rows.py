@@ -55,6 +55,11 @@ _TIMES = {
 }
 
 
+def leaves_at_once(parcel: Parcel, queued: bool) -> bool:
+    """Whether whoever keeps a parcel publishes it, and no relay."""
+    return queued and not parcel.options.get("countdown")
+
+
 def _emissions(parcels: Sequence[Parcel]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for parcel in parcels:
@@ -68,7 +73,7 @@ def _emissions(parcels: Sequence[Parcel]) -> list[dict[str, Any]]:
 def _delivery(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
     options = dict(parcel.options)
     countdown, expires = options.pop("countdown", None) or 0.0, options.pop("expires", None)
-    at_once = queued and not countdown
+    at_once = leaves_at_once(parcel, queued)
     return {
         "emission": parcel.message.emission,
         "handler": parcel.handler,

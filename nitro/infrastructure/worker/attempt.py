@@ -30,6 +30,17 @@ AGAIN = 0.5
 """Seconds between two tries to reach a database that is away."""
 LONGEST_ERROR = 4000
 
+
+class TakenOver(Ignore):  # type: ignore[misc]  # celery has no types
+    """Another run has taken over a delivery, or it was cancelled: whatever this one did is not what counts."""
+
+    @classmethod
+    def told(cls, lost: DeliveryLost) -> TakenOver:
+        """The same for Celery, with a warning."""
+        logger.warning("%s", lost)
+        return cls(str(lost))
+
+
 claimed: ContextVar[Claim | None] = ContextVar("nitro_claim", default=None)
 """The tracked run of this context."""
 
@@ -67,8 +78,10 @@ def _closed(run: Claim, body: Callable[[], Any]) -> Any:
         error = "rejected by its handler"
         _close(partial(claims.put_off, run, 0.0, error) if rejected.requeue else partial(claims.bury, run, error))
         raise Ignore(error) from rejected
+    except TakenOver:
+        raise
     except Ignore:
-        _close(partial(claims.finish, run), closed_already=True)
+        _close(partial(claims.finish, run))
         raise
     except Exception as error:
         _close(partial(claims.bury, run, _told(error)))
@@ -82,18 +95,12 @@ def _closed(run: Claim, body: Callable[[], Any]) -> Any:
     return result
 
 
-def _close(close: Callable[[], None], *, closed_already: bool = False) -> None:
-    """Close a run, however long the database is away.
-
-    Args:
-        closed_already: the handler's own transaction has done it.
-    """
+def _close(close: Callable[[], None]) -> None:
+    """Close a run, however long the database is away."""
     try:
         _persistently(close)
     except DeliveryLost as lost:
-        if not closed_already:
-            logger.warning("%s", lost)
-            raise Ignore(str(lost)) from lost
+        raise TakenOver.told(lost) from lost
 
 
 def _persistently(act: Callable[[], T], before_again: Callable[[], object] = lambda: None) -> T:

@@ -10,8 +10,6 @@ from datetime import UTC, datetime, timedelta
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from celery.exceptions import Ignore
-
 from nitro.errors import DeliveryLost, EntityVanished
 from nitro.infrastructure import scope
 from nitro.infrastructure.database import transaction
@@ -25,7 +23,7 @@ from nitro.infrastructure.offload.delivery import Delivery, delivering
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.outbox.claims import Claim, finish
 from nitro.infrastructure.repository import find
-from nitro.infrastructure.worker.attempt import claimed
+from nitro.infrastructure.worker.attempt import TakenOver, claimed
 from nitro.infrastructure.worker.coroutines import run_coroutine
 from nitro.infrastructure.worker.results import Progress, storable
 
@@ -76,8 +74,7 @@ def _promised(run: Claim | None, declaration: Declaration) -> Iterator[None]:
             finish(run, session.connection())
             failpoint("committing")
     except DeliveryLost as lost:
-        logger.warning("%s; what it wrote is rolled back", lost)
-        raise Ignore(str(lost)) from lost
+        raise TakenOver.told(lost) from lost
 
 
 def _payload(message: Message, declaration: Declaration) -> Payload | None:

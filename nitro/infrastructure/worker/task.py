@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from celery import Celery, Task, _state
 from celery._state import connect_on_app_finalize
+from celery.exceptions import Reject
 from celery.signals import import_modules, task_unknown, worker_process_shutdown
 from celery.utils.imports import symbol_by_name
 from celery.utils.time import get_exponential_backoff_interval
@@ -165,7 +166,12 @@ def _options(offload: Offload, base: type) -> dict[str, Any]:
     given = offload.task()
     own = {name: value for name, value in RETRIES.items() if getattr(base, name, None) == getattr(Task, name, None)}
     if "autoretry_for" in own and "autoretry_for" not in given:
-        given["dont_autoretry_for"] = (*offload.throws, *offload.dont_autoretry_for, *getattr(base, "throws", ()))
+        given["dont_autoretry_for"] = (
+            Reject,
+            *offload.throws,
+            *offload.dont_autoretry_for,
+            *getattr(base, "throws", ()),
+        )
     return {**LATE, **own, **given}
 
 

@@ -1,0 +1,436 @@
+"""What becomes of a tracked delivery in a worker: contract section 7."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import Ignore, Reject
+from waiting import until
+
+from nitro.domain.entities.base_entity import Entity
+from nitro.errors import NotTracked
+from nitro.infrastructure import failpoints
+from nitro.infrastructure.database import transaction, writing
+from nitro.infrastructure.events import Event, Namespace, emit, on
+from nitro.infrastructure.offload import Offload, cancel, current_delivery
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.outbox.tables import deliveries, emissions
+from nitro.infrastructure.worker import attempt as attempts
+
+Work = Callable[..., Any]
+Sent = Callable[..., list[Any]]
+TRACKED = ("at-least-once", "exactly-once")
+AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
+
+
+class Ledger(Entity, table=True):
+    """What an exactly-once handler writes."""
+
+    __tablename__ = "outbox_ledger"
+
+    key: str
+
+
+def entry(state: str | None = None) -> registry.Entry:
+    """The only delivery; when it has come to a state, if one is given."""
+
+    def found() -> registry.Entry | None:
+        (only,) = registry.entries()
+        return only if state in (None, only.state) else None
+
+    reached = until(found)
+    assert reached is not None
+    return reached
+
+
+def publish_again(app: Celery, sent: Sent) -> None:
+    """Put each message that is in the queue there twice, as a broker may deliver it."""
+    for message in sent():
+        for _ in range(2):
+            app.send_task(message.name, kwargs=message.kwargs, task_id=message.id, headers={"nitro_delivery": "x"})
+
+
+@pytest.mark.parametrize("delivery", TRACKED)
+@pytest.mark.parametrize("kind", ["sync", "async", "generator", "async generator"])
+def test_a_delivery_is_closed_when_its_handler_has_finished(
+    evt: Event, app: Celery, work: Work, delivery: str, kind: str
+) -> None:
+    """Whatever kind of function it is."""
+    ran: list[str] = []
+
+    def sync(sender: str) -> None:
+        ran.append(sender)
+
+    async def coroutine(sender: str) -> None:
+        await asyncio.sleep(0)
+        ran.append(sender)
+
+    def generator(sender: str) -> Any:
+        yield ran.append(sender)
+
+    async def async_generator(sender: str) -> Any:
+        yield ran.append(sender)
+
+    kinds: dict[str, Any] = {
+        "sync": sync,
+        "async": coroutine,
+        "generator": generator,
+        "async generator": async_generator,
+    }
+    on(evt, offload={"delivery": delivery}, name="shop.handler")(kinds[kind])
+    work(app)
+    emit(evt, "ada")
+    assert entry("done").attempts == 1
+    assert ran == ["ada"]
+
+
+@pytest.mark.parametrize("delivery", TRACKED)
+def test_a_message_that_comes_twice_runs_once(evt: Event, app: Celery, work: Work, sent: Sent, delivery: str) -> None:
+    """Its row is closed, so that the second one is dropped, and the result of the first one stays."""
+    ran: list[str] = []
+    on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: ran.append(sender) or "done")
+    emission = emit(evt, "ada")
+    publish_again(app, sent)
+    worker = work(app)
+    assert worker.only(emission) == "done"
+    worker.of(app.send_task("celery.backend_cleanup").id)
+    assert ran == ["ada"]
+    assert worker.only(emission) == "done"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_exactly_once_writes_in_the_transaction_of_its_delivery(evt: Event, app: Celery, work: Work, kind: str) -> None:
+    """What a run that fails has written is rolled back; what stays is of the run that closed the row."""
+    seen: list[bool] = []
+
+    def save() -> None:
+        delivery = current_delivery()
+        assert delivery is not None
+        seen.append(delivery.transaction is not None)
+        Ledger(key=f"attempt {delivery.attempt}").save()
+        if delivery.attempt < 3:
+            raise ConnectionError("again")
+
+    def sync(sender: str) -> None:
+        save()
+
+    async def coroutine(sender: str) -> None:
+        await asyncio.sleep(0)
+        save()
+
+    chosen: dict[str, Any] = {"sync": sync, "async": coroutine}
+    on(evt, offload={"delivery": "exactly-once", **AT_ONCE}, name="shop.handler")(chosen[kind])
+    work(app)
+    emit(evt, "ada")
+    assert (entry("done").attempts, entry().retries) == (3, 2)
+    assert [row.key for row in Ledger.all()] == ["attempt 3"]
+    assert seen == [True, True, True]
+
+
+def test_exactly_once_emits_in_its_transaction(evt: Event, app: Celery, work: Work) -> None:
+    """A run that fails has emitted nothing."""
+    further = Namespace().event("further")
+    on(further, offload={"queue": "elsewhere"}, name="shop.further")(lambda sender: None)
+
+    @on(evt, offload={"delivery": "exactly-once", **AT_ONCE}, name="shop.handler")
+    def handler(sender: str) -> None:
+        delivery = current_delivery()
+        assert delivery is not None
+        emit(further, delivery.attempt)
+        if delivery.attempt == 1:
+            raise ConnectionError("again")
+
+    work(app)
+    emit(evt, "ada")
+    until(lambda: sorted(found.state for found in registry.entries()) == ["done", "queued"])
+
+
+@pytest.mark.parametrize("delivery", TRACKED)
+def test_a_run_that_was_taken_over_does_not_close(
+    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    """Another run has begun: what an exactly-once handler wrote is rolled back, and the row is the other's."""
+
+    def take_over(place: str) -> None:
+        if place == "claimed by a worker":
+            with writing() as connection:
+                connection.execute(deliveries.update().values(attempts=deliveries.c.attempts + 1))
+
+    monkeypatch.setattr(failpoints, "hooks", [take_over])
+
+    @on(evt, offload={"delivery": delivery}, name="shop.handler")
+    def handler(sender: str) -> None:
+        if delivery == "exactly-once":
+            Ledger(key="late").save()
+
+    worker = work(app)
+    emit(evt, "ada")
+    until(lambda: entry().attempts == 2)
+    worker.of(app.send_task("celery.backend_cleanup").id)
+    assert (entry().state, entry().attempts) == ("running", 2)
+    assert Ledger.all() == []
+
+
+@pytest.mark.parametrize("delivery", TRACKED)
+def test_what_fails_for_good_is_a_dead_letter(evt: Event, app: Celery, work: Work, delivery: str) -> None:
+    """With its error, and where it was raised."""
+
+    @on(evt, offload={"delivery": delivery, "max_retries": 1, **AT_ONCE}, name="shop.handler")
+    def failing(sender: str) -> None:
+        raise LookupError("no such parcel")
+
+    worker = work(app)
+    emission = emit(evt, "ada")
+    dead = entry("dead")
+    assert (dead.attempts, dead.retries) == (2, 1)
+    assert "LookupError: no such parcel" in str(dead.error)
+    assert "in failing" in str(dead.error)
+    assert isinstance(worker.only(emission), LookupError)
+
+
+def test_an_expected_error_is_a_dead_letter_at_once(evt: Event, app: Celery, work: Work) -> None:
+    """What `throws` names is not retried."""
+
+    @on(evt, offload={"throws": (KeyError,), **AT_ONCE}, name="shop.handler")
+    def failing(sender: str) -> None:
+        raise KeyError("sku")
+
+    work(app)
+    emit(evt, "ada")
+    assert entry("dead").attempts == 1
+
+
+def test_a_retry_is_kept_in_the_row(evt: Event, app: Celery, work: Work, sent: Sent) -> None:
+    """Nothing is published before its time; Celery shows RETRY."""
+
+    @on(evt, offload={"retry_backoff": 300, "retry_jitter": False}, name="shop.handler")
+    def failing(sender: str) -> None:
+        raise ConnectionError("away")
+
+    worker = work(app)
+    emission = emit(evt, "ada")
+    put_off = until(lambda: entry().retries and entry())
+    assert (put_off.state, put_off.retries) == ("waiting", 1)
+    assert "ConnectionError: away" in str(put_off.error)
+    assert put_off.due is not None
+    assert put_off.started is not None
+    assert 290 < (put_off.due - put_off.started).total_seconds() < 320
+    until(lambda: app.AsyncResult(emission.offloaded["shop.handler"]).state == "RETRY")
+    assert worker is not None
+
+
+@pytest.mark.parametrize(("raised", "state"), [(Ignore(), "done"), (Reject("no", requeue=False), "dead")])
+def test_celerys_own_exceptions_close_the_row(
+    evt: Event, app: Celery, work: Work, raised: Exception, state: str
+) -> None:
+    """A handler may ignore or reject its task as any Celery task may."""
+
+    @on(evt, offload=True, name="shop.handler")
+    def handler(sender: str) -> None:
+        raise raised
+
+    work(app)
+    emit(evt, "ada")
+    assert entry(state).attempts == 1
+
+
+def test_what_has_expired_is_a_dead_letter(evt: Event, app: Celery, work: Work) -> None:
+    """It never runs."""
+    ran: list[str] = []
+    on(evt, offload=Offload(expires=0), name="shop.handler")(lambda sender: ran.append(sender))
+    work(app)
+    emit(evt, "ada")
+    assert "expired" in str(entry("dead").error)
+    assert ran == []
+
+
+def test_a_message_without_a_row_is_parked(evt: Event, app: Celery, work: Work, sent: Sent) -> None:
+    """It is never dropped without a trace: it becomes a dead letter that says what is missing."""
+    ran: list[str] = []
+    on(evt, offload=True, name="shop.handler")(lambda sender: ran.append(sender))
+    emit(evt, "ada")
+    with writing() as connection:
+        connection.execute(deliveries.delete())
+        connection.execute(emissions.delete())
+    work(app)
+    until(registry.entries)
+    assert "no row" in str(entry("dead").error)
+    assert ran == []
+
+
+def test_a_payload_of_another_version_is_parked(evt: Event, app: Celery, work: Work) -> None:
+    """After its retries; it can be replayed when the workers have been updated."""
+    on(evt, offload={"max_retries": 1, **AT_ONCE, "queue": "celery"}, name="shop.handler")(lambda sender: None)
+    emit(evt, "ada")
+    with writing() as connection:
+        connection.execute(emissions.update().values(snapshot='{"nitro":99}'))
+    work(app)
+    assert "PayloadUnreadable" in str(entry("dead").error)
+
+
+@pytest.mark.parametrize("state", ["dead", "done"])
+def test_a_replay_runs_again_under_the_same_key(evt: Event, app: Celery, work: Work, state: str) -> None:
+    """The receiver of an external effect sees the same idempotency key."""
+    keys: list[str] = []
+
+    @on(evt, offload={"max_retries": 0}, name="shop.handler")
+    def handler(sender: str) -> None:
+        delivery = current_delivery()
+        assert delivery is not None
+        keys.append(delivery.idempotency_key)
+        if state == "dead" and len(keys) == 1:
+            raise ConnectionError("away")
+
+    work(app)
+    emit(evt, "ada")
+    first = entry(state)
+    assert registry.replay(registry.named([first.id])) == 1
+    until(lambda: len(keys) == 2)
+    entry("done")
+    assert keys == [first.id, first.id]
+
+
+def test_cancel_stops_what_has_not_started(evt: Event, app: Celery, work: Work) -> None:
+    """Its message is in the queue already; the handler never runs."""
+    ran: list[str] = []
+    on(evt, offload=True, name="shop.a")(lambda sender: ran.append("a"))
+    on(evt, offload=True, name="shop.b")(lambda sender: ran.append("b"))
+    emission = emit(evt, "ada")
+    assert cancel(emission.id, "shop.a") == 1
+    work(app).of(emission.offloaded["shop.b"])
+    assert ran == ["b"]
+    assert {found.handler: found.state for found in registry.entries()} == {"shop.a": "cancelled", "shop.b": "done"}
+
+
+def test_cancel_of_a_whole_emission_counts(evt: Event, app: Celery) -> None:
+    """All handlers; the second time there is nothing left to cancel, which is no error."""
+    for name in ("shop.a", "shop.b"):
+        on(evt, offload=True, name=name)(lambda sender: None)
+    emission = emit(evt, "ada")
+    assert (cancel(emission.id), cancel(emission.id)) == (2, 0)
+
+
+def test_cancel_takes_part_in_a_transaction(evt: Event, app: Celery) -> None:
+    """Rolled back, it has cancelled nothing."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    emission = emit(evt, "ada")
+    with pytest.raises(ZeroDivisionError), transaction():
+        assert cancel(emission.id) == 1
+        raise ZeroDivisionError
+    assert entry().state == "queued"
+
+
+def test_cancel_of_an_untracked_delivery_raises(evt: Event, app: Celery) -> None:
+    """It has no row; the error says how to stop it."""
+    on(evt, offload={"delivery": "broker"}, name="shop.a")(lambda sender: None)
+    with pytest.raises(NotTracked, match="revoke"):
+        cancel(emit(evt, "ada").id)
+
+
+def test_cancel_of_an_unknown_handler_raises(evt: Event, app: Celery) -> None:
+    """The emission is tracked, but for another handler."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    with pytest.raises(NotTracked, match=r"shop\.b"):
+        cancel(emit(evt, "ada").id, "shop.b")
+
+
+def test_revoke_cancels_what_has_not_started(evt: Event, app: Celery, work: Work) -> None:
+    """Celery's own word for it; a row outlives the worker that was told."""
+    on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
+    emission = emit(evt, "ada")
+    work(app)
+    app.control.revoke(emission.offloaded["shop.a"])
+    assert entry("cancelled").attempts == 0
+
+
+def test_a_database_that_is_away_delays_a_run(
+    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the claim nor the close gives up; the handler runs once."""
+    from sqlalchemy.exc import OperationalError
+
+    from nitro.infrastructure.outbox import claims
+
+    ran: list[str] = []
+    away = {"claim": 2, "finish": 2}
+
+    def unsteady(name: str) -> Any:
+        real = getattr(claims, name)
+
+        def act(*args: Any, **kwargs: Any) -> Any:
+            if away[name]:
+                away[name] -= 1
+                raise OperationalError("SELECT 1", {}, Exception("the database is away"))
+            return real(*args, **kwargs)
+
+        return act
+
+    for name in away:
+        monkeypatch.setattr(claims, name, unsteady(name))
+    monkeypatch.setattr(attempts, "AGAIN", 0.01)
+    on(evt, offload=True, name="shop.a")(lambda sender: ran.append(sender))
+    work(app)
+    emit(evt, "ada")
+    assert entry("done").attempts == 1
+    assert ran == ["ada"]
+    assert away == {"claim": 0, "finish": 0}
+
+
+def test_the_app_may_wrap_every_run(evt: Event, make_app: Callable[..., Celery], work: Work) -> None:
+    """A task class of the user's own with a `__call__` sees a tracked run too."""
+    from celery import Task
+
+    from nitro.infrastructure.offload import bind
+
+    around: list[str] = []
+
+    class Wrapped(Task):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            around.append("in")
+            try:
+                return self.run(*args, **kwargs)
+            finally:
+                around.append("out")
+
+    app = bind(make_app(task_cls=Wrapped))
+    on(evt, offload=True, name="shop.a")(lambda sender: around.append("handler"))
+    work(app)
+    emit(evt, "ada")
+    entry("done")
+    assert around == ["in", "handler", "out"]
+
+
+def test_stored_untracked_deliveries_leave_later_with_their_payload(
+    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker was away at the emit: the row waits, and is done when the message has left."""
+    ran: list[Any] = []
+    on(evt, offload={"delivery": "broker"}, name="shop.a")(lambda sender, **kwargs: ran.append((sender, kwargs)))
+    courier._failures, courier._pause_ends = 1, float("inf")
+    emit(evt, "ada", tags={1})
+    assert entry().state == "waiting"
+    courier._failures, courier._pause_ends = 0, 0.0
+    assert entry("done").attempts == 0
+    work(app)
+    until(lambda: ran == [("ada", {"tags": {1}})])
+
+
+def test_a_forged_message_runs_nothing_that_was_not_committed(evt: Event, app: Celery, work: Work, sent: Sent) -> None:
+    """The payload comes from the row: what a message claims of it is not asked."""
+    ran: list[str] = []
+    on(evt, offload=True, name="shop.a")(lambda sender: ran.append(sender))
+    emit(evt, "ada")
+    (message,) = sent()
+    forged = replace(message, id="forged")
+    app.send_task(forged.name, kwargs=forged.kwargs, task_id=forged.id)
+    app.send_task(message.name, kwargs=message.kwargs, task_id=message.id)
+    work(app)
+    entry("done")
+    until(lambda: ran)
+    assert ran == ["ada"]
