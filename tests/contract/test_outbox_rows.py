@@ -14,6 +14,7 @@ from celery import Celery
 from kombu import Queue
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlmodel import SQLModel
 
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import OptionStays, OutboxOutdated
@@ -239,6 +240,7 @@ def test_a_server_database_without_tables_names_the_way_out(
     """They are made by `celery -A tasks nitro init`, not behind the back of its owner."""
     monkeypatch.setenv("NITRO_DB_URL", database_server)
     reset()
+    SQLModel.metadata.drop_all(engine())
     bind(make_app())
     offloaded(evt, "shop.a")
     with pytest.raises(OutboxOutdated, match="nitro init"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, literal, select, tuple_, union_all, update
+from sqlalchemy import ColumnElement, case, func, literal, or_, select, tuple_, union_all, update
 
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.failpoints import failpoint
@@ -19,6 +19,7 @@ from nitro.infrastructure.outbox.tables import (
     WAITING,
     deliveries,
     emissions,
+    is_open,
     now,
 )
 
@@ -102,8 +103,8 @@ def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
     Args:
         sizes: asks the broker how many messages are ready in each queue.
     """
-    over = ~_c.due_at.between(now(), now() + 2 * LONGEST_LEASE)
-    asked = select(_c.queue).where(_c.state == QUEUED, over).distinct()
+    over = or_(_c.due_at <= now(), _c.due_at > now() + 2 * LONGEST_LEASE)
+    asked = select(_c.queue).where(is_open(QUEUED), over).distinct()
     with engine().connect() as connection:
         queues = list(connection.scalars(asked))
     if not queues:
@@ -113,7 +114,7 @@ def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
 
 
 def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
-    mine = (_c.state == QUEUED, _c.queue == queue, over)
+    mine = (is_open(QUEUED), _c.queue == queue, over)
     lost = literal(empty) | (_c.published_at + LEASE < _frontier(queue))
     last = (_c.promise == "at-most-once") | (_c.publications >= MOST_PUBLICATIONS)
     never = f"published {MOST_PUBLICATIONS} times and never started: does a worker of queue {queue} know its handler?"
@@ -128,7 +129,7 @@ def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
 
 def _frontier(queue: str) -> ColumnElement[float]:
     """When the latest message of a queue was published that a worker has started, as far as it is cheap to know."""
-    running = select(_c.published_at, _c.started_at, _c.queue).where(_c.state == RUNNING)
+    running = select(_c.published_at, _c.started_at, _c.queue).where(is_open(RUNNING))
     recent = select(_c.published_at, _c.started_at, _c.queue).order_by(_c.emission.desc()).limit(RECENT)
     started = union_all(running, select(recent.subquery())).subquery()
     latest = select(func.max(started.c.published_at)).where(started.c.queue == queue, started.c.started_at.is_not(None))
@@ -136,7 +137,7 @@ def _frontier(queue: str) -> ColumnElement[float]:
 
 
 def _waits() -> ColumnElement[bool]:
-    return (_c.state == WAITING) & (_c.due_at <= now())
+    return is_open(WAITING) & (_c.due_at <= now())
 
 
 def _queued() -> dict[str, Any]:

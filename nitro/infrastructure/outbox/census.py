@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.outbox.claims import lose, runs_of
-from nitro.infrastructure.outbox.tables import RUNNING, deliveries, workers
+from nitro.infrastructure.outbox.tables import RUNNING, deliveries, is_open, workers
 
 DEAD_AFTER = 20.0
 """Seconds for which an observer must have seen no beat."""
@@ -68,7 +68,7 @@ class Census:
 
 def _beats() -> dict[str, int | None]:
     """The beat of every worker that runs something; None of one that is not in the census."""
-    running = select(deliveries.c.worker).where(deliveries.c.state == RUNNING).distinct()
+    running = select(deliveries.c.worker).where(is_open(RUNNING)).distinct()
     with engine().connect() as connection:
         boots = {str(worker).partition("/")[0] for worker in connection.scalars(running)}
         found = connection.execute(select(workers.c.boot, workers.c.beat).where(workers.c.boot.in_(boots)))

@@ -20,6 +20,7 @@ from nitro.infrastructure.outbox.tables import (
     State,
     deliveries,
     emissions,
+    is_open,
     now,
 )
 
@@ -144,12 +145,12 @@ def lose(where: ColumnElement[bool], error: str) -> int:
         "error": error,
     }
     with writing() as connection:
-        return connection.execute(update(deliveries).where(c.state == RUNNING, where).values(values)).rowcount
+        return connection.execute(update(deliveries).where(is_open(RUNNING), where).values(values)).rowcount
 
 
 def give_back(worker: str) -> int:
     """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
-    again = update(deliveries).where(deliveries.c.state == RUNNING, runs_of(worker)).values(state=WAITING, due_at=0.0)
+    again = update(deliveries).where(is_open(RUNNING), runs_of(worker)).values(state=WAITING, due_at=0.0)
     with writing() as connection:
         return connection.execute(again).rowcount
 

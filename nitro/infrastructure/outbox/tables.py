@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -40,7 +41,7 @@ NAME = 512
 
 
 class now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function that it stands for
-    """The database's clock at this moment, not at the start of the transaction."""
+    """The database's clock when the statement began, not the transaction; an index can be asked with it."""
 
     type = Double()
     inherit_cache = True
@@ -53,7 +54,7 @@ def _now_on_sqlite(*_: Any, **__: Any) -> str:
 
 @compiles(now)
 def _now(*_: Any, **__: Any) -> str:
-    return "EXTRACT(EPOCH FROM clock_timestamp())"
+    return "EXTRACT(EPOCH FROM statement_timestamp())::double precision"
 
 
 emissions = Table(
@@ -96,9 +97,15 @@ Index(
     "ix_nitro_delivery_open",
     deliveries.c.state,
     deliveries.c.due_at,
-    sqlite_where=deliveries.c.state.in_(OPEN),
-    postgresql_where=deliveries.c.state.in_(OPEN),
+    sqlite_where=deliveries.c.closed_at.is_(None),
+    postgresql_where=deliveries.c.closed_at.is_(None),
 )
+
+
+def is_open(state: State) -> ColumnElement[bool]:
+    """Deliveries in this state, found by the index of open ones."""
+    return deliveries.c.closed_at.is_(None) & (deliveries.c.state == state)
+
 
 workers = Table(
     "nitro_worker",

@@ -1,0 +1,322 @@
+"""Relays: what waits leaves once, what was lost leaves again, and what only waits in a queue does not: section 7."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.transport import memory
+from sqlalchemy import event, func, select
+from waiting import until
+
+from nitro.infrastructure.database import create_tables, engine, reset, writing
+from nitro.infrastructure.events import Event, Namespace, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.outbox import backlog, claims, registry, retention
+from nitro.infrastructure.outbox.census import Census, beat
+from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
+from nitro.infrastructure.outbox.relay import Relay
+from nitro.infrastructure.outbox.tables import deliveries, emissions, now
+
+Sent = Callable[..., list[Any]]
+Work = Callable[..., Any]
+EMPTY = 0
+LONG = 7
+
+
+@pytest.fixture
+def handled(evt: Event, app: Celery) -> Event:
+    """An event with one tracked handler, `shop.a`."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    return evt
+
+
+def age(seconds: float, **of: Any) -> None:
+    """Let time pass: of the rows with these values."""
+    chosen = [getattr(deliveries.c, name) == value for name, value in of.items()]
+    older = {"due_at": deliveries.c.due_at - seconds, "published_at": deliveries.c.published_at - seconds}
+    with writing() as connection:
+        connection.execute(deliveries.update().where(*chosen).values(older))
+
+
+def asked(ready: int) -> Callable[[Iterable[str]], Mapping[str, int]]:
+    """A broker whose queues all have so many messages ready."""
+    return lambda queues: dict.fromkeys(queues, ready)
+
+
+def on_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Track deliveries in a database of this kind, which is as empty as a new one."""
+    if kind == "postgresql":
+        monkeypatch.setenv("NITRO_DB_URL", request.getfixturevalue("database_server"))
+        reset()
+        create_tables()
+        with writing() as connection:
+            connection.exec_driver_sql("TRUNCATE nitro_delivery, nitro_emission")
+
+
+def only() -> registry.Entry:
+    """The only delivery."""
+    (entry,) = registry.entries()
+    return entry
+
+
+def test_what_was_lost_by_the_broker_leaves_again(handled: Event, app: Celery, sent: Sent) -> None:
+    """Its queue is empty and nobody has started it: the broker has lost it."""
+    emission = emit(handled)
+    memory.Channel.queues.clear()
+    age(3600)
+    assert Relay(app).step() == 1
+    assert [message.id for message in sent()] == list(emission.offloaded.values())
+    assert only().publications == 2
+
+
+def test_nobody_looks_after_a_message_within_its_lease(handled: Event, app: Celery, sent: Sent) -> None:
+    """A worker may be about to start it."""
+    emit(handled)
+    sent()
+    assert Relay(app).step() == 0
+    assert only().publications == 1
+
+
+def test_what_waits_in_a_long_queue_is_not_published_again(handled: Event) -> None:
+    """However old it is."""
+    emit(handled)
+    age(3600)
+    assert backlog.look_after(asked(LONG)) == 0
+    assert only().state == "queued"
+
+
+def test_what_a_later_one_has_overtaken_is_published_again(handled: Event) -> None:
+    """A worker has started a message of that queue that was published after it: its own is lost."""
+    lost = emit(handled)
+    age(60)
+    later = emit(handled)
+    age(15, emission=lost.id)
+    assert isinstance(claim(later.id, "shop.a", "worker/1-1"), Claim)
+    assert backlog.look_after(asked(LONG)) == 1
+    assert {entry.emission: entry.state for entry in registry.entries()} == {lost.id: "waiting", later.id: "running"}
+
+
+def test_another_queue_says_nothing(handled: Event, app: Celery) -> None:
+    """Its messages may be far ahead of a slow queue's."""
+    other = Namespace().event("other")
+    on(other, offload={"queue": "fast"}, name="shop.fast")(lambda sender: None)
+    waiting = emit(handled)
+    age(60)
+    age(15, emission=waiting.id)
+    assert isinstance(claim(emit(other).id, "shop.fast", "worker/1-1"), Claim)
+    assert backlog.look_after(asked(LONG)) == 0
+
+
+def test_the_lease_grows_with_each_publication(handled: Event, app: Celery) -> None:
+    """What is lost again and again is not published ever faster."""
+    emit(handled)
+    leases = []
+    for _ in range(8):
+        entry = only()
+        assert entry.due is not None
+        assert entry.published is not None
+        leases.append(round((entry.due - entry.published).total_seconds()))
+        memory.Channel.queues.clear()
+        age(1000)
+        assert Relay(app).step() == 1
+    assert leases == [10, 20, 40, 80, 160, 320, 600, 600]
+
+
+def test_what_is_taken_and_never_started_is_dead_in_the_end(handled: Event, app: Celery) -> None:
+    """Whoever takes it from the queue does not know it."""
+    emit(handled)
+    with writing() as connection:
+        connection.execute(deliveries.update().values(publications=backlog.MOST_PUBLICATIONS))
+    age(3600)
+    assert backlog.look_after(asked(EMPTY)) == 0
+    assert only().state == "dead"
+    assert "never started" in str(only().error)
+
+
+def test_a_broker_that_is_asked_in_vain_changes_nothing(handled: Event) -> None:
+    """Whether the queue is empty is not known."""
+
+    def away(queues: Iterable[str]) -> Mapping[str, int]:
+        raise ConnectionError("away")
+
+    emit(handled)
+    age(3600)
+    with pytest.raises(ConnectionError):
+        backlog.look_after(away)
+    assert only().state == "queued"
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_was_set_keeps_nothing_from_leaving(handled: Event, app: Celery, hours: int) -> None:
+    """A row that is due now is due whatever the clock says; a lease in the far future is none."""
+    emit(handled)
+    memory.Channel.queues.clear()
+    age(3600.0 * hours)
+    assert Relay(app).step() == 1
+
+
+def test_a_worker_without_a_beat_is_dead(handled: Event) -> None:
+    """Its run is taken back, and counted as one that lost its process."""
+    emission = emit(handled)
+    beat("boot", "worker@host")
+    assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
+    observer = Census(dead_after=0.05)
+    assert observer.bury_the_dead() == 0
+    until(observer.bury_the_dead)
+    assert (only().state, only().losses) == ("waiting", 1)
+    assert "its worker died" in str(only().error)
+
+
+def test_a_worker_with_a_beat_keeps_its_runs(handled: Event) -> None:
+    """However long a handler takes."""
+    emission = emit(handled)
+    assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
+    observer = Census(dead_after=0.0)
+    for _ in range(5):
+        beat("boot", "worker@host")
+        assert observer.bury_the_dead() == 0
+    assert only().state == "running"
+
+
+def test_a_run_that_loses_its_process_again_and_again_is_dead(handled: Event, app: Celery) -> None:
+    """It is taken for what kills its workers."""
+    emission = emit(handled)
+    for number in range(claims.MOST_LOSSES):
+        process = f"boot/{number}-"
+        assert isinstance(claim(emission.id, "shop.a", f"{process}1"), Claim)
+        assert claims.lose(claims.run_in(emission.id, "shop.a", process), "killed") == 1
+        Relay(app).step()
+    assert only().state == "dead"
+    assert only().attempts == claims.MOST_LOSSES
+
+
+def test_runs_of_a_stopped_worker_begin_anew(handled: Event, app: Celery) -> None:
+    """They are given back, which is no loss."""
+    emission = emit(handled)
+    assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
+    assert claims.give_back("boot") == 1
+    assert Relay(app).step() == 1
+    assert (only().state, only().losses) == ("queued", 0)
+
+
+def test_two_workers_cannot_claim_one_delivery(handled: Event) -> None:
+    """The second is told what became of it."""
+    emission = emit(handled)
+    first, second = (claim(emission.id, "shop.a", f"boot/{number}-1") for number in (1, 2))
+    assert isinstance(first, Claim)
+    assert second == Refusal(state="running")
+
+
+def test_a_stored_at_most_once_delivery_is_never_sent_twice(evt: Event, app: Celery) -> None:
+    """Whether it has left is not known after its relay has died, so that it is given up."""
+    on(evt, offload={"delivery": "at-most-once"}, name="shop.once")(lambda sender: None)
+    courier._failures, courier._pause_ends = 1, float("inf")
+    emit(evt)
+    courier._failures, courier._pause_ends = 0, 0.0
+    until(lambda: only().state == "done")
+    with writing() as connection:
+        connection.execute(deliveries.update().values(state="queued", closed_at=None))
+    age(3600)
+    assert backlog.look_after(asked(EMPTY)) == 0
+    assert only().state == "dead"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+def test_four_relays_share_a_backlog(
+    request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Each row is published once, and nobody gets "database is locked"."""
+    on_database(request, monkeypatch, kind)
+    bind(make_app())
+    evt = Namespace().event("many")
+    on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
+    emitted = {emit(evt).offloaded["shop.a"] for _ in range(200)}
+    with writing() as connection:
+        connection.execute(deliveries.delete().where(~deliveries.c.id.in_(emitted)))
+        connection.execute(deliveries.update().values(due_at=0.0))
+    start = threading.Barrier(4)
+
+    def relay() -> list[str]:
+        start.wait()
+        taken = []
+        while parcels := backlog.take(7):
+            taken += [parcel.task_id for parcel in parcels]
+        return taken
+
+    with ThreadPoolExecutor(4) as threads:
+        shares = [share.result() for share in [threads.submit(relay) for _ in range(4)]]
+    assert sorted(task_id for share in shares for task_id in share) == sorted(emitted)
+
+
+def test_a_worker_that_does_not_know_the_handler_gives_it_back(
+    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a worker that does, and its row says what happened."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    emit(evt)
+    app._tasks.pop("shop.a")
+    work(app)
+    given_back = until(lambda: only().retries and only())
+    assert "unknown to the worker" in str(given_back.error)
+    assert given_back.state in ("waiting", "queued")
+
+
+def test_what_no_worker_knows_is_dead_in_the_end(evt: Event, app: Celery, work: Work) -> None:
+    """After as many tries as a handler that always fails."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    emit(evt)
+    with writing() as connection:
+        connection.execute(deliveries.update().values(retries=10))
+    app._tasks.pop("shop.a")
+    work(app)
+    until(lambda: only().state == "dead")
+    assert "unknown to the worker" in str(only().error)
+
+
+def test_retention_keeps_what_is_open_or_young(handled: Event, app: Celery) -> None:
+    """Old closed rows go with their payloads; dead letters stay until somebody decides."""
+    kept = {state: emit(handled).id for state in ("queued", "dead")}
+    gone = {state: emit(handled).id for state in ("done", "cancelled")}
+    with writing() as connection:
+        for state, emission in (kept | gone).items():
+            connection.execute(
+                deliveries.update().where(deliveries.c.emission == emission).values(state=state, closed_at=now())
+            )
+    assert retention.purge(datetime.now(UTC) - timedelta(minutes=1), ("done", "cancelled")) == 0
+    assert retention.purge(datetime.now(UTC) + timedelta(minutes=1), ("done", "cancelled")) == 2
+    assert {entry.emission for entry in registry.entries()} == set(kept.values())
+    with engine().connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(emissions)) == 2
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+def test_polling_stays_flat(
+    request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However many closed rows there are, a relay's look at the table reads the index of open ones."""
+    on_database(request, monkeypatch, kind)
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "nitro_delivery" in statement:
+            asked.append((statement, parameters))
+
+    app = bind(make_app())
+    Relay(app).step()
+    event.listen(engine(), "before_cursor_execute", note)
+    Relay(app).step()
+    event.remove(engine(), "before_cursor_execute", note)
+    with engine().connect() as connection:
+        if kind == "postgresql":
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        explain = "EXPLAIN QUERY PLAN" if kind == "sqlite" else "EXPLAIN"
+        plans = [str(connection.exec_driver_sql(f"{explain} {sql}", values).all()) for sql, values in asked]
+    assert len(plans) == 3
+    assert all("ix_nitro_delivery_open" in plan for plan in plans), plans
