@@ -25,7 +25,7 @@ from worker import ROOT, Project, Worker, end, until
 POSTGRESQL = "postgresql+psycopg://postgres@127.0.0.1:5432"
 REDIS = "redis://127.0.0.1:6379/9"
 RABBITMQ = "amqp://guest:guest@127.0.0.1:5672"
-HANDLERS = "project.handlers,project.values,project.script,project.reactions"
+HANDLERS = "project.handlers,project.values,project.script,project.reactions,project.mortal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

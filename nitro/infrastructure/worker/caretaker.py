@@ -27,7 +27,10 @@ logger = logging.getLogger("nitro.worker")
 BEAT = 3.0
 """Seconds between two beats."""
 GRACE = 25.0
-"""Seconds after which a worker that is asked to stop cuts short what it runs; Kubernetes kills after 30."""
+"""Seconds after which a worker that is asked to stop cuts short what it runs; Kubernetes kills after 30.
+
+Celery's `worker_soft_shutdown_timeout` is taken instead where it is set, and `LEAVE` added.
+"""
 LEAVE = 3.0
 """Seconds for the last steps."""
 
@@ -77,8 +80,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._revoked = revoked
 
     def _hurry(self, **_signal: Any) -> None:
-        longest = max(GRACE, float(self._worker.app.conf.worker_soft_shutdown_timeout or 0) + LEAVE)
-        timer = threading.Timer(longest, self._cut_short)
+        soft = float(self._worker.app.conf.worker_soft_shutdown_timeout or 0)
+        timer = threading.Timer(soft + LEAVE if soft else GRACE, self._cut_short)
         timer.daemon = True
         timer.start()
 
@@ -86,12 +89,15 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         """End the process while it is still ours to end; what it ran begins anew elsewhere."""
         others = sum(not _is_tracked(request) for request in state.active_requests)
         if others:
-            logger.warning("the worker goes on after %.0f s: %d tasks that are not tracked run still", GRACE, others)
+            logger.warning("the worker goes on: %d tasks that are not tracked run still", others)
             return
-        logger.warning("the worker was asked to stop %.0f s ago; what it runs is given back", GRACE)
+        logger.warning("the worker was asked to stop and has not; what it runs is given back")
         for pid in self._children():
             _kill(pid)
-        self._leave()
+        # A handler on a thread, which cannot be killed, may hold the lock that giving back needs.
+        leaving = threading.Thread(target=self._leave, daemon=True)
+        leaving.start()
+        leaving.join(LEAVE)
         os._exit(0)
 
     def _children(self) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nitro import emit, transaction
 from nitro.infrastructure.events import Emission
-from project import handlers  # noqa: F401 - declares them
+from project import handlers, mortal  # noqa: F401 - declares them
 from project.values import Item, Order, everything
 
 
