@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 from waiting import until
 
-from nitro.errors import DispatchError, NoDatabase
+from nitro.errors import DispatchError, NoDatabase, PayloadError
 from nitro.infrastructure.events import Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
@@ -300,6 +300,20 @@ def test_a_tracked_message_that_cannot_be_published_is_tried_later(evt: Event, m
     assert "LookupError: bug" in str(entry.error)
     assert entry.due is not None
     assert courier.ready
+
+
+def test_a_payload_that_rabbitmq_would_refuse_is_an_error_at_emit(
+    evt: Event, offloading: None, closed_port: int
+) -> None:
+    """It would close the channel of whoever publishes next; a tracked one stays in the database and may be large."""
+    bound(f"amqp://127.0.0.1:{closed_port}/")
+    offloaded(evt, "shop.a", delivery="broker")
+    with pytest.raises(PayloadError, match=r"shop\.a.*max_message_size|shop\.a.*RabbitMQ takes"):
+        emit(evt, "x" * (17 * 1024 * 1024))
+    large = Namespace().event("large")
+    offloaded(large, "shop.b")
+    emit(large, "x" * (17 * 1024 * 1024))
+    assert list(states()) == ["shop.b"]
 
 
 def test_tracked_delivery_over_a_server_needs_a_database(

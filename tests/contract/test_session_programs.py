@@ -1,19 +1,22 @@
 """Random programs over sessions and transactions against a plain model of what they commit: contract section 7.
 
-A program is data: a tree of steps. `Run` performs it with Nitro and SQLAlchemy, and tells each step to a model that
-knows neither: `Books`, a stack of scopes for each session. NITRO_CHAOS=full makes it thousands of programs.
+A program is a list of steps, such as `own, add, nested, add, fail`. `Run` performs it with Nitro and SQLAlchemy, and
+tells each step to a model that knows neither: `Books`, the open scopes of a session and what was written in each.
+NITRO_CHAOS=full makes it thousands of programs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,8 @@ from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox.tables import OPEN, deliveries, emissions
 
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
-PROGRAMS = {"full": 5000}.get(os.environ.get("NITRO_CHAOS", ""), 150)
 PATIENCE = 120.0
+FULL = os.environ.get("NITRO_CHAOS") == "full"
 
 Sent = Callable[..., list[Any]]
 
@@ -53,18 +56,26 @@ class Stop(Exception):
 
 # Programs
 
-OPENING = ("block", "attempt", "own", "elsewhere", "adopt", "nested", "nested undone", "begun", "begun undone")
+OPENING = ("block", "attempt", "own", "adopt", "nested", "nested undone", "begun", "begun undone")
 """Steps with a body: what follows, up to `end`, or up to `fail`, which is raised as far as the next `attempt`."""
 
 OF_SESSIONS = ("add", "flush", "again", "commit", "rollback", "close", "begin", "savepoint", "release", "undo")
-"""Steps of a session that was opened by `own`: of the innermost one, or of the one around it, which is `outer`."""
+"""Steps of a session that `own` has opened: of the innermost one, or of the one around it, which is `outer`."""
 
 WEIGHTS = {
-    **dict.fromkeys((*OPENING, *OF_SESSIONS, "add outer", "commit outer", "rollback outer", "adopt outer"), 1),
-    **{"block": 3, "attempt": 3, "own": 4, "adopt": 2, "nested": 2, "add": 6, "add outer": 2, "commit": 3, "undo": 2},
-    **{"save": 3, "tell": 3, "look": 2, "end": 10, "fail": 3},
+    **dict.fromkeys((*OPENING, *OF_SESSIONS, "add flushed", "rollback outer", "adopt outer"), 1),
+    **{"block": 2, "attempt": 3, "own": 4, "adopt": 2, "nested": 2, "save": 2, "tell": 2, "look": 2, "end": 8, "fail": 2},
+    **{"add": 8, "add outer": 3, "again": 5, "commit": 6, "commit outer": 2, "savepoint": 4, "undo": 4, "release": 2},
 }
-programs = st.lists(st.sampled_from([step for step, weight in WEIGHTS.items() for _ in range(weight)]), max_size=50)
+STEPS = [step for step, weight in WEIGHTS.items() for _ in range(weight)]
+
+
+def some(steps: Iterable[str]) -> st.SearchStrategy[list[str]]:
+    """Programs of these steps, long ones also in small numbers; they shrink by steps that become nothing."""
+    return st.lists(st.sampled_from(["", *steps]), min_size=30, max_size=50).map(lambda all: [*filter(None, all)])
+
+
+programs = some([*STEPS, "elsewhere"])
 
 
 # The model
@@ -72,7 +83,7 @@ programs = st.lists(st.sampled_from([step for step, weight in WEIGHTS.items() fo
 
 @dataclass(slots=True)
 class Scope:
-    """A transaction or a savepoint: what was written in it. A loose one has no `with` that ends it."""
+    """A transaction or a savepoint, and the ids of what was written in it. No `with` ends a loose one."""
 
     loose: bool = False
     ids: list[str] = field(default_factory=list)
@@ -83,9 +94,9 @@ class Books:
     """What a session has not committed yet, scope by scope, the whole transaction first.
 
     Attributes:
-        explicit: it was begun by a call.
-        guards: the blocks around, each of which ends a scope of this session.
-        kept: where what is committed goes.
+        kept: where the ids go that it commits.
+        explicit: somebody has begun the transaction by a call.
+        guards: the blocks around that end a scope of this session, the innermost last.
     """
 
     kept: set[str]
@@ -101,7 +112,7 @@ class Books:
         self.begin()
         self.scopes[-1].ids += ids
 
-    def open(self, *, loose: bool) -> None:
+    def savepoint(self, *, loose: bool) -> None:
         self.begin()
         self.scopes.append(Scope(loose))
 
@@ -114,46 +125,44 @@ class Books:
             self.kept.update(written for scope in self.scopes for written in scope.ids)
         self.scopes, self.explicit = [], False
 
-    @contextmanager
-    def whole(self, guard: str) -> Iterator[None]:
-        """A block that commits at its end, or rolls back when an exception leaves it."""
-        self.begin(explicit=True)
-        self.guards.append(guard)
-        try:
-            yield
-        except BaseException:
-            self.end(commit=False)
-            raise
-        else:
-            self.end(commit=True)
-        finally:
-            self.guards.pop()
-
-    @contextmanager
-    def part(self, guard: str) -> Iterator[None]:
-        """A block that is a savepoint; loose ones that it leaves open share its fate."""
-        self.open(loose=False)
-        depth = len(self.scopes)
-        self.guards.append(guard)
-        try:
-            yield
-        except BaseException:
-            del self.scopes[depth - 1 :]
-            raise
-        else:
-            while len(self.scopes) >= depth:
-                self.release()
-        finally:
-            self.guards.pop()
-
     def forget(self, depth: int) -> None:
-        """Drop what was written in the scope of this depth and in those inside it, which stay open."""
+        """Roll back the scopes from this depth on; the block that is around them ends them."""
         for scope in self.scopes[depth:]:
             scope.ids.clear()
 
+    @contextmanager
+    def whole(self, guard: str) -> Iterator[int]:
+        """A block that commits at its end, or rolls back when an exception leaves it; its depth."""
+        self.begin(explicit=True)
+        self.guards.append(guard)
+        try:
+            yield 0
+        except BaseException:
+            self.end(commit=False)
+            raise
+        finally:
+            self.end(commit=True)
+            self.guards.pop()
+
+    @contextmanager
+    def part(self, guard: str) -> Iterator[int]:
+        """A block that is a savepoint, and ends loose ones inside it; its depth."""
+        self.savepoint(loose=False)
+        depth = len(self.scopes) - 1
+        self.guards.append(guard)
+        try:
+            yield depth
+        except BaseException:
+            self.forget(depth)
+            raise
+        finally:
+            while len(self.scopes) > depth:
+                self.release()
+            self.guards.pop()
+
     @property
-    def may_be_ended(self) -> bool:
-        """Whether commit, rollback and close are allowed here: SQLAlchemy forbids them within its own blocks."""
+    def may_end(self) -> bool:
+        """Whether the user may commit, roll back and close here: within a block that does it he may not."""
         return set(self.guards) <= {"adopted"}
 
     @property
@@ -169,36 +178,38 @@ class Place:
     """Where programs run.
 
     Attributes:
-        engine: of the user's own sessions.
-        exclusive: one writer at a time. Two sessions of one thread that both write would wait for each other for ever
-            there, so a step that would have to wait for another session of its own thread is left out.
-        legacy: its driver commits with a savepoint that is the first thing in a transaction, so that is left out.
+        open: a session of the user's own.
+        awaits: that is an `AsyncSession`.
+        exclusive: the database has one writer at a time. Two sessions of one thread that write at once would wait for
+            each other for ever there, so that a step is left out for which another session would have to wait.
+        legacy: the driver takes a savepoint that begins a transaction for all of it, so that such ones are left out.
     """
 
     event: Event
     sent: Sent
-    engine: Engine
+    open: Callable[[], Any]
+    awaits: bool = False
     exclusive: bool = True
     legacy: bool = False
-    published: list[str] = field(default_factory=list)
+    _published: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stored(self) -> set[str]:
         """The tickets and the open deliveries, as another connection sees them."""
         open_ones = select(deliveries.c.id).where(deliveries.c.state.in_(OPEN))
-        with self.engine.connect() as connection:
+        with database.engine().connect() as connection:
             return set(connection.scalars(union_all(select(Ticket.id), open_ones)))
 
-    def take(self) -> list[str]:
-        """All task ids that the broker has been given so far."""
+    def published(self) -> list[str]:
+        """The ids of all messages that the broker was ever given."""
         with self._lock:
-            self.published += [message.id for message in self.sent()]
-            return list(self.published)
+            self._published += [message.id for message in self.sent()]
+            return list(self._published)
 
     def clear(self) -> None:
         """Make it as good as new."""
-        self.sent()
-        self.published.clear()
+        self.published()
+        self._published.clear()
         with database.engine().begin() as connection:
             for table in (deliveries, emissions, Ticket):
                 connection.execute(delete(table))
@@ -206,9 +217,9 @@ class Place:
 
 @dataclass(slots=True)
 class Own:
-    """A session of the user's own, and its books."""
+    """A session of the user's own, its books, and what was ever added to it."""
 
-    session: Session
+    session: Any
     books: Books
     added: list[Ticket] = field(default_factory=list)
 
@@ -216,252 +227,321 @@ class Own:
 class Run:
     """A thread that performs a program, and the model of what it must have committed.
 
+    It is written with `await`, and waits for an `AsyncSession` only.
+
     Attributes:
+        steps: those that are still to come.
         kept: ids of the tickets and deliveries that must be there.
-        made: all ids, of what is rolled back too.
+        tickets: ids of all that were made, also of those that were rolled back; `tasks` those of deliveries.
+        sessions: of the user's own, those that are open.
+        blocks: the books of each `transaction()` that is open.
+        writer: the books of the session that has the lock, where there is one.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, steps: Iterable[str]) -> None:
         self.place = place
+        self.steps = deque(steps)
         self.kept: set[str] = set()
-        self.made: set[str] = set()
+        self.tickets: set[str] = set()
         self.tasks: set[str] = set()
         self.sessions: list[Own] = []
-        self.current: list[Books] = []
+        self.blocks: list[Books] = []
         self.writer: Books | None = None
 
-    def perform(self, body: tuple[Step, ...]) -> None:
-        for step in body:
-            own = self.sessions[~step.at] if step.at < len(self.sessions) else None
-            getattr(self, step.do)(step, *([own] if step.do in SESSION_LEAVES + SESSION_BLOCKS else []))
+    async def perform(self) -> Run:
+        """The whole program; what fails ends at most here, and the next step comes."""
+        while self.steps:
+            await self.attempt()
+        return self
 
-    def check(self) -> None:
-        """What this thread has committed, and nothing else of what it has done, is there and was published."""
-        assert self.place.stored() & self.made == self.kept
-        published = [task for task in self.place.take() if task in self.tasks]
-        assert sorted(published) == sorted(self.kept & self.tasks)
+    async def body(self) -> None:
+        """The steps up to the end of a block."""
+        while self.steps and (step := self.steps.popleft()) != "end":
+            do, _, how = step.partition(" ")
+            if do not in (*OF_SESSIONS, "adopt", "nested", "begun"):
+                await getattr(self, do)()
+            elif self.sessions:
+                await getattr(self, do)(self.sessions[-2:][0 if how == "outer" else -1], how)
 
-    # The model's side of a write
+    # Steps anywhere
+
+    async def save(self) -> None:
+        """An entity that is saved, and an emit about it."""
+        if self.may_write(self.block_around):
+            ticket = Ticket().save()
+            await self.emit(self.block_around, ticket, new=ticket)
+
+    async def tell(self) -> None:
+        """An emit that has nothing to do with the database."""
+        if self.may_write(self.block_around):
+            await self.emit(self.block_around, "till")
+
+    async def look(self) -> None:
+        """Others see what is committed by now, and nothing else has left."""
+        assert self.place.stored() & (self.tickets | self.tasks) == self.kept
+        assert self.tasks.intersection(self.place.published()) <= self.kept
+
+    async def fail(self) -> None:
+        raise Stop
+
+    async def attempt(self) -> None:
+        try:
+            await self.body()
+        except Stop:
+            pass
+
+    async def block(self) -> None:
+        """`with transaction()`: one of Nitro's own, and a savepoint inside of another one."""
+        books = self.block_around
+        if books is None:
+            async with self.transaction(Books(self.kept), "opened"):
+                await self.body()
+        # One in an adopted AsyncSession is no savepoint: what fails in it lets nothing be committed.
+        elif self.may_write(books) and not (self.place.awaits and "opened" not in books.guards):
+            async with self.transaction(books, "inner"):
+                # A savepoint of Nitro's own transaction takes the lock, also when nothing is written in it.
+                self.writer = books if "opened" in books.guards else self.writer
+                await self.body()
+
+    async def own(self) -> None:
+        """A session of the user's own, closed at the end."""
+        books = Books(self.kept)
+        try:
+            async with self.within(self.place.open()) as session:
+                self.sessions.append(Own(session, books))
+                await self.body()
+        finally:
+            self.sessions.pop()
+            self.end(books, commit=False)
+
+    async def elsewhere(self) -> None:
+        """Another thread, which takes no part in what is open here though it has a copy of the context."""
+        if self.may_write(None):
+            other = Run(self.place, ())
+            other.steps, other.kept, other.tickets, other.tasks = self.steps, self.kept, self.tickets, self.tasks
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(contextvars.copy_context().run, at_once, other.body()).result(PATIENCE)
+
+    # Steps of a session of the user's own
+
+    async def add(self, own: Own, how: str) -> None:
+        """A new entity that is added to it, and an emit about it."""
+        if self.may_wait_for(own) and self.may_write(own.books):
+            ticket = Ticket()
+            own.session.add(ticket)
+            own.added.append(ticket)
+            if how == "flushed":
+                await settled(own.session.flush())
+            await self.emit(own.books, ticket, new=ticket)
+
+    async def again(self, own: Own, how: str) -> None:
+        """An emit about an entity that it has committed: that waits for it if it was begun or has written."""
+        known = [one for one in own.added if one in own.session and not inspect(one).expired and one.id in self.kept]
+        waits = own.books.explicit or own.books.has_written
+        # What the contract does not say: a session with nothing but a savepoint, or whose writes were rolled back.
+        clear = self.may_wait_for(own) if waits else not own.books.scopes
+        books = self.block_around or (own.books if waits else None)
+        if known and clear and self.may_write(books):
+            await self.emit(books, "till", about=known[-1])
+
+    async def flush(self, own: Own, how: str) -> None:
+        await settled(own.session.flush())
+
+    async def begin(self, own: Own, how: str) -> None:
+        if not own.books.scopes:
+            await settled(own.session.begin())
+            own.books.begin(explicit=True)
+
+    async def commit(self, own: Own, how: str) -> None:
+        if own.books.may_end:
+            await settled(own.session.commit())
+            self.end(own.books, commit=True)
+
+    async def rollback(self, own: Own, how: str) -> None:
+        if own.books.may_end:
+            await settled(own.session.rollback())
+            self.end(own.books, commit=False)
+
+    async def close(self, own: Own, how: str) -> None:
+        if own.books.may_end:
+            await settled(own.session.close())
+            self.end(own.books, commit=False)
+
+    async def savepoint(self, own: Own, how: str) -> None:
+        """A loose one; a `transaction()` that is a savepoint itself wants what is begun in it to be ended in it."""
+        if self.may_have_savepoint(own) and own.books.guards[-1:] != ["inner"]:
+            await settled(own.session.begin_nested())
+            own.books.savepoint(loose=True)
+
+    async def release(self, own: Own, how: str) -> None:
+        """Commits a loose savepoint."""
+        if own.books.scopes and own.books.scopes[-1].loose:
+            await settled(own.session.get_nested_transaction().commit())
+            own.books.release()
+
+    async def undo(self, own: Own, how: str) -> None:
+        """Rolls a loose savepoint back."""
+        if own.books.scopes and own.books.scopes[-1].loose:
+            await settled(own.session.get_nested_transaction().rollback())
+            own.books.scopes.pop()
+
+    async def adopt(self, own: Own, how: str) -> None:
+        """`with transaction(session)`, which is a savepoint in what was begun already."""
+        async with self.transaction(own.books, "inner" if own.books.scopes else "adopted", own.session):
+            await self.body()
+
+    async def nested(self, own: Own, how: str) -> None:
+        """`with session.begin_nested()`."""
+        if self.may_have_savepoint(own):
+            with own.books.part("nested") as depth:
+                async with self.within(own.session.begin_nested()) as savepoint:
+                    await self.body()
+                    if how == "undone":
+                        await settled(savepoint.rollback())
+                        own.books.forget(depth)
+
+    async def begun(self, own: Own, how: str) -> None:
+        """`with session.begin()`."""
+        if not own.books.scopes:
+            try:
+                with own.books.whole("begun") as depth:
+                    async with self.within(own.session.begin()) as whole:
+                        await self.body()
+                        if how == "undone":
+                            await settled(whole.rollback())
+                            own.books.forget(depth)
+            finally:
+                self.end(own.books, commit=True)
+
+    # What the steps are made of
+
+    @property
+    def block_around(self) -> Books | None:
+        return self.blocks[-1] if self.blocks else None
 
     def may_write(self, books: Books | None) -> bool:
-        """Whether no other session of this thread has the lock; None stands for a commit of its own."""
+        """Whether no other session of this thread has the lock; None is a commit of its own."""
         return not self.place.exclusive or self.writer is None or self.writer is books
 
-    def note(self, books: Books | None, ticket: Ticket | None, emission: Emission) -> None:
-        (task,) = emission.offloaded.values()
-        ids = [task] if ticket is None else [task, ticket.id]
-        self.made.update(ids)
-        self.tasks.add(task)
+    def may_wait_for(self, own: Own) -> bool:
+        """Whether the contract says which commit decides: of two transactions around an emit it does not."""
+        return self.block_around is None or self.block_around is own.books
+
+    def may_have_savepoint(self, own: Own) -> bool:
+        return own.books.has_written or not self.place.legacy
+
+    async def emit(self, books: Books | None, *args: Any, new: Ticket | None = None, **kwargs: Any) -> None:
+        """Emit, and write in the books that this, and the new ticket, must be committed along with."""
+        how = self.place.event.emit_async if self.place.awaits else self.place.event.emit
+        emission: Emission = await settled(how(*args, **kwargs))
+        ids = [*emission.offloaded.values()]
+        assert len(ids) == 1
+        self.tasks.update(ids)
+        if new is not None:
+            ids.append(new.id)
+            self.tickets.add(new.id)
         if books is None:
             self.kept.update(ids)
         else:
             books.write(ids)
             self.writer = books
 
-    @property
-    def joined(self) -> Books | None:
-        """The books of the `transaction()` around, if there is one."""
-        return self.current[-1] if self.current else None
-
-    def ended(self, books: Books) -> None:
-        if self.writer is books and not books.scopes:
-            self.writer = None
-
-    # Steps without a session of the user's own
-
-    def save(self, step: Step) -> None:
-        """An entity that is saved, and an emit about it."""
-        if self.may_write(self.joined):
-            ticket = Ticket().save()
-            self.note(self.joined, ticket, self.place.event.emit(ticket))
-
-    def tell(self, step: Step) -> None:
-        """An emit about nothing in the database."""
-        if self.may_write(self.joined):
-            self.note(self.joined, None, self.place.event.emit("till"))
-
-    def look(self, step: Step) -> None:
-        """Others see what is committed by now; nothing else has left."""
-        assert self.place.stored() & self.made == self.kept
-        assert {task for task in self.place.take() if task in self.tasks} <= self.kept
-
-    def fail(self, step: Step) -> None:
-        raise Stop
-
-    def attempt(self, step: Step) -> None:
-        try:
-            self.perform(step.body)
-        except Stop:
-            pass
-
-    def block(self, step: Step) -> None:
-        """A transaction of Nitro's own; inside another one a savepoint."""
-        books = self.joined
-        if books is None:
-            with self.inside(Books(self.kept), "opened", part=False), transaction():
-                self.perform(step.body)
-        elif self.may_write(books):
-            with self.inside(books, "inner", part=True), transaction():
-                # A savepoint of Nitro's own transaction takes the lock, also when nothing is written.
-                self.writer = books if "opened" in books.guards else self.writer
-                self.perform(step.body)
-
-    def own(self, step: Step) -> None:
-        """A session of the user's own, closed at the end."""
-        books = Books(self.kept)
-        try:
-            with Session(self.place.engine, expire_on_commit=False) as session:
-                self.sessions.append(Own(session, books))
-                self.perform(step.body)
-        finally:
-            self.sessions.pop()
-            self.finish(books, commit=False)
-
-    def elsewhere(self, step: Step) -> None:
-        """Another thread with a copy of this context, which takes no part in what is open here."""
-        if not self.may_write(None):
-            return
-        other = Run(self.place)
-        other.kept, other.made, other.tasks = self.kept, self.made, self.tasks
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(contextvars.copy_context().run, other.perform, step.body).result(PATIENCE)
-
-    # Steps of a session of the user's own
-
-    def add(self, step: Step, own: Own) -> None:
-        """A new entity that is added, and an emit about it."""
-        if self.joined not in (None, own.books) or not self.may_write(own.books):
-            return
-        own.session.add(ticket := Ticket())
-        own.added.append(ticket)
-        if step.by_hand:
-            own.session.flush()
-        self.note(own.books, ticket, self.place.event.emit(ticket))
-
-    def again(self, step: Step, own: Own) -> None:
-        """An emit about an entity that was committed earlier and is still in the session: it waits for who writes."""
-        there = [one for one in own.added if one in own.session and not inspect(one).expired and one.id in self.kept]
-        waits = own.books.explicit or own.books.has_written
-        if not there or (own.books.scopes and not waits) or (waits and self.joined not in (None, own.books)):
-            return  # the contract leaves open what a session is that was begun by a savepoint, or by what is undone
-        books = self.joined or (own.books if waits else None)
-        if self.may_write(books):
-            self.note(books, None, self.place.event.emit("till", ticket=there[-1]))
-
-    def flush(self, step: Step, own: Own) -> None:
-        own.session.flush()
-
-    def begin(self, step: Step, own: Own) -> None:
-        if not own.books.scopes:
-            own.session.begin()
-            own.books.begin(explicit=True)
-
-    def commit(self, step: Step, own: Own) -> None:
-        if own.books.may_be_ended:
-            own.session.commit()
-            self.finish(own.books, commit=True)
-
-    def rollback(self, step: Step, own: Own) -> None:
-        if own.books.may_be_ended:
-            own.session.rollback()
-            self.finish(own.books, commit=False)
-
-    def close(self, step: Step, own: Own) -> None:
-        if own.books.may_be_ended:
-            own.session.close()
-            self.finish(own.books, commit=False)
-
-    def finish(self, books: Books, *, commit: bool) -> None:
+    def end(self, books: Books, *, commit: bool) -> None:
+        """The session has ended its transaction, if it was in one, and has the lock no longer."""
         books.end(commit=commit)
-        self.ended(books)
+        self.writer = None if self.writer is books else self.writer
 
-    def savepoint(self, step: Step, own: Own) -> None:
-        """A savepoint that no `with` ends; inside a savepoint of Nitro's it would have to be ended."""
-        if self.may_have_savepoint(own) and own.books.guards[-1:] != ["inner"]:
-            own.session.begin_nested()
-            own.books.open(loose=True)
-
-    def may_have_savepoint(self, own: Own) -> bool:
-        return not self.place.legacy or own.books.has_written
-
-    def release(self, step: Step, own: Own) -> None:
-        if own.books.scopes and own.books.scopes[-1].loose:
-            own.session.get_nested_transaction().commit()
-            own.books.release()
-
-    def undo(self, step: Step, own: Own) -> None:
-        if own.books.scopes and own.books.scopes[-1].loose:
-            own.session.get_nested_transaction().rollback()
-            own.books.scopes.pop()
-
-    def adopt(self, step: Step, own: Own) -> None:
-        """`transaction(session)`: it commits what it has begun, else it is a savepoint."""
-        part = bool(own.books.scopes)
-        with self.inside(own.books, "inner" if part else "adopted", part=part), transaction(own.session):
-            self.perform(step.body)
-
-    def nested(self, step: Step, own: Own) -> None:
-        if self.may_have_savepoint(own):
-            with own.books.part("nested"), own.session.begin_nested() as savepoint:
-                depth = len(own.books.scopes) - 1
-                self.perform(step.body)
-                if step.by_hand:
-                    savepoint.rollback()
-                    own.books.forget(depth)
-
-    def begun(self, step: Step, own: Own) -> None:
-        if own.books.scopes:
-            return
-        with self.releasing(own.books), own.books.whole("begun"), own.session.begin() as begun:
-            self.perform(step.body)
-            if step.by_hand:
-                begun.rollback()
-                own.books.forget(0)
-
-    @contextmanager
-    def inside(self, books: Books, guard: str, *, part: bool) -> Iterator[None]:
-        """The model's side of a `transaction()` block."""
-        self.current.append(books)
+    @asynccontextmanager
+    async def transaction(self, books: Books, guard: str, *session: Any) -> AsyncIterator[None]:
+        """A `transaction()` block, and the same for its books."""
+        self.blocks.append(books)
         try:
-            with self.releasing(books), books.part(guard) if part else books.whole(guard):
-                yield
+            with books.part(guard) if guard == "inner" else books.whole(guard):
+                async with self.within(transaction(*session)):
+                    yield
         finally:
-            self.current.pop()
+            self.blocks.pop()
+            if guard != "inner":
+                self.end(books, commit=True)
 
-    @contextmanager
-    def releasing(self, books: Books) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self.ended(books)
+    @asynccontextmanager
+    async def within(self, block: Any) -> AsyncIterator[Any]:
+        """`async with` where there is an `AsyncSession`, else `with`."""
+        if self.place.awaits:
+            async with block as value:
+                yield value
+        else:
+            with block as value:
+                yield value
+
+
+async def settled(value: Any) -> Any:
+    """The value, when it is there."""
+    return await value if isawaitable(value) else value
+
+
+def at_once(coroutine: Coroutine[Any, Any, Run]) -> Run:
+    """Run what never waits, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+def check(place: Place, *runs: Run) -> None:
+    """What they have committed, and nothing else, is there and was published, once."""
+    kept = set().union(*(run.kept for run in runs))
+    tasks = set().union(*(run.tasks for run in runs))
+    assert place.stored() == kept
+    assert sorted(place.published()) == sorted(kept & tasks)
+
+
+# Tests
+
+
+@pytest.fixture
+def ticketed(evt: Event, app: Celery) -> Event:
+    """An event with an offloaded handler."""
+    on(evt, offload=True, name="shop.ticket")(lambda sender, **kwargs: None)
+    return evt
+
+
+def on_sqlite(*engines: Engine) -> None:
+    """Spare these engines the waiting for the disk."""
+    for engine in engines:
+        event.listen(engine, "connect", lambda driver, _record: driver.execute("PRAGMA synchronous=OFF"))
 
 
 @pytest.fixture(params=["bound", "url", pytest.param("postgresql", marks=pytest.mark.server)])
 def place(
-    request: pytest.FixtureRequest, evt: Event, app: Celery, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    ticketed: Event,
+    app: Celery,
+    sent: Sent,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Place]:
-    """The user's engine is Nitro's too, or another one of the same database; then the same on PostgreSQL."""
-    on(evt, offload=True, name="shop.ticket")(lambda sender, **kwargs: None)
+    """The user's engine is Nitro's too; it is another one of the same database; it is on PostgreSQL."""
+    url = f"sqlite:///{tmp_path / 'programs.db'}"
     if request.param == "postgresql":
-        engine = create_engine(request.getfixturevalue("postgresql"))
-        bind(app, engine)
-        database.create_tables()
-        yield Place(evt, sent, engine, exclusive=False)
+        url = request.getfixturevalue("postgresql")
+    engine = create_engine(url)
+    if request.param == "url":
+        monkeypatch.setenv("NITRO_DB_URL", url)
     else:
-        file = tmp_path / "programs.db"
-        engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": 30})
-        if request.param == "bound":
-            bind(app, engine)
-        else:
-            monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{file}")
-        for each in {engine, database.engine()}:
-            event.listen(each, "connect", _unsafe_but_fast)
-        yield Place(evt, sent, engine, legacy=request.param == "url")
+        bind(app, engine)
+    if request.param != "postgresql":
+        on_sqlite(*{engine, database.engine()})
+    database.create_tables()
+    yield Place(
+        ticketed,
+        sent,
+        lambda: Session(engine, expire_on_commit=False),
+        exclusive=request.param != "postgresql",
+        legacy=request.param == "url",
+    )
     engine.dispose()
-
-
-def _unsafe_but_fast(driver: Any, _record: object) -> None:
-    driver.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture(scope="module")
@@ -482,14 +562,25 @@ def postgresql() -> Iterator[str]:
     server.dispose()
 
 
-check = settings(max_examples=PROGRAMS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def examples(few: int, many: int) -> settings:
+    """So many programs, or as many as NITRO_CHAOS=full wants."""
+    skipped = [HealthCheck.function_scoped_fixture]
+    return settings(max_examples=many if FULL else few, deadline=None, suppress_health_check=skipped)
 
 
-@check
-@given(program=bodies())
-def test_what_is_committed_is_open_and_published(place: Place, program: tuple[Step, ...]) -> None:
-    """The open deliveries and the user's rows are those of the committed emits, and only those were published."""
+@examples(150, 5000)
+@given(program=programs)
+def test_what_is_committed_is_open_and_published(place: Place, program: list[str]) -> None:
+    """The open deliveries and the user's rows are those of the committed emits, and those were published."""
     place.clear()
-    run = Run(place)
-    run.attempt(Step("attempt", program))
-    run.check()
+    check(place, at_once(Run(place, program).perform()))
+
+
+@examples(30, 1000)
+@given(each=st.lists(programs, min_size=2, max_size=3))
+def test_threads_keep_apart(place: Place, each: list[list[str]]) -> None:
+    """The same when several threads each perform a program of their own."""
+    place.clear()
+    with ThreadPoolExecutor(len(each)) as threads:
+        runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
+        check(place, *runs)

@@ -59,7 +59,11 @@ class Batch:
 
     def withdraw(self) -> bool:
         """Keep it from leaving, if that is still possible."""
-        return self._move("pending", "unsent")
+        if not self._move("pending", "unsent"):
+            return False
+        self.error = TimeoutError("the broker has not answered in time")
+        self._tell()
+        return True
 
     def end(self, fate: Fate, error: BaseException | None = None) -> None:
         """Say what became of it."""
@@ -67,8 +71,8 @@ class Batch:
         with self._lock:
             withdrawn, self.fate = self.fate == "unsent", fate
         self._over.set()
-        if error is not None and self.failed is not None and not withdrawn:
-            self.failed(self)
+        if error is not None and not withdrawn:
+            self._tell()
 
     def watch(self, seconds: float) -> None:
         """Wait until it is over, so many seconds at most."""
@@ -79,6 +83,10 @@ class Batch:
         if not self._over.wait(seconds) and not self.withdraw() and self.fate == "sending":
             return "unknown"
         return self.fate
+
+    def _tell(self) -> None:
+        if self.failed is not None:
+            self.failed(self)
 
     def _move(self, old: Fate, new: Fate) -> bool:
         with self._lock:

@@ -18,11 +18,14 @@ from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.courier import WAIT, Batch, Fate, courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
-from nitro.infrastructure.offload.defaults import is_embedded
+from nitro.infrastructure.offload.defaults import AMQP, is_embedded, transport_of
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.offload.options import Delivery, Offload
-from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.offload.tracking import Commit, outbox
+
+MOST_BYTES = 16 * 1024 * 1024
+"""Bytes of an untracked payload over RabbitMQ: the default of its `max_message_size` since 4.0."""
 
 
 class Publisher:
@@ -144,6 +147,7 @@ def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler]) -> lis
     parcels = []
     for handler in handlers:
         options = _options(handler)
+        _check_size(handler, messages[options.entity])
         parcels.append(
             Parcel(
                 handler=handler.name,
@@ -181,6 +185,17 @@ def _messages(emission: Emission, call: Call, handlers: Sequence[Handler]) -> di
                 names = [other.name for other in handlers if _options(other).entity == mode]
                 raise PayloadError(error.argument, error.kind, error.why, names) from error
     return messages
+
+
+def _check_size(handler: Handler, message: Message) -> None:
+    """Find out here what RabbitMQ would refuse after the emit; a tracked payload stays in the database."""
+    size = len(message.payload or "")
+    untracked = _options(handler).delivery not in TRACKED
+    if untracked and size > MOST_BYTES and transport_of(current_app()) in AMQP:
+        why = (
+            f"its payload has {size} bytes, and RabbitMQ takes {MOST_BYTES}; use a tracked delivery, or entity='reload'"
+        )
+        raise PayloadError("what was emitted", "payload", why, [handler.name])
 
 
 def _check_call(handler: Handler, call: Call) -> None:

@@ -98,11 +98,12 @@ class RelayThread:
         self._thread: threading.Thread | None = None
         self._nudged = threading.Condition()
         self._wake_at = 0.0
-        self._stopping = False
+        self._stopping = self._wanted = False
 
     def start(self, app: Celery) -> None:
         """Begin, if it has not, to relay through the broker of an app."""
         with self._lock:
+            self._wanted = True
             if self._thread is None:
                 self._stopping = False
                 self._thread = threading.Thread(target=self._run, args=(app,), name="nitro-relay", daemon=True)
@@ -131,8 +132,10 @@ class RelayThread:
             published = self._step(relay)
             if published or not courier.ready:
                 busy = monotonic()
-            if self._ends and monotonic() - busy > CALM and self._leave():
-                return
+            if self._ends and monotonic() - busy > CALM:
+                if self._leave():
+                    return
+                busy = monotonic()
             if not published:
                 self._sleep()
 
@@ -151,9 +154,12 @@ class RelayThread:
                 self._nudged.wait(left)
 
     def _leave(self) -> bool:
+        """Whether nobody has asked for it meanwhile."""
         with self._lock:
-            self._thread = None
-        return True
+            wanted, self._wanted = self._wanted, False
+            if not wanted:
+                self._thread = None
+            return not wanted
 
 
 emitters = RelayThread(ends=True)

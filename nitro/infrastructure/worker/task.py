@@ -20,6 +20,7 @@ from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.offload.app import is_used
+from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
 from nitro.infrastructure.offload.message import KEY, Message
 from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
@@ -35,6 +36,9 @@ from nitro.settings import Settings
 logger = logging.getLogger("nitro.worker")
 
 LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
+IN_HAND = 2.0
+"""Seconds that the end of a pool's process waits for the broker."""
+
 RETRIES: dict[str, Any] = {
     "autoretry_for": (Exception,),
     "max_retries": 10,
@@ -191,11 +195,17 @@ def wire() -> None:
     """Make a task of every handler on every app: those known when it is finalized, and later ones at once."""
     import_modules.connect(_import_handlers, weak=False)
     worker_process_shutdown.connect(unwind_on_termination, weak=False)
+    worker_process_shutdown.connect(_send_what_is_in_hand, weak=False)
     task_unknown.connect(_report_unknown, weak=False)
     connect_on_app_finalize(_register_all)
     for app in _finalized():
         _register_all(app)
     announce.append(_register_late)
+
+
+def _send_what_is_in_hand(**_signal: object) -> None:
+    """A pool's process ends: what its handlers have emitted leaves now, and not when its lease is over."""
+    courier.drain(IN_HAND)
 
 
 def _import_handlers(**_signal: object) -> None:
