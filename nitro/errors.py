@@ -213,7 +213,8 @@ class DeliveryLost(OutboxError, RuntimeError):
     """Another run of a delivery has taken over, or it was cancelled; what this one wrote is rolled back."""
 
     def __init__(self, handler: str, emission: str, attempt: int) -> None:
-        super().__init__(f"attempt {attempt} of {handler} for emission {emission} may not close its delivery any more: it was cancelled, or taken over")
+        run = f"attempt {attempt} of {handler} for emission {emission}"
+        super().__init__(f"{run} may not close its delivery any more: it was cancelled, or taken over")
 
 
 class NotTracked(OutboxError, LookupError):

@@ -28,6 +28,7 @@ Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]
 EMPTY = 0
 LONG = 7
+PATIENCE = 20.0
 
 
 @pytest.fixture
@@ -43,6 +44,12 @@ def age(seconds: float, **of: Any) -> None:
     older = {"due_at": deliveries.c.due_at - seconds, "published_at": deliveries.c.published_at - seconds}
     with writing() as connection:
         connection.execute(deliveries.update().where(*chosen).values(older))
+
+
+def lose_all() -> None:
+    """Have the broker lose all that it has been given."""
+    assert courier.drain(PATIENCE)
+    memory.Channel.queues.clear()
 
 
 def asked(ready: int) -> Callable[[Iterable[str]], Mapping[str, int]]:
@@ -69,7 +76,7 @@ def only() -> registry.Entry:
 def test_what_was_lost_by_the_broker_leaves_again(handled: Event, app: Celery, sent: Sent) -> None:
     """Its queue is empty and nobody has started it: the broker has lost it."""
     emission = emit(handled)
-    memory.Channel.queues.clear()
+    lose_all()
     age(3600)
     assert Relay(app).step() == 1
     assert [message.id for message in sent()] == list(emission.offloaded.values())
@@ -114,6 +121,17 @@ def test_another_queue_says_nothing(handled: Event, app: Celery) -> None:
     assert backlog.look_after(asked(LONG)) == 0
 
 
+def test_a_retry_that_waits_says_nothing_of_those_that_wait_with_it(handled: Event, app: Celery) -> None:
+    """It has been started once, but not since it was published again."""
+    waiting, retried = emit(handled), emit(handled)
+    run = claim(retried.id, "shop.a", "worker/1-1")
+    assert isinstance(run, Claim)
+    claims.put_off(run, 0.0, "again")
+    assert Relay(app).step() == 1
+    age(60, emission=waiting.id)
+    assert backlog.look_after(asked(LONG)) == 0
+
+
 def test_the_lease_grows_with_each_publication(handled: Event, app: Celery) -> None:
     """What is lost again and again is not published ever faster."""
     emit(handled)
@@ -123,7 +141,7 @@ def test_the_lease_grows_with_each_publication(handled: Event, app: Celery) -> N
         assert entry.due is not None
         assert entry.published is not None
         leases.append(round((entry.due - entry.published).total_seconds()))
-        memory.Channel.queues.clear()
+        lose_all()
         age(1000)
         assert Relay(app).step() == 1
     assert leases == [10, 20, 40, 80, 160, 320, 600, 600]
@@ -157,7 +175,7 @@ def test_a_broker_that_is_asked_in_vain_changes_nothing(handled: Event) -> None:
 def test_a_clock_that_was_set_keeps_nothing_from_leaving(handled: Event, app: Celery, hours: int) -> None:
     """A row that is due now is due whatever the clock says; a lease in the far future is none."""
     emit(handled)
-    memory.Channel.queues.clear()
+    lose_all()
     age(3600.0 * hours)
     assert Relay(app).step() == 1
 
@@ -284,13 +302,17 @@ def test_retention_keeps_what_is_open_or_young(handled: Event, app: Celery) -> N
     """Old closed rows go with their payloads; dead letters stay until somebody decides."""
     kept = {state: emit(handled).id for state in ("queued", "dead")}
     gone = {state: emit(handled).id for state in ("done", "cancelled")}
+    closed_late = emit(handled).id
     with writing() as connection:
-        for state, emission in (kept | gone).items():
-            connection.execute(
-                deliveries.update().where(deliveries.c.emission == emission).values(state=state, closed_at=now())
-            )
-    assert retention.purge(datetime.now(UTC) - timedelta(minutes=1), ("done", "cancelled")) == 0
-    assert retention.purge(datetime.now(UTC) + timedelta(minutes=1), ("done", "cancelled")) == 2
+        for emission, state in [*((e, s) for s, e in (kept | gone).items()), (closed_late, "done")]:
+            closed = None if state == "queued" else now() - (0 if emission == closed_late else 3600)
+            chosen = deliveries.update().where(deliveries.c.emission == emission)
+            connection.execute(chosen.values(state=state, closed_at=closed))
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    assert retention.purge(tomorrow - timedelta(days=2), ("done", "cancelled")) == 0
+    aged = datetime.now(UTC) - timedelta(minutes=1)
+    assert retention.purge(aged, ("done", "cancelled")) == 0
+    assert retention.purge(tomorrow, ("done", "cancelled")) == 3
     assert {entry.emission for entry in registry.entries()} == set(kept.values())
     with engine().connect() as connection:
         assert connection.scalar(select(func.count()).select_from(emissions)) == 2

@@ -1,15 +1,36 @@
-"""The commands of `celery … nitro`."""
+"""The commands of `celery … nitro`: contract section 10."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, get_args
 
+import click
 import pytest
-from sqlalchemy import create_engine, inspect
+from celery import Celery
+from click.testing import CliRunner, Result
+from sqlalchemy import create_engine, inspect, select, text, update
+
+from nitro import cli
+from nitro.cli import outbox
+from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
+from nitro.infrastructure.events import Namespace, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.line import Line
+from nitro.infrastructure.outbox import claims, registry, relay, retention, versions
+from nitro.infrastructure.outbox.registry import Entry
+from nitro.infrastructure.outbox.tables import State, schema
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0
+TRACE = 'Traceback (most recent call last):\n  File "mail.py", line 3\nConnectionError: no mail today'
 HANDLERS = """
 from nitro import Entity
 
@@ -46,6 +67,7 @@ def test_init_fails_when_the_database_is_away(project: Path) -> None:
     done = nitro("init", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
     assert done.returncode == 1
     assert "127.0.0.1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_unknown_command_is_a_usage_error(project: Path) -> None:
@@ -61,3 +83,479 @@ def test_wrong_setting_is_an_error_at_start(project: Path) -> None:
     assert done.returncode != 0
     assert "NITRO_DELIVERY='twice'" in done.stderr
     assert "at-least-once" in done.stderr
+
+
+def run(*arguments: str, answer: str | None = None) -> Result:
+    """What a command does in this process; an error that it does not know is raised."""
+    return CliRunner().invoke(cli.nitro, arguments, input=answer, catch_exceptions=False)
+
+
+def listed(*arguments: str) -> list[dict[str, Any]]:
+    """What `outbox list` gives a script."""
+    found: list[dict[str, Any]] = json.loads(run("outbox", "list", "--json", *arguments).stdout)
+    return found
+
+
+def entry(task_id: str) -> Entry:
+    """A delivery as it stands."""
+    (found,) = registry.entries(registry.named([task_id]))
+    return found
+
+
+def close(task_id: str, error: str = "") -> str:
+    """Run a delivery as a worker does: to its end, or to an error for good; its id again."""
+    mine = entry(task_id)
+    started = claims.claim(mine.emission, mine.handler, "boot/1")
+    assert isinstance(started, claims.Claim)
+    if error:
+        claims.bury(started, error)
+    else:
+        claims.finish(started)
+    return task_id
+
+
+@dataclass
+class Shop:
+    """Emits to handlers, whose deliveries are queued in memory."""
+
+    events: Namespace = field(default_factory=Namespace)
+    connected: set[str] = field(default_factory=set)
+
+    def queued(self, handler: str = "shop.mail", event: str = "order.placed", **options: Any) -> str:
+        """The id of a delivery to a handler, which is connected at its first."""
+        evt = self.events.event(event)
+        if handler not in self.connected:
+            self.connected.add(handler)
+            on(evt, offload=options or True, name=handler)(lambda sender, **kwargs: None)
+        task_id = emit(evt, "ada", card="4111-1111").offloaded[handler]
+        assert courier.drain(PATIENCE)
+        return task_id
+
+    def done(self, handler: str = "shop.mail") -> str:
+        """The id of one whose handler has finished."""
+        return close(self.queued(handler))
+
+    def dead(self, handler: str = "shop.mail", error: str = TRACE) -> str:
+        """The id of a dead letter."""
+        return close(self.queued(handler), error)
+
+    def waiting(self, handler: str = "shop.mail") -> str:
+        """The id of one that is due, and that no relay has seen."""
+        task_id = self.dead(handler)
+        assert registry.replay(registry.named([task_id])) == 1
+        return task_id
+
+
+@pytest.fixture
+def shop(app: Celery) -> Shop:
+    """A shop with a fresh database."""
+    return Shop()
+
+
+def commands(group: click.Group = cli.nitro, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path}{name} ")
+        else:
+            yield f"{path}{name}", command
+
+
+def test_the_commands_are_light_to_import() -> None:
+    """Every `celery` command imports them, so they load neither celery nor SQL."""
+    heavy = "{'celery', 'kombu', 'sqlmodel', 'sqlalchemy', 'pydantic'}"
+    code = f"import sys, nitro.cli; print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()])
+def test_help_has_an_example(path: str) -> None:
+    """It can be copied: the whole command on one line."""
+    assert f"\n  Example: celery -A tasks nitro {path}" in run(*path.split(), "--help").stdout
+
+
+def test_the_commands_know_every_state() -> None:
+    """Their choices, which are written out so that no SQL is imported for them, are those of the rows."""
+    assert sorted(outbox.OPEN + outbox.CLOSED) == sorted(get_args(State))
+
+
+@pytest.mark.parametrize("arguments", ["init", "outbox list", "relay --once"])
+def test_a_database_that_is_away_is_one_line(shop: Shop, monkeypatch: pytest.MonkeyPatch, arguments: str) -> None:
+    """With its address and without a traceback; the exit code says that something is wrong."""
+    monkeypatch.setenv("NITRO_DB_URL", "postgresql://ada:s3cret@127.0.0.1:9/away")
+    reset()
+    failed = run(*arguments.split())
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("Error: postgresql+psycopg://ada:***@127.0.0.1:9/away: ")
+    assert len(failed.stderr.splitlines()) == 1
+
+
+def test_an_error_that_nobody_expects_is_not_hidden(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug has its traceback."""
+    monkeypatch.setattr(registry, "entries", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("outbox", "list")
+
+
+@pytest.mark.parametrize("arguments", ["init", "outbox list", "relay"])
+def test_tables_of_a_later_version_are_one_line(shop: Shop, arguments: str) -> None:
+    """It says which version there is, which this library knows, and what to do."""
+    create_tables()
+    with writing() as connection:
+        connection.execute(update(schema).values(version=versions.VERSION + 1))
+    reset()
+    failed = run(*arguments.split())
+    assert failed.exit_code == 1
+    assert f"are of version {versions.VERSION + 1}, and this library knows {versions.VERSION}" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+
+
+def test_init_brings_older_tables_up_to_date(database_each: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step, from the version that is there."""
+    create_tables()
+    monkeypatch.setattr(versions, "VERSION", versions.VERSION + 1)
+    monkeypatch.setitem(versions.STEPS, versions.VERSION, ("ALTER TABLE nitro_worker ADD COLUMN pid INTEGER",))
+    assert run("init").exit_code == 0
+    with engine().connect() as connection:
+        assert connection.scalar(select(schema.c.version)) == versions.VERSION
+        assert "pid" in [column["name"] for column in inspect(connection).get_columns("nitro_worker")]
+
+
+@pytest.mark.server
+def test_init_creates_the_tables_of_the_outbox(project: Path, database_server: str) -> None:
+    """On a database server, where nothing else does."""
+    done = nitro("init", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": database_server}, cwd=project)
+    server = create_engine(database_server)
+    try:
+        assert done.returncode == 0, done.stderr
+        assert {"nitro_delivery", "nitro_emission", "parcel"} <= set(inspect(server).get_table_names())
+    finally:
+        with server.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+        server.dispose()
+
+
+def test_list_is_a_table(shop: Shop) -> None:
+    """A line for each delivery: what an operator looks for, and the last line of the error."""
+    task_id = shop.dead()
+    headings, line = run("outbox", "list").stdout.splitlines()
+    assert headings.split() == ["ID", "STATE", "HANDLER", "EVENT", "SENDER", "ATTEMPTS", "WHEN", "ERROR"]
+    assert line.split() == f"{task_id} dead shop.mail order.placed str 1 0s ago ConnectionError: no mail today".split()
+    assert line.index("dead") == headings.index("STATE")
+
+
+def test_list_shows_the_latest_emission_first(shop: Shop) -> None:
+    """What has just happened is on top."""
+    first, second = shop.done(), shop.queued()
+    assert [row["id"] for row in listed()] == [second, first]
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ("--state dead", {"dead"}),
+        ("--state dead --state queued", {"dead", "paid"}),
+        ("--handler shop.stock", {"done"}),
+        ("--event order.paid", {"paid"}),
+        ("--event order.paid --state dead", set()),
+    ],
+)
+def test_list_can_be_narrowed(shop: Shop, filters: str, expected: set[str]) -> None:
+    """By states, by handler and by event; all of them must be met."""
+    made = {
+        shop.dead("shop.mail"): "dead",
+        shop.queued("shop.books", "order.paid"): "paid",
+        close(shop.queued("shop.stock", "order.sent")): "done",
+    }
+    assert {made[row["id"]] for row in listed(*filters.split())} == expected
+
+
+def test_list_is_limited_and_says_so(shop: Shop) -> None:
+    """The latest ones, and a line on stderr that there are more."""
+    _, second, third = shop.done(), shop.done(), shop.done()
+    limited = run("outbox", "list", "--json", "--limit", "2")
+    assert [row["id"] for row in json.loads(limited.stdout)] == [third, second]
+    assert limited.stderr == "only the latest 2 are listed; --limit lists more\n"
+    assert run("outbox", "list", "--limit", "3").stderr == ""
+
+
+def test_list_says_when_a_waiting_one_is_due(shop: Shop) -> None:
+    """In how long, or that it is due."""
+    shop.queued("shop.later", "order.sent", countdown=5400)
+    shop.waiting()
+    due, later = run("outbox", "list").stdout.splitlines()[1:]
+    assert due.split()[6:] == ["due"]
+    assert later.split()[6:] == ["in", "1h"]
+
+
+def test_json_has_all_that_is_known(shop: Shop) -> None:
+    """An object for each delivery, with its whole error; times with their zone."""
+    task_id = shop.dead()
+    (row,) = listed()
+    assert row.keys() == Entry.__dataclass_fields__.keys()
+    assert row["error"] == TRACE
+    closed = entry(task_id).closed
+    assert closed is not None
+    assert row["closed"] == closed.isoformat()
+
+
+def test_json_of_nothing_is_an_empty_array(shop: Shop) -> None:
+    """A script need not ask whether there is anything."""
+    assert listed() == []
+
+
+def test_an_error_cannot_steer_the_terminal(shop: Shop) -> None:
+    """What handlers raise is shown, and not obeyed."""
+    task_id = shop.dead(error="gone\x1b[2J")
+    for shown in (run("outbox", "list"), run("outbox", "show", task_id)):
+        assert r"gone\x1b[2J" in shown.stdout
+        assert "\x1b" not in shown.stdout
+
+
+def test_show_tells_all_about_a_delivery(shop: Shop) -> None:
+    """Every fact that there is, and the error with its traceback."""
+    task_id = shop.dead()
+    *facts, heading, first, second, third = run("outbox", "show", task_id).stdout.splitlines()
+    shown = dict(line.split(maxsplit=1) for line in facts)
+    assert shown.keys() == {name for name, fact in asdict(entry(task_id)).items() if fact is not None} - {"error"}
+    assert (shown["id"], shown["state"], shown["worker"]) == (task_id, "dead", "boot/1")
+    assert heading == "error"
+    assert [line[2:] for line in (first, second, third)] == TRACE.splitlines()
+
+
+def test_show_tells_all_about_an_emission(shop: Shop) -> None:
+    """Each of its deliveries."""
+    shop.queued("shop.mail")
+    task_id = shop.queued("shop.books")
+    shown = json.loads(run("outbox", "show", "--json", entry(task_id).emission).stdout)
+    assert [row["handler"] for row in shown] == ["shop.books", "shop.mail"]
+
+
+def test_show_of_an_unknown_id_is_an_error(shop: Shop) -> None:
+    """It names the id; what it has found of others is shown."""
+    task_id = shop.done()
+    failed = run("outbox", "show", task_id, "o1")
+    assert failed.exit_code == 1
+    assert failed.stderr == "Error: no delivery or emission in the outbox has the id o1\n"
+    assert task_id in failed.stdout
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["show"], ["show", "--json"]])
+def test_values_of_the_payload_are_never_shown(shop: Shop, arguments: list[str]) -> None:
+    """They may be what nobody but the handler should see."""
+    task_id = shop.dead()
+    shown = run("outbox", *arguments, *([task_id] if "show" in arguments else []))
+    assert task_id in shown.stdout
+    assert "4111" not in shown.stdout
+
+
+def test_replay_has_a_dead_letter_run_again(shop: Shop) -> None:
+    """It waits as at the beginning, and the others stay closed."""
+    task_id, other = shop.dead(), shop.dead()
+    replayed = run("outbox", "replay", task_id, "--yes")
+    assert (replayed.exit_code, replayed.stdout) == (0, "run again: 1 delivery\n")
+    assert (entry(task_id).state, entry(task_id).error, entry(other).state) == ("waiting", None, "dead")
+
+
+def test_discard_cancels_a_dead_letter(shop: Shop) -> None:
+    """It keeps its error, and is not dead any more."""
+    task_id, other = shop.dead(), shop.dead()
+    discarded = run("outbox", "discard", task_id, "--yes")
+    assert (discarded.exit_code, discarded.stdout) == (0, "cancelled: 1 delivery\n")
+    assert (entry(task_id).state, entry(task_id).error, entry(other).state) == ("cancelled", TRACE, "dead")
+
+
+BOTH = pytest.mark.parametrize(("command", "then"), [("replay", "waiting"), ("discard", "cancelled")])
+
+
+@BOTH
+def test_dead_letters_of_a_handler_are_meant_by_its_name(shop: Shop, command: str, then: str) -> None:
+    """All of them, and nothing that is done or another's."""
+    mine, mine_too, done, other = shop.dead(), shop.dead(), shop.done(), shop.dead("shop.books")
+    given = run("outbox", command, "--handler", "shop.mail", "--yes")
+    assert given.stdout.endswith("2 deliveries\n")
+    assert [entry(each).state for each in (mine, mine_too, done, other)] == [then, then, "done", "dead"]
+
+
+@BOTH
+def test_an_emission_means_its_dead_letters(shop: Shop, command: str, then: str) -> None:
+    """Its id stands for those of its deliveries that are dead."""
+    shop.queued("shop.books")
+    dead = shop.dead("shop.mail")
+    run("outbox", command, entry(dead).emission, "--yes")
+    states = {each.handler: each.state for each in registry.entries(registry.named([entry(dead).emission]))}
+    assert states == {"shop.books": "queued", "shop.mail": then}
+
+
+@pytest.mark.parametrize(
+    ("command", "state", "then"), [("replay", "done", "waiting"), ("discard", "queued", "cancelled")]
+)
+def test_other_states_are_meant_when_they_are_named(shop: Shop, command: str, state: str, then: str) -> None:
+    """Nothing but dead letters is touched by mistake."""
+    task_id = shop.done() if state == "done" else shop.queued()
+    refused = run("outbox", command, task_id, "--yes")
+    assert (refused.exit_code, entry(task_id).state) == (1, state)
+    assert refused.stderr == f"Error: no such delivery is dead; there are: 1 {state}\n"
+    assert run("outbox", command, task_id, "--state", state, "--yes").exit_code == 0
+    assert entry(task_id).state == then
+
+
+@BOTH
+def test_nothing_given_is_a_usage_error(shop: Shop, command: str, then: str) -> None:
+    """Not everything: it says what to give."""
+    task_id = shop.dead()
+    refused = run("outbox", command, "--yes")
+    assert refused.exit_code == 2
+    assert "give their IDs, --state or --handler" in refused.stderr
+    assert entry(task_id).state == "dead"
+
+
+@pytest.mark.parametrize(("command", "state"), [("replay", "running"), ("discard", "done")])
+def test_a_state_that_it_cannot_change_is_a_usage_error(shop: Shop, command: str, state: str) -> None:
+    """What runs is not replayed, what is done not discarded."""
+    assert run("outbox", command, "--state", state, "--yes").exit_code == 2
+
+
+@BOTH
+def test_none_found_is_an_error(shop: Shop, command: str, then: str) -> None:
+    """So that a script sees a mistyped id."""
+    refused = run("outbox", command, "o1", "--yes")
+    assert refused.exit_code == 1
+    assert refused.stderr == "Error: no such delivery is dead; there are: none at all\n"
+
+
+@BOTH
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
+def test_it_asks_before(shop: Shop, command: str, then: str, answer: str, code: int) -> None:
+    """How many are meant, in which states; without a yes, nothing changes."""
+    task_id = shop.dead()
+    asked = run("outbox", command, "--state", "dead", answer=answer)
+    assert "1 delivery will" in asked.stdout
+    assert "(1 dead)" in asked.stdout
+    assert (asked.exit_code, entry(task_id).state) == (code, "dead" if code else then)
+
+
+def test_a_dead_letter_without_a_payload_cannot_be_replayed(shop: Shop) -> None:
+    """One that was parked because its row was never here: there is nothing to run it with."""
+    facts = {"event": "order.placed", "sender": "ada", "root": None, "parent": None}
+    create_tables()
+    claims.park("e1", "shop.mail", "t1", facts, "its message has no row here")
+    refused = run("outbox", "replay", "t1", "--yes")
+    assert refused.exit_code == 1
+    assert "has no payload" in refused.stderr
+    assert entry("t1").state == "dead"
+
+
+def test_purge_deletes_what_is_done_or_cancelled(shop: Shop) -> None:
+    """What is dead or open stays, and so do its emissions."""
+    done, cancelled, dead, queued = shop.done(), shop.queued(), shop.dead(), shop.queued()
+    registry.discard(registry.named([cancelled]))
+    purged = run("outbox", "purge", "--before", "0m", "--yes")
+    assert (purged.exit_code, purged.stdout) == (0, "deleted: 2 deliveries\n")
+    assert [row["id"] for row in listed()] == [queued, dead]
+    assert done not in {row["id"] for row in listed()}
+
+
+def test_purge_deletes_only_the_states_that_are_named(shop: Shop) -> None:
+    """In place of those that it deletes by itself."""
+    done, _dead = shop.done(), shop.dead()
+    assert run("outbox", "purge", "--before", "0m", "--state", "dead", "--yes").stdout == "deleted: 1 delivery\n"
+    assert [row["id"] for row in listed()] == [done]
+
+
+@pytest.mark.parametrize(("before", "left"), [("1m", 1), ("1h", 1), ("1d", 1), ("2020-01-01", 1), ("2999-12-31", 0)])
+def test_purge_leaves_what_was_emitted_later(shop: Shop, before: str, left: int) -> None:
+    """An age counts back from now, a date is that day's begin."""
+    shop.done()
+    assert run("outbox", "purge", "--before", before, "--yes").exit_code == 0
+    assert len(listed()) == left
+
+
+@pytest.mark.parametrize(
+    ("before", "age"), [("14d", timedelta(days=14)), ("12h", timedelta(hours=12)), ("30m", timedelta(minutes=30))]
+)
+def test_an_age_counts_back_from_now(before: str, age: timedelta) -> None:
+    """In days, hours or minutes."""
+    moment = outbox.Moment().convert(before, None, None)
+    assert timedelta(0) <= datetime.now(UTC) - age - moment < timedelta(seconds=PATIENCE)
+
+
+def test_a_date_is_its_begin_in_utc() -> None:
+    """Wherever the operator sits."""
+    assert outbox.Moment().convert("2026-01-31", None, None) == datetime(2026, 1, 31, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "before", ["14", "14x", "d", "-1d", "1.5d", "14d ", "²d", "9" * 9 + "d", "2026-02-30", "20260131"]
+)
+def test_another_moment_is_a_usage_error(shop: Shop, before: str) -> None:
+    """It names the value and what is allowed."""
+    shop.done()
+    refused = run("outbox", "purge", f"--before={before}", "--yes")
+    assert refused.exit_code == 2
+    assert f"{before!r} is neither an age such as 14d, 12h or 30m, nor a date such as 2026-01-31" in refused.stderr
+    assert len(listed()) == 1
+
+
+def test_purge_goes_on_until_all_are_gone(shop: Shop) -> None:
+    """In short transactions, of which one does not do."""
+    on(shop.events.event("order.placed"), offload=True, name="shop.mail")(lambda sender: None)
+    with transaction():
+        for _ in range(retention.AT_ONCE + 1):
+            emit(shop.events.event("order.placed"))
+    registry.discard(registry.in_states(["queued"]))
+    purged = run("outbox", "purge", "--before", "0m", "--yes")
+    assert purged.stdout == f"deleted: {retention.AT_ONCE + 1} deliveries\n"
+    assert listed() == []
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1)])
+def test_purge_asks_before(shop: Shop, answer: str, left: int) -> None:
+    """What it would delete; without a yes, nothing is."""
+    shop.done()
+    asked = run("outbox", "purge", "--before", "2999-12-31", answer=answer)
+    assert "Delete what was emitted before 2999-12-31 00:00 UTC and is done or cancelled?" in asked.stdout
+    assert (asked.exit_code, len(listed())) == (left, left)
+
+
+def test_relay_once_moves_all_that_is_due(
+    shop: Shop, sent: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch after batch, until nothing is."""
+    monkeypatch.setattr(relay, "MOST", 2)
+    due = {shop.waiting() for _ in range(5)}
+    sent()
+    moved = run("relay", "--once")
+    assert (moved.exit_code, moved.stdout) == (0, "moved to the broker: 5\n")
+    assert {message.id for message in sent()} == due
+
+
+def test_relay_once_leaves_what_is_not_due(shop: Shop, sent: Callable[..., list[Any]]) -> None:
+    """It does not wait for that."""
+    task_id = shop.queued("shop.later", countdown=3600)
+    sent()
+    moved = run("relay", "--once")
+    assert (moved.exit_code, moved.stdout) == (0, "moved to the broker: 0\n")
+    assert (sent(), entry(task_id).state) == ([], "waiting")
+
+
+def test_relay_once_fails_when_the_broker_is_away(shop: Shop, make_app: Callable[..., Celery]) -> None:
+    """In one line that says why; what waits, waits as before."""
+    task_id = shop.waiting()
+    bind(make_app(broker_url="amqp://127.0.0.1:1//"))
+    failed = run("relay", "--once")
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("Error: the broker is away: ")
+    assert "refused" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert (entry(task_id).state, entry(task_id).publications) == ("waiting", 0)
+
+
+def test_relay_once_fails_when_the_broker_goes_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after it has answered; what it has not taken waits."""
+    task_id = shop.waiting()
+    monkeypatch.setattr(Line, "publish", lambda line, batch: ConnectionResetError("gone"))
+    failed = run("relay", "--once")
+    assert failed.exit_code == 1
+    assert failed.stderr == "Error: the broker is away: it has taken 0 deliveries, and the others wait as before\n"
+    assert entry(task_id).state == "waiting"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from celery import Celery, _state
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _lock = Lock()
+adopted: list[Callable[[Celery], None]] = []
+"""Who equips each app that is bound."""
+
 _bound: list[Celery] = []
 _own: list[Celery] = []
 
@@ -33,6 +37,8 @@ def bind(app: Celery, engine: Engine | None = None) -> Celery:
     Settings.load()
     dispatcher()
     prepare(app)
+    for tell in adopted:
+        tell(app)
     if engine is not None:
         use_engine(engine)
     _bound[:] = [app]

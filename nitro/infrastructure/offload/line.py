@@ -68,21 +68,21 @@ class Line:
         if self._is_amqp:
             how |= {"mandatory": True, "confirm_timeout": CONFIRM}
         fault: Exception | None = None
-        left = []
+        left: set[str] = set()
         try:
             with self._producer.batch():
                 for parcel in batch.parcels:
                     try:
                         parcel.publish(self.app, **how)
-                        left.append(parcel)
+                        left.add(parcel.task_id)
                     except Exception as error:
                         if self.is_broken_by(error):
                             raise
                         fault = fault or error
         except Exception as error:  # noqa: BLE001  # the caller decides what it means
             fault = error
-            left = [] if self._producer.supports_batch_publish else left
-        batch.open = [parcel for parcel in batch.parcels if parcel not in left]
+            left = set() if self._producer.supports_batch_publish else left
+        batch.open = [parcel for parcel in batch.parcels if parcel.task_id not in left]
         return fault
 
     def is_broken_by(self, error: BaseException) -> bool:
@@ -102,10 +102,13 @@ def sizes(app: Celery, queues: Iterable[str]) -> dict[str, int]:
     """How many messages are ready in each queue of the app's broker; 0 where there is no such queue.
 
     Raises:
-        Exception: the broker does not answer; what the transport raises.
+        ConnectionError: the broker does not answer.
     """
     with app.connection_for_read(transport_options=line_options(app)) as connection:
-        return {queue: _size(connection, queue) for queue in queues}
+        try:
+            return {queue: _size(connection, queue) for queue in queues}
+        except (*connection.connection_errors, OperationalError) as error:
+            raise ConnectionError(f"the broker does not answer: {error}") from error
 
 
 def _size(connection: Any, queue: str) -> int:

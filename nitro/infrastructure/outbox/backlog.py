@@ -141,7 +141,8 @@ def _waits() -> ColumnElement[bool]:
 
 
 def _queued() -> dict[str, Any]:
-    return {"state": QUEUED, "published_at": now(), "due_at": now() + lease(), "publications": _c.publications + 1}
+    anew = {"published_at": now(), "started_at": None, "publications": _c.publications + 1}
+    return {"state": QUEUED, "due_at": now() + lease(), **anew}
 
 
 def _keys(rows: Iterable[Any]) -> list[tuple[str, str]]:

@@ -120,7 +120,7 @@ def revoke(task_ids: Sequence[str], *, running: bool = False) -> int:
     """Cancel those with these Celery task ids that have not started, or that were ended while they ran; how many."""
     states = OPEN if running else (WAITING, QUEUED)
     with writing() as connection:
-        return connection.execute(_cancelled(_c.id.in_(task_ids), _c.state.in_(OPEN), states=states)).rowcount
+        return connection.execute(_cancelled(_c.closed_at.is_(None), _c.id.in_(task_ids), states=states)).rowcount
 
 
 def discard(*conditions: ColumnElement[bool]) -> int:

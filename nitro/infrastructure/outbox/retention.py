@@ -31,13 +31,16 @@ def sweep() -> int:
 
 
 def purge(before: datetime, states: tuple[str, ...], most: int = AT_ONCE) -> int:
-    """Delete closed deliveries that were emitted before a moment; how many.
+    """Delete deliveries that were closed before a moment; how many.
 
-    Ids of emissions are UUIDv7, which sort by time (RFC 9562), so that no further index is needed.
+    They were emitted before it too, and ids of emissions are UUIDv7, which sort by time (RFC 9562): no further index.
     """
     d, boundary = deliveries.c, f"{int(before.timestamp() * 1000):012x}"
     boundary = f"{boundary[:8]}-{boundary[8:]}"
-    old = select(d.emission, d.handler).where(d.emission < boundary, d.state.in_(states)).limit(most)
+    old = select(d.emission, d.handler).where(
+        d.emission < boundary, d.state.in_(states), d.closed_at < before.timestamp()
+    )
+    old = old.limit(most)
     with writing() as connection:
         keys = [tuple(row) for row in connection.execute(old)]
         if not keys:

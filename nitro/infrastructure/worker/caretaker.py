@@ -17,7 +17,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox import census, claims, registry
-from nitro.infrastructure.outbox.relay import RelayThread
+from nitro.infrastructure.outbox.relay import Relay
+from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.worker import identity, reports
 from nitro.infrastructure.worker.request import HandlerRequest
@@ -26,6 +27,8 @@ logger = logging.getLogger("nitro.worker")
 
 BEAT = 3.0
 """Seconds between two beats."""
+LOOK_AGAIN = 1.0
+"""Seconds between two looks at what is to be seen to, when nobody reports."""
 GRACE = 25.0
 """Seconds after which a worker that is asked to stop cuts short what it runs; Kubernetes kills after 30.
 
@@ -49,28 +52,34 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._worker = worker
         self._beaten = -BEAT
         self._revoked: set[str] = set()
-        self.relay = RelayThread(ends=False, beside=self._see_to_it, relays=not without_relay)
+        self._watch, self._relay = Ticker("nitro-caretaker"), Ticker("nitro-relay")
+        self._relays = not without_relay
         super().__init__(worker)
 
     def start(self, _worker: Any) -> None:
         """Begin, when the pool's processes are there: a thread would not survive their fork."""
-        reports.heard_by(self.relay.nudge)
+        reports.heard_by(self._watch.nudge, self._relay.nudge)
         worker_shutting_down.connect(self._hurry)
         worker_shutdown.connect(self._leave)
-        self.relay.start(self._worker.app)
+        self._watch.start(self._see_to_it)
+        if self._relays:
+            self._relay.start(Relay(self._worker.app).tick)
 
     def stop(self, _worker: Any) -> None:
         """Go on: the pool stops after this, and what it leaves is seen to at the end."""
 
     terminate = stop
 
-    def _see_to_it(self) -> None:
+    def _see_to_it(self) -> float:
+        """On a thread of its own, so that no broker that hangs keeps it from saying that this worker lives."""
         ensure_current()
         if monotonic() - self._beaten >= BEAT:
             census.beat(self.boot, str(self._worker.hostname))
             self._beaten = monotonic()
         self._cancel_revoked()
-        reports.act()
+        if reports.act():
+            self._relay.nudge()
+        return LOOK_AGAIN
 
     def _cancel_revoked(self) -> None:
         """`revoke` reaches a worker's memory only; here it reaches the rows, which outlive it."""
@@ -108,7 +117,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         """The pool has ended: give back what it was running, and leave the census."""
         worker_shutdown.disconnect(self._leave)
         worker_shutting_down.disconnect(self._hurry)
-        self.relay.stop(LEAVE)
+        self._relay.stop(LEAVE)
+        self._watch.stop(LEAVE)
         courier.drain(LEAVE)
         try:
             reports.act()

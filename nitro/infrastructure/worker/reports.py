@@ -11,25 +11,28 @@ _reports: deque[Callable[[], object]] = deque()
 _nudges: list[Nudge] = []
 
 
-def heard_by(nudge: Nudge) -> None:
+def heard_by(caretaker: Nudge, relay: Nudge) -> None:
     """Say whom to nudge, in so many seconds at the latest."""
-    _nudges[:] = [nudge]
+    _nudges[:] = [caretaker, relay]
 
 
 def report(what: Callable[[], object]) -> None:
     """Have this done on the database soon."""
     _reports.append(what)
-    nudge(0.0)
+    for caretaker in _nudges[:1]:
+        caretaker(0.0)
 
 
-def nudge(after: float) -> None:
-    """Have the relay look at the table in so many seconds at the latest."""
-    for hear in _nudges:
-        hear(after)
+def expect(after: float) -> None:
+    """Say that a row is due in so many seconds."""
+    for relay in _nudges[1:]:
+        relay(after)
 
 
-def act() -> None:
-    """Do all that was reported; what fails is done again next time."""
+def act() -> bool:
+    """Do all that was reported, and say whether there was anything; what fails is done again next time."""
+    acted = bool(_reports)
     while _reports:
         _reports[0]()
         _reports.popleft()
+    return acted

@@ -66,7 +66,7 @@ class HandlerRequest:
         cast(Any, super()).on_retry(exc_info)
         when = getattr(_bare(exc_info), "when", None)
         if self.tracked and isinstance(when, int | float):
-            reports.nudge(when)
+            reports.expect(when)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         """It failed; where its process died with it, its promise says whether it runs again."""

@@ -19,7 +19,7 @@ from celery.utils.time import get_exponential_backoff_interval
 from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.offload.app import is_used
+from nitro.infrastructure.offload.app import adopted, is_used
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
 from nitro.infrastructure.offload.message import KEY, Message
@@ -198,6 +198,9 @@ def wire() -> None:
     worker_process_shutdown.connect(_send_what_is_in_hand, weak=False)
     task_unknown.connect(_report_unknown, weak=False)
     connect_on_app_finalize(_register_all)
+    adopted.append(caretaker.attach)
+    for app in _state._get_active_apps():
+        caretaker.attach(app)  # before the command line reads the options of a worker
     for app in _finalized():
         _register_all(app)
     announce.append(_register_late)

@@ -95,6 +95,13 @@ def hopeless(sender: str, key: str) -> None:
     raise ConnectionError("never")
 
 
+@on("mended", offload={"max_retries": 0})
+def mended(sender: str, key: str) -> None:
+    note(key)
+    if not (FOLDER / f"{key}.go").exists():
+        raise ConnectionError("not yet")
+
+
 @on("expected", offload={"throws": (LookupError,)})
 def expected(sender: str, key: str) -> None:
     note(key)

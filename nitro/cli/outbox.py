@@ -1,0 +1,214 @@
+"""`nitro outbox`: what is waiting, running, done or dead, and what an operator may do with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nitro.cli import listing
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
+OPEN = ("waiting", "queued", "running")
+CLOSED = ("done", "dead", "cancelled")
+GIVEN_UP = ("waiting", "queued", "dead")
+"""States that `discard` can end."""
+
+UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+
+Command = Callable[..., None]
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment in UTC: so long ago, or the begin of a day."""
+
+    name = "age or date"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The moment that a text means.
+
+        Raises:
+            BadParameter: it means none; names it and what is allowed.
+        """
+        try:
+            return _moment(value)
+        except (ValueError, OverflowError) as error:
+            allowed = "an age such as 14d, 12h or 30m, nor a date such as 2026-01-31"
+            raise click.BadParameter(f"{value!r} is neither {allowed}", ctx, param) from error
+
+
+def _moment(text: str) -> datetime:
+    if age := re.fullmatch(r"([0-9]+)([dhm])", text):
+        return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        raise ValueError(text)
+    return datetime.combine(date.fromisoformat(text), time(), UTC)
+
+
+@click.group("outbox")
+def commands() -> None:
+    """What is waiting, running, done or dead."""
+
+
+def _state(allowed: Sequence[str], **settings: Any) -> Callable[[Command], Command]:
+    help_ = settings.pop("help", "Only in this state; may be given several times.")
+    return click.option("--state", "states", multiple=True, type=click.Choice(allowed), help=help_, **settings)
+
+
+_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+_handler = click.option("--handler", metavar="NAME", help="Only to this handler.")
+_json = click.option("--json", "json", is_flag=True, help="For scripts: an array of objects.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@commands.command("list")
+@_state(OPEN + CLOSED)
+@_handler
+@click.option("--event", metavar="NAME", help="Only of this event.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@_json
+def list_(states: Sequence[str], handler: str | None, event: str | None, limit: int, json: bool) -> None:
+    """List deliveries, the latest emission first.
+
+    \b
+    Example: celery -A tasks nitro outbox list --state dead --state waiting
+    """
+    from nitro.infrastructure.outbox import registry
+
+    conditions = _conditions((), states, handler)
+    if event is not None:
+        conditions.append(registry.of_event(event))
+    entries = registry.entries(*conditions, limit=limit + 1)
+    listed = entries[:limit]
+    click.echo(listing.as_json(listed) if json else listing.as_table(listed))
+    if listed != entries:
+        click.echo(f"only the latest {limit} are listed; --limit lists more", err=True)
+
+
+@commands.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@_json
+def show(ids: Sequence[str], json: bool) -> None:
+    """Show all about deliveries.
+
+    An ID is that of a delivery, which is its Celery task id, or of an emission.
+
+    \b
+    Example: celery -A tasks nitro outbox show 0192f0c1-7a00-7000-8000-000000000000
+    """
+    from nitro.infrastructure.outbox import registry
+
+    entries = registry.entries(registry.named(ids))
+    unknown = set(ids).difference(*((entry.id, entry.emission) for entry in entries))
+    if entries or json:
+        click.echo(listing.as_json(entries) if json else "\n\n".join(map(listing.in_full, entries)))
+    if unknown:
+        raise click.ClickException(f"no delivery or emission in the outbox has the id {', '.join(sorted(unknown))}")
+
+
+@commands.command()
+@_ids
+@_state(CLOSED, help="In this state; dead unless given.")
+@_handler
+@_yes
+def replay(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: bool) -> None:
+    """Have dead letters, or other closed deliveries, run again.
+
+    They keep their idempotency key, and have all their retries again. An ID is that of a delivery or of an emission.
+
+    \b
+    Example: celery -A tasks nitro outbox replay --handler shop.mail.confirm
+    """
+    from nitro.infrastructure.outbox import registry
+
+    matching = _asked_for(ids, states, handler, "run again", yes)
+    replayed = registry.replay(*matching)
+    if not replayed:
+        raise click.ClickException("nothing runs again: what was found has no payload, or has changed meanwhile")
+    click.echo(f"run again: {listing.deliveries(replayed)}")
+
+
+@commands.command()
+@_ids
+@_state(GIVEN_UP, help="In this state; dead unless given.")
+@_handler
+@_yes
+def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: bool) -> None:
+    """Cancel dead letters, or deliveries that have not started.
+
+    An ID is that of a delivery or of an emission.
+
+    \b
+    Example: celery -A tasks nitro outbox discard --state waiting --handler shop.mail.confirm
+    """
+    from nitro.infrastructure.outbox import registry
+
+    matching = _asked_for(ids, states, handler, "be cancelled", yes)
+    discarded = registry.discard(*matching)
+    if not discarded:
+        raise click.ClickException("nothing is cancelled: what was found has changed meanwhile")
+    click.echo(f"cancelled: {listing.deliveries(discarded)}")
+
+
+@commands.command()
+@click.option("--before", required=True, type=Moment(), help="Emitted before: 14d, 12h, 30m ago, or a date (UTC).")
+@_state(CLOSED, default=("done", "cancelled"), show_default=True)
+@_yes
+def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
+    """Delete closed deliveries.
+
+    \b
+    Example: celery -A tasks nitro outbox purge --before 14d --state done
+    """
+    from nitro.infrastructure.outbox.retention import purge as delete
+    from nitro.infrastructure.outbox.versions import ensure_current
+
+    ensure_current()
+    what = f"what was emitted before {before:%Y-%m-%d %H:%M} UTC and is {' or '.join(states)}"
+    if not yes:
+        click.confirm(f"Delete {what}?", abort=True)
+    deleted = 0
+    while some := delete(before, tuple(states)):
+        deleted += some
+    click.echo(f"deleted: {listing.deliveries(deleted)}")
+
+
+def _asked_for(
+    ids: Sequence[str], states: Sequence[str], handler: str | None, fate: str, yes: bool
+) -> list[ColumnElement[bool]]:
+    """The conditions on deliveries that an operator means, once he has agreed to what becomes of them.
+
+    Raises:
+        UsageError: he has named none.
+        ClickException: there are none.
+        Abort: he does not agree.
+    """
+    from nitro.infrastructure.outbox import registry
+
+    if not (ids or states or handler):
+        raise click.UsageError("say which deliveries: give their IDs, --state or --handler")
+    states = states or ("dead",)
+    matching = _conditions(ids, states, handler)
+    found = registry.tally(*matching)
+    if not found:
+        others = listing.by_state(registry.tally(*_conditions(ids, (), handler)))
+        raise click.ClickException(f"no such delivery is {' or '.join(states)}; there are: {others or 'none at all'}")
+    if not yes:
+        number = sum(found.values())
+        click.confirm(f"{listing.deliveries(number)} will {fate} ({listing.by_state(found)}). Go on?", abort=True)
+    return matching
+
+
+def _conditions(ids: Sequence[str], states: Sequence[str], handler: str | None) -> list[ColumnElement[bool]]:
+    from nitro.infrastructure.outbox import registry
+
+    return [
+        *([registry.named(ids)] if ids else []),
+        *([registry.in_states(states)] if states else []),
+        *([registry.of_handler(handler)] if handler is not None else []),
+    ]

@@ -1,0 +1,86 @@
+"""`nitro relay`: moves what waits in the outbox to the broker, until it is told to stop or until nothing is due."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nitro.cli.project import app_of, load
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+LEAVE = 5.0
+"""Seconds for the step that it is in when it is told to stop."""
+
+
+@click.command("relay")
+@click.option("--once", is_flag=True, help="Until nothing is due any more; fails if the broker is away.")
+@click.pass_context
+def command(ctx: click.Context, once: bool) -> None:
+    """Move waiting deliveries to the broker.
+
+    A running worker does that too. This runs until SIGINT or SIGTERM, and waits for a broker that is away.
+
+    \b
+    Example: celery -A tasks nitro relay --once
+    """
+    from nitro.infrastructure.outbox.versions import ensure_current
+
+    load()
+    ensure_current()
+    app = app_of(ctx)
+    if once:
+        click.echo(f"moved to the broker: {_move_what_is_due(app)}")
+    else:
+        _relay_until_told(app)
+
+
+def _move_what_is_due(app: Celery) -> int:
+    """Publish all that is due; how many deliveries."""
+    from nitro.infrastructure.offload.line import Line
+
+    line = Line(app)
+    try:
+        line.check()
+        return _publish_all(app)
+    except Exception as error:
+        if not line.is_broken_by(error):
+            raise
+        raise click.ClickException(f"the broker is away: {' '.join(str(error).split())}") from error
+    finally:
+        line.close()
+
+
+def _publish_all(app: Celery) -> int:
+    from nitro.infrastructure.offload.courier import courier
+    from nitro.infrastructure.outbox import backlog
+    from nitro.infrastructure.outbox.relay import Relay
+
+    relay = Relay(app)
+    moved = relay.step()
+    while backlog.due():
+        if not courier.ready:
+            raise ConnectionError(f"it has taken {moved} deliveries, and the others wait as before")
+        moved += relay.step()
+    return moved
+
+
+def _relay_until_told(app: Celery) -> None:
+    import logging
+    import signal
+    from queue import SimpleQueue
+
+    from nitro.infrastructure.outbox.relay import Relay
+    from nitro.infrastructure.outbox.ticker import Ticker
+
+    told: SimpleQueue[int] = SimpleQueue()  # unlike an Event's set(), its put() may interrupt the thread that waits
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: told.put(received))
+    app.log.setup(loglevel=logging.INFO)
+    relay = Ticker("nitro-relay")
+    relay.start(Relay(app).tick)
+    click.echo("relays until SIGINT or SIGTERM")
+    told.get()
+    relay.stop(LEAVE)
