@@ -99,7 +99,7 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     yield
     courier.drain(PATIENCE)
     emitters.stop(PATIENCE)
-    emitters._forget()
+    emitters._ticker._forget()
     for app in (*apps._bound, *apps._own):
         app.close()
     memory.Channel.queues.clear()
@@ -195,13 +195,24 @@ def working(app: Celery, pool: str = "solo", concurrency: int = 1) -> Iterator[O
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcomes]]:
+def work_for_a_while(quick_memory: None) -> Callable[..., Any]:
+    """Starts a worker in this process that ends with a block: `with work_for_a_while(app) as outcomes:`."""
+    return working
+
+
+@pytest.fixture
+def work(quick_memory: None) -> Iterator[Callable[..., Outcomes]]:
     """Starts a worker in this process, for an app and the handlers declared so far; it ends with the test."""
+    with ExitStack() as workers:
+        yield lambda app, **options: workers.enter_context(working(app, **options))
+
+
+@pytest.fixture
+def quick_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the memory broker look for messages more often than once a second."""
     drain = memory.Transport.drain_events
 
     def drain_quickly(transport: Any, connection: Any, timeout: float | None = None) -> None:
         drain(transport, connection, timeout=LOOK_AGAIN)
 
     monkeypatch.setattr(memory.Transport, "drain_events", drain_quickly)
-    with ExitStack() as workers:
-        yield lambda app, **options: workers.enter_context(working(app, **options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,18 +11,22 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import Ignore, Reject
+from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 from waiting import until
 
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import NotTracked
 from nitro.infrastructure import failpoints
-from nitro.infrastructure.database import transaction, writing
+from nitro.infrastructure.database import engine, transaction, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import Offload, cancel, current_delivery
 from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox import registry
-from nitro.infrastructure.outbox.tables import deliveries, emissions
+from nitro.infrastructure.outbox import claims, registry
+from nitro.infrastructure.outbox.claims import Claim, claim
+from nitro.infrastructure.outbox.tables import deliveries, emissions, workers
 from nitro.infrastructure.worker import attempt as attempts
+from nitro.infrastructure.worker import caretaker, identity
 
 Work = Callable[..., Any]
 Sent = Callable[..., list[Any]]
@@ -353,10 +358,6 @@ def test_a_database_that_is_away_delays_a_run(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the claim nor the close gives up; the handler runs once."""
-    from sqlalchemy.exc import OperationalError
-
-    from nitro.infrastructure.outbox import claims
-
     ran: list[str] = []
     away = {"claim": 2, "finish": 2}
 
@@ -434,3 +435,51 @@ def test_a_forged_message_runs_nothing_that_was_not_committed(evt: Event, app: C
     entry("done")
     until(lambda: ran)
     assert ran == ["ada"]
+
+
+def test_a_run_that_nobody_knows_of_is_taken_back(
+    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker lives, but no task of it is about that run: it does not stay `running` for ever."""
+    monkeypatch.setattr(caretaker, "COUNT", 0.1)
+    on(evt, offload={"queue": "elsewhere"}, name="shop.a")(lambda sender: None)
+    emission = emit(evt, "ada")
+    work(app)
+    assert isinstance(claim(emission.id, "shop.a", f"{identity.boot()}/1-1"), Claim)
+    until(lambda: entry().losses == 1)
+    assert "without a word" in str(entry().error)
+
+
+def test_a_run_that_takes_long_is_not_taken_back(
+    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker knows of it."""
+    looks: list[int] = []
+    monkeypatch.setattr(caretaker, "COUNT", 0.05)
+    running = claims.running
+    monkeypatch.setattr(claims, "running", lambda boot: looks.append(1) or running(boot))
+
+    @on(evt, offload=True, name="shop.a")
+    def handler(sender: str) -> None:
+        before = len(looks)
+        until(lambda: len(looks) > before + 3)
+
+    work(app, pool="threads")
+    emit(evt, "ada")
+    assert (entry("done").attempts, entry().losses) == (1, 0)
+
+
+def test_a_worker_that_has_ended_leaves_nothing_behind(evt: Event, app: Celery, work_for_a_while: Any) -> None:
+    """Neither a thread nor a place in the census, however it was told to end."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    with work_for_a_while(app) as worker:
+        worker.only(emit(evt, "ada"))
+        until(lambda: census_size() == 1)
+    assert census_size() == 0
+    assert not {"nitro-caretaker", "nitro-relay"} & {thread.name for thread in threading.enumerate()}
+
+
+def census_size() -> int:
+    """How many workers count themselves as alive."""
+    with engine().connect() as connection:
+        return int(connection.scalar(select(func.count()).select_from(workers)) or 0)

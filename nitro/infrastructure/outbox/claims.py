@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Double, and_, case, insert, literal, or_, select, update
 
 from nitro.errors import DeliveryLost
-from nitro.infrastructure.database import writing
+from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.outbox.rows import due_after, payload
 from nitro.infrastructure.outbox.tables import (
     DEAD,
@@ -184,6 +184,19 @@ def misdirected(emission: str, handler: str, seconds: float, most: int, error: s
     }
     with writing() as connection:
         connection.execute(update(deliveries).where(_is(emission, handler), c.state == QUEUED).values(values))
+
+
+def running(worker: str) -> set[tuple[str, int]]:
+    """Id and attempt of each run in the processes of a worker."""
+    c = deliveries.c
+    with engine().connect() as connection:
+        found = connection.execute(select(c.id, c.attempts).where(is_open(RUNNING), runs_of(worker)))
+        return {(row.id, row.attempts) for row in found}
+
+
+def attempt_of(task_id: str, attempt: int) -> ColumnElement[bool]:
+    """That run of the delivery with this id."""
+    return (deliveries.c.id == task_id) & (deliveries.c.attempts == attempt)
 
 
 def run_in(emission: str, handler: str, process: str) -> ColumnElement[bool]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from nitro.errors import DeliveryLost
@@ -115,10 +115,13 @@ def _persistently(act: Callable[[], T], before_again: Callable[[], object] = lam
             if failed:
                 before_again()
             return act()
+        except SoftTimeLimitExceeded:
+            logger.warning("the soft time limit came when the handler was not running, and is ignored")
+            failed = True
         except (OperationalError, InterfaceError) as error:
             logger.warning("the database is away, and a delivery waits for it: %s", error.orig)
             failed = True
-        time.sleep(AGAIN)
+            time.sleep(AGAIN)
 
 
 def _refuse(refusal: Refusal, message: Message, task: Any) -> None:

@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_shutdown, worker_shutting_down
+from celery.signals import worker_shutting_down
 from celery.worker import state
 from click import Option
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -29,6 +31,8 @@ BEAT = 3.0
 """Seconds between two beats."""
 LOOK_AGAIN = 1.0
 """Seconds between two looks at what is to be seen to, when nobody reports."""
+COUNT = 10.0
+"""Seconds between two looks at runs of this worker that it knows nothing of."""
 GRACE = 25.0
 """Seconds after which a worker that is asked to stop cuts short what it runs; Kubernetes kills after 30.
 
@@ -52,6 +56,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._worker = worker
         self._beaten = -BEAT
         self._revoked: set[str] = set()
+        self._orphans: set[tuple[str, int]] = set()
+        self._counted = monotonic()
         self._watch, self._relay = Ticker("nitro-caretaker"), Ticker("nitro-relay")
         self._relays = not without_relay
         super().__init__(worker)
@@ -60,7 +66,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         """Begin, when the pool's processes are there: a thread would not survive their fork."""
         reports.heard_by(self._watch.nudge, self._relay.nudge)
         worker_shutting_down.connect(self._hurry)
-        worker_shutdown.connect(self._leave)
+        blueprint = self._worker.blueprint  # whose steps end in reverse, this one before the pool
+        blueprint.on_stopped = partial(self._stopped, blueprint.on_stopped)
         self._watch.start(self._see_to_it)
         if self._relays:
             self._relay.start(Relay(self._worker.app).tick)
@@ -76,6 +83,9 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         if monotonic() - self._beaten >= BEAT:
             census.beat(self.boot, str(self._worker.hostname))
             self._beaten = monotonic()
+        if monotonic() - self._counted >= COUNT:
+            self._counted = monotonic()
+            self._take_back_orphans()
         self._cancel_revoked()
         if reports.act():
             self._relay.nudge()
@@ -87,6 +97,14 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         if new := revoked - self._revoked:
             registry.revoke(sorted(new))
         self._revoked = revoked
+
+    def _take_back_orphans(self) -> None:
+        """Runs that no task of this worker is about, seen so twice: whatever went wrong, none must stay for ever."""
+        active = {str(request.id) for request in state.active_requests}
+        orphans = {run for run in claims.running(self.boot) if run[0] not in active}
+        for run in orphans & self._orphans:
+            claims.lose(claims.attempt_of(*run), "its run ended without a word")
+        self._orphans = orphans
 
     def _hurry(self, **_signal: Any) -> None:
         soft = float(self._worker.app.conf.worker_soft_shutdown_timeout or 0)
@@ -113,9 +131,12 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         pool = getattr(self._worker.pool, "_pool", None)
         return [process.pid for process in getattr(pool, "_pool", None) or () if getattr(process, "pid", None)]
 
-    def _leave(self, **_signal: Any) -> None:
+    def _stopped(self, then: Callable[[], None]) -> None:
+        then()
+        self._leave()
+
+    def _leave(self) -> None:
         """The pool has ended: give back what it was running, and leave the census."""
-        worker_shutdown.disconnect(self._leave)
         worker_shutting_down.disconnect(self._hurry)
         self._relay.stop(LEAVE)
         self._watch.stop(LEAVE)

@@ -53,7 +53,7 @@ class HandlerRequest:
         request = cast(Any, self)
         if request.request_dict.get(DELIVERY_HEADER) not in TRACKED:
             return None
-        return str(request.kwargs[KEY]["emission"])
+        return emission_in(request.kwargs)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool took it: the last moment to acknowledge what must not run twice."""
@@ -124,6 +124,13 @@ class HandlerRequest:
         """What `inspect` answers: the readable forms of the arguments, never the payload."""
         shown: dict[str, Any] = cast(Any, super()).info(safe=True)
         return shown
+
+
+def emission_in(kwargs: Any) -> str | None:
+    """The emission that the kwargs of a message name; whatever a message may carry."""
+    envelope = kwargs.get(KEY) if isinstance(kwargs, dict) else None
+    emission = envelope.get("emission") if isinstance(envelope, dict) else None
+    return emission if isinstance(emission, str) else None
 
 
 def _bare(exc_info: Any) -> BaseException:

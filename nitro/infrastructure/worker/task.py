@@ -30,7 +30,7 @@ from nitro.infrastructure.worker import caretaker, reports
 from nitro.infrastructure.worker.attempt import attempt, claimed
 from nitro.infrastructure.worker.coroutines import unwind_on_termination
 from nitro.infrastructure.worker.execution import execute
-from nitro.infrastructure.worker.request import HandlerRequest
+from nitro.infrastructure.worker.request import HandlerRequest, emission_in
 from nitro.settings import Settings
 
 logger = logging.getLogger("nitro.worker")
@@ -218,13 +218,12 @@ def _import_handlers(**_signal: object) -> None:
 
 def _report_unknown(name: str, message: Any, **_signal: Any) -> None:
     """A message that this worker has no handler for, which Celery drops: if it is tracked, its row takes it back."""
-    if message.headers.get(DELIVERY_HEADER) in TRACKED:
-        _, kwargs, _ = message.decode()
+    body = message.decode()
+    emission = emission_in(body[1] if isinstance(body, list | tuple) and len(body) > 1 else None)
+    if message.headers.get(DELIVERY_HEADER) in TRACKED and emission is not None:
         error = "unknown to the worker that took it: is its module among NITRO_HANDLERS?"
-        retries = message.headers.get("retries") or 0
-        pause = get_exponential_backoff_interval(1, retries, RETRIES["retry_backoff_max"])
-        most = RETRIES["max_retries"]
-        reports.report(partial(claims.misdirected, kwargs[KEY]["emission"], name, pause, most, error))
+        pause = get_exponential_backoff_interval(1, message.headers.get("retries") or 0, RETRIES["retry_backoff_max"])
+        reports.report(partial(claims.misdirected, emission, name, pause, RETRIES["max_retries"], error))
 
 
 def _register_all(app: Celery) -> None:
