@@ -20,7 +20,12 @@ NitroError
 ├── WrongThread           (RuntimeError) a blocking wait on the thread of the loop it waits for
 ├── TransactionError      (RuntimeError) `transaction()` used in a way that cannot work
 ├── DispatchError         (RuntimeError) offloaded handlers could not be published
-└── NotTracked            (LookupError) `cancel` of a delivery that has no row
+└── OutboxError
+    ├── OutboxOutdated  (RuntimeError) its tables are missing, or of another version
+    ├── NoDatabase      (RuntimeError) a tracked delivery, and no database that workers share
+    ├── OptionStays     (TypeError)    an option of a message that a row cannot keep
+    ├── DeliveryLost    (RuntimeError) another run of a delivery has taken over
+    └── NotTracked      (LookupError)  a delivery that has no row
 """
 
 from __future__ import annotations

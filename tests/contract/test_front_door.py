@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 import nitro
-from nitro.errors import DeclarationError, NotTracked
-from nitro.infrastructure.events import event, on
+from nitro.errors import NotTracked
 from nitro.infrastructure.offload import cancel, current_delivery
 
 
@@ -22,7 +21,7 @@ def test_the_names_are_listed() -> None:
 
 
 @pytest.mark.parametrize("handler", [None, "shop.mail"])
-def test_cancelling_what_is_not_tracked_is_an_error(handler: str | None) -> None:
+def test_cancelling_what_is_not_tracked_is_an_error(offloading: None, handler: str | None) -> None:
     """Nobody is led to believe that a message in a broker was stopped."""
     with pytest.raises(NotTracked, match="revoke"):
         cancel("01890a5d-ac96-774b-bcce-b302099a8057", handler)
@@ -31,11 +30,3 @@ def test_cancelling_what_is_not_tracked_is_an_error(handler: str | None) -> None
 def test_there_is_no_delivery_outside_of_a_worker() -> None:
     """A handler that is just called can tell."""
     assert current_delivery() is None
-
-
-def test_a_promise_that_cannot_be_kept_is_refused() -> None:
-    """`exactly-once` needs an outbox: an error at import, not a lesser promise in silence."""
-    with pytest.raises(DeclarationError, match="exactly-once"):
-
-        @on(event("front-door.refused"), offload={"delivery": "exactly-once"}, name="front.refused")
-        def handler(sender: object) -> None: ...

@@ -154,7 +154,7 @@ def test_message_options_may_differ_between_events(evt: Event, app: Celery, sent
     """Queue, countdown, delivery and the like belong to the registration."""
     other = Event("other")
     on(evt, offload=Offload(queue="fast", delivery="broker", entity="reload"))(handler)
-    on(other, offload=Offload(queue="slow", countdown=5))(handler)
+    on(other, offload=Offload(queue="slow", countdown=5, delivery="broker"))(handler)
     emit(evt)
     emit(other)
     assert [len(sent("fast")), len(sent("slow"))] == [1, 1]

@@ -47,7 +47,7 @@ def test_queue_of_the_registration(evt: Event, app: Celery, sent: Sent) -> None:
 
 def test_message_options_pass_through(evt: Event, app: Celery, sent: Sent) -> None:
     """Priority, countdown, expiry and headers have Celery's meaning."""
-    offload = Offload(priority=3, countdown=60, expires=120, headers={"tenant": "t1"})
+    offload = Offload(priority=3, countdown=60, expires=120, headers={"tenant": "t1"}, delivery="broker")
     on(evt, offload=offload, name="shop.a")(_named("shop.a"))
     before = datetime.now(UTC)
     emit(evt)

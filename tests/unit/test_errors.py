@@ -12,16 +12,20 @@ import pytest
 
 from nitro import errors
 from nitro.errors import (
+    DeliveryLost,
     DispatchError,
     DuplicateHandler,
     EntityVanished,
     InvalidEntity,
     NitroError,
+    NoDatabase,
     NotACondition,
     NotATable,
     NotOffloadable,
     NotTracked,
     OptionConflict,
+    OptionStays,
+    OutboxOutdated,
     PayloadError,
     SettingError,
     SignatureRefused,
@@ -35,6 +39,12 @@ CLASSES = [found for _, found in inspect.getmembers(errors, inspect.isclass) if 
 EXAMPLES = [
     (SettingError("NITRO_JOURNAL", "maybe", "off"), ("NITRO_JOURNAL", "'maybe'", "off")),
     (UnknownOption("quue", ["queue"]), ("'quue'", "'queue'")),
+    (NoDatabase(["shop.mail", "shop.stock"], "at-least-once"), ("shop.mail, shop.stock", "NITRO_DB_URL", "'broker'")),
+    (OptionStays("shop.mail", "a datetime"), ("shop.mail", "a datetime")),
+    (OutboxOutdated("sqlite:///a.db", None, 1), ("sqlite:///a.db", "missing", "nitro init")),
+    (OutboxOutdated("sqlite:///a.db", 1, 2), ("version 1", "needs 2", "nitro init")),
+    (OutboxOutdated("sqlite:///a.db", 3, 2), ("version 3", "knows 2", "update the library")),
+    (DeliveryLost("shop.mail", "e1", 2), ("shop.mail", "e1", "attempt 2")),
     (OptionConflict("shop.mail", {"rate_limit", "max_retries"}), ("shop.mail", "max_retries, rate_limit")),
     (DuplicateHandler("shop.mail", "first (a.py:1)", "second (b.py:2)"), ("shop.mail", "a.py:1", "b.py:2")),
     (NotOffloadable("shop.mail", "it is a lambda", "give it name="), ("shop.mail", "lambda", "name=")),
