@@ -240,16 +240,19 @@ def test_everything_leaves_when_the_broker_is_back(
 ) -> None:
     """The process that has emitted relays it; no worker is needed for that."""
     offloaded(evt, "shop.a", "shop.b")
-    emit(evt)
+    emissions = [emit(evt)]
     assert courier.drain(PATIENCE)
     with monkeypatch.context() as away:
         away.setattr(Connection, "_connect", _refuse)
         away.setattr(Connection, "send_packed_command", _break)
-        emit(evt)
+        emissions.append(emit(evt))
         assert courier.drain(PATIENCE)
-        assert sorted(entry.state for entry in registry.entries()) == ["queued", "queued", "waiting", "waiting"]
     with redis_app.connection_for_read() as connection:
-        until(lambda: connection.default_channel._size("celery") == 4)
+        channel = connection.default_channel
+        until(lambda: channel._size("celery") >= 4, within=2 * PATIENCE)
+        messages = [channel.basic_get("celery", no_ack=True) for _ in range(4)]
+    wanted = {task_id for emission in emissions for task_id in emission.offloaded.values()}
+    assert {message.headers["id"] for message in messages} == wanted
 
 
 def _refuse(self: Connection) -> Any:
@@ -314,6 +317,66 @@ def test_a_payload_that_rabbitmq_would_refuse_is_an_error_at_emit(
     offloaded(large, "shop.b")
     emit(large, "x" * (17 * 1024 * 1024))
     assert list(states()) == ["shop.b"]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("broker", ["redis", "amqp"])
+def test_one_that_the_broker_refuses_keeps_no_other_from_leaving(
+    evt: Event, offloading: None, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own row says why and is tried later; the broker is not taken for dead."""
+    queue = f"nitro-refused-{os.getpid()}"
+    app = request_server(broker)
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        if broker == "redis":
+            channel.client.set(f"{queue}.wrong", "no list")
+        else:
+            channel.queue_declare(f"{queue}.wrong", durable=False, auto_delete=True)
+        offloaded(evt, "shop.wrong", queue=f"{queue}.wrong")
+        offloaded(evt, "shop.good", queue=queue)
+        emit(evt)
+        assert courier.drain(PATIENCE)
+        assert states() == {"shop.wrong": "waiting", "shop.good": "queued"}
+        assert courier.ready
+        assert channel.queue_declare(queue, passive=True).message_count >= 1
+        channel.queue_delete(queue)
+        channel.queue_delete(f"{queue}.wrong")
+
+
+def request_server(broker: str) -> Celery:
+    """A bound app on a real server."""
+    url = {"redis": f"redis://127.0.0.1:6379/{DATABASE}", "amqp": "amqp://guest:guest@127.0.0.1:5672//"}[broker]
+    host, port = "127.0.0.1", {"redis": 6379, "amqp": 5672}[broker]
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError as error:
+        if os.environ.get("NITRO_TEST_SERVERS") == "required":
+            raise
+        pytest.skip(f"MISSING SERVER: {broker} does not answer at {host}:{port}: {error}")
+    return bound(url)
+
+
+def test_the_courier_survives_a_database_that_is_away_too(
+    evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be put back is found when its lease is over; the next emit leaves."""
+    offloaded(evt, "shop.a")
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise OperationalError("away")
+
+    with monkeypatch.context() as faults:
+        faults.setattr(Parcel, "publish", away)
+        faults.setattr("nitro.infrastructure.outbox.backlog.put_back", away)
+        emit(evt)
+        assert courier.drain(PATIENCE)
+    assert "could not be put back" in caplog.text
+    courier._failures = 0
+    emit(evt)
+    assert courier.drain(PATIENCE)
+    with app.connection_for_read() as connection:
+        assert connection.default_channel._size("celery") == 1
 
 
 def test_tracked_delivery_over_a_server_needs_a_database(

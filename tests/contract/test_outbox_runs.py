@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
@@ -18,9 +18,9 @@ from waiting import until
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import NotTracked
 from nitro.infrastructure import failpoints
-from nitro.infrastructure.database import engine, transaction, writing
+from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
-from nitro.infrastructure.offload import Offload, cancel, current_delivery
+from nitro.infrastructure.offload import Offload, bind, cancel, current_delivery
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox import claims, registry
 from nitro.infrastructure.outbox.claims import Claim, claim
@@ -197,6 +197,77 @@ def test_what_fails_for_good_is_a_dead_letter(evt: Event, app: Celery, work: Wor
     assert "LookupError: no such parcel" in str(dead.error)
     assert "in failing" in str(dead.error)
     assert isinstance(worker.only(emission), LookupError)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+def test_any_text_of_an_error_can_be_kept(
+    request: pytest.FixtureRequest,
+    evt: Event,
+    make_app: Callable[..., Celery],
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Also one that the database could not store as it is."""
+    if kind == "postgresql":
+        monkeypatch.setenv("NITRO_DB_URL", request.getfixturevalue("database_server"))
+        reset()
+        create_tables()
+        with writing() as connection:
+            connection.exec_driver_sql("TRUNCATE nitro_delivery, nitro_emission")
+    app = bind(make_app())
+
+    @on(evt, offload={"max_retries": 0}, name="shop.handler")
+    def failing(sender: str) -> None:
+        raise LookupError("a NUL \0 and half a pair \ud800")
+
+    work(app)
+    emit(evt, "ada")
+    assert r"a NUL \0 and half a pair \ud800" in str(entry("dead").error)
+
+
+def test_a_run_whose_wrapper_swallows_the_error_is_closed(
+    evt: Event, make_app: Callable[..., Celery], work: Work
+) -> None:
+    """A task class of the user's own has dealt with it; the row does not stay open."""
+
+    class Swallowing(Task):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return self.run(*args, **kwargs)
+            except LookupError:
+                return "swallowed"
+
+    app = bind(make_app(task_cls=Swallowing))
+
+    @on(evt, offload={"delivery": "exactly-once", "throws": (LookupError,)}, name="shop.handler")
+    def failing(sender: str) -> None:
+        Ledger(key="rolled back").save()
+        raise LookupError("no stock")
+
+    worker = work(app)
+    assert worker.only(emit(evt, "ada")) == "swallowed"
+    assert entry("done").attempts == 1
+    assert Ledger.all() == []
+
+
+def test_an_eager_task_inside_a_run_keeps_its_own_retries(evt: Event, app: Celery, work: Work) -> None:
+    """It is another task: what it does is none of the row's business."""
+    tries: list[int] = []
+
+    @app.task(bind=True, max_retries=2, default_retry_delay=0, shared=False, name="shop.inner")
+    def inner(self: Any) -> str:
+        tries.append(self.request.retries)
+        if len(tries) < 3:
+            raise self.retry()
+        return "done"
+
+    @on(evt, offload=True, name="shop.handler")
+    def handler(sender: str) -> Any:
+        return inner.apply().get(disable_sync_subtasks=False)
+
+    assert work(app).only(emit(evt, "ada")) == "done"
+    assert tries == [0, 1, 2]
 
 
 def test_an_expected_error_is_a_dead_letter_at_once(evt: Event, app: Celery, work: Work) -> None:
@@ -385,10 +456,6 @@ def test_a_database_that_is_away_delays_a_run(
 
 def test_the_app_may_wrap_every_run(evt: Event, make_app: Callable[..., Celery], work: Work) -> None:
     """A task class of the user's own with a `__call__` sees a tracked run too."""
-    from celery import Task
-
-    from nitro.infrastructure.offload import bind
-
     around: list[str] = []
 
     class Wrapped(Task):

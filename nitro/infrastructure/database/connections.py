@@ -79,7 +79,7 @@ def _connect(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return sqlite.connect(parsed)
-    return create_engine(parsed, pool_pre_ping=True)
+    return create_engine(parsed, pool_pre_ping=True, max_overflow=-1)  # a worker's concurrency is its limit
 
 
 def _forget_inherited() -> None:

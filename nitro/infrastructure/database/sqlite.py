@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
 
 from nitro.infrastructure.database import tables
 
 WRITES = "nitro_writes"
+DOORWAY = "nitro_doorway"
 BUSY_SECONDS = 30
+FORK_SECONDS = 10.0
+"""Seconds that a fork waits for transactions of other threads to end."""
 
 
 def connect(url: URL) -> Engine:
@@ -32,9 +40,65 @@ def prepare(engine: Engine) -> Engine:
     if not event.contains(engine, "connect", _configure):
         if not in_memory(engine.url):
             engine.dispose()  # connections that were made without these settings
+            _doorway.guard(engine)
         event.listen(engine, "connect", _configure)
         event.listen(engine, "begin", _begin)
     return engine
+
+
+class _Doorway:
+    """Lets a process fork only while none of its SQLite connections is open.
+
+    SQLite keeps the locks of a process in its memory. A child would inherit them, with nobody to ever give them back:
+    it could not write any more, or believe to hold what it does not (SQLite, How To Corrupt, 2.6).
+    """
+
+    def __init__(self) -> None:
+        self._engines: WeakSet[Engine] = WeakSet()
+        self._renew()
+        os.register_at_fork(before=self._close, after_in_parent=self._open, after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: Counter[int] = Counter()
+        self._forking: int | None = None
+
+    def guard(self, engine: Engine) -> None:
+        """Count the connections of an engine in and out."""
+        self._engines.add(engine)
+        event.listen(engine, "do_connect", lambda _dialect, record, _args, _options: self._enter(record))
+        event.listen(engine, "checkout", lambda _driver, record, _proxy: self._enter(record))
+        event.listen(engine, "checkin", self._leave)
+
+    def _enter(self, record: Any) -> None:
+        if DOORWAY in record.info:
+            return
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: self._forking in (None, me), FORK_SECONDS)
+            record.info[DOORWAY] = me
+            self._inside[me] += 1
+
+    def _leave(self, _driver: object, record: Any) -> None:
+        with self._changed:
+            self._inside[record.info.pop(DOORWAY, 0)] -= 1
+            self._changed.notify_all()
+
+    def _close(self) -> None:
+        """Wait for the transactions of other threads, then close what is idle."""
+        engines = list(self._engines)
+        if not engines:
+            return
+        with self._changed:
+            self._forking = me = threading.get_ident()
+            self._changed.wait_for(lambda: not any(n > 0 for who, n in self._inside.items() if who != me), FORK_SECONDS)
+        for engine in engines:
+            engine.dispose()
+
+    def _open(self) -> None:
+        with self._changed:
+            self._forking = None
+            self._changed.notify_all()
 
 
 def in_memory(url: URL) -> bool:
@@ -104,3 +168,6 @@ def _driver(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.dbapi_connection
     assert driver is not None
     return driver  # type: ignore[return-value]  # SQLAlchemy types it as any DBAPI connection
+
+
+_doorway = _Doorway()

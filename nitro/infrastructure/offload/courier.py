@@ -85,8 +85,13 @@ class Batch:
         return self.fate
 
     def _tell(self) -> None:
-        if self.failed is not None:
+        """Say that it has failed; where even that does, its rows are looked after when their lease is over."""
+        if self.failed is None:
+            return
+        try:
             self.failed(self)
+        except Exception:
+            logger.exception("%d messages that were not sent could not be put back", len(self.open))
 
     def _move(self, old: Fate, new: Fate) -> bool:
         with self._lock:
@@ -113,6 +118,7 @@ class Courier:
         self._batches: deque[Batch] = deque()
         self._more = threading.Condition()
         self._busy = False
+        self._busy_since = 0.0
         self._failures = 0
         self._pause_ends = 0.0
         self._waited = False
@@ -127,6 +133,11 @@ class Courier:
         """Whether the broker was away a moment ago, so that it is not tried now."""
         return bool(self._failures) and monotonic() < self._pause_ends
 
+    @property
+    def hanging(self) -> bool:
+        """Whether the broker has not answered for longer than anybody waits."""
+        return self._busy and monotonic() - self._busy_since > WAIT
+
     def post(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """Publish them soon; `failed` is called when not all of them have surely left."""
         batch = Batch(app, parcels, failed)
@@ -139,8 +150,9 @@ class Courier:
     def send(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """`post` them, and wait a moment for the outcome."""
         first, self._waited = not self._waited, True
+        hanging = self.hanging
         batch = self.post(app, parcels, failed)
-        batch.wait(FIRST_WAIT if first else WAIT)
+        batch.wait(FIRST_WAIT if first else 0.0 if hanging else WAIT)
         return batch
 
     def drain(self, timeout: float) -> bool:
@@ -153,8 +165,9 @@ class Courier:
             return
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="nitro-courier", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="nitro-courier", daemon=True)
+                thread.start()
+                self._thread = thread
                 Finalize(None, self._leave, exitpriority=90)
 
     def _leave(self) -> None:
@@ -167,7 +180,7 @@ class Courier:
                 self._busy = False
                 self._more.notify_all()
                 self._more.wait_for(lambda: bool(self._batches))
-                self._busy = True
+                self._busy, self._busy_since = True, monotonic()
                 batch = self._batches.popleft()
             try:
                 self._carry(batch)

@@ -14,6 +14,8 @@ SAFE: dict[str, Any] = {
     # A task that was running when its worker died is run again (Celery user guide: Tasks, acks_late).
     "task_acks_late": True,
     "task_reject_on_worker_lost": True,
+    # A pool process that has died has said all it had to say; its place is needed.
+    "worker_lost_wait": 1.0,
     # A busy worker keeps nothing that an idle one could do (Celery user guide: Optimizing).
     "worker_prefetch_multiplier": 1,
     "task_serializer": "json",

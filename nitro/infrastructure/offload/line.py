@@ -14,11 +14,14 @@ from nitro.infrastructure.offload.defaults import line_options
 
 if TYPE_CHECKING:
     from nitro.infrastructure.offload.courier import Batch
+    from nitro.infrastructure.offload.parcel import Parcel
 
 logger = logging.getLogger("nitro.offload")
 
 CONFIRM = 5.0
 """Seconds in which RabbitMQ has to confirm a message."""
+TOO_LONG = 3.0
+"""Seconds after which an error is no longer about one message only."""
 IDLE = 1.0
 """Seconds of silence after which a connection is asked whether it still stands."""
 
@@ -43,12 +46,15 @@ class Line:
             Exception: it is not; what the transport raises.
         """
         if self._producer is None:
-            self._connection.connect()
-            self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+            self._open()
             self._ask()
         elif monotonic() - self._used > IDLE:
             self._ask()
         self._used = monotonic()
+
+    def _open(self) -> None:
+        self._connection.connect()
+        self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
 
     def _ask(self) -> None:
         """One round trip, where the broker is a server."""
@@ -64,31 +70,53 @@ class Line:
 
     def publish(self, batch: Batch) -> Exception | None:
         """Publish its parcels and take from `batch.open` what has surely left; the first error that there was."""
-        how: dict[str, Any] = {"producer": self._producer, "retry": False}
-        if self._is_amqp:
-            how |= {"mandatory": True, "confirm_timeout": CONFIRM}
-        fault: Exception | None = None
-        left: set[str] = set()
         try:
             with self._producer.batch():
-                for parcel in batch.parcels:
-                    try:
-                        parcel.publish(self.app, **how)
-                        left.add(parcel.task_id)
-                    except Exception as error:
-                        if self.is_broken_by(error):
-                            raise
-                        fault = fault or error
+                return self._publish_each(batch)
         except Exception as error:  # noqa: BLE001  # the caller decides what it means
-            fault = error
-            left = set() if self._producer.supports_batch_publish else left
-        batch.open = [parcel for parcel in batch.parcels if parcel.task_id not in left]
-        return fault
+            if self._producer.supports_batch_publish:
+                batch.open = list(batch.parcels)
+            if isinstance(error, BatchPublishError) and not self.is_broken_by(error):
+                return self._publish_each(batch)  # the broker answers: find out which of them it refuses
+            return error
+
+    def _publish_each(self, batch: Batch) -> Exception | None:
+        """Publish one after the other; one that is refused keeps no other from leaving."""
+        refusal: Exception | None = None
+        for parcel in list(batch.open):
+            began = monotonic()
+            try:
+                self._publish(parcel)
+                batch.open.remove(parcel)
+            except Exception as error:
+                if self.is_broken_by(error):
+                    raise
+                refusal = refusal or error
+                if monotonic() - began > TOO_LONG:  # a result backend that is away, which each would wait for
+                    break
+        return refusal
+
+    def _publish(self, parcel: Parcel) -> None:
+        """Publish one; where its queue is gone, declare it again."""
+        how: dict[str, Any] = {"retry": False}
+        if not self._is_amqp:
+            parcel.publish(self.app, producer=self._producer, **how)
+            return
+        how |= {"mandatory": True, "confirm_timeout": CONFIRM}
+        try:
+            parcel.publish(self.app, producer=self._producer, **how)
+        except self._connection.channel_errors:
+            self.close()  # with it Celery forgets which queues it has declared
+            self._open()
+            parcel.publish(self.app, producer=self._producer, **how)
 
     def is_broken_by(self, error: BaseException) -> bool:
         """Whether the broker or the way to it is to blame, and not what was sent."""
-        transports = (*self._connection.connection_errors, *self._connection.channel_errors)
-        return isinstance(error, (*transports, BatchPublishError, OperationalError, OSError))
+        if isinstance(error, OperationalError | BatchPublishError):  # as which kombu raises whatever happens within
+            error = error.__cause__ or error
+        refused = (*self._connection.channel_errors, LookupError)  # KeyError is an error of the connection to kombu
+        broken = (*self._connection.connection_errors, BatchPublishError, OperationalError, OSError)
+        return isinstance(error, broken) and not isinstance(error, refused)
 
     def close(self) -> None:
         """Hang up, without waiting for a broker that does not answer."""

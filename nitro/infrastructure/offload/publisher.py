@@ -102,9 +102,7 @@ def _send(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:
 
 
 def _put_back(batch: Batch) -> None:
-    tracked = [parcel for parcel in batch.open if parcel.tracked]
-    if tracked and batch.error is not None:
-        outbox().put_back(batch.app, tracked, batch.error, refused=batch.fate == "refused")
+    outbox().put_back(batch)
 
 
 def _settle(event: str, untracked: Sequence[Parcel], batch: Batch) -> None:

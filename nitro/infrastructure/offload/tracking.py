@@ -8,6 +8,7 @@ from typing import Protocol
 from celery import Celery
 
 from nitro.infrastructure.database import Commits, Transaction
+from nitro.infrastructure.offload.courier import Batch
 from nitro.infrastructure.offload.parcel import Parcel
 
 Commit = Transaction | Commits
@@ -27,13 +28,8 @@ class Outbox(Protocol):
             queued: whether he can.
         """
 
-    def put_back(self, app: Celery, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
-        """Have a relay publish what was kept as queued and has not surely left; returns at once.
-
-        Args:
-            error: why it has not.
-            refused: not the broker is to blame but what was sent, so that it is tried again later and later.
-        """
+    def put_back(self, batch: Batch) -> None:
+        """Have a relay publish what of a batch was kept as queued and has not surely left."""
 
     def cancel(self, emission: str, handler: str | None) -> int:
         """Cancel what has not started; how many."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, literal, or_, select, tuple_, union_all, update
+from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, union_all, update
 
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.offload.courier import Fate
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.outbox.rows import LEASE, LONGEST_LEASE, PARCEL, lease, parcel_of
 from nitro.infrastructure.outbox.tables import (
@@ -19,12 +20,16 @@ from nitro.infrastructure.outbox.tables import (
     WAITING,
     deliveries,
     emissions,
+    free,
     is_open,
     now,
+    storable,
 )
 
 MOST_PUBLICATIONS = 20
 """Messages taken and never started, after which a delivery is dead: no worker that reads its queue knows it."""
+TRIES_A_LEASE = 10
+"""How much sooner than a message that was lost one is published again that may not have left: after 2 to 60 s."""
 RECENT = 1000
 """Deliveries in which a started one is sought, to see how far the workers have come."""
 
@@ -55,41 +60,40 @@ def take(most: int) -> list[Parcel]:
         good = [row for row in rows if not row.overdue]
         expired = {"state": DEAD, "closed_at": now(), "error": "expired before it started"}
         for chosen, values in ((good, _queued()), ([row for row in rows if row.overdue], expired)):
-            if chosen:
-                connection.execute(update(deliveries).where(_among(_keys(chosen))).values(values))
+            for some in _chunks(_keys(chosen)):
+                connection.execute(update(deliveries).where(_among(some)).values(values))
         failpoint("claiming")
     failpoint("claimed")
     return [parcel_of(row) for row in good]
 
 
-def put_back(parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
+def put_back(parcels: Sequence[Parcel], error: BaseException, fate: Fate) -> None:
     """Have what was noted as queued and has not surely left published again.
 
-    Args:
-        refused: what was sent is to blame, so that it is tried later and later, and is dead in the end.
+    What was certainly not sent is due at once. Otherwise it may be to blame itself, or lie in the queue already: it is
+    tried later and later, and is dead in the end.
     """
     again: dict[str, Any] = {"state": WAITING, "due_at": 0.0, "publications": _c.publications - 1}
-    if refused:
+    if fate != "unsent":
         last = _c.publications >= MOST_PUBLICATIONS
         again = {
             "state": case((last, DEAD), else_=WAITING),
             "closed_at": case((last, now())),
-            "due_at": now() + lease(),
+            "due_at": now() + lease() / TRIES_A_LEASE,
         }
-    keys = [(parcel.message.emission, parcel.handler) for parcel in parcels]
+    told = f"not published: {type(error).__name__}: {error}"
     with writing() as connection:
-        for some in _chunks(keys):
+        for some in _chunks(_keys_of(parcels)):
             mine = update(deliveries).where(_among(some), _c.state == QUEUED)
-            connection.execute(mine.values(**again, error=f"not published: {type(error).__name__}: {error}"))
+            connection.execute(mine.values(**again, error=storable(told)))
 
 
 def settle(parcels: Sequence[Parcel], error: BaseException | None) -> None:
     """Close what has no handler's end to wait for: untracked deliveries whose message has left, or may have."""
-    keys = [(parcel.message.emission, parcel.handler) for parcel in parcels]
     done: dict[str, Any] = {"state": DONE, "error": None}
-    dead = {"state": DEAD, "error": f"it may have been published, and may not be again: {error}"}
+    dead = {"state": DEAD, "error": storable(f"it may have been published, and may not be again: {error}")}
     with writing() as connection:
-        for some in _chunks(keys):
+        for some in _chunks(_keys_of(parcels)):
             mine = update(deliveries).where(_among(some), _c.state == QUEUED)
             connection.execute(mine.values(**(done if error is None else dead), closed_at=now()))
 
@@ -121,10 +125,11 @@ def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
     why = case((_c.promise == "at-most-once", "it may have been published, and may not be again"), else_=never)
     dead = {"state": DEAD, "closed_at": now(), "error": why}
     with writing() as connection:
-        connection.execute(update(deliveries).where(*mine, lost, last).values(dead))
-        again = connection.execute(update(deliveries).where(*mine, lost).values(state=WAITING, due_at=0.0)).rowcount
-        connection.execute(update(deliveries).where(*mine).values(due_at=now() + lease()))
-    return again
+        connection.execute(update(deliveries).where(free(*mine, lost, last)).values(dead))
+        again = update(deliveries).where(free(*mine, lost)).values(state=WAITING, due_at=0.0)
+        found = connection.execute(again).rowcount
+        connection.execute(update(deliveries).where(free(*mine)).values(due_at=now() + lease()))
+    return found
 
 
 def _frontier(queue: str) -> ColumnElement[float]:
@@ -149,11 +154,16 @@ def _keys(rows: Iterable[Any]) -> list[tuple[str, str]]:
     return [(row.emission, row.handler) for row in rows]
 
 
-def _among(keys: Sequence[tuple[str, str]]) -> ColumnElement[bool]:
-    return tuple_(_c.emission, _c.handler).in_(keys)
+def _keys_of(parcels: Iterable[Parcel]) -> list[tuple[str, str]]:
+    return [(parcel.message.emission, parcel.handler) for parcel in parcels]
 
 
-def _chunks(keys: Sequence[tuple[str, str]], size: int = 500) -> Iterable[Sequence[tuple[str, str]]]:
+def _among(keys: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+    """Deliveries with these keys; for `IN` of pairs SQLite reads the whole table."""
+    return or_(*(and_(_c.emission == emission, _c.handler == handler) for emission, handler in keys))
+
+
+def _chunks(keys: Sequence[tuple[str, str]], size: int = 200) -> Iterable[Sequence[tuple[str, str]]]:
     return (keys[start : start + size] for start in range(0, len(keys), size))
 
 

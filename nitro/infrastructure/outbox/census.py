@@ -16,7 +16,7 @@ from nitro.infrastructure.outbox.tables import RUNNING, deliveries, is_open, wor
 
 DEAD_AFTER = 20.0
 """Seconds for which an observer must have seen no beat."""
-BLIND_AFTER = 3.0
+BLIND_AFTER = 6.0
 """Seconds between two looks after which the observer was itself kept from looking, and begins anew."""
 
 
@@ -41,21 +41,27 @@ class _Sighting:
 
 
 class Census:
-    """One observer's sightings of the workers that run something."""
+    """One worker's sightings of the others that run something.
 
-    def __init__(self, dead_after: float = DEAD_AFTER) -> None:
-        self._dead_after = dead_after
+    Args:
+        boot: the observer, who does not watch himself.
+        dead_after: seconds.
+    """
+
+    def __init__(self, boot: str, dead_after: float = DEAD_AFTER) -> None:
+        self._boot, self._dead_after = boot, dead_after
         self._sightings: dict[str, _Sighting] = {}
         self._looked = monotonic()
 
     def bury_the_dead(self) -> int:
-        """Take back the runs of workers that have been seen without a beat for long enough; how many."""
-        began = monotonic()
-        if began - self._looked > BLIND_AFTER:
-            self._sightings.clear()
-        beats = _beats()
-        self._looked = monotonic()
-        if self._looked - began > BLIND_AFTER:
+        """Take back the runs of workers that have been seen without a beat for long enough; how many.
+
+        To be called by who has just written a beat of his own: when even that took long, others may not have got to
+        theirs, and nothing has been seen.
+        """
+        beats = {boot: beat for boot, beat in _beats().items() if boot != self._boot}
+        before, self._looked = self._looked, monotonic()
+        if self._looked - before > BLIND_AFTER:
             self._sightings.clear()
         self._sightings = {boot: self._sight(boot, beat) for boot, beat in beats.items()}
         dead = [boot for boot, seen in self._sightings.items() if self._looked - seen.since > self._dead_after]

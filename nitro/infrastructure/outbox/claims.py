@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Double, and_, case, insert, li
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.database import engine, writing
-from nitro.infrastructure.outbox.rows import due_after, payload
+from nitro.infrastructure.outbox.rows import due_after, lease, payload
 from nitro.infrastructure.outbox.tables import (
     DEAD,
     DONE,
@@ -20,15 +20,17 @@ from nitro.infrastructure.outbox.tables import (
     State,
     deliveries,
     emissions,
+    free,
     is_open,
     now,
+    storable,
 )
 
 MOST_LOSSES = 5
 """Runs whose process died, after which a delivery is dead: it is taken for what kills them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Claim:
     """A run of a delivery that may go on.
 
@@ -36,6 +38,7 @@ class Claim:
         attempt: number of the run, which alone may close it.
         retries: runs before that failed, as Celery counts them.
         payload: what the handler is called with, as the codec wrote it.
+        closed: whether its row is closed, as the handler's own transaction does it.
     """
 
     emission: str
@@ -44,6 +47,7 @@ class Claim:
     retries: int
     promise: str
     payload: str
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
     start = (
         update(deliveries)
         .where(_is(emission, handler), c.state == QUEUED, fresh)
-        .values(state=RUNNING, attempts=c.attempts + 1, worker=worker, started_at=now())
+        .values(state=RUNNING, attempts=c.attempts + 1, publications=0, worker=worker, started_at=now())
         .returning(c.attempts, c.retries, c.promise)
     )
     with writing() as connection:
@@ -117,7 +121,7 @@ def put_off(run: Claim, seconds: float, error: str) -> None:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
     again = {"state": WAITING, "due_at": due_after(literal(seconds, Double)), "retries": deliveries.c.retries + 1}
-    _close(run, {**again, "error": error}, None)
+    _close(run, {**again, "error": storable(error)}, None)
 
 
 def bury(run: Claim, error: str) -> None:
@@ -145,12 +149,13 @@ def lose(where: ColumnElement[bool], error: str) -> int:
         "error": error,
     }
     with writing() as connection:
-        return connection.execute(update(deliveries).where(is_open(RUNNING), where).values(values)).rowcount
+        return connection.execute(update(deliveries).where(free(is_open(RUNNING), where)).values(values)).rowcount
 
 
 def give_back(worker: str) -> int:
     """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
-    again = update(deliveries).where(is_open(RUNNING), runs_of(worker)).values(state=WAITING, due_at=0.0)
+    mine = free(is_open(RUNNING), runs_of(worker))
+    again = update(deliveries).where(mine).values(state=WAITING, due_at=0.0)
     with writing() as connection:
         return connection.execute(again).rowcount
 
@@ -171,15 +176,14 @@ def overrun(emission: str, handler: str, process: str, seconds: float | None, er
         connection.execute(mine.values(values))
 
 
-def misdirected(emission: str, handler: str, seconds: float, most: int, error: str) -> None:
+def misdirected(emission: str, handler: str, most: int, error: str) -> None:
     """A worker that does not know the handler has taken the message: publish it again after a while, so many times."""
     c = deliveries.c
-    last = c.retries >= most
+    last = c.publications >= most
     values = {
         "state": case((last, DEAD), else_=WAITING),
         "closed_at": case((last, now())),
-        "due_at": due_after(literal(seconds, Double)),
-        "retries": c.retries + 1,
+        "due_at": now() + lease(),
         "error": error,
     }
     with writing() as connection:
@@ -226,4 +230,4 @@ def _is(emission: str, handler: str) -> ColumnElement[bool]:
 
 
 def _dead(error: str) -> dict[str, Any]:
-    return {"state": DEAD, "closed_at": now(), "error": error}
+    return {"state": DEAD, "closed_at": now(), "error": storable(error)}

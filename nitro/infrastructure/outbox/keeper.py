@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from nitro.errors import NoDatabase
 from nitro.infrastructure.database import has_own_engine, write_with, writing
+from nitro.infrastructure.offload.courier import Batch
 from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.tracking import Commit
@@ -16,6 +17,11 @@ from nitro.infrastructure.outbox import backlog, registry, rows
 from nitro.infrastructure.outbox.relay import emitters
 from nitro.infrastructure.outbox.versions import check
 from nitro.settings import Settings
+
+
+def tracks(app: Celery) -> bool:
+    """Whether there is a database that emitters and workers of this app share."""
+    return is_embedded(app) or Settings.load().db_given or has_own_engine()
 
 
 class Keeper:
@@ -33,7 +39,7 @@ class Keeper:
             TransactionError: the transaction is one of another database.
         """
         tracked = [parcel for parcel in parcels if parcel.tracked]
-        if tracked and not (is_embedded(app) or Settings.load().db_given or has_own_engine()):
+        if tracked and not tracks(app):
             raise NoDatabase([parcel.handler for parcel in tracked], tracked[0].promise)
 
         def write(connection: Connection) -> None:
@@ -49,10 +55,12 @@ class Keeper:
             emitters.start(app)
         return [parcel for parcel in parcels if rows.leaves_at_once(parcel, queued)]
 
-    def put_back(self, app: Celery, parcels: Sequence[Parcel], error: BaseException, *, refused: bool) -> None:
-        """Have a relay publish what was kept as queued and has not surely left."""
-        backlog.put_back(parcels, error, refused=refused)
-        emitters.start(app)
+    def put_back(self, batch: Batch) -> None:
+        """Have a relay publish what of a batch was kept as queued and has not surely left."""
+        tracked = [parcel for parcel in batch.open if parcel.tracked]
+        if tracked and batch.error is not None:
+            backlog.put_back(tracked, batch.error, batch.fate)
+            emitters.start(batch.app)
 
     def cancel(self, emission: str, handler: str | None) -> int:
         """Cancel what has not started; how many."""

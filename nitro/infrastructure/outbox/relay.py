@@ -12,7 +12,6 @@ from nitro.infrastructure.offload.courier import Batch, courier
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import backlog, retention
-from nitro.infrastructure.outbox.census import Census
 from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
 
@@ -26,9 +25,9 @@ PROBE = 10
 PATIENCE = 60.0
 """Seconds that a batch may take."""
 LOOK_AFTER = 2.0
-"""Seconds between two looks at messages whose lease has run out, and at the workers."""
-CALM = 5.0
-"""Seconds without anything to do after which the relay of an emitter ends; it begins again when needed."""
+"""Seconds between two looks at messages whose lease has run out."""
+CALM = 90.0
+"""Seconds without anything to do after which the relay of an emitter ends; longer than anything is put back for."""
 
 
 class Relay:
@@ -36,7 +35,6 @@ class Relay:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._census = Census()
         self._looked = 0.0
 
     def tick(self) -> float:
@@ -48,7 +46,6 @@ class Relay:
         ensure_current()
         if monotonic() - self._looked >= LOOK_AFTER:
             self._looked = monotonic()
-            self._census.bury_the_dead()
             self._look_after()
             retention.sweep()
         return 0 if courier.pausing or not backlog.due() else self._publish()
@@ -74,7 +71,7 @@ def _put_back(batch: Batch) -> None:
     error = batch.error or TimeoutError(f"the broker has not answered within {PATIENCE:.0f} s")
     doubtful = [parcel for parcel in batch.open if _must_not_repeat(batch, parcel)]
     backlog.settle(doubtful, error)
-    backlog.put_back([p for p in batch.open if p not in doubtful], error, refused=batch.fate == "refused")
+    backlog.put_back([parcel for parcel in batch.open if parcel not in doubtful], error, batch.fate)
 
 
 def _must_not_repeat(batch: Batch, parcel: Parcel) -> bool:

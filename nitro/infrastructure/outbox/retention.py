@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
-from sqlalchemy import delete, exists, select, tuple_
+from sqlalchemy import and_, delete, exists, or_, select
 
 from nitro.infrastructure.database import writing
 from nitro.infrastructure.outbox.tables import CANCELLED, DONE, deliveries, emissions
@@ -14,7 +14,7 @@ KEPT = timedelta(days=14)
 """Longer than any broker keeps a message that it may deliver again."""
 EVERY = 600.0
 """Seconds between two sweeps."""
-AT_ONCE = 1000
+AT_ONCE = 200
 
 _swept = -EVERY
 
@@ -45,7 +45,8 @@ def purge(before: datetime, states: tuple[str, ...], most: int = AT_ONCE) -> int
         keys = [tuple(row) for row in connection.execute(old)]
         if not keys:
             return 0
-        connection.execute(delete(deliveries).where(tuple_(d.emission, d.handler).in_(keys)))
+        mine = or_(*(and_(d.emission == emission, d.handler == handler) for emission, handler in keys))
+        connection.execute(delete(deliveries).where(mine, d.state.in_(states)))
         left = exists().where(deliveries.c.emission == emissions.c.id)
         connection.execute(delete(emissions).where(emissions.c.id.in_({emission for emission, _ in keys}), ~left))
     return len(keys)

@@ -16,6 +16,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    select,
+    tuple_,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -100,6 +102,17 @@ Index(
     sqlite_where=deliveries.c.closed_at.is_(None),
     postgresql_where=deliveries.c.closed_at.is_(None),
 )
+
+
+def storable(text: str) -> str:
+    """The text as any database can keep it: PostgreSQL takes no NUL, and none takes half a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def free(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Deliveries that meet the conditions and that no transaction holds, be it one of a worker that is frozen in it."""
+    key = (deliveries.c.emission, deliveries.c.handler)
+    return tuple_(*key).in_(select(*key).where(*conditions).with_for_update(skip_locked=True))
 
 
 def is_open(state: State) -> ColumnElement[bool]:

@@ -43,8 +43,9 @@ class Ticker:
             self._wanted = True
             if self._thread is None:
                 self._stopping = False
-                self._thread = threading.Thread(target=self._run, args=(step,), name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, args=(step,), name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
 
     def nudge(self, after: float = 0.0) -> None:
         """Have it take a step in so many seconds at the latest."""

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
+from billiard.common import terminate_handler_fired
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import exc
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.failpoints import failpoint
@@ -26,6 +27,8 @@ logger = logging.getLogger("nitro.worker")
 
 T = TypeVar("T")
 
+AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError)
+"""What a database raises that is away, in recovery, or has no connection left."""
 AGAIN = 0.5
 """Seconds between two tries to reach a database that is away."""
 LONGEST_ERROR = 4000
@@ -75,8 +78,8 @@ def _closed(run: Claim, body: Callable[[], Any]) -> Any:
         _close(partial(claims.put_off, run, _seconds(again), _told(again.exc or again)))
         raise
     except Reject as rejected:
-        error = "rejected by its handler"
-        _close(partial(claims.put_off, run, 0.0, error) if rejected.requeue else partial(claims.bury, run, error))
+        error, pause = "rejected by its handler", float(2 ** min(run.retries, 9))
+        _close(partial(claims.put_off, run, pause, error) if rejected.requeue else partial(claims.bury, run, error))
         raise Ignore(error) from rejected
     except TakenOver:
         raise
@@ -87,10 +90,12 @@ def _closed(run: Claim, body: Callable[[], Any]) -> Any:
         _close(partial(claims.bury, run, _told(error)))
         raise
     except BaseException:
+        if terminate_handler_fired():
+            raise  # the main process has ended this one, and knows why
         claims.lose(claims.run_in(run.emission, run.handler, here()), "its process was ended")
         raise
     failpoint("handled")
-    if run.promise != "exactly-once":
+    if not run.closed:
         _close(partial(claims.finish, run))
     return result
 
@@ -118,8 +123,8 @@ def _persistently(act: Callable[[], T], before_again: Callable[[], object] = lam
         except SoftTimeLimitExceeded:
             logger.warning("the soft time limit came when the handler was not running, and is ignored")
             failed = True
-        except (OperationalError, InterfaceError) as error:
-            logger.warning("the database is away, and a delivery waits for it: %s", error.orig)
+        except AWAY as error:
+            logger.warning("the database is away, and a delivery waits for it: %s", error)
             failed = True
             time.sleep(AGAIN)
 

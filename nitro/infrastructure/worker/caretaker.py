@@ -19,6 +19,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox import census, claims, registry
+from nitro.infrastructure.outbox.keeper import tracks
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
@@ -55,6 +56,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self.boot = identity.new_boot()
         self._worker = worker
         self._beaten = -BEAT
+        self._census = census.Census(self.boot)
+        self._timer: threading.Timer | None = None
         self._revoked: set[str] = set()
         self._orphans: set[tuple[str, int]] = set()
         self._counted = monotonic()
@@ -68,6 +71,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         worker_shutting_down.connect(self._hurry)
         blueprint = self._worker.blueprint  # whose steps end in reverse, this one before the pool
         blueprint.on_stopped = partial(self._stopped, blueprint.on_stopped)
+        if not tracks(self._worker.app):
+            return
         self._watch.start(self._see_to_it)
         if self._relays:
             self._relay.start(Relay(self._worker.app).tick)
@@ -83,6 +88,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         if monotonic() - self._beaten >= BEAT:
             census.beat(self.boot, str(self._worker.hostname))
             self._beaten = monotonic()
+            self._census.bury_the_dead()
         if monotonic() - self._counted >= COUNT:
             self._counted = monotonic()
             self._take_back_orphans()
@@ -108,9 +114,9 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
     def _hurry(self, **_signal: Any) -> None:
         soft = float(self._worker.app.conf.worker_soft_shutdown_timeout or 0)
-        timer = threading.Timer(soft + LEAVE if soft else GRACE, self._cut_short)
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(soft + LEAVE if soft else GRACE, self._cut_short)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _cut_short(self) -> None:
         """End the process while it is still ours to end; what it ran begins anew elsewhere."""
@@ -121,11 +127,21 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         logger.warning("the worker was asked to stop and has not; what it runs is given back")
         for pid in self._children():
             _kill(pid)
+        self._return_messages()
         # A handler on a thread, which cannot be killed, may hold the lock that giving back needs.
         leaving = threading.Thread(target=self._leave, daemon=True)
         leaving.start()
         leaving.join(LEAVE)
         os._exit(0)
+
+    def _return_messages(self) -> None:
+        """Give back to a broker that would not notice the messages that this worker holds, for a countdown say."""
+        qos = getattr(getattr(self._worker.consumer.task_consumer, "channel", None), "qos", None)
+        try:
+            if qos is not None:
+                qos.restore_unacked_once()
+        except Exception:
+            logger.warning("messages that this worker held could not be given back", exc_info=True)
 
     def _children(self) -> list[int]:
         pool = getattr(self._worker.pool, "_pool", None)
@@ -137,13 +153,17 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
     def _leave(self) -> None:
         """The pool has ended: give back what it was running, and leave the census."""
+        if self._timer is not None:
+            self._timer.cancel()
         worker_shutting_down.disconnect(self._hurry)
         self._relay.stop(LEAVE)
         self._watch.stop(LEAVE)
         courier.drain(LEAVE)
+        if not tracks(self._worker.app):
+            return
         try:
-            reports.act()
             given = claims.give_back(self.boot)
+            reports.act()
             census.leave(self.boot)
         except (OperationalError, InterfaceError):
             logger.warning("what this worker ran is found by another one: the database is away", exc_info=True)

@@ -73,6 +73,7 @@ def _promised(run: Claim | None, declaration: Declaration) -> Iterator[None]:
             yield
             finish(run, session.connection())
             failpoint("committing")
+        run.closed = True
     except DeliveryLost as lost:
         raise TakenOver.told(lost) from lost
 

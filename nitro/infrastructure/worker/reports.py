@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+logger = logging.getLogger("nitro.worker")
 
 Nudge = Callable[[float], None]
 
@@ -30,9 +35,18 @@ def expect(after: float) -> None:
 
 
 def act() -> bool:
-    """Do all that was reported, and say whether there was anything; what fails is done again next time."""
+    """Do all that was reported, and say whether there was anything.
+
+    Raises:
+        OperationalError: the database is away; what is left is done next time.
+    """
     acted = bool(_reports)
     while _reports:
-        _reports[0]()
+        try:
+            _reports[0]()
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            logger.exception("what was reported of a run cannot be written down")
         _reports.popleft()
     return acted

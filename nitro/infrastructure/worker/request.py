@@ -8,6 +8,7 @@ from typing import Any, cast
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.utils.time import get_exponential_backoff_interval
+from celery.worker import state
 
 from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
@@ -72,10 +73,13 @@ class HandlerRequest:
         """It failed; where its process died with it, its promise says whether it runs again."""
         request: Any = self
         error = _bare(exc_info)
+        if isinstance(error, MemoryError):
+            # Celery raises it in the worker's main process, which ends with it; it was the handler's.
+            exc_info.exception = RuntimeError(f"MemoryError in the handler: {error}")
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
             if self._at_most_once():
                 request._task = Acknowledged(request._task)
-            elif (emission := self.tracked) is not None:
+            elif (emission := self.tracked) is not None and not _is_stopping():
                 take_back = partial(self._report_loss, emission, f"its process died: {error}")
                 request._task = TakenBack(request._task, take_back)
         return cast(Any, super()).on_failure(exc_info, *args, **options)
@@ -124,6 +128,11 @@ class HandlerRequest:
         """What `inspect` answers: the readable forms of the arguments, never the payload."""
         shown: dict[str, Any] = cast(Any, super()).info(safe=True)
         return shown
+
+
+def _is_stopping() -> bool:
+    """Whether this worker was told to end, so that what it ends is given back and no loss."""
+    return state.should_stop not in (None, False) or state.should_terminate not in (None, False)
 
 
 def emission_in(kwargs: Any) -> str | None:

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from celery import Celery, Task, _state
 from celery._state import connect_on_app_finalize
 from celery.exceptions import Reject
 from celery.signals import import_modules, task_unknown, worker_process_shutdown
 from celery.utils.imports import symbol_by_name
-from celery.utils.time import get_exponential_backoff_interval
 
 from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
@@ -107,7 +106,8 @@ class HandlerTask:
 
     def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
         """What Celery publishes to retry; for a tracked run nothing, because its row decides."""
-        if claimed.get() is not None:
+        run = claimed.get()
+        if run is not None and run.handler == self.declaration.name and not self.request.is_eager:
             return RowDecides()
         return cast(Any, super()).signature_from_request(request, *args, **options)
 
@@ -130,6 +130,9 @@ class HandlerTask:
 
 class RowDecides:
     """A signature that is not published."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: ClassVar[dict[str, Any]] = {}
 
     def apply_async(self) -> None:
         """Leave it to the row, which is written when the run is closed."""
@@ -222,8 +225,7 @@ def _report_unknown(name: str, message: Any, **_signal: Any) -> None:
     emission = emission_in(body[1] if isinstance(body, list | tuple) and len(body) > 1 else None)
     if message.headers.get(DELIVERY_HEADER) in TRACKED and emission is not None:
         error = "unknown to the worker that took it: is its module among NITRO_HANDLERS?"
-        pause = get_exponential_backoff_interval(1, message.headers.get("retries") or 0, RETRIES["retry_backoff_max"])
-        reports.report(partial(claims.misdirected, emission, name, pause, RETRIES["max_retries"], error))
+        reports.report(partial(claims.misdirected, emission, name, RETRIES["max_retries"], error))
 
 
 def _register_all(app: Celery) -> None:
