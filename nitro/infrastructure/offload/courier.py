@@ -46,7 +46,7 @@ class Batch:
 
     def __init__(self, app: Celery, parcels: Sequence[Parcel], failed: Callable[[Batch], None] | None = None) -> None:
         self.app = app
-        self.parcels = self.open = list(parcels)
+        self.parcels, self.open = tuple(parcels), list(parcels)
         self.failed = failed
         self.fate: Fate = "pending"
         self.error: BaseException | None = None

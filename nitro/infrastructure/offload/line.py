@@ -70,11 +70,12 @@ class Line:
 
     def publish(self, batch: Batch) -> Exception | None:
         """Publish its parcels and take from `batch.open` what has surely left; the first error that there was."""
+        together = self._producer.supports_batch_publish  # asked now: a connection that is broken supports nothing
         try:
             with self._producer.batch():
                 return self._publish_each(batch)
         except Exception as error:  # noqa: BLE001  # the caller decides what it means
-            if self._producer.supports_batch_publish:
+            if together:
                 batch.open = list(batch.parcels)
             if isinstance(error, BatchPublishError) and not self.is_broken_by(error):
                 return self._publish_each(batch)  # the broker answers: find out which of them it refuses
