@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -99,14 +99,14 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
     def _cancel_revoked(self) -> None:
         """`revoke` reaches a worker's memory only; here it reaches the rows, which outlive it."""
-        revoked = {str(task_id) for task_id in state.revoked}
+        revoked = {str(task_id) for task_id in _snapshot(state.revoked)}
         if new := revoked - self._revoked:
             registry.revoke(sorted(new))
         self._revoked = revoked
 
     def _take_back_orphans(self) -> None:
         """Runs that no task of this worker is about, seen so twice: whatever went wrong, none must stay for ever."""
-        active = {str(request.id) for request in state.active_requests}
+        active = {str(request.id) for request in _snapshot(state.active_requests)}
         orphans = {run for run in claims.running(self.boot) if run[0] not in active}
         for run in orphans & self._orphans:
             claims.lose(claims.attempt_of(*run), "its run ended without a word")
@@ -120,7 +120,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
     def _cut_short(self) -> None:
         """End the process while it is still ours to end; what it ran begins anew elsewhere."""
-        others = sum(not _is_tracked(request) for request in state.active_requests)
+        others = sum(not _is_tracked(request) for request in _snapshot(state.active_requests))
         if others:
             logger.warning("the worker goes on: %d tasks that are not tracked run still", others)
             return
@@ -176,6 +176,15 @@ def attach(app: Celery) -> None:
     """Have every worker of an app bring its caretaker."""
     app.steps["worker"].add(Caretaker)
     app.user_options["worker"].add(WITHOUT_RELAY)
+
+
+def _snapshot(changing: Iterable[Any]) -> list[Any]:
+    """What is in a set to which the main thread may be adding."""
+    while True:
+        try:
+            return list(changing)
+        except RuntimeError:  # it changed while it was read
+            continue
 
 
 def _is_tracked(request: Any) -> bool:
