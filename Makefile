@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lint types imports coverage format clean
+.PHONY: help setup demo test chaos check lint types imports coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -23,6 +23,9 @@ demo: $(READY) ## run the example shop with a real worker
 
 test: $(READY) ## run all tests; those that need a server say so when they skip
 	$(BIN)/python -m pytest
+
+chaos: $(READY) ## kill, freeze and empty everything, in full size; takes hours
+	$(BIN)/python -m tests.chaos --size full
 
 check: lint types imports test ## everything that CI wants
 

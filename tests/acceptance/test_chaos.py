@@ -1,0 +1,81 @@
+"""The short form of each chaos scenario: real processes, real faults, and nothing lost or done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from stacks import missing
+from tests.chaos.mutants import MUTANTS, Mutant
+from tests.chaos.scenarios import SCENARIOS, Run, Scenario
+from tests.chaos.server import MissingServer
+from tests.chaos.servers import Servers, own
+
+LEFT_TO_THE_FULL_SIZE = {
+    "emitter_kills": ("redis", "rabbitmq"),
+    "relay_kills": ("embedded", "rabbitmq"),
+    "broker_faults": ("rabbitmq",),
+    "database_away": ("rabbitmq",),
+    "external_effect": ("embedded", "redis"),
+    "frozen_worker": ("redis", "rabbitmq"),
+    "frozen_in_transaction": ("redis", "rabbitmq"),
+    "four_relays": ("rabbitmq",),
+    "rolling_restart": ("redis", "rabbitmq"),
+    "without_handler": ("redis", "rabbitmq"),
+    "poison": ("redis", "rabbitmq"),
+    "memory_hog": ("embedded", "redis"),
+    "clock": ("redis", "rabbitmq"),
+}
+"""Stacks on which the short form shows little that it does not show on another."""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """Servers of one's own, which may be killed; not under pytest's folder, which their users may not enter."""
+    with TemporaryDirectory(prefix="chaos-") as folder, own(Path(folder)) as running:
+        yield running
+
+
+def marked(name: str, stack: str, *what: object) -> object:
+    """A parameter set that is marked when it needs a server."""
+    return pytest.param(*what, stack, marks=[] if stack == "embedded" else [pytest.mark.server], id=f"{name}-{stack}")
+
+
+@pytest.fixture
+def run(servers: Servers, tmp_path: Path, stack_name: str) -> Run:
+    """A run of the short size."""
+    return Run(servers=servers, folder=tmp_path / "world", stack=stack_name)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "stack_name"),
+    [
+        marked(each.name, stack, each)
+        for each in SCENARIOS.values()
+        for stack in each.stacks
+        if stack not in LEFT_TO_THE_FULL_SIZE.get(each.name, ())
+    ],
+)
+def test_nothing_is_lost_or_done_twice(scenario: Scenario, run: Run) -> None:
+    """Whatever is killed, frozen, emptied or set wrong."""
+    try:
+        outcome = scenario(run)
+    except MissingServer as error:
+        missing(run.stack, str(error))
+    assert outcome.wrong == [], outcome
+
+
+@pytest.mark.parametrize(
+    ("mutant", "stack_name"),
+    [marked(each.name, each.stack, each) for each in MUTANTS.values()],
+)
+def test_a_missing_safeguard_is_found_out(mutant: Mutant, run: Run) -> None:
+    """A scenario that passes without the safeguard that it is about would prove nothing."""
+    try:
+        outcome = mutant(run)
+    except MissingServer as error:
+        missing(run.stack, str(error))
+    assert outcome.wrong == [], outcome

@@ -1,0 +1,23 @@
+"""The scenarios by their names: each makes a world, does its worst, and says what has become of it."""
+
+from __future__ import annotations
+
+from tests.chaos.scenarios import (
+    brokers,
+    clocks,
+    databases,
+    emitters,
+    external,
+    frozen,
+    promise,
+    relays,
+    restarts,
+    strangers,
+    toxic,
+    workers,
+)
+from tests.chaos.scenarios.run import SCENARIOS, Run, Scenario
+
+__all__ = ["SCENARIOS", "Run", "Scenario"]
+
+_ = (brokers, clocks, databases, emitters, external, frozen, promise, relays, restarts, strangers, toxic, workers)

@@ -1,0 +1,41 @@
+"""A worker that is frozen for so long that others take it for dead, and goes on then."""
+
+from __future__ import annotations
+
+from tests.chaos.crew import PREFORK, THREADS, Crew
+from tests.chaos.outcome import Outcome
+from tests.chaos.processes import is_stopped, until
+from tests.chaos.scenarios.run import Run, scenario
+
+
+@scenario()
+def frozen_worker(run: Run, outcome: Outcome) -> None:
+    """What it was running is run by another one, and nothing of its own run counts when it goes on."""
+    _freeze(run, outcome, "claimed by a worker", held=0)
+
+
+@scenario("redis", "rabbitmq")
+def frozen_in_transaction(run: Run, outcome: Outcome) -> None:
+    """It holds the lock of its row, which waits for it; nobody waits with it. SQLite has one lock for all."""
+    _freeze(run, outcome, "committing", held=1)
+
+
+def _freeze(run: Run, outcome: Outcome, place: str, held: int) -> None:
+    outcome.handlers = 1
+    rounds, events = run.size(1, 20), run.size(12, 40)
+    with run.world() as world:
+        for number in range(rounds):
+            pool = (THREADS, PREFORK)[(number + (run.stack != "embedded")) % 2]
+            armed = {"CHAOS_AT": f"{place}:3:freeze", "CHAOS_ONCE": str(world.folder / f"frozen{number}")}
+            frozen = Crew(world, pool, environ=armed).ready().workers[0]
+            world.facts(world.emitter(f"emitter{number}", event="single", count=events))
+            until(lambda frozen=frozen: is_stopped(frozen.pid), 30.0, "the worker is frozen")  # type: ignore[misc]
+            other = Crew(world, pool).ready()
+            until(lambda: world.ledger.open() == held, run.patience, "the other worker does what is not held")
+            frozen.thaw()
+            other.workers[0].popen.terminate()
+            other.workers[0].ended(30.0)
+            frozen.popen.terminate()
+            frozen.ended(30.0)
+        outcome.faults = {"frozen": rounds}
+        world.judge(outcome, run.patience)

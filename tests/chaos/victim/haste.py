@@ -1,0 +1,27 @@
+"""Haste: with CHAOS_HASTE the library's long waits are short, so that a test needs no minutes. Facts stay facts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nitro.infrastructure.outbox import backlog, census, relay, rows
+from nitro.infrastructure.worker import caretaker
+
+LEASE = 2.0
+DEAD_AFTER = 5.0
+BEAT = 1.0
+LOOK_AFTER = 0.5
+LOST_WAIT = 0.5
+
+
+def hurry() -> None:
+    """Shorten the leases of messages and the patience with silent workers, if this is asked for."""
+    if not os.environ.get("CHAOS_HASTE"):
+        return
+    rows.LEASE = backlog.LEASE = LEASE
+    relay.LOOK_AFTER = LOOK_AFTER
+    caretaker.BEAT = BEAT
+    if "tasks" in sys.modules:  # a worker; Celery waits so long for the result of a child that has died
+        sys.modules["tasks"].app.conf.worker_lost_wait = LOST_WAIT
+    census.Census.__init__.__defaults__ = (DEAD_AFTER,)

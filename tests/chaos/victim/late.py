@@ -1,0 +1,12 @@
+"""A handler in a module of its own, which some workers do not know."""
+
+from __future__ import annotations
+
+from victim.handlers import ONCE, effect
+
+from nitro import Offload, on
+
+
+@on("late", offload=Offload(**ONCE))
+def late(sender: str, key: str) -> None:
+    effect(key, "late")

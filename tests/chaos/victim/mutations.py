@@ -1,0 +1,66 @@
+"""Mutations: with CHAOS_MUTANT the library lacks one of its safeguards, which a scenario must then find out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, update
+
+from nitro.infrastructure.database import writing
+from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.outbox import backlog, claims
+from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.worker import task
+
+
+def _no_sweep() -> None:
+    backlog.look_after = lambda sizes: 0
+
+
+def _no_ledger() -> None:
+    """A claim asks whether the state is itself, which it always is."""
+    claims.QUEUED = deliveries.c.state
+
+
+def _no_fence() -> None:
+    def close(run: claims.Claim, values: dict[str, Any], connection: Connection | None) -> None:
+        mine = update(deliveries).where(claims._is(run.emission, run.handler)).values(values)
+        if connection is not None:
+            connection.execute(mine)
+            return
+        with writing() as own:
+            own.execute(mine)
+
+    claims._close = close
+
+
+def _early_acknowledgement() -> None:
+    task.LATE["acks_late"] = False
+
+
+def _not_mandatory() -> None:
+    publish = Parcel.publish
+
+    def lightly(parcel: Parcel, app: Any, **how: Any) -> None:
+        how.pop("mandatory", None)
+        publish(parcel, app, **how)
+
+    Parcel.publish = lightly
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "no-sweep": _no_sweep,
+    "no-ledger": _no_ledger,
+    "no-fence": _no_fence,
+    "early-acknowledgement": _early_acknowledgement,
+    "not-mandatory": _not_mandatory,
+}
+
+
+def mutate() -> None:
+    """Take away what the environment names."""
+    wanted = os.environ.get("CHAOS_MUTANT")
+    if wanted:
+        MUTATIONS[wanted]()
