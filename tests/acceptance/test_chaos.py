@@ -20,7 +20,7 @@ LEFT_TO_THE_FULL_SIZE = {
     "broker_faults": ("rabbitmq",),
     "database_away": ("rabbitmq",),
     "external_effect": ("embedded", "redis"),
-    "frozen_worker": ("redis", "rabbitmq"),
+    "frozen_worker": ("embedded", "rabbitmq"),
     "frozen_in_transaction": ("redis", "rabbitmq"),
     "four_relays": ("rabbitmq",),
     "rolling_restart": ("redis", "rabbitmq"),
@@ -30,6 +30,10 @@ LEFT_TO_THE_FULL_SIZE = {
     "clock": ("redis", "rabbitmq"),
 }
 """Stacks on which the short form shows little that it does not show on another."""
+
+
+BY_CONTRACT = ("no-ledger", "no-fence")
+"""Mutants that a short run finds only by luck; `tests/contract/test_outbox_mutants.py` finds them each time."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def test_nothing_is_lost_or_done_twice(scenario: Scenario, run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("mutant", "stack_name"),
-    [marked(each.name, each.stack, each) for each in MUTANTS.values()],
+    [marked(each.name, each.stack, each) for each in MUTANTS.values() if each.name not in BY_CONTRACT],
 )
 def test_a_missing_safeguard_is_found_out(mutant: Mutant, run: Run) -> None:
     """A scenario that passes without the safeguard that it is about would prove nothing."""

@@ -1,0 +1,66 @@
+"""The outbox without one of its safeguards: what each is for is seen when it is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import update
+
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.outbox.claims import Claim, claim
+from nitro.infrastructure.outbox.tables import deliveries
+
+
+@pytest.fixture
+def queued(evt: Event, app: Celery) -> str:
+    """The emission of a tracked delivery to `shop.a`."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    return emit(evt).id
+
+
+def claimed_twice(emission: str) -> bool:
+    """Whether a second message of a delivery starts it again while it runs."""
+    first, second = (claim(emission, "shop.a", f"boot/{number}-1") for number in (1, 2))
+    return isinstance(first, Claim) and isinstance(second, Claim)
+
+
+def closed_by_the_first(emission: str) -> bool:
+    """Whether a run closes a delivery that another one has taken over."""
+    run = claim(emission, "shop.a", "boot/1-1")
+    assert isinstance(run, Claim)
+    assert claims.lose(claims.run_in(emission, "shop.a", "boot/1-"), "frozen") == 1
+    backlog.take(10)
+    assert isinstance(claim(emission, "shop.a", "boot/2-1"), Claim)
+    try:
+        claims.finish(run)
+    except claims.DeliveryLost:
+        return False
+    (entry,) = registry.entries()
+    return entry.state == "done"
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_the_ledger_keeps_a_second_message_from_running(
+    queued: str, monkeypatch: pytest.MonkeyPatch, mutant: bool
+) -> None:
+    """A claim asks for the state `queued`; one that asks nothing starts what runs already."""
+    if mutant:
+        monkeypatch.setattr(claims, "QUEUED", deliveries.c.state)
+    assert claimed_twice(queued) is mutant
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_the_fence_keeps_an_old_run_from_closing(queued: str, monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
+    """Only the latest attempt closes a delivery; without that number the first one would."""
+    if mutant:
+        monkeypatch.setattr(claims, "_close", close_whatever)
+    assert closed_by_the_first(queued) is mutant
+
+
+def close_whatever(run: Claim, values: dict[str, Any], _connection: object) -> None:
+    """A close that asks neither for the attempt nor for the state."""
+    with claims.writing() as own:
+        own.execute(update(deliveries).where(deliveries.c.emission == run.emission).values(values))
