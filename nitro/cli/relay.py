@@ -60,10 +60,10 @@ def _publish_all(app: Celery) -> int:
 
     relay = Relay(app)
     moved = relay.step()
-    while backlog.due():
-        if not courier.ready:
-            raise ConnectionError(f"it has taken {moved} deliveries, and the others wait as before")
+    while courier.ready and backlog.due():
         moved += relay.step()
+    if not courier.ready:
+        raise ConnectionError(f"it has taken {moved} deliveries, and the others wait as before")
     return moved
 
 

@@ -14,8 +14,8 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ import pytest
 from celery import Celery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, create_engine, delete, event, inspect, select, text, union_all
+from sqlalchemy import Engine, NullPool, create_engine, delete, event, inspect, select, text, union_all
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import Session
 
 from nitro.domain.entities.base_entity import Entity
@@ -56,26 +57,38 @@ class Stop(Exception):
 
 # Programs
 
-OPENING = ("block", "attempt", "own", "adopt", "nested", "nested undone", "begun", "begun undone")
-"""Steps with a body: what follows, up to `end`, or up to `fail`, which is raised as far as the next `attempt`."""
+OPENING = ("own", "block", "adopt", "adopt outer", "nested", "nested undone", "begun", "begun undone", "attempt")
+"""Steps with a body: what follows, up to `end`. At its end a `failing` one raises, which is caught around it."""
 
 OF_SESSIONS = ("add", "flush", "again", "commit", "rollback", "close", "begin", "savepoint", "release", "undo")
 """Steps of a session that `own` has opened: of the innermost one, or of the one around it, which is `outer`."""
 
-WEIGHTS = {
-    **dict.fromkeys((*OPENING, *OF_SESSIONS, "add flushed", "rollback outer", "adopt outer"), 1),
-    **{"block": 2, "attempt": 3, "own": 4, "adopt": 2, "nested": 2, "save": 2, "tell": 2, "look": 2, "end": 8, "fail": 2},
-    **{"add": 8, "add outer": 3, "again": 5, "commit": 6, "commit outer": 2, "savepoint": 4, "undo": 4, "release": 2},
-}
-STEPS = [step for step, weight in WEIGHTS.items() for _ in range(weight)]
+SEQUENCES = (
+    "own, add, commit, again",
+    "begin, again, rollback, again",
+    "savepoint, add, undo",
+    "savepoint, add, release",
+    "add, close, commit",
+)
+"""What chance alone would seldom bring together."""
+
+WEIGHTS = (
+    (12, ("end",)),
+    (4, ("add", "look")),
+    (3, ("own", "add outer", "again", "commit", "save", "block failing")),
+    (2, ("block", "tell", "adopt failing", "nested failing", "commit outer", *SEQUENCES)),
+    (1, (*OPENING, *OF_SESSIONS, "own failing", "begun failing", "add flushed", "rollback outer", "fail")),
+)
+STEPS = [step for weight, steps in WEIGHTS for step in steps * weight]
 
 
 def some(steps: Iterable[str]) -> st.SearchStrategy[list[str]]:
-    """Programs of these steps, long ones also in small numbers; they shrink by steps that become nothing."""
-    return st.lists(st.sampled_from(["", *steps]), min_size=30, max_size=50).map(lambda all: [*filter(None, all)])
+    """Programs of these steps, most of them long ones; they shrink by steps that become nothing."""
+    drawn = st.lists(st.sampled_from(["", *steps]), min_size=30, max_size=60)
+    return drawn.map(lambda found: [step for sequence in found if sequence for step in sequence.split(", ")])
 
 
-programs = some([*STEPS, "elsewhere"])
+programs = some([*STEPS, "elsewhere", "elsewhere"])
 
 
 # The model
@@ -113,7 +126,7 @@ class Books:
         self.scopes[-1].ids += ids
 
     def savepoint(self, *, loose: bool) -> None:
-        self.begin()
+        self.begin(explicit=True)
         self.scopes.append(Scope(loose))
 
     def release(self) -> None:
@@ -178,21 +191,26 @@ class Place:
     """Where programs run.
 
     Attributes:
-        open: a session of the user's own.
-        awaits: that is an `AsyncSession`.
+        engine: of the user's own sessions, which are each an `AsyncSession` where `awaits` says so.
         exclusive: the database has one writer at a time. Two sessions of one thread that write at once would wait for
             each other for ever there, so that a step is left out for which another session would have to wait.
         legacy: the driver takes a savepoint that begins a transaction for all of it, so that such ones are left out.
+        sparing: what tests at the end of this file show to be wrong still is left out.
     """
 
     event: Event
     sent: Sent
-    open: Callable[[], Any]
+    engine: Any
     awaits: bool = False
     exclusive: bool = True
     legacy: bool = False
+    sparing: bool = True
     _published: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def open(self) -> Any:
+        """A session of the user's own."""
+        return (AsyncSession if self.awaits else Session)(self.engine, expire_on_commit=False)
 
     def stored(self) -> set[str]:
         """The tickets and the open deliveries, as another connection sees them."""
@@ -251,70 +269,77 @@ class Run:
     async def perform(self) -> Run:
         """The whole program; what fails ends at most here, and the next step comes."""
         while self.steps:
-            await self.attempt()
+            await self.attempt("")
         return self
 
-    async def body(self) -> None:
+    async def body(self, how: str = "") -> None:
         """The steps up to the end of a block."""
         while self.steps and (step := self.steps.popleft()) != "end":
-            do, _, how = step.partition(" ")
+            await self.step(*step.partition(" ")[::2])
+        if how == "failing":
+            raise Stop
+
+    async def step(self, do: str, how: str) -> None:
+        try:
             if do not in (*OF_SESSIONS, "adopt", "nested", "begun"):
-                await getattr(self, do)()
+                await getattr(self, do)(how)
             elif self.sessions:
-                await getattr(self, do)(self.sessions[-2:][0 if how == "outer" else -1], how)
+                await getattr(self, do)(how, self.sessions[-2:][0 if how == "outer" else -1])
+        except Stop:
+            if how != "failing":
+                raise
 
     # Steps anywhere
 
-    async def save(self) -> None:
+    async def save(self, how: str) -> None:
         """An entity that is saved, and an emit about it."""
         if self.may_write(self.block_around):
             ticket = Ticket().save()
             await self.emit(self.block_around, ticket, new=ticket)
 
-    async def tell(self) -> None:
+    async def tell(self, how: str) -> None:
         """An emit that has nothing to do with the database."""
         if self.may_write(self.block_around):
             await self.emit(self.block_around, "till")
 
-    async def look(self) -> None:
+    async def look(self, how: str) -> None:
         """Others see what is committed by now, and nothing else has left."""
         assert self.place.stored() & (self.tickets | self.tasks) == self.kept
         assert self.tasks.intersection(self.place.published()) <= self.kept
 
-    async def fail(self) -> None:
+    async def fail(self, how: str) -> None:
         raise Stop
 
-    async def attempt(self) -> None:
-        try:
-            await self.body()
-        except Stop:
-            pass
+    async def attempt(self, how: str) -> None:
+        """Catches what fails in it."""
+        with suppress(Stop):
+            await self.body(how)
 
-    async def block(self) -> None:
+    async def block(self, how: str) -> None:
         """`with transaction()`: one of Nitro's own, and a savepoint inside of another one."""
         books = self.block_around
         if books is None:
             async with self.transaction(Books(self.kept), "opened"):
-                await self.body()
+                await self.body(how)
         # One in an adopted AsyncSession is no savepoint: what fails in it lets nothing be committed.
         elif self.may_write(books) and not (self.place.awaits and "opened" not in books.guards):
             async with self.transaction(books, "inner"):
                 # A savepoint of Nitro's own transaction takes the lock, also when nothing is written in it.
                 self.writer = books if "opened" in books.guards else self.writer
-                await self.body()
+                await self.body(how)
 
-    async def own(self) -> None:
+    async def own(self, how: str) -> None:
         """A session of the user's own, closed at the end."""
         books = Books(self.kept)
         try:
             async with self.within(self.place.open()) as session:
                 self.sessions.append(Own(session, books))
-                await self.body()
+                await self.body(how)
         finally:
             self.sessions.pop()
             self.end(books, commit=False)
 
-    async def elsewhere(self) -> None:
+    async def elsewhere(self, how: str) -> None:
         """Another thread, which takes no part in what is open here though it has a copy of the context."""
         if self.may_write(None):
             other = Run(self.place, ())
@@ -324,7 +349,7 @@ class Run:
 
     # Steps of a session of the user's own
 
-    async def add(self, own: Own, how: str) -> None:
+    async def add(self, how: str, own: Own) -> None:
         """A new entity that is added to it, and an emit about it."""
         if self.may_wait_for(own) and self.may_write(own.books):
             ticket = Ticket()
@@ -334,79 +359,85 @@ class Run:
                 await settled(own.session.flush())
             await self.emit(own.books, ticket, new=ticket)
 
-    async def again(self, own: Own, how: str) -> None:
+    async def again(self, how: str, own: Own) -> None:
         """An emit about an entity that it has committed: that waits for it if it was begun or has written."""
         known = [one for one in own.added if one in own.session and not inspect(one).expired and one.id in self.kept]
         waits = own.books.explicit or own.books.has_written
-        # What the contract does not say: a session with nothing but a savepoint, or whose writes were rolled back.
+        # What the contract does not say: whether one waits that nobody has begun and whose writes were rolled back.
         clear = self.may_wait_for(own) if waits else not own.books.scopes
         books = self.block_around or (own.books if waits else None)
         if known and clear and self.may_write(books):
             await self.emit(books, "till", about=known[-1])
 
-    async def flush(self, own: Own, how: str) -> None:
+    async def flush(self, how: str, own: Own) -> None:
         await settled(own.session.flush())
 
-    async def begin(self, own: Own, how: str) -> None:
+    async def begin(self, how: str, own: Own) -> None:
         if not own.books.scopes:
             await settled(own.session.begin())
             own.books.begin(explicit=True)
 
-    async def commit(self, own: Own, how: str) -> None:
+    async def commit(self, how: str, own: Own) -> None:
         if own.books.may_end:
             await settled(own.session.commit())
             self.end(own.books, commit=True)
 
-    async def rollback(self, own: Own, how: str) -> None:
+    async def rollback(self, how: str, own: Own) -> None:
         if own.books.may_end:
             await settled(own.session.rollback())
             self.end(own.books, commit=False)
 
-    async def close(self, own: Own, how: str) -> None:
+    async def close(self, how: str, own: Own) -> None:
         if own.books.may_end:
             await settled(own.session.close())
             self.end(own.books, commit=False)
 
-    async def savepoint(self, own: Own, how: str) -> None:
+    async def savepoint(self, how: str, own: Own) -> None:
         """A loose one; a `transaction()` that is a savepoint itself wants what is begun in it to be ended in it."""
-        if self.may_have_savepoint(own) and own.books.guards[-1:] != ["inner"]:
+        spared = self.place.awaits and self.place.sparing
+        if self.may_have_savepoint(own) and own.books.guards[-1:] != ["inner"] and not spared:
             await settled(own.session.begin_nested())
             own.books.savepoint(loose=True)
 
-    async def release(self, own: Own, how: str) -> None:
+    async def release(self, how: str, own: Own) -> None:
         """Commits a loose savepoint."""
         if own.books.scopes and own.books.scopes[-1].loose:
             await settled(own.session.get_nested_transaction().commit())
             own.books.release()
 
-    async def undo(self, own: Own, how: str) -> None:
+    async def undo(self, how: str, own: Own) -> None:
         """Rolls a loose savepoint back."""
         if own.books.scopes and own.books.scopes[-1].loose:
             await settled(own.session.get_nested_transaction().rollback())
             own.books.scopes.pop()
 
-    async def adopt(self, own: Own, how: str) -> None:
+    async def adopt(self, how: str, own: Own) -> None:
         """`with transaction(session)`, which is a savepoint in what was begun already."""
-        async with self.transaction(own.books, "inner" if own.books.scopes else "adopted", own.session):
-            await self.body()
+        guard = "inner" if own.books.scopes else "adopted"
+        if self.place.awaits and self.place.sparing:
+            guard = "inner" if own.books.scopes else "begun"
+            if own.books.scopes and not self.may_have_savepoint(own):
+                return
+        async with self.transaction(own.books, guard, own.session):
+            await self.body(how)
 
-    async def nested(self, own: Own, how: str) -> None:
+    async def nested(self, how: str, own: Own) -> None:
         """`with session.begin_nested()`."""
         if self.may_have_savepoint(own):
             with own.books.part("nested") as depth:
                 async with self.within(own.session.begin_nested()) as savepoint:
-                    await self.body()
+                    await self.body(how)
                     if how == "undone":
                         await settled(savepoint.rollback())
                         own.books.forget(depth)
 
-    async def begun(self, own: Own, how: str) -> None:
+    async def begun(self, how: str, own: Own) -> None:
         """`with session.begin()`."""
         if not own.books.scopes:
             try:
                 with own.books.whole("begun") as depth:
                     async with self.within(own.session.begin()) as whole:
-                        await self.body()
+                        await self.body(how)
                         if how == "undone":
                             await settled(whole.rollback())
                             own.books.forget(depth)
@@ -428,7 +459,9 @@ class Run:
         return self.block_around is None or self.block_around is own.books
 
     def may_have_savepoint(self, own: Own) -> bool:
-        return own.books.has_written or not self.place.legacy
+        """Whether it is one in the user's own transaction: whether that has sent something, where it must have."""
+        sent = self.tickets if self.place.awaits else self.tickets | self.tasks
+        return not self.place.legacy or any(sent.intersection(scope.ids) for scope in own.books.scopes)
 
     async def emit(self, books: Books | None, *args: Any, new: Ticket | None = None, **kwargs: Any) -> None:
         """Emit, and write in the books that this, and the new ticket, must be committed along with."""
@@ -499,49 +532,48 @@ def check(place: Place, *runs: Run) -> None:
 
 # Tests
 
+skipped = [HealthCheck.function_scoped_fixture]
+ON_SQLITE = pytest.mark.parametrize("place", ["bound", "url"], indirect=True)
+ON_POSTGRESQL = pytest.mark.parametrize("place", ["postgresql"], indirect=True)
+BOUND = pytest.mark.parametrize("place", ["bound"], indirect=True)
+
+
+def examples(few: int, many: int) -> settings:
+    """So many programs, or as many as NITRO_CHAOS=full wants."""
+    return settings(max_examples=many if FULL else few, deadline=None, suppress_health_check=skipped)
+
 
 @pytest.fixture
-def ticketed(evt: Event, app: Celery) -> Event:
-    """An event with an offloaded handler."""
-    on(evt, offload=True, name="shop.ticket")(lambda sender, **kwargs: None)
-    return evt
-
-
-def on_sqlite(*engines: Engine) -> None:
-    """Spare these engines the waiting for the disk."""
-    for engine in engines:
-        event.listen(engine, "connect", lambda driver, _record: driver.execute("PRAGMA synchronous=OFF"))
-
-
-@pytest.fixture(params=["bound", "url", pytest.param("postgresql", marks=pytest.mark.server)])
 def place(
-    request: pytest.FixtureRequest,
-    ticketed: Event,
-    app: Celery,
-    sent: Sent,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, evt: Event, app: Celery, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
-    """The user's engine is Nitro's too; it is another one of the same database; it is on PostgreSQL."""
-    url = f"sqlite:///{tmp_path / 'programs.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql")
+    """`bound`: one engine, the user's, for all; `url`: Nitro has one of its own; or one engine on PostgreSQL."""
+    on(evt, offload=True, name="shop.ticket")(lambda sender, **kwargs: None)
+    on_server = request.param == "postgresql"
+    url = request.getfixturevalue("postgresql") if on_server else f"sqlite:///{tmp_path / 'programs.db'}"
     engine = create_engine(url)
     if request.param == "url":
         monkeypatch.setenv("NITRO_DB_URL", url)
     else:
         bind(app, engine)
-    if request.param != "postgresql":
-        on_sqlite(*{engine, database.engine()})
+    if not on_server:
+        spare_the_disk(*{engine, database.engine()})
     database.create_tables()
-    yield Place(
-        ticketed,
-        sent,
-        lambda: Session(engine, expire_on_commit=False),
-        exclusive=request.param != "postgresql",
-        legacy=request.param == "url",
-    )
+    yield Place(evt, sent, engine, exclusive=not on_server, legacy=request.param == "url")
     engine.dispose()
+
+
+@pytest.fixture
+def awaited(place: Place, tmp_path: Path) -> Place:
+    """The place as a program finds it that is async throughout."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'programs.db'}", poolclass=NullPool)
+    spare_the_disk(engine.sync_engine)
+    return replace(place, engine=engine, awaits=True, legacy=True)
+
+
+def spare_the_disk(*engines: Engine) -> None:
+    for engine in engines:
+        event.listen(engine, "connect", lambda driver, _record: driver.execute("PRAGMA synchronous=OFF"))
 
 
 @pytest.fixture(scope="module")
@@ -562,13 +594,8 @@ def postgresql() -> Iterator[str]:
     server.dispose()
 
 
-def examples(few: int, many: int) -> settings:
-    """So many programs, or as many as NITRO_CHAOS=full wants."""
-    skipped = [HealthCheck.function_scoped_fixture]
-    return settings(max_examples=many if FULL else few, deadline=None, suppress_health_check=skipped)
-
-
-@examples(150, 5000)
+@ON_SQLITE
+@examples(75, 5000)
 @given(program=programs)
 def test_what_is_committed_is_open_and_published(place: Place, program: list[str]) -> None:
     """The open deliveries and the user's rows are those of the committed emits, and those were published."""
@@ -576,11 +603,107 @@ def test_what_is_committed_is_open_and_published(place: Place, program: list[str
     check(place, at_once(Run(place, program).perform()))
 
 
+@pytest.mark.server
+@ON_POSTGRESQL
 @examples(30, 1000)
+@given(program=programs)
+def test_sessions_that_write_at_the_same_time_keep_apart(place: Place, program: list[str]) -> None:
+    """The same where a session need not wait for another one to end its transaction."""
+    place.clear()
+    check(place, at_once(Run(place, program).perform()))
+
+
+@BOUND
+@examples(10, 1000)
 @given(each=st.lists(programs, min_size=2, max_size=3))
 def test_threads_keep_apart(place: Place, each: list[list[str]]) -> None:
     """The same when several threads each perform a program of their own."""
+    place.event.emit("till")  # the first one of a process: see test_nobody_is_locked_out_by_another_commit
     place.clear()
     with ThreadPoolExecutor(len(each)) as threads:
         runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
         check(place, *runs)
+
+
+@pytest.mark.server
+@ON_POSTGRESQL
+@examples(8, 500)
+@given(each=st.lists(programs, min_size=2, max_size=3))
+def test_threads_that_write_at_the_same_time_keep_apart(place: Place, each: list[list[str]]) -> None:
+    """The same where threads need not wait for one another either."""
+    place.clear()
+    with ThreadPoolExecutor(len(each)) as threads:
+        runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
+        check(place, *runs)
+
+
+@BOUND
+@examples(30, 1000)
+@given(program=some(STEPS))
+def test_async_sessions_do_the_same(awaited: Place, program: list[str]) -> None:
+    """With `async with transaction(session)` and `emit_async`."""
+    awaited.clear()
+    check(awaited, asyncio.run(Run(awaited, program).perform()))
+
+
+# What programs have found
+
+
+@BOUND
+@pytest.mark.parametrize("block", ["adopt", "begun"])
+def test_async_session_may_leave_a_savepoint_open(awaited: Place, block: str) -> None:
+    """The commit around it commits it, as in a Session, and the row of what is published is there."""
+    run = Run(replace(awaited, sparing=False), ["own", block, "add", "savepoint"])
+    check(awaited, asyncio.run(run.perform()))
+
+
+@BOUND
+def test_async_block_in_a_transaction_that_has_sent_nothing_is_a_savepoint(awaited: Place) -> None:
+    """The user's rollback takes it back, as in a Session."""
+    run = Run(replace(awaited, sparing=False), ["own", "begin", "adopt", "add", "end", "rollback"])
+    check(awaited, asyncio.run(run.perform()))
+
+
+@BOUND
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_async_block_lets_the_user_end_its_transaction(awaited: Place, end: str) -> None:
+    """As in a Session, and what is raised in it later comes out of it."""
+    run = Run(replace(awaited, sparing=False), ["own", "adopt failing", "add", end])
+    check(awaited, asyncio.run(run.perform()))
+
+
+@BOUND
+def test_async_session_in_a_plain_with_can_be_rolled_back(awaited: Place) -> None:
+    """Also when nothing but an emit has happened in it; a later commit is none of its business."""
+
+    async def main() -> None:
+        async with awaited.open() as session:
+            with transaction(session):
+                awaited.event.emit("till")
+            await session.rollback()
+            await session.commit()
+
+    asyncio.run(main())
+    assert awaited.stored() == set()
+    assert awaited.published() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "program"),
+    [
+        pytest.param("bound", ["own", "add"], id="first emit of a process"),
+        pytest.param("url", ["tell", "own", "adopt", "block", "add"], id="any emit"),
+    ],
+    indirect=["place"],
+)
+def test_nobody_is_locked_out_by_another_commit(place: Place, program: list[str]) -> None:
+    """Another thread may commit while a session gets ready to write its row."""
+    first = threading.Lock()
+
+    @event.listens_for(place.engine, "before_cursor_execute")
+    def commit_elsewhere(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO nitro_emission") and first.acquire(blocking=False):
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(Ticket().save).result(PATIENCE)
+
+    at_once(Run(place, program).perform())

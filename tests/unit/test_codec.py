@@ -225,3 +225,11 @@ def test_dict_is_not_taken_for_a_tag(key: str) -> None:
 def test_any_is_the_same_object() -> None:
     """`ANY` arrives as the one symbol."""
     assert carried(ANY) is ANY
+
+
+@pytest.mark.parametrize("microseconds", [1, -1, 1_500_000])
+def test_an_offset_below_a_second_is_kept(microseconds: int) -> None:
+    """Python's own `fromisoformat` takes it for UTC."""
+    moment = datetime(2000, 1, 1, tzinfo=timezone(timedelta(microseconds=microseconds)))
+    payload = decode(encode(moment, (), {}), load=lambda cls, key: None)
+    assert payload.sender.utcoffset() == timedelta(microseconds=microseconds)

@@ -58,6 +58,7 @@ def reset() -> None:
         if _process.engine is not None and _process.own:
             _process.engine.dispose()
         _process.engine, _process.own = None, False
+    tables.forget()
 
 
 def place_of(url: URL) -> tuple[object, ...] | None:

@@ -28,6 +28,8 @@ class _Waiting:
     callback: Callback | None = None
     abandoned: Callback | None = None
     last: Callback | None = None
+    written: bool = False
+    written_in: SessionTransaction | None = None
 
 
 class Commits:
@@ -63,11 +65,14 @@ class Commits:
         self._waiting.append(_Waiting(self.session.get_nested_transaction(), last=callback))
 
     def committing(self) -> None:
-        """The whole is about to be committed; a failure here keeps it from being."""
+        """A savepoint, or the whole, is about to be committed; a failure here keeps it from being.
+
+        Which of them SQLAlchemy does not say, so what waits is written now, and again if this savepoint is rolled back.
+        """
         for entry in self._waiting:
-            last, entry.last = entry.last, None
-            if last is not None:
-                last()
+            if entry.last is not None and not entry.written:
+                entry.last()
+                entry.written, entry.written_in = True, self.session.get_nested_transaction()
 
     def committed(self) -> None:
         """The savepoint, or the whole, was committed."""
@@ -81,6 +86,9 @@ class Commits:
     def rolled_back(self) -> None:
         """The savepoint, or the whole, was rolled back."""
         savepoint = self.session.get_nested_transaction()
+        for entry in self._waiting:
+            if entry.written_in is savepoint:
+                entry.written, entry.written_in = False, None
         self._waiting = [entry for entry in self._waiting if savepoint is not None and entry.savepoint is not savepoint]
 
     def ended(self, transaction: SessionTransaction) -> None:
@@ -111,6 +119,8 @@ class Commits:
         for entry in self._waiting:
             if entry.savepoint is savepoint:
                 entry.savepoint = parent
+            if entry.written_in is savepoint:
+                entry.written_in = parent
 
     def _abandon(self, entries: list[_Waiting]) -> None:
         self._waiting = [entry for entry in self._waiting if entry not in entries]
@@ -152,7 +162,7 @@ def must_await(session: Session) -> bool:
 @event.listens_for(Session, "before_commit")
 def _committing(session: Session) -> None:
     commits: Commits | None = session.info.get(COMMITS)
-    if commits is None or session.in_nested_transaction():
+    if commits is None:
         return
     if commits.doomed:
         raise TransactionError(commits.doomed)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
@@ -165,9 +165,9 @@ def begin_for_real(connection: Connection) -> None:
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:
-    driver = connection.connection.dbapi_connection
+    driver = connection.connection.driver_connection
     assert driver is not None
-    return driver  # type: ignore[return-value]  # SQLAlchemy types it as any DBAPI connection
+    return cast(sqlite3.Connection, driver)
 
 
 _doorway = _Doorway()

@@ -14,6 +14,8 @@ LOCK = 0x6E6974726F
 CREATED = "nitro_tables"
 
 _complete: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
+_files: dict[str, int] = {}
+"""The same of SQLite's files, which several engines may lead to."""
 
 migrations: list[Callable[[Connection], None]] = []
 """What brings tables of an older version up to date, where missing ones have just been created."""
@@ -21,12 +23,21 @@ migrations: list[Callable[[Connection], None]] = []
 
 def are_complete(connection: Connection) -> bool:
     """Whether every class declared so far is known to have its table there."""
-    return _complete.get(connection.engine.pool) == len(SQLModel.metadata.tables)
+    count = len(SQLModel.metadata.tables)
+    return _complete.get(connection.engine.pool) == count or _files.get(str(connection.engine.url.database)) == count
 
 
 def note_complete(connection: Connection) -> None:
     """Remember that every class declared so far has its table there, committed."""
     _complete[connection.engine.pool] = len(SQLModel.metadata.tables)
+    if connection.engine.url.database not in (None, "", ":memory:"):
+        _files[str(connection.engine.url.database)] = len(SQLModel.metadata.tables)
+
+
+def forget() -> None:
+    """Know nothing of any database's tables any more."""
+    _complete.clear()
+    _files.clear()
 
 
 def create_missing(connection: Connection) -> None:

@@ -20,7 +20,7 @@ from sqlmodel import Session as OwnSession
 from nitro.errors import TransactionError
 from nitro.infrastructure.database.connections import engine, place_of
 from nitro.infrastructure.database.sessions import Commits, commits_of, must_await
-from nitro.infrastructure.database.sqlite import WRITES
+from nitro.infrastructure.database.sqlite import WRITES, begin_for_real
 from nitro.infrastructure.database.tables import ensure_tables
 from nitro.infrastructure.database.unit_of_work import (
     Transaction,
@@ -31,7 +31,7 @@ from nitro.infrastructure.database.unit_of_work import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 Given = TypeVar("Given")
 
@@ -135,6 +135,8 @@ def write_with(commit: Transaction | Commits, work: Callable[[Connection], None]
         work(session.connection())
 
     if must_await(session):
+        if not session.in_transaction():
+            session.begin()
         commits_of(session).before_commit(write)
     else:
         write()
@@ -210,10 +212,15 @@ async def _awaited_block(session: Session | AsyncSession | None) -> AsyncIterato
             yield opened
         return
     with entered(session.sync_session):
-        begun = await (session.begin_nested() if session.in_transaction() else session.begin())
+        ending: AsyncSession | AsyncSessionTransaction = session  # whose end the user may bring about himself
+        if session.in_transaction():
+            await session.run_sync(lambda own: begin_for_real(own.connection()))
+            ending = await session.begin_nested()
+        else:
+            await session.begin()
         try:
             yield session
-            await begun.commit()
+            await ending.commit()
         except BaseException:
-            await begun.rollback()
+            await ending.rollback()
             raise

@@ -43,8 +43,12 @@ class Keeper:
             raise NoDatabase([parcel.handler for parcel in tracked], tracked[0].promise)
 
         def write(connection: Connection) -> None:
-            check(connection)
+            on_sqlite = connection.dialect.name == "sqlite"  # which may refuse to write after it has been read
+            if not on_sqlite:
+                check(connection)
             rows.insert(connection, app, parcels, queued=queued)
+            if on_sqlite:
+                check(connection)
 
         if commit is None:
             with writing() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -58,6 +58,9 @@ def _moment(value: datetime | time) -> Json:
         raise Refused(
             type(value), "its time zone has no offset here; send it without zone, and the zone's name beside it"
         )
+    offset = value.utcoffset()
+    if offset is not None and offset.microseconds:  # which `fromisoformat` takes for none
+        return [value.replace(tzinfo=None).isoformat(), value.fold, offset // timedelta(microseconds=1)]
     return [value.isoformat(), 1] if value.fold else value.isoformat()
 
 
@@ -65,8 +68,9 @@ def _read_moment(cls: type[datetime | time]) -> Callable[[Json], datetime | time
     def read(body: Json) -> datetime | time:
         if isinstance(body, str):
             return cls.fromisoformat(body)
-        text, fold = body
-        return cls.fromisoformat(text).replace(fold=fold)
+        text, fold, *offset = body
+        moment = cls.fromisoformat(text).replace(fold=fold)
+        return moment.replace(tzinfo=timezone(timedelta(microseconds=offset[0]))) if offset else moment
 
     return read
 
