@@ -63,7 +63,9 @@ def project(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> Ite
         "place": EMIT,
     }.items():
         (tmp_path / f"{name}.py").write_text(dedent(source))
+    database = {} if stack.name == "embedded" else {"NITRO_DB_URL": stack.database}
     environ = {
+        **database,
         "BROKER": stack.project.environ.get("NITRO_BROKER_URL", "filesystem://"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
     }
