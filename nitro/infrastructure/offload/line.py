@@ -73,18 +73,20 @@ class Line:
         together = self._producer.supports_batch_publish  # asked now: a connection that is broken supports nothing
         try:
             with self._producer.batch():
-                return self._publish_each(batch)
+                return self._publish_each(batch, batch.parcels)
         except Exception as error:  # noqa: BLE001  # the caller decides what it means
             if together:
                 batch.open = list(batch.parcels)
             if isinstance(error, BatchPublishError) and not self.is_broken_by(error):
-                return self._publish_each(batch)  # the broker answers: find out which of them it refuses
+                # The broker answers: find out which of them it refuses, but send none again that must not come twice.
+                repeatable = [parcel for parcel in batch.parcels if parcel.promise != "at-most-once"]
+                return self._publish_each(batch, repeatable) or (error if batch.open else None)
             return error
 
-    def _publish_each(self, batch: Batch) -> Exception | None:
+    def _publish_each(self, batch: Batch, parcels: Iterable[Parcel]) -> Exception | None:
         """Publish one after the other; one that is refused keeps no other from leaving."""
         refusal: Exception | None = None
-        for parcel in list(batch.open):
+        for parcel in parcels:
             began = monotonic()
             try:
                 self._publish(parcel)

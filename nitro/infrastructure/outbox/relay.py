@@ -75,7 +75,7 @@ def _put_back(batch: Batch) -> None:
 
 
 def _must_not_repeat(batch: Batch, parcel: Parcel) -> bool:
-    return parcel.promise == "at-most-once" and batch.fate not in ("unsent", "refused")
+    return parcel.promise == "at-most-once" and batch.fate != "unsent"
 
 
 class EmittersRelay:
