@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from zipfile import ZipFile
@@ -79,8 +80,9 @@ def test_a_project_runs_on_the_installed_wheel(installed: Project) -> None:
 
 
 def test_the_celery_command_has_the_plug_in(installed: Project) -> None:
-    """`celery -A proj nitro init` creates the tables of the project."""
-    database = installed.folder / "nitro.db"
+    """`celery -A proj nitro init` creates the tables of the project, in a database that its worker does not use."""
+    database = installed.folder / "initial.db"
+    project = replace(installed, environ={**installed.environ, "NITRO_DB_URL": f"sqlite:///{database}"})
     assert not database.exists()
-    assert "tables are there" in installed.celery("nitro", "init")
+    assert "tables are there" in project.celery("nitro", "init")
     assert database.exists()
