@@ -195,7 +195,6 @@ class Place:
         exclusive: the database has one writer at a time. Two sessions of one thread that write at once would wait for
             each other for ever there, so that a step is left out for which another session would have to wait.
         legacy: the driver takes a savepoint that begins a transaction for all of it, so that such ones are left out.
-        sparing: what tests at the end of this file show to be wrong still is left out.
     """
 
     event: Event
@@ -204,7 +203,6 @@ class Place:
     awaits: bool = False
     exclusive: bool = True
     legacy: bool = False
-    sparing: bool = True
     _published: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -394,8 +392,7 @@ class Run:
 
     async def savepoint(self, how: str, own: Own) -> None:
         """A loose one; a `transaction()` that is a savepoint itself wants what is begun in it to be ended in it."""
-        spared = self.place.awaits and self.place.sparing
-        if self.may_have_savepoint(own) and own.books.guards[-1:] != ["inner"] and not spared:
+        if self.may_have_savepoint(own) and own.books.guards[-1:] != ["inner"]:
             await settled(own.session.begin_nested())
             own.books.savepoint(loose=True)
 
@@ -414,10 +411,6 @@ class Run:
     async def adopt(self, how: str, own: Own) -> None:
         """`with transaction(session)`, which is a savepoint in what was begun already."""
         guard = "inner" if own.books.scopes else "adopted"
-        if self.place.awaits and self.place.sparing:
-            guard = "inner" if own.books.scopes else "begun"
-            if own.books.scopes and not self.may_have_savepoint(own):
-                return
         async with self.transaction(own.books, guard, own.session):
             await self.body(how)
 
@@ -618,7 +611,6 @@ def test_sessions_that_write_at_the_same_time_keep_apart(place: Place, program: 
 @given(each=st.lists(programs, min_size=2, max_size=3))
 def test_threads_keep_apart(place: Place, each: list[list[str]]) -> None:
     """The same when several threads each perform a program of their own."""
-    place.event.emit("till")  # the first one of a process: see test_nobody_is_locked_out_by_another_commit
     place.clear()
     with ThreadPoolExecutor(len(each)) as threads:
         runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
@@ -653,14 +645,14 @@ def test_async_sessions_do_the_same(awaited: Place, program: list[str]) -> None:
 @pytest.mark.parametrize("block", ["adopt", "begun"])
 def test_async_session_may_leave_a_savepoint_open(awaited: Place, block: str) -> None:
     """The commit around it commits it, as in a Session, and the row of what is published is there."""
-    run = Run(replace(awaited, sparing=False), ["own", block, "add", "savepoint"])
+    run = Run(awaited, ["own", block, "add", "savepoint"])
     check(awaited, asyncio.run(run.perform()))
 
 
 @BOUND
 def test_async_block_in_a_transaction_that_has_sent_nothing_is_a_savepoint(awaited: Place) -> None:
     """The user's rollback takes it back, as in a Session."""
-    run = Run(replace(awaited, sparing=False), ["own", "begin", "adopt", "add", "end", "rollback"])
+    run = Run(awaited, ["own", "begin", "adopt", "add", "end", "rollback"])
     check(awaited, asyncio.run(run.perform()))
 
 
@@ -668,7 +660,7 @@ def test_async_block_in_a_transaction_that_has_sent_nothing_is_a_savepoint(await
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_async_block_lets_the_user_end_its_transaction(awaited: Place, end: str) -> None:
     """As in a Session, and what is raised in it later comes out of it."""
-    run = Run(replace(awaited, sparing=False), ["own", "adopt failing", "add", end])
+    run = Run(awaited, ["own", "adopt failing", "add", end])
     check(awaited, asyncio.run(run.perform()))
 
 

@@ -12,8 +12,8 @@ from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.courier import Fate
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.outbox.rows import LEASE, LONGEST_LEASE, PARCEL, lease, parcel_of
+from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, waiting, waiting_unless
 from nitro.infrastructure.outbox.tables import (
-    DEAD,
     DONE,
     QUEUED,
     RUNNING,
@@ -23,7 +23,6 @@ from nitro.infrastructure.outbox.tables import (
     free,
     is_open,
     now,
-    storable,
 )
 
 MOST_PUBLICATIONS = 20
@@ -32,6 +31,7 @@ TRIES_A_LEASE = 10
 """How much sooner than a message that was lost one is published again that may not have left: after 2 to 60 s."""
 RECENT = 1000
 """Deliveries in which a started one is sought, to see how far the workers have come."""
+MAY_BE_PUBLISHED = "it may have been published, and may not be again"
 
 _c = deliveries.c
 
@@ -58,8 +58,7 @@ def take(most: int) -> list[Parcel]:
     with writing() as connection:
         rows = connection.execute(oldest).all()
         good = [row for row in rows if not row.overdue]
-        expired = {"state": DEAD, "closed_at": now(), "error": "expired before it started"}
-        for chosen, values in ((good, _queued()), ([row for row in rows if row.overdue], expired)):
+        for chosen, values in ((good, _queued()), ([row for row in rows if row.overdue], dead(EXPIRED))):
             for some in _chunks(_keys(chosen)):
                 connection.execute(update(deliveries).where(_among(some)).values(values))
         failpoint("claiming")
@@ -73,29 +72,25 @@ def put_back(parcels: Sequence[Parcel], error: BaseException, fate: Fate) -> Non
     What was certainly not sent is due at once. Otherwise it may be to blame itself, or lie in the queue already: it is
     tried later and later, and is dead in the end.
     """
-    again: dict[str, Any] = {"state": WAITING, "due_at": 0.0, "publications": _c.publications - 1}
-    if fate != "unsent":
-        last = _c.publications >= MOST_PUBLICATIONS
-        again = {
-            "state": case((last, DEAD), else_=WAITING),
-            "closed_at": case((last, now())),
-            "due_at": now() + lease() / TRIES_A_LEASE,
-        }
     told = f"not published: {type(error).__name__}: {error}"
+    if fate == "unsent":
+        again = {**waiting(AT_ONCE, told), "publications": _c.publications - 1}
+    else:
+        again = waiting_unless(_c.publications >= MOST_PUBLICATIONS, now() + lease() / TRIES_A_LEASE, told)
     with writing() as connection:
         for some in _chunks(_keys_of(parcels)):
             mine = update(deliveries).where(_among(some), _c.state == QUEUED)
-            connection.execute(mine.values(**again, error=storable(told)))
+            connection.execute(mine.values(again))
 
 
 def settle(parcels: Sequence[Parcel], error: BaseException | None) -> None:
     """Close what has no handler's end to wait for: untracked deliveries whose message has left, or may have."""
-    done: dict[str, Any] = {"state": DONE, "error": None}
-    dead = {"state": DEAD, "error": storable(f"it may have been published, and may not be again: {error}")}
+    done = {"state": DONE, "closed_at": now(), "error": None}
+    values = done if error is None else dead(f"{MAY_BE_PUBLISHED}: {error}")
     with writing() as connection:
         for some in _chunks(_keys_of(parcels)):
             mine = update(deliveries).where(_among(some), _c.state == QUEUED)
-            connection.execute(mine.values(**(done if error is None else dead), closed_at=now()))
+            connection.execute(mine.values(values))
 
 
 def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
@@ -122,11 +117,10 @@ def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
     lost = literal(empty) | (_c.published_at + LEASE < _frontier(queue))
     last = (_c.promise == "at-most-once") | (_c.publications >= MOST_PUBLICATIONS)
     never = f"published {MOST_PUBLICATIONS} times and never started: does a worker of queue {queue} know its handler?"
-    why = case((_c.promise == "at-most-once", "it may have been published, and may not be again"), else_=never)
-    dead = {"state": DEAD, "closed_at": now(), "error": why}
+    why = case((_c.promise == "at-most-once", MAY_BE_PUBLISHED), else_=never)
     with writing() as connection:
-        connection.execute(update(deliveries).where(free(*mine, lost, last)).values(dead))
-        again = update(deliveries).where(free(*mine, lost)).values(state=WAITING, due_at=0.0)
+        connection.execute(update(deliveries).where(free(*mine, lost, last)).values(dead(why)))
+        again = update(deliveries).where(free(*mine, lost)).values(state=WAITING, due_at=AT_ONCE)
         found = connection.execute(again).rowcount
         connection.execute(update(deliveries).where(free(*mine)).values(due_at=now() + lease()))
     return found

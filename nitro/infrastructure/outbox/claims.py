@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, and_, case, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Double, and_, insert, literal, or_, select, update
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.outbox.rows import due_after, lease, payload
+from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, retried, waiting_unless
 from nitro.infrastructure.outbox.tables import (
     DEAD,
     DONE,
@@ -23,7 +24,6 @@ from nitro.infrastructure.outbox.tables import (
     free,
     is_open,
     now,
-    storable,
 )
 
 MOST_LOSSES = 5
@@ -91,7 +91,7 @@ def _refuse(connection: Connection, emission: str, handler: str) -> Refusal:
     overdue = (deliveries.c.expires_at <= now()).label("overdue")
     row = connection.execute(select(deliveries.c.state, overdue).where(_is(emission, handler))).one_or_none()
     if row is not None and row.state == QUEUED and row.overdue:
-        connection.execute(update(deliveries).where(_is(emission, handler)).values(_dead("expired before it started")))
+        connection.execute(update(deliveries).where(_is(emission, handler)).values(dead(EXPIRED)))
         return Refusal(state=DEAD)
     return Refusal(state=None if row is None else row.state)
 
@@ -102,7 +102,7 @@ def park(emission: str, handler: str, task_id: str, facts: dict[str, Any], error
         if connection.scalar(select(emissions.c.id).where(emissions.c.id == emission)) is None:
             connection.execute(insert(emissions).values(id=emission, **facts))
         row = {"emission": emission, "handler": handler, "id": task_id, "queue": "", "mode": "snapshot"}
-        connection.execute(insert(deliveries).values(**row, promise="at-least-once", due_at=0.0, **_dead(error)))
+        connection.execute(insert(deliveries).values(**row, promise="at-least-once", due_at=AT_ONCE, **dead(error)))
 
 
 def finish(run: Claim, connection: Connection | None = None) -> None:
@@ -120,8 +120,7 @@ def put_off(run: Claim, seconds: float, error: str) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    again = {"state": WAITING, "due_at": due_after(literal(seconds, Double)), "retries": deliveries.c.retries + 1}
-    _close(run, {**again, "error": storable(error)}, None)
+    _close(run, retried(_after(seconds), error), None)
 
 
 def bury(run: Claim, error: str) -> None:
@@ -130,7 +129,7 @@ def bury(run: Claim, error: str) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, _dead(error), None)
+    _close(run, dead(error), None)
 
 
 def lose(where: ColumnElement[bool], error: str) -> int:
@@ -139,15 +138,8 @@ def lose(where: ColumnElement[bool], error: str) -> int:
     Returns:
         How many were taken back.
     """
-    c = deliveries.c
-    last = c.losses + 1 >= MOST_LOSSES
-    values = {
-        "state": case((last, DEAD), else_=WAITING),
-        "closed_at": case((last, now())),
-        "losses": c.losses + 1,
-        "due_at": 0.0,
-        "error": error,
-    }
+    losses = deliveries.c.losses + 1
+    values = {**waiting_unless(losses >= MOST_LOSSES, AT_ONCE, error), "losses": losses}
     with writing() as connection:
         return connection.execute(update(deliveries).where(free(is_open(RUNNING), where)).values(values)).rowcount
 
@@ -155,7 +147,7 @@ def lose(where: ColumnElement[bool], error: str) -> int:
 def give_back(worker: str) -> int:
     """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
     mine = free(is_open(RUNNING), runs_of(worker))
-    again = update(deliveries).where(mine).values(state=WAITING, due_at=0.0)
+    again = update(deliveries).where(mine).values(state=WAITING, due_at=AT_ONCE)
     with writing() as connection:
         return connection.execute(again).rowcount
 
@@ -169,8 +161,7 @@ def unclaim(emission: str, handler: str, worker: str) -> None:
 
 def overrun(emission: str, handler: str, process: str, seconds: float | None, error: str) -> None:
     """Close a run that was ended for taking too long: to run again after so many seconds, or never."""
-    again = {"state": WAITING, "due_at": due_after(literal(seconds, Double)), "retries": deliveries.c.retries + 1}
-    values = _dead(error) if seconds is None else {**again, "error": error}
+    values = dead(error) if seconds is None else retried(_after(seconds), error)
     mine = update(deliveries).where(run_in(emission, handler, process), deliveries.c.state == RUNNING)
     with writing() as connection:
         connection.execute(mine.values(values))
@@ -179,13 +170,7 @@ def overrun(emission: str, handler: str, process: str, seconds: float | None, er
 def misdirected(emission: str, handler: str, most: int, error: str) -> None:
     """A worker that does not know the handler has taken the message: publish it again after a while, so many times."""
     c = deliveries.c
-    last = c.publications >= most
-    values = {
-        "state": case((last, DEAD), else_=WAITING),
-        "closed_at": case((last, now())),
-        "due_at": now() + lease(),
-        "error": error,
-    }
+    values = waiting_unless(c.publications >= most, now() + lease(), error)
     with writing() as connection:
         connection.execute(update(deliveries).where(_is(emission, handler), c.state == QUEUED).values(values))
 
@@ -229,5 +214,5 @@ def _is(emission: str, handler: str) -> ColumnElement[bool]:
     return and_(deliveries.c.emission == emission, deliveries.c.handler == handler)
 
 
-def _dead(error: str) -> dict[str, Any]:
-    return {"state": DEAD, "closed_at": now(), "error": storable(error)}
+def _after(seconds: float) -> ColumnElement[float]:
+    return due_after(literal(seconds, Double))

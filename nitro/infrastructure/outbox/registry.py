@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Row, func, or_, select, update
 
 from nitro.errors import NotTracked
 from nitro.infrastructure.database import engine, joined, writing
+from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import (
     CANCELLED,
     CLOSED,
@@ -136,7 +137,7 @@ def replay(*conditions: ColumnElement[bool]) -> int:
     payload = select(emissions.c.id).where(emissions.c.snapshot.is_not(None) | emissions.c.reload.is_not(None))
     anew: dict[str, Any] = {
         "state": WAITING,
-        "due_at": 0.0,
+        "due_at": AT_ONCE,
         "expires_at": None,
         "retries": 0,
         "losses": 0,

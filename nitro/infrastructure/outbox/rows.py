@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from nitro.errors import OptionStays
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
+from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
 
 LEASE = 10.0
@@ -39,7 +40,7 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
     """When something is due that is put off; what is not is due whatever becomes of the clock."""
-    return case((seconds == 0, 0.0), else_=now() + seconds)
+    return case((seconds == 0, AT_ONCE), else_=now() + seconds)
 
 
 def lease() -> ColumnElement[float]:

@@ -1,0 +1,44 @@
+"""What a delivery that will not go on as it is becomes: one that waits to be published again, or a dead letter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, case
+
+from nitro.infrastructure.outbox.tables import DEAD, WAITING, deliveries, now, storable
+
+AT_ONCE = 0.0
+"""Due whatever becomes of the clock."""
+EXPIRED = "expired before it started"
+
+Values = dict[str, Any]
+"""Of the columns of a delivery."""
+
+
+def dead(error: str | ColumnElement[str]) -> Values:
+    """A dead letter."""
+    return {"state": DEAD, "closed_at": now(), "error": _storable(error)}
+
+
+def waiting(due_at: ColumnElement[float] | float, error: str) -> Values:
+    """To be published when it is due."""
+    return {"state": WAITING, "due_at": due_at, "error": storable(error)}
+
+
+def retried(due_at: ColumnElement[float] | float, error: str) -> Values:
+    """To be published when it is due, after a run that failed."""
+    return {**waiting(due_at, error), "retries": deliveries.c.retries + 1}
+
+
+def waiting_unless(last: ColumnElement[bool], due_at: ColumnElement[float] | float, error: str) -> Values:
+    """To be published when it is due, or a dead letter if that was the last time."""
+    return {
+        **waiting(due_at, error),
+        "state": case((last, DEAD), else_=WAITING),
+        "closed_at": case((last, now())),
+    }
+
+
+def _storable(error: str | ColumnElement[str]) -> str | ColumnElement[str]:
+    return storable(error) if isinstance(error, str) else error
