@@ -64,7 +64,8 @@ class Settings:
         Raises:
             SettingError: a value is not allowed; names setting, value and what is.
         """
-        return _parsed(str(Path.cwd()), *(environ.get(name) or "" for name in NAMES))
+        given = (environ.get(name) or "" for name in NAMES)
+        return _parsed(os.getcwd(), *given)  # noqa: PTH109  # a Path costs an emit more than all else here
 
 
 @lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ LEFT_TO_THE_FULL_SIZE = {
     "database_away": ("rabbitmq",),
     "external_effect": ("embedded", "redis"),
     "frozen_worker": ("embedded", "rabbitmq"),
-    "frozen_in_transaction": ("redis", "rabbitmq"),
+    "frozen_in_transaction": ("rabbitmq",),
     "four_relays": ("rabbitmq",),
     "rolling_restart": ("redis", "rabbitmq"),
     "without_handler": ("redis", "rabbitmq"),

@@ -155,7 +155,9 @@ def test_a_missing_effect_fails_the_demo(without_mail: Run) -> None:
 
 def test_a_failed_demo_shows_the_workers_log(without_mail: Run) -> None:
     """The end of the log says why."""
-    assert "no mail today" in without_mail.part("The end of the worker's log")
+    _, heading, log = without_mail.output.partition("\nThe end of the worker's log:\n")
+    assert heading, without_mail.output
+    assert "no mail today" in log
 
 
 def test_a_failed_demo_leaves_no_worker(without_mail: Run) -> None:

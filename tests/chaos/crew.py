@@ -24,7 +24,7 @@ class Crew:
         self._world = world
         self._pools = pools
         self._environ = dict(environ or {})
-        self._lives = self.deaths = 0
+        self.deaths = 0
         self.workers: list[Process] = [self._new(pool) for pool in pools]
 
     def ready(self) -> Crew:
@@ -71,5 +71,4 @@ class Crew:
             worker.kill_all()
 
     def _new(self, pool: Sequence[object], environ: Mapping[str, str] | None = None) -> Process:
-        self._lives += 1
-        return self._world.worker(f"worker{self._lives}", *pool, environ={**self._environ, **(environ or {})})
+        return self._world.worker(*pool, environ={**self._environ, **(environ or {})})

@@ -62,6 +62,11 @@ class Ledger:
         """Deliveries that are neither done nor given up."""
         return self.number("SELECT count(*) FROM nitro_delivery WHERE state IN ('waiting', 'queued', 'running')")
 
+    def free(self) -> int:
+        """Open deliveries that no transaction holds."""
+        free = "SELECT 1 FROM nitro_delivery WHERE closed_at IS NULL FOR UPDATE SKIP LOCKED"
+        return self.number(f"SELECT count(*) FROM ({free}) AS free")
+
     def balance(self, aside: str = "") -> Balance:
         """Compare, now; events of one name may be left aside."""
         committed = self.rows("SELECT id, event FROM committed WHERE event <> :aside", aside=aside)

@@ -73,6 +73,7 @@ class World:
     server: Broker | None
     database: PostgreSQL | None
     ledger: Ledger
+    _workers: int = 0
     processes: list[Process] = field(default_factory=list)
 
     def start(self, name: str, *arguments: object, environ: Mapping[str, str] | None = None) -> Process:
@@ -88,8 +89,10 @@ class World:
         assert code == 0, f"{arguments} ended with {code}:\n{tail(process.text)}"
         return process.text
 
-    def worker(self, name: str, *arguments: object, environ: Mapping[str, str] | None = None) -> Process:
-        """Start a worker, which need not be ready yet."""
+    def worker(self, *arguments: object, environ: Mapping[str, str] | None = None) -> Process:
+        """Start a worker, which need not be ready yet, under a name that none has had."""
+        self._workers += 1
+        name = f"worker{self._workers}"
         node = ("worker", "-n", f"{name}@chaos", "-l", "INFO", "-Q", QUEUE, *arguments)
         return self.start(name, "celery", "-A", "tasks", *node, environ=environ)
 

@@ -89,7 +89,7 @@ def line_options(app: Celery) -> dict[str, Any]:
     if transport in REDIS:
         return {**_REDIS, **app.conf.broker_transport_options}
     if transport in AMQP:
-        return {**_FINITE, **app.conf.broker_transport_options, "confirm_publish": True}
+        return {**_FINITE, **app.conf.broker_transport_options, "confirm_publish": False}  # see `Confirms`
     return {}
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu.exceptions import BatchPublishError, OperationalError
 
+from nitro.infrastructure.offload.confirms import Confirms
 from nitro.infrastructure.offload.defaults import line_options
+from nitro.infrastructure.offload.template import Templates
 
 if TYPE_CHECKING:
     from nitro.infrastructure.offload.courier import Batch
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nitro.offload")
 
 CONFIRM = 5.0
-"""Seconds in which RabbitMQ has to confirm a message."""
+"""Seconds in which RabbitMQ has to confirm what it was sent."""
 TOO_LONG = 3.0
 """Seconds after which an error is no longer about one message only."""
 IDLE = 1.0
@@ -37,6 +39,7 @@ class Line:
         self.app = app
         self._connection = app.connection_for_write(transport_options=line_options(app))
         self._producer: Any = None
+        self._confirms: Confirms | None = None
         self._used = 0.0
 
     def check(self) -> None:
@@ -55,6 +58,9 @@ class Line:
     def _open(self) -> None:
         self._connection.connect()
         self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+        self._confirms = Confirms(self._producer.channel) if self._is_amqp else None
+        how = {"retry": False, "mandatory": True, "confirm_timeout": CONFIRM} if self._is_amqp else {"retry": False}
+        self._templates = Templates(self.app, self._producer, how)
 
     def _ask(self) -> None:
         """One round trip, where the broker is a server."""
@@ -70,48 +76,86 @@ class Line:
 
     def publish(self, batch: Batch) -> Exception | None:
         """Publish its parcels and take from `batch.open` what has surely left; the first error that there was."""
-        together = self._producer.supports_batch_publish  # asked now: a connection that is broken supports nothing
+        try:
+            return self._together(batch, batch.parcels)
+        except Exception as error:  # noqa: BLE001  # the caller decides what it means
+            return error if self.is_broken_by(error) else self._singly(batch, error)
+
+    def _singly(self, batch: Batch, fault: Exception) -> Exception | None:
+        """Find out which of them a broker that answers refuses; none is sent again that must not come twice."""
+        for parcel in [parcel for parcel in batch.open if parcel.promise != "at-most-once"]:
+            try:
+                self._mend()
+                self._together(batch, [parcel])
+            except Exception as error:  # noqa: BLE001  # the first fault is what is told
+                if self.is_broken_by(error):
+                    return error
+        return fault if batch.open else None
+
+    def _mend(self) -> None:
+        """Open a channel anew that an error has closed; with the old one Celery forgets what it has declared."""
+        if self._is_amqp:
+            self.close()
+            self._open()
+
+    def _together(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
+        """Publish some in one flight; those that reached no queue once more, when it is declared again.
+
+        Returns:
+            The first error that is about one message only.
+
+        Raises:
+            Exception: one that is not.
+        """
+        refusal = self._fly(batch, parcels)
+        if self._confirms is None or not self._confirms.returned:
+            return refusal
+        returned = [parcel for parcel in parcels if parcel.task_id in self._confirms.returned]
+        self._mend()
+        return self._fly(batch, returned)
+
+    def _fly(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
+        """Hand all over, then see what has become of each."""
+        confirms, flown = self._confirms, list[str]()
+        if confirms is not None:
+            confirms.begin()
+        gathered = self._producer.supports_batch_publish  # asked now: a connection that is broken supports nothing
         try:
             with self._producer.batch():
-                return self._publish_each(batch, batch.parcels)
-        except Exception as error:  # noqa: BLE001  # the caller decides what it means
-            if together:
-                batch.open = list(batch.parcels)
-            if isinstance(error, BatchPublishError) and not self.is_broken_by(error):
-                # The broker answers: find out which of them it refuses, but send none again that must not come twice.
-                repeatable = [parcel for parcel in batch.parcels if parcel.promise != "at-most-once"]
-                return self._publish_each(batch, repeatable) or (error if batch.open else None)
-            return error
+                refusal = self._hand_over(parcels, flown)
+            gathered = False
+            if confirms is not None:
+                confirms.wait(CONFIRM)
+        finally:
+            left = confirms.confirmed if confirms is not None else () if gathered else flown
+            batch.open = [parcel for parcel in batch.open if parcel.task_id not in left]
+        refused = {} if confirms is None else confirms.returned | confirms.refused
+        return refusal or next(iter(refused.values()), None)
 
-    def _publish_each(self, batch: Batch, parcels: Iterable[Parcel]) -> Exception | None:
-        """Publish one after the other; one that is refused keeps no other from leaving."""
+    def _hand_over(self, parcels: Iterable[Parcel], flown: list[str]) -> Exception | None:
+        """Publish one after the other; one that is refused keeps no other from leaving.
+
+        Args:
+            flown: the task ids of those that were published.
+        """
         refusal: Exception | None = None
+        self._templates.begin()
         for parcel in parcels:
             began = monotonic()
             try:
-                self._publish(parcel)
-                batch.open.remove(parcel)
+                self._templates.publish(parcel)
+                flown.append(parcel.task_id)
             except Exception as error:
-                if self.is_broken_by(error):
+                if not self._concerns_one(error):
                     raise
                 refusal = refusal or error
                 if monotonic() - began > TOO_LONG:  # a result backend that is away, which each would wait for
                     break
         return refusal
 
-    def _publish(self, parcel: Parcel) -> None:
-        """Publish one; where its queue is gone, declare it again."""
-        how: dict[str, Any] = {"retry": False}
-        if not self._is_amqp:
-            parcel.publish(self.app, producer=self._producer, **how)
-            return
-        how |= {"mandatory": True, "confirm_timeout": CONFIRM}
-        try:
-            parcel.publish(self.app, producer=self._producer, **how)
-        except self._connection.channel_errors:
-            self.close()  # with it Celery forgets which queues it has declared
-            self._open()
-            parcel.publish(self.app, producer=self._producer, **how)
+    def _concerns_one(self, error: BaseException) -> bool:
+        """Whether others can still be published on this channel."""
+        return not self.is_broken_by(error) and not isinstance(error, self._connection.channel_errors)
 
     def is_broken_by(self, error: BaseException) -> bool:
         """Whether the broker or the way to it is to blame, and not what was sent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -83,7 +83,7 @@ class Message:
 
     def kwargs(self, handler: str, args: Sequence[Any] = ()) -> dict[str, Any]:
         """The kwargs of a handler's task that carry it, signed for that handler when there is a key."""
-        envelope = asdict(self)
+        envelope = {name: getattr(self, name) for name in _FIELDS}
         key = Settings.load().signing_key
         return {KEY: envelope if key is None else {**envelope, "signature": _signature(envelope, handler, args, key)}}
 
@@ -91,6 +91,14 @@ class Message:
         """What monitoring shows: a dict literal, as Flower parses it to search in it."""
         facts = {"event": self.event, "sender": self.sender, "emission": self.emission}
         return repr({name: fact for name, fact in facts.items() if fact is not None})
+
+
+_FIELDS = tuple(field.name for field in fields(Message))
+
+
+def is_signing() -> bool:
+    """Whether messages are signed, so that each handler gets one of its own."""
+    return Settings.load().signing_key is not None
 
 
 def delivery_id(emission: str, handler: str) -> str:

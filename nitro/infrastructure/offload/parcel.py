@@ -42,17 +42,27 @@ class Parcel:
         """Whether a row decides on its fate, so that its message only says which."""
         return self.promise in TRACKED
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options of its message."""
+        if not self.tracked:
+            return self.options
+        return {name: value for name, value in self.options.items() if name not in KEPT_IN_ROW}
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The kwargs of its message."""
+        message = replace(self.message, payload=None) if self.tracked else self.message
+        return message.kwargs(self.handler)
+
     def publish(self, app: Celery, **how: Any) -> None:
-        """Send it as a task of the app, which need not have a handler of that name."""
-        message, given = self.message, self.options
-        if self.tracked:
-            message = replace(message, payload=None)
-            given = {name: value for name, value in given.items() if name not in KEPT_IN_ROW}
+        """Have Celery send it as a task of the app, which need not have a handler of that name."""
+        given = self.given
         headers = {**given.get("headers", {}), DELIVERY_HEADER: self.promise}
-        shown = {"argsrepr": "()", "kwargsrepr": str(message)}
+        shown = {"argsrepr": "()", "kwargsrepr": str(self.message)}
         options = {**given, **shown, **how, "headers": headers, "task_id": self.task_id}
         task = app.tasks.get(self.handler)
         if task is None:
-            app.send_task(self.handler, (), message.kwargs(self.handler), **options)
+            app.send_task(self.handler, (), self.kwargs, **options)
         else:
-            task.apply_async((), message.kwargs(self.handler), **options)
+            task.apply_async((), self.kwargs, **options)

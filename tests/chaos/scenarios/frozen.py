@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.chaos.crew import PREFORK, THREADS, Crew
 from tests.chaos.outcome import Outcome
 from tests.chaos.processes import is_stopped, until
 from tests.chaos.scenarios.run import Run, scenario
+from tests.chaos.world import World
 
 
 @scenario()
 def frozen_worker(run: Run, outcome: Outcome) -> None:
     """What it was running is run by another one, and nothing of its own run counts when it goes on."""
-    _freeze(run, outcome, "claimed by a worker", held=0)
+    _freeze(run, outcome, "claimed by a worker", lambda world: world.ledger.open() == 0)
 
 
 @scenario("redis", "rabbitmq")
 def frozen_in_transaction(run: Run, outcome: Outcome) -> None:
     """It holds the lock of its row, which waits for it; nobody waits with it. SQLite has one lock for all."""
-    _freeze(run, outcome, "committing", held=1)
+    _freeze(run, outcome, "committing", lambda world: world.ledger.free() == 0 < world.ledger.open())
 
 
-def _freeze(run: Run, outcome: Outcome, place: str, held: int) -> None:
+def _freeze(run: Run, outcome: Outcome, place: str, done: Callable[[World], bool]) -> None:
     outcome.handlers = 1
     rounds, events = run.size(1, 20), run.size(12, 40)
     with run.world() as world:
@@ -31,7 +34,7 @@ def _freeze(run: Run, outcome: Outcome, place: str, held: int) -> None:
             world.facts(world.emitter(f"emitter{number}", event="single", count=events))
             until(lambda frozen=frozen: is_stopped(frozen.pid), 30.0, "the worker is frozen")  # type: ignore[misc]
             other = Crew(world, pool).ready()
-            until(lambda: world.ledger.open() == held, run.patience, "the other worker does what is not held")
+            until(lambda: done(world), run.patience, "the other worker does what is not held")
             frozen.thaw()
             other.workers[0].popen.terminate()
             other.workers[0].ended(30.0)
