@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from brokers import DATABASE, bound, on_server
 from celery import Celery, Task
 from kombu.exceptions import OperationalError
 from redis import Redis
@@ -25,7 +26,6 @@ from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import registry
 
-DATABASE = 10
 PATIENCE = 20.0
 UNTRACKED = ("broker", "at-most-once")
 
@@ -39,13 +39,6 @@ def offloaded(evt: Event, *names: str, **options: Any) -> None:
 def states() -> dict[str, str]:
     """The state of every row, by handler."""
     return {entry.handler: entry.state for entry in registry.entries()}
-
-
-def bound(broker_url: str) -> Celery:
-    """A bound app with that broker and no results."""
-    app = Celery("shop", set_as_current=False)
-    app.config_from_object({"broker_url": broker_url})
-    return bind(app)
 
 
 @pytest.fixture
@@ -326,7 +319,7 @@ def test_one_that_the_broker_refuses_keeps_no_other_from_leaving(
 ) -> None:
     """Its own row says why and is tried later; the broker is not taken for dead."""
     queue = f"nitro-refused-{os.getpid()}"
-    app = request_server(broker)
+    app = on_server(broker)
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         if broker == "redis":
@@ -342,19 +335,6 @@ def test_one_that_the_broker_refuses_keeps_no_other_from_leaving(
         assert channel.queue_declare(queue, passive=True).message_count >= 1
         channel.queue_delete(queue)
         channel.queue_delete(f"{queue}.wrong")
-
-
-def request_server(broker: str) -> Celery:
-    """A bound app on a real server."""
-    url = {"redis": f"redis://127.0.0.1:6379/{DATABASE}", "amqp": "amqp://guest:guest@127.0.0.1:5672//"}[broker]
-    host, port = "127.0.0.1", {"redis": 6379, "amqp": 5672}[broker]
-    try:
-        socket.create_connection((host, port), timeout=2).close()
-    except OSError as error:
-        if os.environ.get("NITRO_TEST_SERVERS") == "required":
-            raise
-        pytest.skip(f"MISSING SERVER: {broker} does not answer at {host}:{port}: {error}")
-    return bound(url)
 
 
 def test_the_courier_survives_a_database_that_is_away_too(

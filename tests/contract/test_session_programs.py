@@ -24,8 +24,7 @@ import pytest
 from celery import Celery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, NullPool, create_engine, delete, event, inspect, select, text, union_all
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, NullPool, create_engine, delete, event, inspect, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import Session
 
@@ -543,7 +542,7 @@ def place(
     """`bound`: one engine, the user's, for all; `url`: Nitro has one of its own; or one engine on PostgreSQL."""
     on(evt, offload=True, name="shop.ticket")(lambda sender, **kwargs: None)
     on_server = request.param == "postgresql"
-    url = request.getfixturevalue("postgresql") if on_server else f"sqlite:///{tmp_path / 'programs.db'}"
+    url = request.getfixturevalue("database_server") if on_server else f"sqlite:///{tmp_path / 'programs.db'}"
     engine = create_engine(url)
     if request.param == "url":
         monkeypatch.setenv("NITRO_DB_URL", url)
@@ -567,24 +566,6 @@ def awaited(place: Place, tmp_path: Path) -> Place:
 def spare_the_disk(*engines: Engine) -> None:
     for engine in engines:
         event.listen(engine, "connect", lambda driver, _record: driver.execute("PRAGMA synchronous=OFF"))
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """The URL of an empty PostgreSQL database, dropped at the end; skips loudly where no server answers."""
-    name = f"nitro_programs_{os.getpid()}"
-    server = create_engine(f"{SERVER}/postgres", isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
-    try:
-        with server.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-    except OperationalError as error:
-        if os.environ.get("NITRO_TEST_SERVERS") == "required":
-            raise
-        pytest.skip(f"MISSING SERVER: PostgreSQL does not answer at {SERVER}: {error}")
-    yield f"{SERVER}/{name}"
-    with server.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    server.dispose()
 
 
 @ON_SQLITE

@@ -112,6 +112,14 @@ def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
     return sum(_look_after(queue, over, empty=not ready[queue]) for queue in queues)
 
 
+def waits_long(queues: Sequence[str]) -> bool:
+    """Whether a message in one of these queues was published longer ago than its first lease."""
+    long_ago = _c.published_at < now() - LEASE
+    with engine().connect() as connection:
+        asked = select(literal(1)).where(is_open(QUEUED), _c.queue.in_(queues), long_ago).limit(1)
+        return connection.scalar(asked) is not None
+
+
 def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
     mine = (is_open(QUEUED), _c.queue == queue, over)
     lost = literal(empty) | (_c.published_at + LEASE < _frontier(queue))

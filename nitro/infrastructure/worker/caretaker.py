@@ -25,6 +25,7 @@ from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.worker import identity, reports
 from nitro.infrastructure.worker.request import HandlerRequest
+from nitro.infrastructure.worker.starvation import Starvation
 
 logger = logging.getLogger("nitro.worker")
 
@@ -33,7 +34,7 @@ BEAT = 3.0
 LOOK_AGAIN = 1.0
 """Seconds between two looks at what is to be seen to, when nobody reports."""
 COUNT = 10.0
-"""Seconds between two looks at runs of this worker that it knows nothing of."""
+"""Seconds between two looks at runs of this worker that it knows nothing of, and at messages that it does not get."""
 GRACE = 25.0
 """Seconds after which a worker that is asked to stop cuts short what it runs; Kubernetes kills after 30.
 
@@ -61,6 +62,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._revoked: set[str] = set()
         self._orphans: set[tuple[str, int]] = set()
         self._counted = monotonic()
+        self._starvation = Starvation(worker)
         self._watch, self._relay = Ticker("nitro-caretaker"), Ticker("nitro-relay")
         self._relays = not without_relay
         super().__init__(worker)
@@ -92,6 +94,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         if monotonic() - self._counted >= COUNT:
             self._counted = monotonic()
             self._take_back_orphans()
+            self._starvation.look()
         self._cancel_revoked()
         if reports.act():
             self._relay.nudge()

@@ -1,0 +1,60 @@
+"""Starvation: a worker that gets nothing although its queues hold messages connects to the broker anew.
+
+RabbitMQ can forget a consumer that it still lists: when a quorum queue is deleted and declared again at once, it takes
+the messages of the new queue for ones that it has delivered already (seen with 3.10).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.worker import state
+
+from nitro.infrastructure.offload.defaults import AMQP, transport_of
+from nitro.infrastructure.offload.line import sizes
+from nitro.infrastructure.outbox import backlog
+
+logger = logging.getLogger("nitro.worker")
+
+
+class Starvation:
+    """Watches the consumer of a worker.
+
+    Args:
+        worker: Celery's `WorkController`.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._received = -1
+        self._hungry = False
+
+    def look(self) -> None:
+        """To be called now and then; the second time that it finds the worker starving it has it connect anew."""
+        was_hungry = self._hungry
+        try:
+            self._hungry = self._starves()
+        except ConnectionError:
+            logger.debug("the broker does not say what its queues hold", exc_info=True)
+            self._hungry = False
+        if was_hungry and self._hungry:
+            logger.warning("the broker holds messages and delivers none of them here: connecting anew")
+            self._hungry = False
+            self._worker.consumer.call_soon(_break)
+
+    def _starves(self) -> bool:
+        """Whether nothing has come since the last look, nothing is in hand, and messages have been waiting for long."""
+        received, self._received = self._received, sum(state.total_count.values())
+        if received != self._received or state.reserved_requests or state.active_requests:
+            return False
+        if transport_of(self._worker.app) not in AMQP:
+            return False
+        consumer = getattr(self._worker.consumer, "task_consumer", None)
+        queues = [queue.name for queue in consumer.queues] if consumer is not None else []
+        return backlog.waits_long(queues) and any(sizes(self._worker.app, queues).values())
+
+
+def _break() -> None:
+    """In the worker's loop, which connects anew when the connection breaks."""
+    raise ConnectionError("the broker has forgotten this consumer")
