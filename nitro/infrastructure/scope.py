@@ -64,6 +64,10 @@ running = _Running()
 _task: ContextVar[tuple[Cause, int, int] | None] = ContextVar("nitro_emission", default=None)
 
 
+in_task = _task.get
+"""Whether an async handler or a worker's delivery runs here: None when none does."""
+
+
 def enter_task(emission: Cause) -> Token[tuple[Cause, int, int] | None]:
     """Make `emission` the cause of what this context emits; undo with `leave_task`."""
     return _task.set((emission, threading.get_ident(), len(running.emissions)))

@@ -20,20 +20,27 @@ class Emission(list[Any]):
         cancelled_by: name of the handler that returned False, or None.
     """
 
-    # Most emissions never leave these defaults, which cost nothing to make.
-    cancelled_by: str | None = None
-    parent: str | None = None
-    root: str | None = None
-    _id: str | None = None
-    _skipped: dict[str, str] | None = None
-    _failed: dict[str, BaseException] | None = None
-    _offloaded: dict[str, str] | None = None
+    __slots__ = ("_failed", "_id", "_offloaded", "_skipped", "cancelled_by", "event", "parent", "root")
+
+    event: str
+    cancelled_by: str | None
+    parent: str | None
+    root: str | None
+    _id: str | None
+    _skipped: dict[str, str] | None
+    _failed: dict[str, BaseException] | None
+    _offloaded: dict[str, str] | None
 
     def __init__(self, event: str) -> None:
         self.event = event
         cause = scope.cause()
         if cause is not None:
             self.parent, self.root = cause.id, cause.root or cause.id
+
+    def __getattr__(self, name: str) -> None:
+        """None, for what was never set: most emissions set nothing, which so costs nothing."""
+        if name not in Emission.__slots__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @property
     def id(self) -> str:

@@ -18,6 +18,7 @@ from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.explain import Explanation, explain
 from nitro.infrastructure.events.handler import Function, Handler, function_key, plain, sender_key
 from nitro.infrastructure.events.lock import Lock
+from nitro.infrastructure.events.pipeline import emit
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
 
@@ -45,7 +46,7 @@ class Event(blinker.NamedSignal):
             raise DeclarationError(f"{name!r} is a glob, not the name of an event; event({name!r}) gives what connects")
         self._namespace = Namespace() if namespace is None else namespace
         self._handlers: tuple[Handler, ...] = ()
-        self._plans: Plans | None = None
+        self.plans: Plans | None = None
         self._version = 0
         super().__init__(name, doc)
 
@@ -84,7 +85,7 @@ class Event(blinker.NamedSignal):
 
     def emit(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
         """Emit it, as `nitro.emit` does."""
-        return pipeline.emit(self, Call(sender=sender, args=args, kwargs=kwargs))[0]
+        return emit(self, sender, args, kwargs)
 
     async def emit_async(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
         """Emit it and await its inline handlers, as `nitro.emit_async` does."""
@@ -97,13 +98,13 @@ class Event(blinker.NamedSignal):
 
     def plan_for(self, sender: object) -> Plan:
         """The plan of an emission by `sender`; built anew only after handlers have changed."""
-        plans = self._plans
+        plans = self.plans
         if plans is None:
             with _lock:
                 version = self._version
                 plans = Plans(() if self._muted else self._heard())
                 if version == self._version:
-                    self._plans = plans
+                    self.plans = plans
         return plans.of(sender)
 
     def _heard(self) -> tuple[Handler, ...]:
@@ -120,7 +121,7 @@ class Event(blinker.NamedSignal):
 
     def _changed(self) -> None:
         self._version += 1
-        self._plans = None
+        self.plans = None
 
     def _lost(self, _reference: object) -> None:
         """A weak function or a sender has died."""
@@ -166,7 +167,7 @@ class Event(blinker.NamedSignal):
 
         Async ones need no wrapper here.
         """
-        _, outcomes = pipeline.emit(self, Call(sender=sender, kwargs=kwargs))
+        _, outcomes = pipeline.emit_fully(self, Call(sender=sender, kwargs=kwargs))
         return [(handler.function or handler.call, result) for handler, result in outcomes]
 
     async def send_async(

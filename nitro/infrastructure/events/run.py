@@ -51,16 +51,20 @@ def holds(handler: Handler, emission: Emission, call: Call) -> bool:
 def run(handler: Handler, emission: Emission, call: Call) -> Any:
     """The result of a handler: of a generator `Yielded`, of one that turns out to be async `Pending`."""
     try:
-        result = handler.call(call.sender, *call.args, **call.kwargs)
-        if result is None:
-            return None
-        kind = type(result)
-        if kind is GeneratorType:
-            return _drained(result)
+        return settled(handler.call(call.sender, *call.args, **call.kwargs))
     except Exception as error:
         if not _forgiven(handler, emission, error):
             raise
         return None
+
+
+def settled(result: Any) -> Any:
+    """What a call gave as the result of its handler."""
+    if result is None:
+        return None
+    kind = type(result)
+    if kind is GeneratorType:
+        return _drained(result)
     return Pending(result) if kind is AsyncGeneratorType or hasattr(kind, "__await__") else result
 
 
@@ -111,10 +115,15 @@ def _forgiven(handler: Handler, emission: Emission, error: BaseException) -> boo
     if handler.on_error == "log":
         report(handler, emission, error)
         return True
+    blame(handler, emission, error)
+    return False
+
+
+def blame(handler: Handler, emission: Emission, error: BaseException) -> None:
+    """Say in a note whose error it is."""
     note = f"raised by handler {handler.name} of event {emission.event!r}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
-    return False
 
 
 def _drained(generator: Iterator[Any]) -> Yielded:

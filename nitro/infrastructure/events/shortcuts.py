@@ -13,6 +13,7 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.events import Event, Namespace, default_namespace
 from nitro.infrastructure.events.handler import Function, OffloadOptions, OnError
+from nitro.infrastructure.events.pipeline import emit as pipeline_emit
 from nitro.infrastructure.events.registration import Offloaded
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -114,7 +115,7 @@ def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> E
         PayloadError: something cannot travel to a worker; nothing was published.
         Exception: whatever an inline handler raised; nothing was published.
     """
-    return pipeline.emit(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
+    return pipeline_emit(evt if type(evt) is Event else resolve(evt), sender, args, kwargs)
 
 
 async def emit_async(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
