@@ -13,7 +13,19 @@ from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler, identity_of
 from nitro.infrastructure.events.plan import Plan, Plans
-from nitro.infrastructure.events.run import Pending, blame, cancels, holds, is_failure, report, run, run_async, settled
+from nitro.infrastructure.events.run import (
+    Pending,
+    approves,
+    blame,
+    cancels,
+    doubted,
+    holds,
+    is_failure,
+    report,
+    run,
+    run_async,
+    settled,
+)
 from nitro.infrastructure.scope import in_task, running
 
 logger = logging.getLogger("nitro.events")
@@ -42,27 +54,21 @@ def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str,
     if plan is None or plan.plain is None or "sender" in kwargs:
         return emit_fully(event, Call(sender=sender, args=args, kwargs=kwargs))[0]
     emissions = running.emissions
-    if emissions or in_task() is not None:
-        emission = Emission(event.name)
-    else:
-        emission = _uncaused(Emission)
-        emission.event = event.name
+    emission = Emission(event.name) if emissions or in_task() is not None else _uncaused(Emission)
+    emission.event = event.name
     emissions.append(emission)
     alone = not (args or kwargs)  # half the price of a call
     try:
         for condition, function, handler in plan.plain:
-            if condition is not None and not holds(handler, emission, Call(sender=sender, args=args, kwargs=kwargs)):
-                continue
+            if condition is not None:
+                try:
+                    verdict = condition(sender) if alone else condition(sender, *args, **kwargs)
+                except Exception as error:  # noqa: BLE001  # it is logged
+                    verdict = doubted(handler, emission, error)
+                if verdict is not True and not approves(verdict, handler, emission):
+                    continue
             result = function(sender) if alone else function(sender, *args, **kwargs)
-            if result is None:
-                continue
-            result = settled(result)
-            if type(result) is Pending:
-                _start(handler, emission, Call(sender=sender, args=args, kwargs=kwargs), result)
-                continue
-            emission.append(result)
-            if cancels(result):
-                emission.cancelled_by = handler.name
+            if result is not None and _ends(handler, emission, result, sender, args, kwargs):
                 break
     except Exception as error:
         blame(handler, emission, error)
@@ -70,6 +76,20 @@ def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str,
     finally:
         del emissions[-1]
     return emission
+
+
+def _ends(
+    handler: Handler, emission: Emission, result: Any, sender: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Note the result of a plain handler, or start what it is; whether it cancels."""
+    result = settled(result)
+    if type(result) is Pending:
+        _start(handler, emission, Call(sender=sender, args=args, kwargs=kwargs), result)
+        return False
+    emission.append(result)
+    if cancels(result):
+        emission.cancelled_by = handler.name
+    return emission.cancelled_by is not None
 
 
 def emit_fully(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:

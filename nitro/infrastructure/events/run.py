@@ -36,15 +36,31 @@ def holds(handler: Handler, emission: Emission, call: Call) -> bool:
         return True
     try:
         verdict = handler.condition(call.sender, *call.args, **call.kwargs)
+    except Exception as error:  # noqa: BLE001  # it is logged
+        return doubted(handler, emission, error)
+    return approves(verdict, handler, emission)
+
+
+def approves(verdict: Any, handler: Handler, emission: Emission) -> bool:
+    """Whether what a condition gave means yes; if not, the emission says why."""
+    try:
         if isinstance(verdict, CoroutineType):
             verdict.close()
             raise TypeError("the condition is async, and conditions are plain functions")
         if verdict:
             return True
-        emission.skipped[handler.name] = "condition is false"
-    except Exception as error:
-        logger.exception("condition of handler %s of event %r raised; it is skipped", handler.name, emission.event)
-        emission.skipped[handler.name] = f"condition raised {type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  # it is logged
+        return doubted(handler, emission, error)
+    emission.skipped.setdefault(handler.name, "condition is false")
+    return False
+
+
+def doubted(handler: Handler, emission: Emission, error: Exception) -> bool:
+    """No: the condition raised; said aloud and in the emission."""
+    logger.error(
+        "condition of handler %s of event %r raised; it is skipped", handler.name, emission.event, exc_info=error
+    )
+    emission.skipped[handler.name] = f"condition raised {type(error).__name__}: {error}"
     return False
 
 

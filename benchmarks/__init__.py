@@ -1,0 +1,1 @@
+"""What Nitro costs beside what people would write by hand: `make bench`."""

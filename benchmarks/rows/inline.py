@@ -1,0 +1,99 @@
+"""Emitting to inline handlers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import blinker
+
+from benchmarks.measure import ROUNDS, Pair, looped, side_by_side
+from benchmarks.shop import handlers
+from benchmarks.table import row
+from nitro.infrastructure.events import Event, emit, on
+
+
+def _against_blinker(count: int) -> Pair:
+    event, signal, sender = Event("bench"), blinker.Signal(), object()
+    for handler in handlers(count):
+        on(event)(handler)
+        signal.connect(handler)
+    return side_by_side(looped(lambda: emit(event, sender)), looped(lambda: signal.send(sender)))
+
+
+for _count, _goal in ((1, 0.45), (5, 0.38), (20, 0.33)):
+    row(f"inline-{_count}", 1, f"`emit`, {_count} inline handlers", "`Signal.send`", "blinker", _goal)(
+        partial(_against_blinker, _count)
+    )
+
+
+def _against_a_loop(count: int) -> Pair:
+    event, sender = Event("bench"), object()
+    called: list[tuple[Callable[..., bool], Callable[..., None]]] = []
+    for priority, handler in enumerate(handlers(count)):
+
+        def condition(sender: object, **kwargs: object) -> bool:
+            return True
+
+        on(event, priority=priority, condition=condition)(handler)
+        called.insert(0, (condition, handler))
+
+    def by_hand() -> None:
+        for condition, handler in called:
+            if condition(sender):
+                handler(sender)
+
+    return side_by_side(looped(lambda: emit(event, sender)), looped(by_hand))
+
+
+for _count in (5, 20):
+    row(f"conditions-{_count}", 2, f"{_count} handlers with condition and priority", "a hand-written loop", "", 3.0)(
+        partial(_against_a_loop, _count)
+    )
+
+
+def _import_time(module: str) -> float:
+    """Milliseconds that a fresh interpreter takes for it."""
+    code = f"from time import perf_counter as t; b = t(); import {module}; print((t() - b) * 1000)"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@row("import", 15, "`import nitro.infrastructure.events`, beyond", "`import blinker`", "blinker", 25.0, unit=" ms")
+def imports() -> float:
+    """The difference of the medians."""
+    taken = [(_import_time("nitro.infrastructure.events"), _import_time("blinker")) for _ in range(2 * ROUNDS)]
+    ours, theirs = (median(side) for side in zip(*taken, strict=True))
+    return ours - theirs
+
+
+@row("memory", 17, "memory of a registered inline handler", "", "", 1.5, unit=" KiB")
+def memory() -> float:
+    """Beyond the function itself."""
+    import tracemalloc
+
+    functions = handlers(10_000)
+    event = Event("bench")
+    on(event)(functions.pop())
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for function in functions:
+        on(event)(function)
+    after = tracemalloc.get_traced_memory()[0]
+    return (after - before) / len(functions) / 1024
+
+
+@row("many-events", 17, "`emit` with 10,000 events of 10 handlers registered", "one event", "", 1.1)
+def many_events() -> Pair:
+    """The same event, alone in a namespace and among the others."""
+    from nitro.infrastructure.events import Namespace
+
+    alone, among, functions, sender = Namespace().event("bench"), Namespace(), handlers(10), object()
+    events = [among.event(f"event-{number}") for number in range(10_000)]
+    for event in (alone, *events):
+        for function in functions:
+            on(event)(function)
+    one = events[5_000]
+    return side_by_side(looped(lambda: emit(one, sender)), looped(lambda: emit(alone, sender)))
