@@ -97,6 +97,11 @@ def _parsed(
     )
 
 
+def signing_key() -> str | None:
+    """`Settings.load().signing_key`, for whoever asks at each message."""
+    return os.environ.get("NITRO_SIGNING_KEY") or None
+
+
 def _choice(name: str, value: str, allowed: Mapping[str, T]) -> T:
     if value not in allowed:
         raise SettingError(name, value, "one of " + ", ".join(allowed))

@@ -168,6 +168,7 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         assert released.wait(PATIENCE)
 
     monkeypatch.setattr(Parcel, "publish", hang)
+    monkeypatch.setattr("nitro.infrastructure.offload.publisher.is_embedded", lambda app: False)
     yield released
     released.set()
     assert courier.drain(PATIENCE)

@@ -74,10 +74,6 @@ class Batch:
         if error is not None and not withdrawn:
             self._tell()
 
-    def watch(self, seconds: float) -> None:
-        """Wait until it is over, so many seconds at most."""
-        self._over.wait(seconds)
-
     def wait(self, seconds: float) -> Fate:
         """What became of it within so many seconds; what nobody has taken up by then never leaves."""
         if not self._over.wait(seconds) and not self.withdraw() and self.fate == "sending":
@@ -108,7 +104,7 @@ class Courier:
     """Publishes batches one after the other, over a connection of its own; after a failure it pauses."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock, self._carrying = Lock(), Lock()
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
@@ -155,6 +151,12 @@ class Courier:
         batch.wait(FIRST_WAIT if first else 0.0 if hanging else WAIT)
         return batch
 
+    def carry_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
+        """Publish them on this thread, over a broker that cannot keep it waiting."""
+        batch = Batch(app, parcels, failed)
+        self._take(batch)
+        return batch
+
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is in hand; whether that was so within `timeout` seconds."""
         with self._more:
@@ -182,11 +184,15 @@ class Courier:
                 self._more.wait_for(lambda: bool(self._batches))
                 self._busy, self._busy_since = True, monotonic()
                 batch = self._batches.popleft()
-            try:
+            self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
+        try:
+            with self._carrying:
                 self._carry(batch)
-            except Exception as error:
-                logger.exception("a batch of %d messages failed", len(batch.parcels))
-                batch.end("refused", error)
+        except Exception as error:
+            logger.exception("a batch of %d messages failed", len(batch.parcels))
+            batch.end("refused", error)
 
     def _carry(self, batch: Batch) -> None:
         if self.pausing:

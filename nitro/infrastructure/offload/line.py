@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from kombu.exceptions import BatchPublishError, OperationalError
 
-from nitro.infrastructure.offload.confirms import Confirms
 from nitro.infrastructure.offload.defaults import line_options
-from nitro.infrastructure.offload.template import Templates
+from nitro.infrastructure.offload.lane import Lane
 
 if TYPE_CHECKING:
     from nitro.infrastructure.offload.courier import Batch
@@ -20,16 +19,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nitro.offload")
 
-CONFIRM = 5.0
-"""Seconds in which RabbitMQ has to confirm what it was sent."""
-TOO_LONG = 3.0
-"""Seconds after which an error is no longer about one message only."""
 IDLE = 1.0
 """Seconds of silence after which a connection is asked whether it still stands."""
 
 
 class Line:
-    """A producer of an app, on a connection of its own; used by one thread.
+    """A connection of an app; used by one thread.
 
     Attributes:
         app: whose broker it leads to.
@@ -38,8 +33,7 @@ class Line:
     def __init__(self, app: Celery) -> None:
         self.app = app
         self._connection = app.connection_for_write(transport_options=line_options(app))
-        self._producer: Any = None
-        self._confirms: Confirms | None = None
+        self._lanes: dict[bool, Lane] = {}
         self._used = 0.0
 
     def check(self) -> None:
@@ -48,23 +42,24 @@ class Line:
         Raises:
             Exception: it is not; what the transport raises.
         """
-        if self._producer is None:
-            self._open()
+        if not self._lanes:
+            self._connection.connect()
             self._ask()
         elif monotonic() - self._used > IDLE:
             self._ask()
         self._used = monotonic()
 
-    def _open(self) -> None:
-        self._connection.connect()
-        self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
-        self._confirms = Confirms(self._producer.channel) if self._is_amqp else None
-        how = {"retry": False, "mandatory": True, "confirm_timeout": CONFIRM} if self._is_amqp else {"retry": False}
-        self._templates = Templates(self.app, self._producer, how)
+    def _lane(self, *, confirming: bool = True) -> Lane:
+        """The lane for deliveries that are to be confirmed, where the broker can, or for others."""
+        confirming &= self._is_amqp
+        if confirming not in self._lanes:
+            channel = self._connection.channel()
+            self._lanes[confirming] = Lane(self.app, channel, self._concerns_one, confirming=confirming)
+        return self._lanes[confirming]
 
     def _ask(self) -> None:
         """One round trip, where the broker is a server."""
-        channel = self._producer.channel
+        channel = self._lane().channel
         if self._is_amqp:
             channel.basic_qos(0, 1, False)  # noqa: FBT003  # positional in amqp
         elif hasattr(channel, "client"):
@@ -81,6 +76,16 @@ class Line:
         except Exception as error:  # noqa: BLE001  # the caller decides what it means
             return error if self.is_broken_by(error) else self._singly(batch, error)
 
+    def _together(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
+        """Publish some in one flight; those that reached no queue once more, when it is declared again."""
+        lane = self._lane(confirming=any(parcel.promise != "at-most-once" for parcel in parcels))
+        refusal = lane.publish(batch, parcels)
+        returned = lane.returned(parcels)
+        if not returned:
+            return refusal
+        self._mend()
+        return self._lane().publish(batch, returned)
+
     def _singly(self, batch: Batch, fault: Exception) -> Exception | None:
         """Find out which of them a broker that answers refuses; none is sent again that must not come twice."""
         for parcel in [parcel for parcel in batch.open if parcel.promise != "at-most-once"]:
@@ -93,68 +98,12 @@ class Line:
         return fault if batch.open else None
 
     def _mend(self) -> None:
-        """Open a channel anew that an error has closed; with the old one Celery forgets what it has declared."""
+        """Connect anew where an error has closed a channel; with the old one Celery forgets what it has declared."""
         if self._is_amqp:
             self.close()
-            self._open()
-
-    def _together(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
-        """Publish some in one flight; those that reached no queue once more, when it is declared again.
-
-        Returns:
-            The first error that is about one message only.
-
-        Raises:
-            Exception: one that is not.
-        """
-        refusal = self._fly(batch, parcels)
-        if self._confirms is None or not self._confirms.returned:
-            return refusal
-        returned = [parcel for parcel in parcels if parcel.task_id in self._confirms.returned]
-        self._mend()
-        return self._fly(batch, returned)
-
-    def _fly(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
-        """Hand all over, then see what has become of each."""
-        confirms, flown = self._confirms, list[str]()
-        if confirms is not None:
-            confirms.begin()
-        gathered = self._producer.supports_batch_publish  # asked now: a connection that is broken supports nothing
-        try:
-            with self._producer.batch():
-                refusal = self._hand_over(parcels, flown)
-            gathered = False
-            if confirms is not None:
-                confirms.wait(CONFIRM)
-        finally:
-            left = confirms.confirmed if confirms is not None else () if gathered else flown
-            batch.open = [parcel for parcel in batch.open if parcel.task_id not in left]
-        refused = {} if confirms is None else confirms.returned | confirms.refused
-        return refusal or next(iter(refused.values()), None)
-
-    def _hand_over(self, parcels: Iterable[Parcel], flown: list[str]) -> Exception | None:
-        """Publish one after the other; one that is refused keeps no other from leaving.
-
-        Args:
-            flown: the task ids of those that were published.
-        """
-        refusal: Exception | None = None
-        self._templates.begin()
-        for parcel in parcels:
-            began = monotonic()
-            try:
-                self._templates.publish(parcel)
-                flown.append(parcel.task_id)
-            except Exception as error:
-                if not self._concerns_one(error):
-                    raise
-                refusal = refusal or error
-                if monotonic() - began > TOO_LONG:  # a result backend that is away, which each would wait for
-                    break
-        return refusal
+            self._connection.connect()
 
     def _concerns_one(self, error: BaseException) -> bool:
-        """Whether others can still be published on this channel."""
         return not self.is_broken_by(error) and not isinstance(error, self._connection.channel_errors)
 
     def is_broken_by(self, error: BaseException) -> bool:
@@ -167,6 +116,7 @@ class Line:
 
     def close(self) -> None:
         """Hang up, without waiting for a broker that does not answer."""
+        self._lanes.clear()
         try:
             self._connection.collect(socket_timeout=0.1)
         except Exception:

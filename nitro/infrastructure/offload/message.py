@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
-from uuid import UUID, uuid5
 
 from kombu.utils.json import dumps
+from uuid_utils import UUID, uuid5
 
 from nitro.errors import PayloadUnreadable, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
@@ -17,7 +17,7 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import identity_of
 from nitro.infrastructure.offload.codec import encode
 from nitro.infrastructure.offload.options import Entities
-from nitro.settings import Settings
+from nitro.settings import signing_key
 
 KEY = "__nitro__"
 """The one kwarg of a task message that carries an emission."""
@@ -71,7 +71,7 @@ class Message:
             SignatureRefused: its signature is wrong or missing.
         """
         envelope = kwargs.get(KEY)
-        key = Settings.load().signing_key
+        key = signing_key()
         if key is not None and not _is_signed(envelope, handler, args, key):
             raise SignatureRefused(handler)
         if envelope is None:
@@ -84,7 +84,7 @@ class Message:
     def kwargs(self, handler: str, args: Sequence[Any] = ()) -> dict[str, Any]:
         """The kwargs of a handler's task that carry it, signed for that handler when there is a key."""
         envelope = {name: getattr(self, name) for name in _FIELDS}
-        key = Settings.load().signing_key
+        key = signing_key()
         return {KEY: envelope if key is None else {**envelope, "signature": _signature(envelope, handler, args, key)}}
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ _FIELDS = tuple(field.name for field in fields(Message))
 
 def is_signing() -> bool:
     """Whether messages are signed, so that each handler gets one of its own."""
-    return Settings.load().signing_key is not None
+    return signing_key() is not None
 
 
 def delivery_id(emission: str, handler: str) -> str:

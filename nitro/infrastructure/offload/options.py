@@ -153,16 +153,20 @@ class Offload(MessageOptions, TaskOptions):
 
     def message(self) -> dict[str, Any]:
         """The given options of `apply_async`, and the promise where the worker's main process must know it."""
-        given = {name: getattr(self, name) for name in self.model_fields_set & MessageOptions.model_fields.keys()}
+        given = {name: getattr(self, name) for name in self.model_fields_set & _OF_MESSAGE}
         if self.delivery == "at-most-once":
             given["headers"] = {**(self.headers or {}), DELIVERY_HEADER: self.delivery}
         return given
 
     def task(self) -> dict[str, Any]:
         """The given options of the Celery task."""
-        return {name: getattr(self, name) for name in self.model_fields_set & TaskOptions.model_fields.keys()}
+        return {name: getattr(self, name) for name in self.model_fields_set & _OF_TASK}
 
     def differs(self, other: Offload) -> set[str]:
         """Options that one task cannot have both of."""
         names = {*TaskOptions.model_fields, "on_missing", "base"}
         return {name for name in names if getattr(self, name) != getattr(other, name)}
+
+
+_OF_MESSAGE = frozenset(MessageOptions.model_fields)
+_OF_TASK = frozenset(TaskOptions.model_fields)

@@ -16,7 +16,7 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
-from nitro.infrastructure.offload.courier import WAIT, Batch, Fate, courier
+from nitro.infrastructure.offload.courier import Batch, Fate, courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
 from nitro.infrastructure.offload.defaults import AMQP, is_embedded, transport_of
 from nitro.infrastructure.offload.message import Message, delivery_id
@@ -92,13 +92,15 @@ def _kept(app: Celery, parcels: Sequence[Parcel], commit: Commit | None) -> list
 def _send(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:
     """Publish all as one batch; only the outcome of untracked ones is waited for, and not for long."""
     failpoint("committed")
+    if not parcels:
+        return
     untracked = [parcel for parcel in parcels if not parcel.tracked]
-    if untracked:
+    if is_embedded(app):  # a broker that cannot be away
+        _settle(event, untracked, courier.carry_here(app, parcels, _put_back))
+    elif untracked:
         _settle(event, untracked, courier.send(app, parcels, _put_back))
-    elif parcels:
-        batch = courier.post(app, parcels, _put_back)
-        if is_embedded(app):  # a broker that cannot be away
-            batch.watch(WAIT)
+    else:
+        courier.post(app, parcels, _put_back)
 
 
 def _put_back(batch: Batch) -> None:

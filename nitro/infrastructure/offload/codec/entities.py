@@ -73,8 +73,9 @@ class TableEntity:
         held, state = vars(entity), instance_state(entity)
         if state.expired_attributes and state.session is not None:
             self._load_expired(entity, state)
-        columns = dict(zip(self._keys, state.identity or (), strict=False))
-        columns |= {name: held[name] for name in held if name in self._columns}
+        columns = {name: held[name] for name in held if name in self._columns}
+        if state.key is not None:
+            columns = {**dict(zip(self._keys, state.identity or (), strict=False)), **columns}
         links = {name: _linked(held[name], link) for name, link in self._relationships.items() if name in held}
         return {
             "class": reference_of(self._cls),

@@ -71,18 +71,22 @@ class Writer:
     def value(self, value: object) -> Json:
         """One value as JSON."""
         scalar = SCALARS.get(type(value))
-        if scalar is not None:
-            return scalar(value)
+        return scalar(value) if scalar is not None else self._structure(value)
+
+    def _structure(self, value: object) -> Json:
         write = STRUCTURES.get(type(value)) or _learn(type(value))
         return write(self, value)
 
     def attributes(self, state: Mapping[str, object]) -> dict[str, Json]:
         """The named parts of one object, a level deeper."""
+        if not state:
+            return {}
         self._enter(ATTRIBUTE, state)
-        written = {}
+        written, path = {}, self._path
         for name, item in state.items():
-            self._path[-1] = name
-            written[name] = self.value(item)
+            path[-1] = name
+            scalar = SCALARS.get(type(item))  # as in `value`, for the many columns of entities
+            written[name] = scalar(item) if scalar is not None else self._structure(item)
         self._leave()
         return written
 
