@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Boolean, ColumnElement, Connection, Double, bindparam, case, func, literal
+from sqlalchemy import Boolean, ColumnElement, Connection, Double, Executable, Table, bindparam, case, func, literal
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nitro.errors import OptionStays
@@ -21,7 +22,7 @@ LEASE = 10.0
 """Seconds after which a message that nobody has taken is looked after; doubled with each publication."""
 LONGEST_LEASE = 600.0
 
-_ON_CONFLICT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+_INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, queued: bool) -> None:
@@ -30,12 +31,20 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
     Raises:
         OptionStays: an option of a message is not JSON.
     """
-    dialect = _ON_CONFLICT[connection.dialect.name]
-    emission = dialect(emissions)
-    both = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
-    connection.execute(emission.on_conflict_do_update(index_elements=["id"], set_=both), _emissions(parcels))
-    delivery = dialect(deliveries).values(_TIMES).on_conflict_do_nothing()
+    emission, delivery = _statements(connection.dialect.name)
+    connection.execute(emission, _emissions(parcels))
     connection.execute(delivery, [_delivery(app, parcel, queued) for parcel in parcels])
+
+
+@cache
+def _statements(dialect: str) -> tuple[Executable, Executable]:
+    """The two INSERTs; made once, because making them costs more than an order does."""
+    emission = _INSERT[dialect](emissions)
+    both = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
+    return (
+        emission.on_conflict_do_update(index_elements=["id"], set_=both),
+        _INSERT[dialect](deliveries).values(_times()).on_conflict_do_nothing(),
+    )
 
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
@@ -49,11 +58,13 @@ def lease() -> ColumnElement[float]:
     return case((times > 5, LONGEST_LEASE), else_=LEASE * literal(1).bitwise_lshift(times))
 
 
-_TIMES = {
-    "due_at": due_after(bindparam("put_off", type_=Double)),
-    "expires_at": func.coalesce(bindparam("ends_at", type_=Double), now() + bindparam("ends_after", type_=Double)),
-    "published_at": case((bindparam("at_once", type_=Boolean), now())),
-}
+def _times() -> dict[str, ColumnElement[Any]]:
+    ends_after = now() + bindparam("ends_after", type_=Double)
+    return {
+        "due_at": due_after(bindparam("put_off", type_=Double)),
+        "expires_at": func.coalesce(bindparam("ends_at", type_=Double), ends_after),
+        "published_at": case((bindparam("at_once", type_=Boolean), now())),
+    }
 
 
 def leaves_at_once(parcel: Parcel, queued: bool) -> bool:
