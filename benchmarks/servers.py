@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine, create_engine, text
 
 PORTS = {"redis": 6379, "rabbitmq": 5672, "postgresql": 5432}
 REDIS = "redis://127.0.0.1:6379/15"
@@ -19,3 +23,23 @@ def unreachable(name: str) -> str:
     except OSError as error:
         return f"MISSING SERVER: {name} at 127.0.0.1:{PORTS[name]}: {error}"
     return ""
+
+
+@contextmanager
+def database(kind: str) -> Iterator[Engine]:
+    """An engine on an empty database: a file in the working folder, or one on the server, dropped at the end."""
+    if kind == "sqlite":
+        engine = create_engine("sqlite:///bench.db")
+        yield engine
+        engine.dispose()
+        return
+    name = f"nitro_bench_{os.getpid()}"
+    server = create_engine(f"{POSTGRESQL}/postgres", isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = create_engine(f"{POSTGRESQL}/{name}")
+    yield engine
+    engine.dispose()
+    with server.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()

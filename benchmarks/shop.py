@@ -29,9 +29,9 @@ class Item(Entity, table=True):
     order: Optional["Order"] = Relationship(back_populates="items")
 
 
-def order() -> Order:
-    """One that is in memory only."""
-    items = [Item(sku=f"sku-{number}", quantity=number, price=9.5 * number) for number in (1, 2, 3)]
+def order(count: int = 3) -> Order:
+    """One with so many items, that is in memory only."""
+    items = [Item(sku=f"sku-{number}", quantity=number, price=9.5 * number) for number in range(count)]
     return Order(customer="ada", email="ada@example.com", city="London", total=57.0, items=items)
 
 

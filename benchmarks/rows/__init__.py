@@ -1,5 +1,5 @@
 """All rows of the table; importing this puts them there."""
 
-from benchmarks.rows import inline, publishing
+from benchmarks.rows import inline, publishing, tracked
 
-__all__ = ["inline", "publishing"]
+__all__ = ["inline", "publishing", "tracked"]

@@ -55,7 +55,7 @@ class Lane:
         Raises:
             Exception: one that is not.
         """
-        confirms, flown = self._confirms, list[str]()
+        confirms, flown = self._confirms, set[str]()
         if confirms is not None:
             confirms.begin()
         gathered = self._producer.supports_batch_publish  # asked now: a connection that is broken supports nothing
@@ -66,12 +66,12 @@ class Lane:
             if confirms is not None:
                 confirms.wait(CONFIRM)
         finally:
-            left = confirms.confirmed if confirms is not None else () if gathered else flown
+            left = confirms.confirmed if confirms is not None else set() if gathered else flown
             batch.open = [parcel for parcel in batch.open if parcel.task_id not in left]
         refused = {} if confirms is None else confirms.returned | confirms.refused
         return refusal or next(iter(refused.values()), None)
 
-    def _hand_over(self, parcels: Iterable[Parcel], flown: list[str]) -> Exception | None:
+    def _hand_over(self, parcels: Iterable[Parcel], flown: set[str]) -> Exception | None:
         """Publish one after the other; one that is refused keeps no other from leaving.
 
         Args:
@@ -83,7 +83,7 @@ class Lane:
             began = monotonic()
             try:
                 self._templates.publish(parcel)
-                flown.append(parcel.task_id)
+                flown.add(parcel.task_id)
             except Exception as error:
                 if not self._concerns_one(error):
                     raise
