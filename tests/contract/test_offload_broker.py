@@ -22,7 +22,9 @@ from waiting import until
 from nitro.errors import DispatchError, NoDatabase, PayloadError
 from nitro.infrastructure.events import Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.line import Line
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import registry
 
@@ -156,7 +158,48 @@ def test_silent_broker_is_not_waited_for(
     bound(f"{scheme}://127.0.0.1:{silent_port}/")
     offloaded(evt, "shop.a", delivery=delivery)
     emit(evt)
-    assert states() == {"shop.a": "waiting"}
+    assert states()["shop.a"] in ("waiting", "queued"), "a relay may have taken it already"
+
+
+@pytest.mark.server
+def test_what_gathers_while_the_broker_is_busy_leaves_together(
+    evt: Event, redis_app: Celery, round_trips: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many emits there were meanwhile; a message that is refused is told to its own only."""
+    offloaded(evt, "shop.a")
+    refused = Namespace().event("refused")
+    offloaded(refused, "shop.wrong", queue="wrong")
+    emit(evt)
+    assert courier.drain(PATIENCE)
+    Redis(db=DATABASE).set("wrong", "no list")
+    free, publish = threading.Event(), Line.publish
+
+    def held(self: Line, batch: Batch) -> Any:
+        assert free.wait(PATIENCE)
+        return publish(self, batch)
+
+    monkeypatch.setattr(Line, "publish", held)
+    emit(evt)
+    until(lambda: courier._busy and not courier._batches)
+    emissions = [emit(evt) for _ in range(5)]
+    round_trips.clear()
+    free.set()
+    assert courier.drain(PATIENCE)
+    assert sum(b"LPUSH" in trip for trip in round_trips) == 2, "the one that was on its way, and all others"
+    sent = b"".join(round_trips)
+    assert all(emission.offloaded["shop.a"].encode() in sent for emission in emissions)
+
+    free.clear()
+    emit(evt)
+    until(lambda: courier._busy and not courier._batches)
+    for event in (evt, refused, evt):
+        emit(event)
+    free.set()
+    assert courier.drain(PATIENCE)
+    assert sorted((entry.handler, entry.state) for entry in registry.entries()) == [
+        *[("shop.a", "queued")] * 10,
+        ("shop.wrong", "waiting"),
+    ]
 
 
 @pytest.fixture

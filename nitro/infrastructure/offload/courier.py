@@ -6,15 +6,15 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.util import Finalize
 from time import monotonic
-from typing import Literal
 
 from celery import Celery
 
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.offload.batch import Batch, Fate
 from nitro.infrastructure.offload.line import Line
 from nitro.infrastructure.offload.parcel import Parcel
 
@@ -26,76 +26,12 @@ WAIT = 0.03
 """Seconds that any later one waits for the broker's answer."""
 PAUSE = (0.2, 5.0)
 """Seconds without a try after the first failure; doubled with each further one, up to so many."""
+TOGETHER = 200
+"""Messages from which on a flight waits for no further batch."""
 BACKLOG = 1000
 """Batches in hand from which on new ones are better left to a relay."""
 EXIT_WAIT = 5.0
 """Seconds that the exit of the interpreter waits for what is in hand."""
-
-Fate = Literal["pending", "sending", "sent", "unsent", "unknown", "refused"]
-
-
-class Batch:
-    """Parcels on their way, and what became of them.
-
-    Attributes:
-        app: through whose broker they go.
-        fate: `unsent` when certainly nothing has left; `refused` when the parcels, not the broker, are to blame.
-        open: those that have not surely left.
-        error: why.
-    """
-
-    def __init__(self, app: Celery, parcels: Sequence[Parcel], failed: Callable[[Batch], None] | None = None) -> None:
-        self.app = app
-        self.parcels, self.open = tuple(parcels), list(parcels)
-        self.failed = failed
-        self.fate: Fate = "pending"
-        self.error: BaseException | None = None
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-
-    def begin(self) -> bool:
-        """Take it up, unless nobody waits for it any more."""
-        return self._move("pending", "sending")
-
-    def withdraw(self) -> bool:
-        """Keep it from leaving, if that is still possible."""
-        if not self._move("pending", "unsent"):
-            return False
-        self.error = TimeoutError("the broker has not answered in time")
-        self._tell()
-        return True
-
-    def end(self, fate: Fate, error: BaseException | None = None) -> None:
-        """Say what became of it."""
-        self.error = error
-        with self._lock:
-            withdrawn, self.fate = self.fate == "unsent", fate
-        self._over.set()
-        if error is not None and not withdrawn:
-            self._tell()
-
-    def wait(self, seconds: float) -> Fate:
-        """What became of it within so many seconds; what nobody has taken up by then never leaves."""
-        if not self._over.wait(seconds) and not self.withdraw() and self.fate == "sending":
-            return "unknown"
-        return self.fate
-
-    def _tell(self) -> None:
-        """Say that it has failed; where even that does, its rows are looked after when their lease is over."""
-        if self.failed is None:
-            return
-        try:
-            self.failed(self)
-        except Exception:
-            logger.exception("%d messages that were not sent could not be put back", len(self.open))
-
-    def _move(self, old: Fate, new: Fate) -> bool:
-        with self._lock:
-            if self.fate == old:
-                self.fate = new
-                return True
-            return False
-
 
 Failed = Callable[[Batch], None]
 
@@ -154,7 +90,7 @@ class Courier:
     def carry_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """Publish them on this thread, over a broker that cannot keep it waiting."""
         batch = Batch(app, parcels, failed)
-        self._take(batch)
+        self._take([batch])
         return batch
 
     def drain(self, timeout: float) -> bool:
@@ -183,38 +119,51 @@ class Courier:
                 self._more.notify_all()
                 self._more.wait_for(lambda: bool(self._batches))
                 self._busy, self._busy_since = True, monotonic()
-                batch = self._batches.popleft()
-            self._take(batch)
+                batches = self._next()
+            self._take(batches)
 
-    def _take(self, batch: Batch) -> None:
+    def _next(self) -> list[Batch]:
+        """The batches that have gathered, as many as may well leave together."""
+        batches = [self._batches.popleft()]
+        parcels = len(batches[0].parcels)
+        while self._batches and parcels < TOGETHER and batches[0].goes_with(self._batches[0]):
+            parcels += len(self._batches[0].parcels)
+            batches.append(self._batches.popleft())
+        return batches
+
+    def _take(self, batches: Sequence[Batch]) -> None:
         try:
             with self._carrying:
-                self._carry(batch)
+                self._carry(batches)
         except Exception as error:
-            logger.exception("a batch of %d messages failed", len(batch.parcels))
-            batch.end("refused", error)
+            logger.exception("%d batches of messages failed", len(batches))
+            for batch in batches:
+                batch.end("refused", error)
 
-    def _carry(self, batch: Batch) -> None:
+    def _carry(self, batches: Sequence[Batch]) -> None:
+        app = batches[0].app
         if self.pausing:
-            batch.end("unsent", ConnectionError("the broker was away a moment ago"))
+            _withhold(batches, ConnectionError("the broker was away a moment ago"))
             return
         try:
-            line = self._connected(batch.app)
+            line = self._connected(app)
         except Exception as error:  # noqa: BLE001  # whatever a transport raises, there is no connection
             self._broke(error)
-            batch.end("unsent", error)
+            _withhold(batches, error)
             return
-        if not batch.begin():
+        begun = [batch for batch in batches if batch.begin()]
+        if not begun:
             return
         failpoint("publishing")
-        fault = line.publish(batch)
-        if fault is not None and line.is_broken_by(fault):
+        flight = Batch(app, [parcel for batch in begun for parcel in batch.parcels])
+        fault = line.publish(flight)
+        broken = fault is not None and line.is_broken_by(fault)
+        if fault is not None and broken:
             self._broke(fault)
-            batch.end("unknown", fault)
-            return
-        self._failures = 0
-        failpoint("published")
-        batch.end("refused" if fault is not None else "sent", fault)
+        else:
+            self._failures = 0
+            failpoint("published")
+        _tell(begun, flight, "unknown" if broken else "refused", fault)
 
     def _connected(self, app: Celery) -> Line:
         if self._line is None or self._line.app is not app:
@@ -235,6 +184,20 @@ class Courier:
         line, self._line = self._line, None
         if line is not None:
             line.close()
+
+
+def _withhold(batches: Iterable[Batch], error: BaseException) -> None:
+    """Nothing of these has left."""
+    for batch in batches:
+        batch.end("unsent", error)
+
+
+def _tell(batches: Iterable[Batch], flight: Batch, fate: Fate, fault: BaseException | None) -> None:
+    """Share what became of a flight out to the batches that left with it."""
+    still_open = {parcel.task_id for parcel in flight.open}
+    for batch in batches:
+        batch.open = [parcel for parcel in batch.parcels if parcel.task_id in still_open]
+        batch.end(*((fate, fault) if batch.open else ("sent", None)))
 
 
 courier = Courier()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery
 
+from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.channels import tune
 from nitro.infrastructure.offload.confirms import Confirms
+from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.template import Templates
-
-if TYPE_CHECKING:
-    from nitro.infrastructure.offload.courier import Batch
-    from nitro.infrastructure.offload.parcel import Parcel
 
 CONFIRM = 5.0
 """Seconds in which RabbitMQ has to confirm what it was sent."""

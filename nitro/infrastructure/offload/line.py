@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import BatchPublishError, OperationalError
 
+from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.defaults import line_options
 from nitro.infrastructure.offload.lane import Lane
-
-if TYPE_CHECKING:
-    from nitro.infrastructure.offload.courier import Batch
-    from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.parcel import Parcel
 
 logger = logging.getLogger("nitro.offload")
 

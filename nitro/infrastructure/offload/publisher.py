@@ -16,7 +16,8 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
-from nitro.infrastructure.offload.courier import Batch, Fate, courier
+from nitro.infrastructure.offload.batch import Batch, Fate
+from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
 from nitro.infrastructure.offload.defaults import AMQP, is_embedded, transport_of
 from nitro.infrastructure.offload.message import Message, delivery_id

@@ -8,7 +8,7 @@ from typing import Protocol
 from celery import Celery
 
 from nitro.infrastructure.database import Commits, Transaction
-from nitro.infrastructure.offload.courier import Batch
+from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.parcel import Parcel
 
 Commit = Transaction | Commits

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, un
 
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.failpoints import failpoint
-from nitro.infrastructure.offload.courier import Fate
+from nitro.infrastructure.offload.batch import Fate
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.outbox.rows import LEASE, LONGEST_LEASE, PARCEL, lease, parcel_of
 from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, waiting, waiting_unless

@@ -8,7 +8,8 @@ from time import monotonic
 
 from celery import Celery
 
-from nitro.infrastructure.offload.courier import Batch, courier
+from nitro.infrastructure.offload.batch import Batch
+from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import backlog, retention

@@ -1,0 +1,84 @@
+"""Batch: parcels on their way to the broker, and what became of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from celery import Celery
+
+from nitro.infrastructure.offload.parcel import Parcel
+
+logger = logging.getLogger("nitro.offload")
+
+Fate = Literal["pending", "sending", "sent", "unsent", "unknown", "refused"]
+
+
+class Batch:
+    """Parcels on their way, and what became of them.
+
+    Attributes:
+        app: through whose broker they go.
+        fate: `unsent` when certainly nothing has left; `refused` when the parcels, not the broker, are to blame.
+        open: those that have not surely left.
+        error: why.
+    """
+
+    def __init__(self, app: Celery, parcels: Sequence[Parcel], failed: Callable[[Batch], None] | None = None) -> None:
+        self.app = app
+        self.parcels, self.open = tuple(parcels), list(parcels)
+        self.failed = failed
+        self.fate: Fate = "pending"
+        self.error: BaseException | None = None
+        self._once = any(parcel.promise == "at-most-once" for parcel in self.parcels)
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    def goes_with(self, other: Batch) -> bool:
+        """Whether both may leave together; one that must not come twice shares no doubt about another."""
+        return self.app is other.app and not (self._once or other._once)
+
+    def begin(self) -> bool:
+        """Take it up, unless nobody waits for it any more."""
+        return self._move("pending", "sending")
+
+    def withdraw(self) -> bool:
+        """Keep it from leaving, if that is still possible."""
+        if not self._move("pending", "unsent"):
+            return False
+        self.error = TimeoutError("the broker has not answered in time")
+        self._tell()
+        return True
+
+    def end(self, fate: Fate, error: BaseException | None = None) -> None:
+        """Say what became of it."""
+        self.error = error
+        with self._lock:
+            withdrawn, self.fate = self.fate == "unsent", fate
+        self._over.set()
+        if error is not None and not withdrawn:
+            self._tell()
+
+    def wait(self, seconds: float) -> Fate:
+        """What became of it within so many seconds; what nobody has taken up by then never leaves."""
+        if not self._over.wait(seconds) and not self.withdraw() and self.fate == "sending":
+            return "unknown"
+        return self.fate
+
+    def _tell(self) -> None:
+        """Say that it has failed; where even that does, its rows are looked after when their lease is over."""
+        if self.failed is None:
+            return
+        try:
+            self.failed(self)
+        except Exception:
+            logger.exception("%d messages that were not sent could not be put back", len(self.open))
+
+    def _move(self, old: Fate, new: Fate) -> bool:
+        with self._lock:
+            if self.fate == old:
+                self.fate = new
+                return True
+            return False
