@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from time import monotonic
 from typing import Any
 
@@ -56,9 +57,10 @@ class Lane:
         confirms, flown = self._confirms, set[str]()
         if confirms is not None:
             confirms.begin()
-        gathered = self._producer.supports_batch_publish  # asked now: a connection that is broken supports nothing
+        many = len(parcels) > 1  # one message alone leaves quicker without a batch
+        gathered = many and self._producer.supports_batch_publish  # asked now: a broken connection supports nothing
         try:
-            with self._producer.batch():
+            with self._producer.batch() if many else nullcontext():
                 refusal = self._hand_over(parcels, flown)
             gathered = False
             if confirms is not None:
