@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test chaos check lint types imports coverage format clean
+.PHONY: help setup demo test chaos bench check lint types imports coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -26,6 +26,9 @@ test: $(READY) ## run all tests; those that need a server say so when they skip
 
 chaos: $(READY) ## kill, freeze and empty everything, in full size; takes hours
 	$(BIN)/python -m tests.chaos --size full
+
+bench: $(READY) ## measure what Nitro costs beside what people write by hand
+	$(BIN)/python -m benchmarks --json benchmarks.json
 
 check: lint types imports test ## everything that CI wants
 
@@ -50,4 +53,4 @@ format: $(READY) ## put the code in order
 	$(BIN)/ruff format .
 
 clean: ## remove what the commands made
-	rm -rf $(VENV) .nitro nitro.db* dist .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .nitro nitro.db* dist benchmarks.json .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

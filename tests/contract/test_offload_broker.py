@@ -96,27 +96,32 @@ def closed_port() -> int:
 def test_emission_is_one_round_trip_to_redis(
     evt: Event, redis_app: Celery, round_trips: list[bytes], handlers: int, delivery: str
 ) -> None:
-    """All tasks of an emission go in one pipeline."""
+    """All tasks of an emission go in one command."""
     offloaded(evt, *(f"shop.{number}" for number in range(handlers)), delivery=delivery)
     emit(evt)
     assert courier.drain(PATIENCE)
     round_trips.clear()
-    emit(evt)
+    emission = emit(evt)
     assert courier.drain(PATIENCE)
     carrying = [trip for trip in round_trips if b"LPUSH" in trip]
     assert len(carrying) == 1
-    assert carrying[0].count(b"LPUSH") == handlers
+    assert carrying[0].count(b"LPUSH") == 1
+    assert all(task_id.encode() in carrying[0] for task_id in emission.offloaded.values())
+    assert len(emission.offloaded) == handlers
 
 
 @pytest.mark.server
 def test_redis_gets_all_messages(evt: Event, redis_app: Celery) -> None:
-    """Nothing of a batch is left behind."""
+    """Nothing of a batch is left behind, and the first handler's is taken first."""
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
     asyncio.run(emit_async(evt))
     assert courier.drain(PATIENCE)
     with redis_app.connection_for_read() as connection:
-        assert connection.default_channel._size("celery") == 6
+        channel = connection.default_channel
+        assert channel._size("celery") == 6
+        taken = [channel.basic_get("celery", no_ack=True).headers["task"] for _ in range(6)]
+    assert taken == ["shop.a", "shop.b", "shop.c"] * 2
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
