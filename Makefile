@@ -28,6 +28,7 @@ chaos: $(READY) ## kill, freeze and empty everything, in full size; takes hours
 	$(BIN)/python -m tests.chaos --size full
 
 bench: $(READY) ## measure what Nitro costs beside what people write by hand
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks --json benchmarks.json
 
 check: lint types imports test ## everything that CI wants

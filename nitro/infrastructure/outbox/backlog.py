@@ -25,10 +25,12 @@ from nitro.infrastructure.outbox.tables import (
     now,
 )
 
-MOST_PUBLICATIONS = 20
+MOST_PUBLICATIONS = 60
 """Messages taken and never started, after which a delivery is dead: no worker that reads its queue knows it."""
 TRIES_A_LEASE = 10
 """How much sooner than a message that was lost one is published again that may not have left: after 2 to 60 s."""
+LONGEST_LOOK = 60.0
+"""Seconds after which at the latest a message that nobody has taken is looked after again."""
 RECENT = 1000
 """Deliveries in which a started one is sought, to see how far the workers have come."""
 MAY_BE_PUBLISHED = "it may have been published, and may not be again"
@@ -130,7 +132,7 @@ def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
         connection.execute(update(deliveries).where(free(*mine, lost, last)).values(dead(why)))
         again = update(deliveries).where(free(*mine, lost)).values(state=WAITING, due_at=AT_ONCE)
         found = connection.execute(again).rowcount
-        connection.execute(update(deliveries).where(free(*mine)).values(due_at=now() + lease()))
+        connection.execute(update(deliveries).where(free(*mine)).values(due_at=_looked_after_at()))
     return found
 
 
@@ -149,7 +151,12 @@ def _waits() -> ColumnElement[bool]:
 
 def _queued() -> dict[str, Any]:
     anew = {"published_at": now(), "started_at": None, "publications": _c.publications + 1}
-    return {"state": QUEUED, "due_at": now() + lease(), **anew}
+    return {"state": QUEUED, "due_at": _looked_after_at(), **anew}
+
+
+def _looked_after_at() -> ColumnElement[float]:
+    """When a message that nobody has taken is looked after; soon also with a broker that loses its data repeatedly."""
+    return now() + case((lease() > LONGEST_LOOK, LONGEST_LOOK), else_=lease())
 
 
 def _keys(rows: Iterable[Any]) -> list[tuple[str, str]]:
