@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
+from benchmarks import servers
 from benchmarks.measure import Work, looped
-from benchmarks.servers import QUEUE, REDIS
+from benchmarks.servers import REDIS
 from benchmarks.shop import KWARGS
 
 Payload = dict[str, Any]
+QUEUE = f"{servers.QUEUE}-peer"
 
 
 def job(order: Payload, source: str, attempt: int) -> None:

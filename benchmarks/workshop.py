@@ -9,6 +9,7 @@ import time
 from celery import Celery
 from sqlalchemy import text
 
+import benchmarks.shop  # noqa: F401  # a worker looks for classes in loaded modules only
 from nitro import Offload, event, on
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.offload import bind

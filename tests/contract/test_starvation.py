@@ -1,4 +1,4 @@
-"""A consumer that RabbitMQ has forgotten: contract section 7."""
+"""A consumer that gets nothing although its queue holds messages: contract section 7."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from nitro.infrastructure.worker.starvation import Starvation
 LONG = 60.0
 
 
-@pytest.fixture
-def app(offloading: None) -> Celery:
-    """A bound app on RabbitMQ."""
-    return on_server("amqp")
+@pytest.fixture(params=["amqp", "redis"])
+def app(offloading: None, request: pytest.FixtureRequest) -> Celery:
+    """A bound app on a server."""
+    return on_server(request.param)
 
 
 @pytest.mark.server

@@ -1,7 +1,8 @@
 """Starvation: a worker that gets nothing although its queues hold messages connects to the broker anew.
 
 RabbitMQ can forget a consumer that it still lists: when a quorum queue is deleted and declared again at once, it takes
-the messages of the new queue for ones that it has delivered already (seen with 3.10).
+the messages of the new queue for ones that it has delivered already (seen with 3.10). On Redis kombu counts a message
+whose acknowledgement failed as one in hand for ever, and takes no more than the prefetch count of them (seen with 5.7).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from celery.worker import state
 
-from nitro.infrastructure.offload.defaults import AMQP, transport_of
+from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.outbox import backlog
 
@@ -48,7 +49,7 @@ class Starvation:
         received, self._received = self._received, sum(state.total_count.values())
         if received != self._received or state.reserved_requests or state.active_requests:
             return False
-        if transport_of(self._worker.app) not in AMQP:
+        if is_embedded(self._worker.app):
             return False
         consumer = getattr(self._worker.consumer, "task_consumer", None)
         queues = [queue.name for queue in consumer.queues] if consumer is not None else []
@@ -57,4 +58,4 @@ class Starvation:
 
 def _break() -> None:
     """In the worker's loop, which connects anew when the connection breaks."""
-    raise ConnectionError("the broker has forgotten this consumer")
+    raise ConnectionError("this consumer gets nothing")
