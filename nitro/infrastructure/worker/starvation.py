@@ -2,7 +2,7 @@
 
 RabbitMQ can forget a consumer that it still lists: when a quorum queue is deleted and declared again at once, it takes
 the messages of the new queue for ones that it has delivered already (seen with 3.10). On Redis kombu counts a message
-whose acknowledgement failed as one in hand for ever, and takes no more than the prefetch count of them (seen with 5.7).
+whose acknowledgement failed as one in hand for ever, and takes no more than the prefetch count of them (5.7, as read).
 """
 
 from __future__ import annotations
