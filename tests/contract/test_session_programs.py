@@ -522,6 +522,14 @@ def check(place: Place, *runs: Run) -> None:
     assert sorted(place.published()) == sorted(kept & tasks)
 
 
+def check_threads(place: Place, each: list[list[str]]) -> None:
+    """Perform each program in a thread of its own, then check them all."""
+    place.clear()
+    with ThreadPoolExecutor(len(each)) as threads:
+        runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
+        check(place, *runs)
+
+
 # Tests
 
 skipped = [HealthCheck.function_scoped_fixture]
@@ -592,10 +600,7 @@ def test_sessions_that_write_at_the_same_time_keep_apart(place: Place, program: 
 @given(each=st.lists(programs, min_size=2, max_size=3))
 def test_threads_keep_apart(place: Place, each: list[list[str]]) -> None:
     """The same when several threads each perform a program of their own."""
-    place.clear()
-    with ThreadPoolExecutor(len(each)) as threads:
-        runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
-        check(place, *runs)
+    check_threads(place, each)
 
 
 @pytest.mark.server
@@ -604,10 +609,7 @@ def test_threads_keep_apart(place: Place, each: list[list[str]]) -> None:
 @given(each=st.lists(programs, min_size=2, max_size=3))
 def test_threads_that_write_at_the_same_time_keep_apart(place: Place, each: list[list[str]]) -> None:
     """The same where threads need not wait for one another either."""
-    place.clear()
-    with ThreadPoolExecutor(len(each)) as threads:
-        runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
-        check(place, *runs)
+    check_threads(place, each)
 
 
 @BOUND

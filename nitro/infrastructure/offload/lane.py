@@ -37,7 +37,7 @@ class Lane:
         self._concerns_one = concerns_one
         self._confirms = Confirms(channel) if confirming else None
         self._producer = app.amqp.Producer(channel, auto_declare=False)
-        how = {"mandatory": True, "confirm_timeout": CONFIRM} if confirming else {}
+        how = {"mandatory": True} if confirming else {}
         self._templates = Templates(app, self._producer, {"retry": False, **how})
 
     def returned(self, parcels: Iterable[Parcel]) -> list[Parcel]:
