@@ -13,8 +13,11 @@ from tests.chaos.world import World
 
 @scenario()
 def frozen_worker(run: Run, outcome: Outcome) -> None:
-    """What it was running is run by another one, and nothing of its own run counts when it goes on."""
-    _freeze(run, outcome, "claimed by a worker", lambda world: world.ledger.open() == 0)
+    """What it was running is run by another one, and nothing of its own run counts when it goes on.
+
+    It runs one delivery at a time, so that none is frozen in a transaction, where the next scenario looks.
+    """
+    _freeze(run, outcome, "claimed by a worker", lambda world: world.ledger.free() == 0, "-c", "1")
 
 
 @scenario("redis", "rabbitmq")
@@ -23,14 +26,14 @@ def frozen_in_transaction(run: Run, outcome: Outcome) -> None:
     _freeze(run, outcome, "committing", lambda world: world.ledger.free() == 0 < world.ledger.open())
 
 
-def _freeze(run: Run, outcome: Outcome, place: str, done: Callable[[World], bool]) -> None:
+def _freeze(run: Run, outcome: Outcome, place: str, done: Callable[[World], bool], *options: str) -> None:
     outcome.handlers = 1
     rounds, events = run.size(1, 20), run.size(12, 40)
     with run.world() as world:
         for number in range(rounds):
             pool = (THREADS, PREFORK)[(number + (run.stack != "embedded")) % 2]
             armed = {"CHAOS_AT": f"{place}:3:freeze", "CHAOS_ONCE": str(world.folder / f"frozen{number}")}
-            frozen = Crew(world, pool, environ=armed).ready().workers[0]
+            frozen = Crew(world, (*pool, *options), environ=armed).ready().workers[0]
             world.facts(world.emitter(f"emitter{number}", event="single", count=events))
             until(lambda frozen=frozen: is_stopped(frozen.pid), 30.0, "the worker is frozen")  # type: ignore[misc]
             other = Crew(world, pool).ready()

@@ -9,6 +9,7 @@ from tests.chaos.scenarios.run import Run, scenario
 QUEUE = "parked"
 RELAYS = 4
 LOCKED = "database is locked"
+LISTENS = "relays until SIGINT or SIGTERM"
 
 
 @scenario("embedded", "redis", "rabbitmq")
@@ -23,6 +24,7 @@ def four_relays(run: Run, outcome: Outcome) -> None:
         waiting = "SELECT count(*) FROM nitro_delivery WHERE state = 'waiting'"
         until(lambda: world.ledger.number(waiting) == 0, run.size(60.0, 300.0), "all is published")
         until(lambda: world.messages.size(QUEUE) >= events, 30.0, "all is in the queue")
+        until(lambda: all(LISTENS in relay.text for relay in relays), 30.0, "also the last relay is there")
         for relay in relays:
             relay.popen.terminate()
         codes = [relay.ended(30.0) for relay in relays]
