@@ -25,7 +25,7 @@ def broker_faults(run: Run, outcome: Outcome) -> None:
     with run.world() as world:
         crew = Crew(world, PREFORK, THREADS).ready()
         stop = world.folder / "stop"
-        emitter = world.emitter(event="ordered", count=events, stop=str(stop), pause=0.02, loose=10)
+        emitter = world.emitter(event="ordered", count=events, stop=str(stop), pause=run.size(0.02, 0.05), loose=10)
         for name, fault in _faults(world, run.size(6.0, 30.0)).items():
             for _ in range(times):
                 _go_on(world, crew)
