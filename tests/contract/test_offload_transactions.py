@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from nitro.infrastructure.outbox import registry, rows
+from nitro.infrastructure.outbox import inserts, registry
 
 Sent = Callable[..., list[Any]]
 
@@ -145,14 +145,14 @@ def test_what_cannot_even_be_stored_after_a_commit_is_logged(
     """An ERROR names the handler; there is nobody any more to raise to."""
     on(evt, offload={"delivery": "broker"}, name="shop.untracked")(lambda sender: None)
     monkeypatch.setattr(app.tasks["shop.untracked"], "apply_async", away)
-    keep = rows.insert
+    keep = inserts.insert
 
     def insert(connection: Any, app: Celery, parcels: Any, *, queued: bool) -> None:
         if any(not parcel.tracked for parcel in parcels):
             raise OperationalError("database is away")
         keep(connection, app, parcels, queued=queued)
 
-    monkeypatch.setattr(rows, "insert", insert)
+    monkeypatch.setattr(inserts, "insert", insert)
     with transaction():
         emit(evt, Parcel(id="p1").save())
     assert Parcel.get("p1") is not None

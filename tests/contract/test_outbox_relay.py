@@ -14,7 +14,7 @@ from kombu.transport import memory
 from sqlalchemy import event, func, select
 from waiting import until
 
-from nitro.infrastructure.database import create_tables, engine, reset, writing
+from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
@@ -23,6 +23,7 @@ from nitro.infrastructure.outbox.census import Census, beat
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.tables import deliveries, emissions, now
+from tests.databases import KINDS, on_database
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]
@@ -55,16 +56,6 @@ def lose_all() -> None:
 def asked(ready: int) -> Callable[[Iterable[str]], Mapping[str, int]]:
     """A broker whose queues all have so many messages ready."""
     return lambda queues: dict.fromkeys(queues, ready)
-
-
-def on_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Track deliveries in a database of this kind, which is as empty as a new one."""
-    if kind == "postgresql":
-        monkeypatch.setenv("NITRO_DB_URL", request.getfixturevalue("database_server"))
-        reset()
-        create_tables()
-        with writing() as connection:
-            connection.exec_driver_sql("TRUNCATE nitro_delivery, nitro_emission")
 
 
 def only() -> registry.Entry:
@@ -276,7 +267,7 @@ def test_a_stored_at_most_once_delivery_is_never_sent_twice(evt: Event, app: Cel
     assert only().state == "dead"
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_four_relays_share_a_backlog(
     request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -348,7 +339,7 @@ def test_retention_keeps_what_is_open_or_young(handled: Event, app: Celery) -> N
         assert connection.scalar(select(func.count()).select_from(emissions)) == 2
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_polling_stays_flat(
     request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

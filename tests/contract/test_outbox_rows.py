@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,8 +26,11 @@ from nitro.infrastructure.offload import Offload, bind
 from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.outbox import registry, versions
 from nitro.infrastructure.outbox.tables import deliveries, emissions, schema
+from tests.databases import KINDS, on_database
 
 Sent = Callable[..., list[Any]]
+SKEW = 1.0
+"""Seconds between the clocks of this process and of a database."""
 
 
 class Cargo(Entity, table=True):
@@ -62,17 +67,48 @@ def payloads() -> list[tuple[str | None, str | None]]:
         return [(row.snapshot, row.reload) for row in found]
 
 
+INSERTS = {"sqlite": [["nitro_emission"], ["nitro_delivery"]], "postgresql": [["nitro_emission", "nitro_delivery"]]}
+"""The tables that each statement writes to."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("handlers", [1, 5])
-def test_an_emission_is_two_inserts(evt: Event, app: Celery, statements: list[str], handlers: int) -> None:
-    """However many handlers there are: one for the payload, one for the deliveries."""
+def test_an_emission_is_two_inserts(
+    evt: Event, app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, handlers: int, kind: str
+) -> None:
+    """However many handlers there are: one for the payload, one for the deliveries; on PostgreSQL in one statement."""
+    on_database(request, monkeypatch, kind)
     offloaded(evt, *(f"shop.{number}" for number in range(handlers)))
     emit(evt, "ada")
-    statements.clear()
+    statements = request.getfixturevalue("statements")
     emit(evt, "bob")
-    assert [statement.split()[:3] for statement in statements if "BEGIN" not in statement] == [
-        ["INSERT", "INTO", "nitro_emission"],
-        ["INSERT", "INTO", "nitro_delivery"],
-    ]
+    written = [re.findall(r"INSERT INTO (\w+)", statement) for statement in statements if "BEGIN" not in statement]
+    assert written == INSERTS[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_holds_all_that_its_message_needs(
+    evt: Event, app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """On every database: when it is due, until when, how it travels; a name may have any character."""
+    on_database(request, monkeypatch, kind)
+    offloaded(evt, "shop.böse\"'%s:name", entity="reload", queue="mail", countdown=60, expires=90.5, priority=3)
+    offloaded(evt, "shop.plain")
+    began = time.time()
+    emit(evt, 'a "quoted" %s sender')
+    ended = time.time()
+    with engine().connect() as connection:
+        put_off, plain = connection.execute(select(deliveries).order_by(deliveries.c.due_at.desc())).all()
+    assert (put_off.handler, put_off.mode, put_off.queue) == ("shop.böse\"'%s:name", "reload", "mail")
+    assert json.loads(put_off.options) == {"queue": "mail", "priority": 3}
+    assert (put_off.state, put_off.publications, put_off.published_at) == ("waiting", 0, None)
+    assert began + 60 - SKEW <= put_off.due_at <= ended + 60 + SKEW
+    assert began + 90.5 - SKEW <= put_off.expires_at <= ended + 90.5 + SKEW
+    assert (plain.handler, plain.mode, plain.options, plain.expires_at) == ("shop.plain", "snapshot", None, None)
+    assert (plain.state, plain.publications) == ("queued", 1)
+    assert began - SKEW <= plain.published_at <= ended + SKEW
+    assert plain.due_at > plain.published_at
+    assert [bool(payload) for payload in payloads()[0]] == [True, True]
 
 
 def test_an_emit_in_a_transaction_commits_with_it(evt: Event, app: Celery, statements: list[str]) -> None:

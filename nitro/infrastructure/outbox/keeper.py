@@ -13,7 +13,7 @@ from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.tracking import Commit
-from nitro.infrastructure.outbox import backlog, registry, rows
+from nitro.infrastructure.outbox import backlog, inserts, registry, rows
 from nitro.infrastructure.outbox.relay import emitters
 from nitro.infrastructure.outbox.versions import check
 from nitro.settings import Settings
@@ -46,7 +46,7 @@ class Keeper:
             on_sqlite = connection.dialect.name == "sqlite"  # which may refuse to write after it has been read
             if not on_sqlite:
                 check(connection)
-            rows.insert(connection, app, parcels, queued=queued)
+            inserts.insert(connection, app, parcels, queued=queued)
             if on_sqlite:
                 check(connection)
 

@@ -1,16 +1,14 @@
-"""Rows: what the outbox keeps of a parcel, and the parcel that a relay makes of it again."""
+"""Rows: what the outbox keeps of an emission and of a parcel, and the parcel that a relay makes of it again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Boolean, ColumnElement, Connection, Double, Executable, Table, bindparam, case, func, literal
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, case, literal
 
 from nitro.errors import OptionStays
 from nitro.infrastructure.offload.message import Message
@@ -21,30 +19,6 @@ from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emis
 LEASE = 10.0
 """Seconds after which a message that nobody has taken is looked after; doubled with each publication."""
 LONGEST_LEASE = 600.0
-
-_INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
-
-
-def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, queued: bool) -> None:
-    """Write the emissions of these parcels, which may be there already, and a delivery for each: two INSERTs.
-
-    Raises:
-        OptionStays: an option of a message is not JSON.
-    """
-    emission, delivery = _statements(connection.dialect.name)
-    connection.execute(emission, _emissions(parcels))
-    connection.execute(delivery, [_delivery(app, parcel, queued) for parcel in parcels])
-
-
-@cache
-def _statements(dialect: str) -> tuple[Executable, Executable]:
-    """The two INSERTs; made once, because making them costs more than an order does."""
-    emission = _INSERT[dialect](emissions)
-    both = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
-    return (
-        emission.on_conflict_do_update(index_elements=["id"], set_=both),
-        _INSERT[dialect](deliveries).values(_times()).on_conflict_do_nothing(),
-    )
 
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
@@ -58,31 +32,25 @@ def lease() -> ColumnElement[float]:
     return case((times > 5, LONGEST_LEASE), else_=LEASE * literal(1).bitwise_lshift(times))
 
 
-def _times() -> dict[str, ColumnElement[Any]]:
-    ends_after = now() + bindparam("ends_after", type_=Double)
-    return {
-        "due_at": due_after(bindparam("put_off", type_=Double)),
-        "expires_at": func.coalesce(bindparam("ends_at", type_=Double), ends_after),
-        "published_at": case((bindparam("at_once", type_=Boolean), now())),
-    }
-
-
 def leaves_at_once(parcel: Parcel, queued: bool) -> bool:
     """Whether whoever keeps a parcel publishes it, and no relay."""
     return queued and not parcel.options.get("countdown")
 
 
-def _emissions(parcels: Sequence[Parcel]) -> list[dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    for parcel in parcels:
-        message = parcel.message
-        facts = {"event": message.event, "sender": message.sender, "root": message.root, "parent": message.parent}
-        row = rows.setdefault(message.emission, {"id": message.emission, **facts, "snapshot": None, "reload": None})
-        row[parcel.mode] = message.payload
-    return list(rows.values())
+def emission_row(parcels: Sequence[Parcel]) -> dict[str, Any]:
+    """The row of the emission that all of these parcels are of, with the payload of each mode."""
+    message = parcels[0].message
+    facts = {"event": message.event, "sender": message.sender, "root": message.root, "parent": message.parent}
+    payloads: dict[str, str | None] = {parcel.mode: parcel.message.payload for parcel in parcels}
+    return {"id": message.emission, **facts, "snapshot": None, "reload": None, **payloads}
 
 
-def _delivery(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
+def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
+    """The row of a parcel, but for its times, which the database's clock makes of the last four.
+
+    Raises:
+        OptionStays: an option of its message is not JSON.
+    """
     options = dict(parcel.options)
     countdown, expires = options.pop("countdown", None) or 0.0, options.pop("expires", None)
     at_once = leaves_at_once(parcel, queued)

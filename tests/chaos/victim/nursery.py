@@ -14,21 +14,21 @@ from victim import faults
 from victim.emitter import Facts, tracked
 
 from nitro.infrastructure.offload.app import current_app
-from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox.relay import Relay
 
 LOOK_AGAIN = 0.03
 MOST = 30.0
 """Seconds that a child may live."""
-EVENTS = 6
-"""Events of a child whose fault may be reached first by the courier's thread."""
+MOST_TIMES = {"emitter": 5, "relay": 2}
+"""The latest time that a place is reached at which a child dies."""
 
 
 def emitting(event: str) -> None:
-    """Emit until this process dies of it."""
-    for _ in range(EVENTS):
+    """Emit until this process dies of it; not so quickly that all leave as one batch."""
+    end = monotonic() + MOST
+    while monotonic() < end:
         tracked(event, Facts())
-    courier.drain(MOST)
+        sleep(LOOK_AGAIN)
 
 
 def relaying(event: str) -> None:
@@ -62,8 +62,7 @@ def bear(what: str, place: str, times: int, event: str) -> bool:
 def main(what: str, place: str, kills: str, event: str, seed: str) -> None:
     """Have as many children as wanted; print how many died as they should."""
     chance = random.Random(seed)
-    most = EVENTS - 1 if what == "emitter" else 2
-    print(sum(bear(what, place, chance.randint(1, most), event) for _ in range(int(kills))))
+    print(sum(bear(what, place, chance.randint(1, MOST_TIMES[what]), event) for _ in range(int(kills))))
 
 
 if __name__ == "__main__":
