@@ -91,16 +91,27 @@ def _relayed(broker: str) -> Pair:
 
 
 def _fill(place: Engine, count: int) -> None:
-    """So many rows that wait, each a copy of one of the first emission's, and none besides."""
+    """So many rows that wait, those of copies of the first emission, and none besides."""
     with place.begin() as connection:
-        connection.execute(text("CREATE TABLE IF NOT EXISTS first AS SELECT * FROM nitro_delivery"))
-        connection.execute(text("DELETE FROM nitro_delivery"))
-        copies = """
-            INSERT INTO nitro_delivery (emission, handler, id, promise, mode, queue, state, due_at)
-            SELECT emission, handler || number, gen_random_uuid(), promise, mode, queue, 'waiting', 0
-            FROM first, generate_series(1, :each) AS number
-        """
-        connection.execute(text(copies), {"each": count // 5})
+        for statement in _COPIES:
+            connection.execute(text(statement), {"emissions": count // 5})
+
+
+_COPIES = (
+    "CREATE TABLE IF NOT EXISTS first AS SELECT * FROM nitro_delivery",
+    "CREATE TABLE IF NOT EXISTS original AS SELECT * FROM nitro_emission",
+    "DELETE FROM nitro_delivery",
+    "DELETE FROM nitro_emission",
+    """
+    INSERT INTO nitro_emission (id, event, sender, root, snapshot)
+    SELECT gen_random_uuid(), event, sender, root, snapshot FROM original, generate_series(1, :emissions)
+    """,
+    """
+    INSERT INTO nitro_delivery (emission, handler, id, promise, mode, queue, state, due_at)
+    SELECT nitro_emission.id, handler, gen_random_uuid(), promise, mode, queue, 'waiting', 0
+    FROM first, nitro_emission
+    """,
+)
 
 
 for _broker in ("redis", "rabbitmq"):

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.batch import Fate
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
+from nitro.infrastructure.outbox.given import given
 from nitro.infrastructure.outbox.rows import LEASE, LONGEST_LEASE, PARCEL, lease, parcel_of
 from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, waiting, waiting_unless
 from nitro.infrastructure.outbox.tables import (
@@ -34,6 +48,8 @@ LONGEST_LOOK = 60.0
 RECENT = 1000
 """Deliveries in which a started one is sought, to see how far the workers have come."""
 MAY_BE_PUBLISHED = "it may have been published, and may not be again"
+
+Key = dict[str, str]
 
 _c = deliveries.c
 
@@ -61,8 +77,8 @@ def take(most: int) -> list[Parcel]:
         rows = connection.execute(oldest).all()
         good = [row for row in rows if not row.overdue]
         for chosen, values in ((good, _queued()), ([row for row in rows if row.overdue], dead(EXPIRED))):
-            for some in _chunks(_keys(chosen)):
-                connection.execute(update(deliveries).where(_among(some)).values(values))
+            if chosen:
+                connection.execute(update(deliveries).where(_among(connection, _keys(chosen))).values(values))
         failpoint("claiming")
     failpoint("claimed")
     return [parcel_of(row) for row in good]
@@ -79,20 +95,13 @@ def put_back(parcels: Sequence[Parcel], error: BaseException, fate: Fate) -> Non
         again = {**waiting(AT_ONCE, told), "publications": _c.publications - 1}
     else:
         again = waiting_unless(_c.publications >= MOST_PUBLICATIONS, now() + lease() / TRIES_A_LEASE, told)
-    with writing() as connection:
-        for some in _chunks(_keys_of(parcels)):
-            mine = update(deliveries).where(_among(some), _c.state == QUEUED)
-            connection.execute(mine.values(again))
+    _update_queued(parcels, again)
 
 
 def settle(parcels: Sequence[Parcel], error: BaseException | None) -> None:
     """Close what has no handler's end to wait for: untracked deliveries whose message has left, or may have."""
     done = {"state": DONE, "closed_at": now(), "error": None}
-    values = done if error is None else dead(f"{MAY_BE_PUBLISHED}: {error}")
-    with writing() as connection:
-        for some in _chunks(_keys_of(parcels)):
-            mine = update(deliveries).where(_among(some), _c.state == QUEUED)
-            connection.execute(mine.values(values))
+    _update_queued(parcels, done if error is None else dead(f"{MAY_BE_PUBLISHED}: {error}"))
 
 
 def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
@@ -159,21 +168,24 @@ def _looked_after_at() -> ColumnElement[float]:
     return now() + case((lease() > LONGEST_LOOK, LONGEST_LOOK), else_=lease())
 
 
-def _keys(rows: Iterable[Any]) -> list[tuple[str, str]]:
-    return [(row.emission, row.handler) for row in rows]
+def _keys(rows: Iterable[Any]) -> list[Key]:
+    return [{"emission": row.emission, "handler": row.handler} for row in rows]
 
 
-def _keys_of(parcels: Iterable[Parcel]) -> list[tuple[str, str]]:
-    return [(parcel.message.emission, parcel.handler) for parcel in parcels]
+def _update_queued(parcels: Sequence[Parcel], values: Mapping[str, Any]) -> None:
+    """Change those of these deliveries that are queued still."""
+    if parcels:
+        keys = [{"emission": parcel.message.emission, "handler": parcel.handler} for parcel in parcels]
+        with writing() as connection:
+            mine = update(deliveries).where(_among(connection, keys), _c.state == QUEUED)
+            connection.execute(mine.values(values))
 
 
-def _among(keys: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
-    """Deliveries with these keys; for `IN` of pairs SQLite reads the whole table."""
-    return or_(*(and_(_c.emission == emission, _c.handler == handler) for emission, handler in keys))
-
-
-def _chunks(keys: Sequence[tuple[str, str]], size: int = 200) -> Iterable[Sequence[tuple[str, str]]]:
-    return (keys[start : start + size] for start in range(0, len(keys), size))
+def _among(connection: Connection, keys: Sequence[Key]) -> ColumnElement[bool]:
+    """Deliveries with these keys."""
+    columns = {"emission": _c.emission.type, "handler": _c.handler.type}
+    wanted = given(connection.dialect.name, bindparam(None, json.dumps(keys)), columns)
+    return tuple_(_c.emission, _c.handler).in_(select(wanted.c.emission, wanted.c.handler))
 
 
 def untracked(parcels: Iterable[Parcel]) -> list[Parcel]:

@@ -8,30 +8,16 @@ from functools import cache
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import (
-    Boolean,
-    Column,
-    ColumnElement,
-    Connection,
-    Double,
-    Executable,
-    Insert,
-    Table,
-    bindparam,
-    case,
-    func,
-    literal_column,
-    select,
-    true,
-)
+from sqlalchemy import Boolean, ColumnElement, Connection, Double, Insert, Table, bindparam, case, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.outbox.given import given
 from nitro.infrastructure.outbox.rows import delivery_row, due_after, emission_row
 from nitro.infrastructure.outbox.tables import deliveries, emissions, now
 
-GIVEN = ("emission", "handler", "id", "promise", "mode", "queue", "options", "state", "publications")
-"""Columns that have their values from `delivery_row`."""
+KEPT = ("emission", "handler", "id", "promise", "mode", "queue", "options", "state", "publications")
+"""Values of `delivery_row` that are columns."""
 RECKONED = {"at_once": Boolean(), "put_off": Double(), "ends_at": Double(), "ends_after": Double()}
 """Values of `delivery_row` that the times are made of."""
 
@@ -44,34 +30,17 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
     Raises:
         OptionStays: an option of a message is not JSON.
     """
-    emission = emission_row(parcels)
-    rows = [delivery_row(app, parcel, queued) for parcel in parcels]
-    if connection.dialect.name == "postgresql":
-        connection.execute(_at_once(), {**emission, "rows": json.dumps(rows)})
-    else:
-        first, second = _one_by_one(connection.dialect.name)
-        connection.execute(first, emission)
-        connection.execute(second, rows)
+    rows = json.dumps([delivery_row(app, parcel, queued) for parcel in parcels])
+    values = {**emission_row(parcels), "rows": rows}
+    for statement in _statements(connection.dialect.name):
+        connection.execute(statement, values)
 
 
 @cache
-def _at_once() -> Insert:
-    """Both in one round trip: of the bare time of two, most is spent on the way and between them."""
-    columns = [Column(name, deliveries.c[name].type) for name in GIVEN]
-    columns += [Column(name, type_) for name, type_ in RECKONED.items()]
-    given = func.json_to_recordset(bindparam("rows").op("::")(literal_column("json")))
-    rows = given.table_valued(*columns).render_derived(name="given", with_types=True)
-    times = _times(rows.c)
-    values = select(*(rows.c[name] for name in GIVEN), *times.values()).where(true())
-    delivery: Insert = _INSERT["postgresql"](deliveries).from_select([*GIVEN, *times], values).on_conflict_do_nothing()
-    return delivery.add_cte(_emission("postgresql").cte("emission"))
-
-
-@cache
-def _one_by_one(dialect: str) -> tuple[Executable, Executable]:
-    """Made once, because making them costs more than an order does."""
-    given = {name: bindparam(name, type_=type_) for name, type_ in RECKONED.items()}
-    return _emission(dialect), _INSERT[dialect](deliveries).values(_times(given)).on_conflict_do_nothing()
+def _statements(dialect: str) -> tuple[Insert, ...]:
+    """Made once, because making them costs more than an order does; one where one may hold both: one round trip."""
+    emission, delivery = _emission(dialect), _delivery(dialect)
+    return (delivery.add_cte(emission.cte("emission")),) if dialect == "postgresql" else (emission, delivery)
 
 
 def _emission(dialect: str) -> Any:
@@ -81,9 +50,14 @@ def _emission(dialect: str) -> Any:
     return emission.values(values).on_conflict_do_update(index_elements=["id"], set_=both)
 
 
-def _times(given: Any) -> dict[str, ColumnElement[Any]]:
-    return {
-        "due_at": due_after(given["put_off"]),
-        "expires_at": func.coalesce(given["ends_at"], now() + given["ends_after"]),
-        "published_at": case((given["at_once"], now())),
+def _delivery(dialect: str) -> Any:
+    columns = {**{name: deliveries.c[name].type for name in KEPT}, **RECKONED}
+    row = given(dialect, bindparam("rows"), columns).c
+    times = {
+        "due_at": due_after(row.put_off),
+        "expires_at": func.coalesce(row.ends_at, now() + row.ends_after),
+        "published_at": case((row.at_once, now())),
     }
+    values: list[ColumnElement[Any]] = [*(row[name] for name in KEPT), *times.values()]
+    rows = select(*values).where(true())  # without WHERE SQLite takes ON CONFLICT for that of a join
+    return _INSERT[dialect](deliveries).from_select([*KEPT, *times], rows).on_conflict_do_nothing()
