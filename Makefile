@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test chaos bench check lint types imports coverage format clean
+.PHONY: help setup demo test chaos bench bench-scale check lint types imports coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY) ## virtual environment with everything
 
@@ -30,6 +30,10 @@ chaos: $(READY) ## kill, freeze and empty everything, in full size; takes hours
 bench: $(READY) ## measure what Nitro costs beside what people write by hand
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks --json benchmarks.json
+
+bench-scale: $(READY) ## draw how time and memory grow, into docs/growth.svg
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m benchmarks.scale --svg docs/growth.svg
 
 check: lint types imports test ## everything that CI wants
 

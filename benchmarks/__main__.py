@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from benchmarks import rows, servers
 from benchmarks.table import ROWS, Result, Row, as_json, as_text, missing, result
@@ -45,17 +46,21 @@ def _results(names: list[str]) -> Iterator[Result]:
 
 
 def _measured(row: Row) -> Result:
-    """In a process and a folder of its own, so that no row finds what another one has left."""
-    with TemporaryDirectory(prefix="bench-") as folder:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
-        environ |= {"NITRO_HOME": folder, "PYTHONPATH": str(ROOT), **dict(row.environ)}
-        command = [sys.executable, "-m", "benchmarks", row.name, "--here"]
-        done = subprocess.run(
-            command, cwd=folder, env=environ, capture_output=True, text=True, timeout=LONGEST, check=False
-        )
+    done = apart(["benchmarks", row.name, "--here"], dict(row.environ))
     if done.returncode:
         return missing(row, f"failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
     return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def apart(module: list[str], more: Mapping[str, str] = MappingProxyType({})) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` in a process and a folder of its own, so that nothing finds what another one has left."""
+    with TemporaryDirectory(prefix="bench-") as folder:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
+        environ |= {"NITRO_HOME": folder, "PYTHONPATH": str(ROOT), **more}
+        command = [sys.executable, "-m", *module]
+        return subprocess.run(
+            command, cwd=folder, env=environ, capture_output=True, text=True, timeout=LONGEST, check=False
+        )
 
 
 if __name__ == "__main__":

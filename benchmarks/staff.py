@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, monotonic_ns, sleep
+from types import ModuleType
 
 from celery import Celery
 
@@ -76,18 +77,20 @@ class Staff:
             sleep(LOOK_AGAIN)
 
     def _told(self, command: str) -> None:
-        replies = getattr(self._app.control, command)(self._queue, reply=True, timeout=5.0)
+        node = [f"{self._app.main}@bench"]
+        replies = getattr(self._app.control, command)(self._queue, reply=True, timeout=5.0, destination=node)
         assert replies, f"the worker does not answer {command}"
 
 
 @contextmanager
-def staff(app: Celery, ticks: Path, *arguments: str) -> Iterator[Staff]:
-    """A worker with these arguments, ended at the end."""
-    command = [sys.executable, "-m", "celery", "-A", "benchmarks.workshop", "worker", "-l", "WARNING", *arguments]
+def staff(module: ModuleType, ticks: Path, *arguments: str) -> Iterator[Staff]:
+    """A worker of the module's app with these arguments, ended at the end."""
+    app, node = module.app, ("-n", f"{module.app.main}@bench")
+    command = [sys.executable, "-m", "celery", "-A", module.__name__, "worker", "-l", "WARNING", *node, *arguments]
     worker = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         ends = monotonic() + PATIENCE
-        while not app.control.ping(timeout=1.0):
+        while not app.control.ping([node[1]], timeout=1.0):
             assert worker.poll() is None, f"the worker has ended with {worker.returncode}"
             assert monotonic() < ends, "the worker is not ready"
         yield Staff(app, ticks)

@@ -26,8 +26,8 @@ Send = Callable[[], object]
 
 
 @contextmanager
-def _workshop(*arguments: str) -> Iterator[tuple[Staff, ModuleType]]:
-    """A worker on Redis and PostgreSQL, and the module with its handlers and tasks."""
+def workshops(*arguments: str) -> Iterator[tuple[tuple[Staff, ModuleType], tuple[Staff, ModuleType]]]:
+    """Two workers on Redis and PostgreSQL, each with its module: ours, and one with tasks made by hand."""
     with ExitStack() as stack:
         place = stack.enter_context(database("postgresql"))
         ticks = Path("ticks").absolute()
@@ -37,25 +37,28 @@ def _workshop(*arguments: str) -> Iterator[tuple[Staff, ModuleType]]:
             "BENCH_TICKS": str(ticks),
             "NITRO_DB_URL": place.url.render_as_string(hide_password=False),
         }
-        from benchmarks import workshop
+        from benchmarks import handmade, workshop
 
         create_tables()
-        yield stack.enter_context(staff(workshop.app, ticks, *arguments)), workshop
-        with workshop.app.connection_for_write() as connection:
-            connection.default_channel.queue_delete(QUEUE)
+        ours, theirs = (stack.enter_context(staff(each, ticks, *arguments)) for each in (workshop, handmade))
+        yield (ours, workshop), (theirs, handmade)
+        for each in (workshop, handmade):
+            with each.app.connection_for_write() as connection:
+                connection.default_channel.queue_delete(each.app.conf.task_default_queue)
+        handmade.engine.dispose()
         engine().dispose()
 
 
 def _throughput(ours: str, theirs: str, count: int, *arguments: str) -> Pair:
     """Seconds a message of a handler and of a task."""
     sold = order()
-    with _workshop(*arguments) as (crew, workshop):
-        event, task = getattr(workshop, ours), getattr(workshop, theirs)
+    with workshops(*arguments) as ((crew, workshop), (others, handmade)):
+        event, task = getattr(workshop, ours), getattr(handmade, theirs)
 
         def by_hand() -> None:
             task.delay(dump(sold), **KWARGS)
 
-        return side_by_side(crew.work(lambda: emit(event, sold, **KWARGS)), crew.work(by_hand), times=count, rounds=5)
+        return side_by_side(crew.work(lambda: emit(event, sold, **KWARGS)), others.work(by_hand), times=count, rounds=5)
 
 
 row(
@@ -90,7 +93,7 @@ row(
 def exactly_once() -> Pair:
     """The task counts its attempt and takes a key, each in a transaction."""
     sold = order()
-    with _workshop("-c", "2") as (crew, workshop):
+    with workshops("-c", "2") as ((crew, workshop), (others, handmade)):
         with engine().begin() as connection:
             connection.execute(text("CREATE TABLE attempts (key text PRIMARY KEY, count int NOT NULL DEFAULT 0)"))
             connection.execute(text("CREATE TABLE done (key text PRIMARY KEY)"))
@@ -99,13 +102,13 @@ def exactly_once() -> Pair:
             key = str(uuid4())
             with engine().begin() as connection:
                 connection.execute(text("INSERT INTO attempts (key) VALUES (:key)"), {"key": key})
-            workshop.plain_once.delay(key, dump(sold), **KWARGS)
+            handmade.plain_once.delay(key, dump(sold), **KWARGS)
 
         def emitted() -> None:
             emit(workshop.once, sold, **KWARGS)
             assert courier.drain(60.0)
 
-        return side_by_side(crew.work(emitted), crew.work(by_hand), times=1_000, rounds=5)
+        return side_by_side(crew.work(emitted), others.work(by_hand), times=1_000, rounds=5)
 
 
 @row(
@@ -120,10 +123,10 @@ def exactly_once() -> Pair:
 def latency() -> Pair:
     """One message at a time."""
     sold = order()
-    with _workshop("-c", "2") as (crew, workshop):
+    with workshops("-c", "2") as ((crew, workshop), (others, handmade)):
 
         def by_hand() -> Any:
-            return workshop.plain.delay(dump(sold), **KWARGS)
+            return handmade.plain.delay(dump(sold), **KWARGS)
 
         ours = crew.latency(lambda: emit(workshop.nothing, sold, **KWARGS))
-        return side_by_side(ours, crew.latency(by_hand), times=50)
+        return side_by_side(ours, others.latency(by_hand), times=50)

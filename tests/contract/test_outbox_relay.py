@@ -364,3 +364,25 @@ def test_polling_stays_flat(
         plans = [str(connection.exec_driver_sql(f"{explain} {sql}", values).all()) for sql, values in asked]
     assert len(plans) == 3
     assert all("ix_nitro_delivery_open" in plan for plan in plans), plans
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_taking_reads_no_more_than_it_takes(
+    request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The index has the order in which deliveries are taken; all that are due at once would be sorted otherwise."""
+    on_database(request, monkeypatch, kind)
+    Relay(bind(make_app())).step()
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
+    backlog.take(500)
+    ((sql, values),) = [(sql, values) for sql, values in asked if "ORDER BY" in sql]
+    explain = "EXPLAIN QUERY PLAN" if kind == "sqlite" else "EXPLAIN"
+    with engine().connect() as connection:
+        if kind == "postgresql":
+            for way in ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"):
+                connection.exec_driver_sql(f"SET {way} = off")
+        plan = str(connection.exec_driver_sql(f"{explain} {sql}", values).all())
+    assert "ix_nitro_delivery_open" in plan
+    assert "Sort" not in plan
+    assert "B-TREE" not in plan

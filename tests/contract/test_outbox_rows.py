@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from celery import Celery
 from kombu import Queue
-from sqlalchemy import event, select
+from sqlalchemy import event, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import SQLModel
 
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import OptionStays, OutboxOutdated
-from nitro.infrastructure.database import engine, reset, transaction, writing
+from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import Offload, bind
 from nitro.infrastructure.offload.message import KEY
@@ -267,6 +267,24 @@ def test_tables_of_an_older_version_are_brought_up_to_date(
         assert connection.scalar(select(schema.c.version)) == later
         connection.exec_driver_sql("SELECT note FROM nitro_worker")
     assert {entry.emission for entry in registry.entries()} == {first.id, second.id}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_version_gets_the_index_by_which_relays_take(
+    evt: Event, app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """On a server by `nitro init`, which does this."""
+    on_database(request, monkeypatch, kind)
+    create_tables()
+    index, columns = "ix_nitro_delivery_open", ["state", "due_at", "emission"]
+    with writing() as connection:
+        connection.exec_driver_sql(f"DROP INDEX {index}")
+        connection.exec_driver_sql(f"CREATE INDEX {index} ON nitro_delivery (state, due_at)")
+        connection.execute(schema.update().values(version=1))
+    reset()
+    create_tables()
+    indexes = inspect(engine()).get_indexes("nitro_delivery")
+    assert [found["column_names"] for found in indexes if found["name"] == index] == [columns]
 
 
 @pytest.mark.server

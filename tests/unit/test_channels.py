@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kombu.exceptions import BatchPublishError
 
-from nitro.infrastructure.offload.channels import Pushes
+from nitro.infrastructure.offload.channels import Pushes, keep_client
 
 
 class Client:
@@ -110,3 +110,32 @@ def test_a_failure_is_one_of_the_batch(client: Client, keys: list[str]) -> None:
     client.error = None
     batch.flush()
     assert client.executed == []
+
+
+class Acquiring:
+    """A channel that makes a client for whoever has none, as kombu's does."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Any:
+        self.made += client is None
+        yield client or f"client {self.made}"
+
+
+def test_a_kept_client_is_given_to_whoever_brings_none() -> None:
+    """And nobody's own is exchanged for it."""
+    channel = Acquiring()
+    assert keep_client(channel) == "client 1"
+    for given, got in ((None, "client 1"), ("own", "own"), (None, "client 1")):
+        with channel.conn_or_acquire(given) as client:
+            assert client == got
+    with channel.conn_or_acquire() as client:
+        assert client == "client 1"
+    assert channel.made == 1
+
+
+def test_a_channel_without_clients_is_left_alone() -> None:
+    """Such as one on RabbitMQ."""
+    assert keep_client(object()) is None

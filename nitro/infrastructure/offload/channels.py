@@ -15,10 +15,19 @@ def tune(channel: Any) -> None:
     """Make publishing through a channel cheaper; what it publishes stays the same."""
     if isinstance(channel, virtual.Channel):
         channel._next_delivery_tag = _delivery_tag  # type: ignore[method-assign]  # on this one channel
-    if hasattr(channel, "conn_or_acquire"):  # Redis
-        with channel.conn_or_acquire() as client:  # an object, which its connections outlive
-            channel.conn_or_acquire = partial(channel.conn_or_acquire, client)
-            channel.create_publish_batch = partial(Pushes, channel, client)
+    client = keep_client(channel)
+    if client is not None:
+        channel.create_publish_batch = partial(Pushes, channel, client)
+
+
+def keep_client(channel: Any) -> Any:
+    """Have a channel on Redis use one client, an object that its connections outlive; the client, or None elsewhere."""
+    acquire = getattr(channel, "conn_or_acquire", None)
+    if acquire is None:
+        return None
+    with acquire() as client:
+        channel.conn_or_acquire = lambda given=None: acquire(given or client)
+    return client
 
 
 def _delivery_tag() -> str:

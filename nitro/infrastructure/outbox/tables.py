@@ -99,6 +99,7 @@ Index(
     "ix_nitro_delivery_open",
     deliveries.c.state,
     deliveries.c.due_at,
+    deliveries.c.emission,
     sqlite_where=deliveries.c.closed_at.is_(None),
     postgresql_where=deliveries.c.closed_at.is_(None),
 )

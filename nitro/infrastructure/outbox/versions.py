@@ -10,9 +10,14 @@ from nitro.errors import OutboxOutdated
 from nitro.infrastructure.database import engine, migrations
 from nitro.infrastructure.outbox.tables import schema
 
-VERSION = 1
+VERSION = 2
 
-STEPS: dict[int, tuple[str, ...]] = {}
+STEPS: dict[int, tuple[str, ...]] = {
+    2: (
+        "DROP INDEX ix_nitro_delivery_open",
+        "CREATE INDEX ix_nitro_delivery_open ON nitro_delivery (state, due_at, emission) WHERE closed_at IS NULL",
+    ),
+}
 """SQL that leads to each version from the one before; version 1 is what is created."""
 
 _current: WeakKeyDictionary[Pool, bool] = WeakKeyDictionary()

@@ -25,7 +25,7 @@ from nitro.infrastructure.offload.message import KEY, Message
 from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox import claims
-from nitro.infrastructure.worker import caretaker, reports
+from nitro.infrastructure.worker import caretaker, receiving, reports
 from nitro.infrastructure.worker.attempt import attempt, claimed
 from nitro.infrastructure.worker.coroutines import unwind_on_termination
 from nitro.infrastructure.worker.execution import execute
@@ -201,9 +201,9 @@ def wire() -> None:
     worker_process_shutdown.connect(_send_what_is_in_hand, weak=False)
     task_unknown.connect(_report_unknown, weak=False)
     connect_on_app_finalize(_register_all)
-    adopted.append(caretaker.attach)
+    adopted.append(_attend)
     for app in _state._get_active_apps():
-        caretaker.attach(app)  # before the command line reads the options of a worker
+        _attend(app)  # before the command line reads the options of a worker
     for app in _finalized():
         _register_all(app)
     announce.append(_register_late)
@@ -228,8 +228,13 @@ def _report_unknown(name: str, message: Any, **_signal: Any) -> None:
         reports.report(partial(claims.misdirected, emission, name, RETRIES["max_retries"], error))
 
 
-def _register_all(app: Celery) -> None:
+def _attend(app: Celery) -> None:
     caretaker.attach(app)
+    receiving.attach(app)
+
+
+def _register_all(app: Celery) -> None:
+    _attend(app)
     for declaration in list(declared.values()):
         register(app, declaration)
 

@@ -1,0 +1,40 @@
+"""The tasks that people would write instead, with an app of their own that has the same settings."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+from sqlalchemy import create_engine, text
+
+from benchmarks.ticks import NAP, tick
+from nitro.infrastructure.offload.defaults import prepare
+
+app = prepare(Celery("handmade", broker=os.environ["BENCH_BROKER"], set_as_current=False))
+app.conf.update(task_default_queue=f"{os.environ['BENCH_QUEUE']}-handmade", task_ignore_result=True)
+engine = create_engine(os.environ["NITRO_DB_URL"])
+
+
+@app.task
+def plain(order: dict[str, object], **kwargs: object) -> None:
+    """Does nothing."""
+    tick()
+
+
+@app.task
+def plain_once(key: str, order: dict[str, object], **kwargs: object) -> None:
+    """Does nothing, exactly once: it counts its attempt, then takes its key and works in one transaction."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE attempts SET count = count + 1 WHERE key = :key"), {"key": key})
+    with engine.begin() as connection:
+        taken = "INSERT INTO done (key) VALUES (:key) ON CONFLICT DO NOTHING"
+        if connection.execute(text(taken), {"key": key}).rowcount:
+            tick()
+
+
+@app.task
+def plain_nap(order: dict[str, object], **kwargs: object) -> None:
+    """Waits."""
+    time.sleep(NAP)
+    tick()
