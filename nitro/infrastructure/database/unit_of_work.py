@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from sqlalchemy import inspect
@@ -85,11 +85,16 @@ def commit_for(values: Iterable[object]) -> Transaction | Commits | None:
     current = current_transaction()
     states = [inspect(value) for value in values if hasattr(type(value), "__mapper__")]
     own = [state.session for state in states if state.session is not None and in_own_transaction(state.session)]
-    sessions: list[Session] = [*own, *([current.session] if current is not None else [])]
+    _check_one_database([*own, *([current.session] if current is not None else [])])
+    return current if current is not None or not own else commits_of(own[0])
+
+
+def _check_one_database(sessions: Sequence[Session]) -> None:
+    if all(session is sessions[0] for session in sessions):
+        return
     databases = {session.get_bind().engine.url.render_as_string() for session in sessions}
     if len(databases) > 1:
         raise TransactionError(f"one emit cannot wait for the commits of two databases: {', '.join(sorted(databases))}")
-    return current if current is not None or not own else commits_of(own[0])
 
 
 @contextmanager

@@ -22,7 +22,7 @@ logger = logging.getLogger("nitro.offload")
 
 FIRST_WAIT = 1.0
 """Seconds that the first emit of a process that waits at all waits for the connection."""
-WAIT = 0.03
+WAIT = 0.02
 """Seconds that any later one waits for the broker's answer."""
 PAUSE = (0.2, 5.0)
 """Seconds without a try after the first failure; doubled with each further one, up to so many."""

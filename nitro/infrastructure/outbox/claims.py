@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, and_, insert, literal, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Double,
+    ScalarSelect,
+    Update,
+    and_,
+    bindparam,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.database import engine, writing
@@ -28,6 +45,9 @@ from nitro.infrastructure.outbox.tables import (
 
 MOST_LOSSES = 5
 """Runs whose process died, after which a delivery is dead: it is taken for what kills them."""
+
+
+_KEY: tuple[BindParameter[str], BindParameter[str]] = (bindparam("of_emission"), bindparam("of_handler"))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,28 +83,47 @@ class Refusal:
 
 def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
     """Start a run, if the delivery waits for one; counted before it begins."""
-    c = deliveries.c
-    fresh = or_(c.expires_at.is_(None), c.expires_at > now())
-    start = (
-        update(deliveries)
-        .where(_is(emission, handler), c.state == QUEUED, fresh)
-        .values(state=RUNNING, attempts=c.attempts + 1, publications=0, worker=worker, started_at=now())
-        .returning(c.attempts, c.retries, c.promise)
-    )
+    who = {"of_emission": emission, "of_handler": handler, "by": worker}
     with writing() as connection:
-        row = connection.execute(start).one_or_none()
+        row = connection.execute(_start(), who).one_or_none()
         if row is None:
             return _refuse(connection, emission, handler)
-        wanted = select(payload()).select_from(deliveries.join(emissions)).where(_is(emission, handler))
-        text = connection.scalar(wanted)
     return Claim(
         emission=emission,
         handler=handler,
         attempt=row.attempts,
         retries=row.retries,
         promise=row.promise,
-        payload=text or "",
+        payload=row.payload or "",
     )
+
+
+@cache
+def _start() -> ReturningUpdate[Any]:
+    """Made once, because making it costs more than executing it does."""
+    c = deliveries.c
+    fresh = or_(c.expires_at.is_(None), c.expires_at > now())
+    begun = {"state": RUNNING, "attempts": c.attempts + 1, "publications": 0, "started_at": now()}
+    mine = update(deliveries).where(_is(*_KEY), c.state == QUEUED, fresh).values(**begun, worker=bindparam("by"))
+    return mine.returning(c.attempts, c.retries, c.promise, _payload().label("payload"))
+
+
+@cache
+def _mine() -> Update:
+    """The run of a claim, while nobody else has taken over; made once, as well."""
+    c = deliveries.c
+    return update(deliveries).where(_is(*_KEY), c.attempts == bindparam("of_attempt"), c.state.in_(OPEN))
+
+
+@cache
+def _finished() -> Update:
+    return _mine().values(state=DONE, closed_at=now(), error=None)
+
+
+def _payload() -> ScalarSelect[str | None]:
+    """The payload of the delivery that a statement changes."""
+    mine = select(payload()).select_from(emissions).where(emissions.c.id == deliveries.c.emission)
+    return mine.correlate(deliveries).scalar_subquery()
 
 
 def _refuse(connection: Connection, emission: str, handler: str) -> Refusal:
@@ -111,7 +150,7 @@ def finish(run: Claim, connection: Connection | None = None) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, {"state": DONE, "closed_at": now(), "error": None}, connection)
+    _close(run, _finished(), connection)
 
 
 def put_off(run: Claim, seconds: float, error: str) -> None:
@@ -120,7 +159,7 @@ def put_off(run: Claim, seconds: float, error: str) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, retried(_after(seconds), error), None)
+    _close(run, _mine().values(retried(_after(seconds), error)), None)
 
 
 def bury(run: Claim, error: str) -> None:
@@ -129,7 +168,7 @@ def bury(run: Claim, error: str) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, dead(error), None)
+    _close(run, _mine().values(dead(error)), None)
 
 
 def lose(where: ColumnElement[bool], error: str) -> int:
@@ -198,19 +237,15 @@ def runs_of(worker: str) -> ColumnElement[bool]:
     return deliveries.c.worker.startswith(f"{worker}/", autoescape=True)
 
 
-def _close(run: Claim, values: dict[str, Any], connection: Connection | None) -> None:
-    c = deliveries.c
-    mine = update(deliveries).where(_is(run.emission, run.handler), c.attempts == run.attempt, c.state.in_(OPEN))
-    if connection is None:
-        with writing() as own:
-            closed = own.execute(mine.values(values)).rowcount
-    else:
-        closed = connection.execute(mine.values(values)).rowcount
+def _close(run: Claim, closing: Update, connection: Connection | None) -> None:
+    which = {"of_emission": run.emission, "of_handler": run.handler, "of_attempt": run.attempt}
+    with writing() if connection is None else nullcontext(connection) as used:
+        closed = used.execute(closing, which).rowcount
     if not closed:
         raise DeliveryLost(run.handler, run.emission, run.attempt)
 
 
-def _is(emission: str, handler: str) -> ColumnElement[bool]:
+def _is(emission: str | BindParameter[str], handler: str | BindParameter[str]) -> ColumnElement[bool]:
     return and_(deliveries.c.emission == emission, deliveries.c.handler == handler)
 
 

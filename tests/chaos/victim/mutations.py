@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, update
+from sqlalchemy import bindparam, update
 
-from nitro.infrastructure.database import writing
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import backlog, claims
 from nitro.infrastructure.outbox.tables import deliveries
@@ -25,15 +24,9 @@ def _no_ledger() -> None:
 
 
 def _no_fence() -> None:
-    def close(run: claims.Claim, values: dict[str, Any], connection: Connection | None) -> None:
-        mine = update(deliveries).where(claims._is(run.emission, run.handler)).values(values)
-        if connection is not None:
-            connection.execute(mine)
-            return
-        with writing() as own:
-            own.execute(mine)
-
-    claims._close = close
+    """Whatever was taken over since, a run closes what it has claimed."""
+    later = deliveries.c.attempts >= bindparam("of_attempt")
+    claims._mine = lambda: update(deliveries).where(claims._is(*claims._KEY), later)
 
 
 def _early_acknowledgement() -> None:
