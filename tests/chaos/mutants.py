@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from tests.chaos.outcome import Outcome
 from tests.chaos.scenarios import SCENARIOS, Run
 
-
 CHANCES = 3
 
 
