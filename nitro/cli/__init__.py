@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nitro.cli import outbox, relay
+from nitro.cli import events, outbox, relay
 from nitro.cli.project import load
 from nitro.errors import NitroError
 
@@ -41,6 +41,8 @@ def nitro() -> None:
 
 nitro.add_command(outbox.commands)
 nitro.add_command(relay.command)
+nitro.add_command(events.handlers)
+nitro.add_command(events.explain)
 
 
 @nitro.command()

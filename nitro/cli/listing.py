@@ -23,7 +23,12 @@ def as_json(entries: Iterable[Entry]) -> str:
 
 def as_table(entries: Iterable[Entry]) -> str:
     """A line for each under its headings, the last line of its error at the end."""
-    rows = [HEADINGS, *(_cells(entry) for entry in entries)]
+    return table(HEADINGS, (_cells(entry) for entry in entries))
+
+
+def table(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A line for each row under the headings."""
+    rows = [headings, *cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_aligned(row, widths) for row in rows)
 

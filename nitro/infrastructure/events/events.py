@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _order = itertools.count()
 _lock = Lock()  # of all changes to handlers, events and plans; an emit with a cached plan takes none
-_offloading: weakref.WeakSet[Event] = weakref.WeakSet()
+_connected: weakref.WeakSet[Event] = weakref.WeakSet()
 
 
 def is_glob(name: str) -> bool:
@@ -57,13 +57,12 @@ class Event(blinker.NamedSignal):
             DeclarationError: the handler, or an option of it, could not work.
         """
         handler, replaced = register(plain(receiver), next(_order), self._lost, sender, weak, **options)
-        for event in list(_offloading) if replaced is not None else ():
+        for event in list(_connected) if replaced is not None else ():
             event.disconnect(replaced)
         with _lock:
             self._handlers += (handler,)
             self._changed()
-            if handler.offload is not None:
-                _offloading.add(self)
+            _connected.add(self)
         if handler.is_async and handler.offload is None:
             from nitro.infrastructure.events import background
 
@@ -95,6 +94,12 @@ class Event(blinker.NamedSignal):
         """What an emit would do now: its handlers in order, with the verdict on each; runs conditions, no handler."""
         call = Call(sender=sender, args=args, kwargs=kwargs)
         return explain(self.name, pipeline.plan_of(self, call), call)
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """All that hear it, its own and those of matching globs, in the order in which an emit takes them."""
+        with _lock:
+            return build(self._heard()).handlers
 
     def plan_for(self, sender: object) -> Plan:
         """The plan of an emission by `sender`; built anew only after handlers have changed."""
@@ -235,6 +240,11 @@ class Namespace(blinker.Namespace):
     def events(self) -> list[Event]:
         """All of them, without globs, in the order they were created."""
         return [event for event in list(self.values()) if isinstance(event, Event)]
+
+
+def heard_events() -> list[Event]:
+    """The events that somebody has connected to, globs among them, by name."""
+    return sorted((event for event in list(_connected) if event.handlers), key=lambda event: event.name)
 
 
 default_namespace = Namespace()

@@ -1,0 +1,183 @@
+"""`nitro handlers` and `nitro explain`: who hears which event, and what an emit would do now."""
+
+from __future__ import annotations
+
+import json as json_
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nitro.cli import listing
+from nitro.cli.project import load
+
+if TYPE_CHECKING:
+    from nitro.infrastructure.events import Event
+    from nitro.infrastructure.events.handler import Handler
+
+HEADINGS = ("EVENT", "#", "WHERE", "HANDLER", "KIND", "PRIORITY", "SENDER", "CONDITION", "DELIVERY", "OPTIONS")
+
+_json = click.option("--json", "json", is_flag=True, help="For scripts.")
+
+
+@click.command("handlers")
+@click.option("--event", metavar="NAME", help="Only of this event.")
+@_json
+def handlers(event: str | None, json: bool) -> None:
+    """List the events with their handlers, in the order in which an emit takes them.
+
+    A handler in the queue is a Celery task of its name.
+
+    \b
+    Example: celery -A tasks nitro handlers --event order-placed
+    """
+    from nitro.infrastructure.events.events import heard_events
+
+    load()
+    rows = [row for each in ([_known(event)] if event else heard_events()) for row in _rows(each)]
+    click.echo(json_.dumps(rows, indent=2, default=str) if json else listing.table(HEADINGS, map(_cells, rows)))
+
+
+@click.command("explain")
+@click.argument("event")
+@click.option("--sender", metavar="Class:id", help="The entity that emits, which is read from its row; or a text.")
+@click.option("--kwargs", metavar="JSON", default="{}", help="What is emitted besides, as an object.")
+@_json
+def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
+    """Say what an emit would do now: ask the conditions, weigh the payload, run no handler.
+
+    \b
+    Example: celery -A tasks nitro explain order-placed --sender Order:o1
+    """
+    from nitro.infrastructure.events import ANY
+
+    load()
+    told = _known(event).explain(ANY if sender is None else _sender(sender), **_object(kwargs))
+    if json:
+        click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in told], indent=2))
+    else:
+        click.echo(told)
+
+
+def _known(name: str) -> Event:
+    """The event of that name that somebody hears.
+
+    Raises:
+        ClickException: there is none; suggests the nearest.
+    """
+    from difflib import get_close_matches
+
+    from nitro.infrastructure.events.events import default_namespace, heard_events, is_glob
+
+    found = [event for event in heard_events() if event.name == name]
+    if not found and name in default_namespace and not is_glob(name):
+        found = [default_namespace.event(name)]  # that only a glob hears
+    if found:
+        return found[0]
+    near = get_close_matches(name, [event.name for event in heard_events()], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ": is the module of its handlers among NITRO_HANDLERS?"
+    raise click.ClickException(f"no handler hears an event {name!r}{hint}")
+
+
+def _rows(event: Event) -> Iterator[dict[str, Any]]:
+    for position, handler in enumerate(event.handlers, 1):
+        yield {
+            "event": event.name,
+            "position": position,
+            "where": "inline" if handler.offload is None else "queue",
+            "handler": handler.name,
+            "kind": handler.kind,
+            "priority": handler.priority,
+            "sender": _heard(handler),
+            "condition": handler.condition is not None,
+            "delivery": None if handler.offload is None else handler.offload.delivery,
+            "options": _options(handler),
+        }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    options = " ".join(f"{name}={value}" for name, value in row["options"].items())
+    facts = (row["where"], row["handler"], row["kind"], str(row["priority"]), row["sender"] or "-")
+    condition = "yes" if row["condition"] else "-"
+    return (row["event"], str(row["position"]), *facts, condition, row["delivery"] or "-", options)
+
+
+def _options(handler: Handler) -> dict[str, Any]:
+    """The options that were given besides the promise."""
+    from nitro.infrastructure.offload import Offload
+
+    if not isinstance(handler.offload, Offload):
+        return {}
+    given = handler.offload.model_fields_set - {"delivery"}
+    return {name: getattr(handler.offload, name) for name in sorted(given)}
+
+
+def _heard(handler: Handler) -> str | None:
+    """The sender that a handler hears; None for all."""
+    sender = handler.sender
+    if sender.key is None:
+        return None
+    if sender.cls is not None:
+        return sender.cls.__name__
+    if isinstance(sender.key, tuple):
+        kind, key = sender.key
+        return repr(key) if kind in (str, int) else f"{kind.__name__}:{key}"
+    return "one object"
+
+
+def _sender(text: str) -> object:
+    """The entity of `Class:id`, else the text itself.
+
+    Raises:
+        ClickException: there is no such class, or no such row.
+    """
+    from nitro.domain.entities.base_entity import Entity
+
+    name, colon, key = text.partition(":")
+    if not colon:
+        return text
+    classes = [cls for cls in _below(Entity) if name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
+    if len(classes) != 1:
+        found = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
+        raise click.ClickException(f"entities named {name}: {found or 'none'}; give one as module.Class:id")
+    entity = classes[0].get(_typed(classes[0], key))
+    if entity is None:
+        raise click.ClickException(f"there is no {name} with the id {key}")
+    return entity
+
+
+def _below(cls: type[Any]) -> Iterator[type[Any]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def _typed(cls: type[Any], key: str) -> object:
+    """The text as a value of the type that the class has for its id.
+
+    Raises:
+        ClickException: it is no such value.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    wanted: Any = cls.model_fields["id"].annotation
+    try:
+        return TypeAdapter(wanted).validate_python(key)
+    except ValidationError as error:
+        raise click.ClickException(f"{cls.__name__}:{key}: {error.errors()[0]['msg']}") from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The object that a JSON text is.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    try:
+        value = json_.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no JSON: {error}", param_hint="--kwargs") from error
+    if not isinstance(value, dict):
+        raise click.BadParameter(f"{text!r} is no JSON object", param_hint="--kwargs")
+    return value

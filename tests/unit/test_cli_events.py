@@ -1,0 +1,205 @@
+"""`nitro handlers` and `nitro explain`: contract section 10."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from sqlmodel import Field
+
+from nitro import cli
+from nitro.cli.events import HEADINGS
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.events import Event, Namespace, on
+
+
+class Basket(Entity, table=True):
+    """Somebody who emits."""
+
+    __tablename__ = "cli_basket"
+
+    total: float = 0.0
+
+
+class Ticket(Entity, table=True):
+    """One with a number for its id."""
+
+    __tablename__ = "cli_ticket"
+
+    id: int | None = Field(default=None, primary_key=True)  # type: ignore[assignment]  # another id than Entity's
+
+
+def run(*arguments: str) -> Result:
+    """What a command does in this process; an error that it does not know is raised."""
+    return CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False)
+
+
+def as_json(*arguments: str) -> list[dict[str, Any]]:
+    """What a command gives a script."""
+    found: list[dict[str, Any]] = json.loads(run(*arguments, "--json").stdout)
+    return found
+
+
+def handler(sender: object = None, **kwargs: object) -> None:
+    """Somebody who hears."""
+
+
+def other(sender: object = None, **kwargs: object) -> None:
+    """Somebody else."""
+
+
+async def late(sender: object = None, **kwargs: object) -> None:
+    """Somebody who waits."""
+
+
+def anyone(sender: object = None, **kwargs: object) -> None:
+    """Somebody who hears all."""
+
+
+@pytest.fixture
+def events(app: Celery) -> Iterator[Namespace]:
+    """Events that the commands know while the test runs."""
+    namespace = Namespace()
+    yield namespace
+    for event in [*namespace.events(), *namespace.globs.values()]:
+        for function in (handler, other, late, anyone):
+            event.disconnect(function)
+
+
+@pytest.fixture
+def sold(events: Namespace) -> Event:
+    """One with handlers of all sorts."""
+    event = events.event("basket.sold")
+    on(event, name="shop.audit")(late)
+    on(event, name="shop.mail", sender=Basket, offload={"delivery": "exactly-once", "queue": "mail"})(handler)
+    on(event, name="shop.check", priority=5, condition=lambda sender, **kwargs: sender.total > 10)(other)
+    return event
+
+
+def test_handlers_are_listed_as_an_emit_takes_them(sold: Event) -> None:
+    """All that is said of each where it is declared."""
+    assert as_json("handlers", "--event", "basket.sold") == [
+        {
+            "event": "basket.sold",
+            "position": position,
+            "where": where,
+            "handler": name,
+            "kind": kind,
+            "priority": priority,
+            "sender": sender,
+            "condition": condition,
+            "delivery": delivery,
+            "options": options,
+        }
+        for position, (where, name, kind, priority, sender, condition, delivery, options) in enumerate(
+            [
+                ("inline", "shop.check", "sync", 5, None, True, None, {}),
+                ("inline", "shop.audit", "async", 0, None, False, None, {}),
+                ("queue", "shop.mail", "sync", 0, "Basket", False, "exactly-once", {"queue": "mail"}),
+            ],
+            1,
+        )
+    ]
+
+
+def test_handlers_are_a_table(sold: Event) -> None:
+    """For people: a line each."""
+    first, *lines = run("handlers", "--event", "basket.sold").stdout.splitlines()
+    assert first.split() == list(HEADINGS)
+    assert [line.split()[3] for line in lines] == ["shop.check", "shop.audit", "shop.mail"]
+    assert lines[2].endswith("Basket  -          exactly-once  queue=mail")
+
+
+def test_all_events_are_listed_by_name(sold: Event, events: Namespace) -> None:
+    """Globs among them; one without handlers is not."""
+    on(events.event("basket.*"), name="shop.all")(anyone)
+    events.event("basket.unheard")
+    on(events.event("basket.left"), name="shop.left")(late)
+    listed = [(row["event"], row["handler"]) for row in as_json("handlers") if row["event"].startswith("basket.")]
+    assert listed == [
+        ("basket.*", "shop.all"),
+        ("basket.left", "shop.all"),
+        ("basket.left", "shop.left"),
+        ("basket.sold", "shop.check"),
+        ("basket.sold", "shop.audit"),
+        ("basket.sold", "shop.all"),
+        ("basket.sold", "shop.mail"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sender", "shown"),
+    [(Basket, "Basket"), ("ada", "'ada'"), (7, "7"), (lambda: Basket(id="b1"), "Basket:b1"), (object, "one object")],
+)
+def test_the_sender_is_named(events: Namespace, sender: Any, shown: str) -> None:
+    """An entity by class and id."""
+    made = sender if sender is Basket or not callable(sender) else sender()
+    on(events.event("basket.heard"), sender=made)(handler)
+    assert as_json("handlers", "--event", "basket.heard")[0]["sender"] == shown
+
+
+def test_an_unknown_event_is_an_error(sold: Event) -> None:
+    """It suggests the nearest."""
+    for command in ("explain", "handlers"):
+        failed = run(command, *(["--event"] if command == "handlers" else []), "basket.sodl")
+        assert failed.exit_code == 1
+        assert "no handler hears an event 'basket.sodl'; did you mean 'basket.sold'?" in failed.stderr
+
+
+def test_explain_says_what_an_emit_would_do(sold: Event) -> None:
+    """The sender is read from its row; nothing runs."""
+    Basket(id="b1", total=5.0).save()
+    verdicts = as_json("explain", "basket.sold", "--sender", "Basket:b1", "--kwargs", '{"source": "web"}')
+    assert [(each["handler"], each["where"], each["runs"]) for each in verdicts] == [
+        ("shop.check", "inline", False),
+        ("shop.audit", "inline", True),
+        ("shop.mail", "queue", True),
+    ]
+    assert verdicts[2]["delivery"] == "exactly-once"
+    assert verdicts[2]["payload_size"] > 0
+    Basket(id="b2", total=50.0).save()
+    told = run("explain", "basket.sold", "--sender", f"{__name__}.Basket:b2").stdout
+    assert told.splitlines()[:2] == ["basket.sold", "  1. inline  shop.check  sync  priority 5  holds"]
+
+
+def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
+    """As they are where it is emitted."""
+    on(events.event("ticket.closed"), sender="ada", name="shop.text")(handler)
+    on(events.event("ticket.closed"), sender=Ticket(id=7), name="shop.number")(other)
+    Ticket(id=7).save()
+    assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "ada")] == ["shop.text"]
+    assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "Ticket:7")] == ["shop.number"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--sender", "Basket:gone"], 1, "there is no Basket with the id gone"),
+        (["--sender", "Bsket:b1"], 1, "entities named Bsket: none; give one as module.Class:id"),
+        (["--sender", "Ticket:x"], 1, "Ticket:x: Input should be a valid integer"),
+        (["--kwargs", "source=web"], 2, "is no JSON"),
+        (["--kwargs", "[1]"], 2, "is no JSON object"),
+    ],
+)
+def test_what_is_wrong_is_named(sold: Event, arguments: list[str], code: int, says: str) -> None:
+    """And with the exit code of its kind."""
+    failed = run("explain", "basket.sold", *arguments)
+    assert failed.exit_code == code
+    assert says in failed.stderr
+
+
+def test_a_handler_that_does_not_take_it_is_one_line(events: Namespace, make_app: Callable[..., Celery]) -> None:
+    """As an emit would say."""
+
+    def strict(sender: object, source: str) -> None: ...
+
+    event = events.event("basket.strict")
+    on(event, offload=True, name="shop.strict")(strict)
+    failed = run("explain", "basket.strict")
+    event.disconnect(strict)
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("Error: handler shop.strict does not take what was emitted")
