@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nitro.cli import events, outbox, relay
+from nitro.cli import doctor, events, outbox, relay
 from nitro.cli.project import load
 from nitro.errors import NitroError
 
@@ -43,6 +43,7 @@ nitro.add_command(outbox.commands)
 nitro.add_command(relay.command)
 nitro.add_command(events.handlers)
 nitro.add_command(events.explain)
+nitro.add_command(doctor.command)
 
 
 @nitro.command()

@@ -1,0 +1,144 @@
+"""`nitro doctor`: contract section 10."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+
+from nitro import cli
+from nitro.infrastructure.database import reset, writing
+from nitro.infrastructure.events import Event, Namespace, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.outbox import claims, versions
+from nitro.infrastructure.outbox.tables import schema
+
+NOBODY = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+def evt() -> Event:
+    """An event of this test alone."""
+    return Namespace().event("order.placed")
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What each running worker says that it knows."""
+    told: dict[str, list[str]] = {}
+    inspect = SimpleNamespace(registered=lambda: told or None)
+    monkeypatch.setattr("celery.app.control.Control.inspect", property(lambda _: lambda **_options: inspect))
+    return told
+
+
+def found(code: int) -> dict[str, tuple[str, str]]:
+    """Verdict and finding of each check, when the command ends with this code."""
+    done = CliRunner().invoke(cli.nitro, ["doctor", "--json"], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return {each["check"]: (each["verdict"], each["found"]) for each in json.loads(done.stdout)}
+
+
+@pytest.fixture
+def handled(evt: Event, app: Celery) -> Event:
+    """An event with a tracked handler."""
+    on(evt, offload=True, name="shop.mail")(lambda sender: None)
+    return evt
+
+
+def test_all_is_fine(handled: Event, registered: dict[str, list[str]]) -> None:
+    """A line for each thing that was looked at."""
+    registered["one@shop"] = ["celery.ping", "shop.mail [rate_limit=1/s]"]
+    assert {check: verdict for check, (verdict, _) in found(0).items()} == dict.fromkeys(
+        ("database", "tables", "dead letters", "broker", "workers", "handlers"), "fine"
+    )
+    told = CliRunner().invoke(cli.nitro, ["doctor"]).stdout.splitlines()
+    assert told[0].split() == ["CHECK", "FOUND"]
+    assert all(line.startswith("fine  ") for line in told[1:])
+
+
+def test_no_worker_is_a_warning(handled: Event, registered: dict[str, list[str]]) -> None:
+    """It may be started later, and nothing is lost."""
+    assert found(0)["workers"][0] == "warning"
+
+
+def test_a_handler_that_no_worker_knows_is_wrong(handled: Event, registered: dict[str, list[str]]) -> None:
+    """The worker was started with other modules."""
+    registered["one@shop"] = ["celery.ping"]
+    verdict, told = found(1)["handlers"]
+    assert verdict == "wrong"
+    assert "shop.mail" in told
+    assert "NITRO_HANDLERS" in told
+
+
+def test_a_broker_that_is_away_is_wrong(make_app: Callable[..., Celery]) -> None:
+    """And is named."""
+    bind(make_app(broker_url=NOBODY))
+    verdict, told = found(1)["broker"]
+    assert verdict == "wrong"
+    assert "127.0.0.1:1" in told
+
+
+def test_a_database_that_is_away_is_wrong(
+    app: Celery, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other checks are made all the same."""
+    monkeypatch.setenv("NITRO_DB_URL", "postgresql+psycopg://postgres@127.0.0.1:1/nowhere")
+    reset()
+    checks = found(1)
+    assert checks["database"][0] == "wrong"
+    assert "127.0.0.1" in checks["database"][1]
+    assert checks["broker"][0] == "fine"
+
+
+def test_tables_of_another_version_are_wrong(handled: Event, registered: dict[str, list[str]]) -> None:
+    """It says what to do."""
+    emit(handled)
+    with writing() as connection:
+        connection.execute(schema.update().values(version=versions.VERSION + 1))
+    reset()
+    verdict, told = found(1)["tables"]
+    assert verdict == "wrong"
+    assert "update the library" in told
+
+
+def test_dead_letters_are_a_warning(handled: Event, registered: dict[str, list[str]]) -> None:
+    """With the command that lists them."""
+    run = claims.claim(emit(handled).id, "shop.mail", "boot/1")
+    assert isinstance(run, claims.Claim)
+    claims.bury(run, "no")
+    assert found(0)["dead letters"] == ("warning", "1 delivery; see: nitro outbox list --state dead")
+
+
+def test_tracked_handlers_without_a_shared_database_are_wrong(
+    evt: Event, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each emit to them would raise."""
+    monkeypatch.delenv("NITRO_DB_URL")
+    reset()
+    bind(make_app(broker_url=NOBODY))
+    on(evt, offload=True, name="shop.mail")(lambda sender: None)
+    verdict, told = found(1)["outbox"]
+    assert verdict == "wrong"
+    assert "NITRO_DB_URL" in told
+
+
+@pytest.mark.parametrize(
+    ("conf", "says"),
+    [
+        ({"task_always_eager": True}, "task_always_eager"),
+        ({"task_time_limit": 7200}, "visibility_timeout=3600 is shorter than task_time_limit=7200"),
+        ({}, "messages are not signed"),
+    ],
+)
+def test_settings_that_endanger_a_promise_are_a_warning(
+    make_app: Callable[..., Celery], conf: dict[str, Any], says: str
+) -> None:
+    """Whoever set them may have a reason."""
+    bind(make_app(broker_url=NOBODY, **conf))
+    told = CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout
+    assert [each["verdict"] for each in json.loads(told) if says in each["found"]] == ["warning"]
