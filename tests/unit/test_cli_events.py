@@ -17,7 +17,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.events import Event, Namespace, on
 
 
-class Basket(Entity, table=True):
+class Hamper(Entity, table=True):
     """Somebody who emits."""
 
     __tablename__ = "cli_basket"
@@ -25,7 +25,7 @@ class Basket(Entity, table=True):
     total: float = 0.0
 
 
-class Ticket(Entity, table=True):
+class Coupon(Entity, table=True):
     """One with a number for its id."""
 
     __tablename__ = "cli_ticket"
@@ -75,7 +75,7 @@ def sold(events: Namespace) -> Event:
     """One with handlers of all sorts."""
     event = events.event("basket.sold")
     on(event, name="shop.audit")(late)
-    on(event, name="shop.mail", sender=Basket, offload={"delivery": "exactly-once", "queue": "mail"})(handler)
+    on(event, name="shop.mail", sender=Hamper, offload={"delivery": "exactly-once", "queue": "mail"})(handler)
     on(event, name="shop.check", priority=5, condition=lambda sender, **kwargs: sender.total > 10)(other)
     return event
 
@@ -99,7 +99,7 @@ def test_handlers_are_listed_as_an_emit_takes_them(sold: Event) -> None:
             [
                 ("inline", "shop.check", "sync", 5, None, True, None, {}),
                 ("inline", "shop.audit", "async", 0, None, False, None, {}),
-                ("queue", "shop.mail", "sync", 0, "Basket", False, "exactly-once", {"queue": "mail"}),
+                ("queue", "shop.mail", "sync", 0, "Hamper", False, "exactly-once", {"queue": "mail"}),
             ],
             1,
         )
@@ -111,7 +111,7 @@ def test_handlers_are_a_table(sold: Event) -> None:
     first, *lines = run("handlers", "--event", "basket.sold").stdout.splitlines()
     assert first.split() == list(HEADINGS)
     assert [line.split()[3] for line in lines] == ["shop.check", "shop.audit", "shop.mail"]
-    assert lines[2].endswith("Basket  -          exactly-once  queue=mail")
+    assert lines[2].endswith("Hamper  -          exactly-once  queue=mail")
 
 
 def test_all_events_are_listed_by_name(sold: Event, events: Namespace) -> None:
@@ -133,11 +133,11 @@ def test_all_events_are_listed_by_name(sold: Event, events: Namespace) -> None:
 
 @pytest.mark.parametrize(
     ("sender", "shown"),
-    [(Basket, "Basket"), ("ada", "'ada'"), (7, "7"), (lambda: Basket(id="b1"), "Basket:b1"), (object, "one object")],
+    [(Hamper, "Hamper"), ("ada", "'ada'"), (7, "7"), (lambda: Hamper(id="b1"), "Hamper:b1"), (object, "one object")],
 )
 def test_the_sender_is_named(events: Namespace, sender: Any, shown: str) -> None:
     """An entity by class and id."""
-    made = sender if sender is Basket or not callable(sender) else sender()
+    made = sender if sender is Hamper or not callable(sender) else sender()
     on(events.event("basket.heard"), sender=made)(handler)
     assert as_json("handlers", "--event", "basket.heard")[0]["sender"] == shown
 
@@ -152,8 +152,8 @@ def test_an_unknown_event_is_an_error(sold: Event) -> None:
 
 def test_explain_says_what_an_emit_would_do(sold: Event) -> None:
     """The sender is read from its row; nothing runs."""
-    Basket(id="b1", total=5.0).save()
-    verdicts = as_json("explain", "basket.sold", "--sender", "Basket:b1", "--kwargs", '{"source": "web"}')
+    Hamper(id="b1", total=5.0).save()
+    verdicts = as_json("explain", "basket.sold", "--sender", "Hamper:b1", "--kwargs", '{"source": "web"}')
     assert [(each["handler"], each["where"], each["runs"]) for each in verdicts] == [
         ("shop.check", "inline", False),
         ("shop.audit", "inline", True),
@@ -161,26 +161,26 @@ def test_explain_says_what_an_emit_would_do(sold: Event) -> None:
     ]
     assert verdicts[2]["delivery"] == "exactly-once"
     assert verdicts[2]["payload_size"] > 0
-    Basket(id="b2", total=50.0).save()
-    told = run("explain", "basket.sold", "--sender", f"{__name__}.Basket:b2").stdout
+    Hamper(id="b2", total=50.0).save()
+    told = run("explain", "basket.sold", "--sender", f"{__name__}.Hamper:b2").stdout
     assert told.splitlines()[:2] == ["basket.sold", "  1. inline  shop.check  sync  priority 5  holds"]
 
 
 def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
     """As they are where it is emitted."""
     on(events.event("ticket.closed"), sender="ada", name="shop.text")(handler)
-    on(events.event("ticket.closed"), sender=Ticket(id=7), name="shop.number")(other)
-    Ticket(id=7).save()
+    on(events.event("ticket.closed"), sender=Coupon(id=7), name="shop.number")(other)
+    Coupon(id=7).save()
     assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "ada")] == ["shop.text"]
-    assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "Ticket:7")] == ["shop.number"]
+    assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "Coupon:7")] == ["shop.number"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--sender", "Basket:gone"], 1, "there is no Basket with the id gone"),
-        (["--sender", "Bsket:b1"], 1, "entities named Bsket: none; give one as module.Class:id"),
-        (["--sender", "Ticket:x"], 1, "Ticket:x: Input should be a valid integer"),
+        (["--sender", "Hamper:gone"], 1, "there is no Hamper with the id gone"),
+        (["--sender", "Hmaper:b1"], 1, "entities named Hmaper: none; give one as module.Class:id"),
+        (["--sender", "Coupon:x"], 1, "Coupon:x: Input should be a valid integer"),
         (["--kwargs", "source=web"], 2, "is no JSON"),
         (["--kwargs", "[1]"], 2, "is no JSON object"),
     ],
