@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,6 +57,9 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
     if json:
         click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in told], indent=2))
     else:
+        told[:] = [
+            replace(verdict, condition=verdict.condition and listing.plain(verdict.condition)) for verdict in told
+        ]
         click.echo(told)
 
 
@@ -133,11 +136,12 @@ def _sender(text: str) -> object:
         ClickException: there is no such class, or no such row.
     """
     from nitro.domain.entities.base_entity import Entity
+    from nitro.infrastructure.repository.loading import below
 
     name, colon, key = text.partition(":")
     if not colon:
         return text
-    classes = [cls for cls in _below(Entity) if name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
+    classes = [cls for cls in below(Entity) if name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
     if len(classes) != 1:
         found = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
         raise click.ClickException(f"entities named {name}: {found or 'none'}; give one as module.Class:id")
@@ -145,12 +149,6 @@ def _sender(text: str) -> object:
     if entity is None:
         raise click.ClickException(f"there is no {name} with the id {key}")
     return entity
-
-
-def _below(cls: type[Any]) -> Iterator[type[Any]]:
-    for child in cls.__subclasses__():
-        yield child
-        yield from _below(child)
 
 
 def _typed(cls: type[Any], key: str) -> object:

@@ -27,8 +27,8 @@ def as_table(entries: Iterable[Entry]) -> str:
 
 
 def table(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """A line for each row under the headings."""
-    rows = [headings, *cells]
+    """A line for each row under the headings; no text in it can break a line or steer a terminal."""
+    rows = [headings, *([plain(cell) for cell in row] for row in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_aligned(row, widths) for row in rows)
 
@@ -38,8 +38,8 @@ def in_full(entry: Entry) -> str:
     facts = {name: value for name, value in asdict(entry).items() if value is not None}
     error = facts.pop("error", "").splitlines()
     width = max(map(len, facts))
-    lines = [f"{name:<{width}}{GAP}{_plain(_text(value))}" for name, value in facts.items()]
-    return "\n".join([*lines, *(["error"] if error else []), *(GAP + _plain(line) for line in error)])
+    lines = [f"{name:<{width}}{GAP}{plain(_text(value))}" for name, value in facts.items()]
+    return "\n".join([*lines, *(["error"] if error else []), *(GAP + plain(line) for line in error)])
 
 
 def deliveries(count: int) -> str:
@@ -55,7 +55,7 @@ def by_state(counts: dict[str, int]) -> str:
 def _cells(entry: Entry) -> tuple[str, ...]:
     facts = (entry.id, entry.state, entry.handler, entry.event or "-", entry.sender, str(entry.attempts))
     error = (entry.error or "").strip().splitlines()
-    return (*map(_plain, facts), _when(entry), _plain(error[-1]) if error else "")
+    return (*facts, _when(entry), error[-1] if error else "")
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -81,6 +81,6 @@ def _text(value: Any) -> str:
     return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that cannot break a line or steer a terminal."""
     return text if text.isprintable() else repr(text)[1:-1]

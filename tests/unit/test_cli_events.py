@@ -20,7 +20,7 @@ from nitro.infrastructure.events import Event, Namespace, on
 class Hamper(Entity, table=True):
     """Somebody who emits."""
 
-    __tablename__ = "cli_basket"
+    __tablename__ = "cli_hamper"
 
     total: float = 0.0
 
@@ -28,7 +28,7 @@ class Hamper(Entity, table=True):
 class Coupon(Entity, table=True):
     """One with a number for its id."""
 
-    __tablename__ = "cli_ticket"
+    __tablename__ = "cli_coupon"
 
     id: int | None = Field(default=None, primary_key=True)  # type: ignore[assignment]  # another id than Entity's
 
@@ -203,3 +203,18 @@ def test_a_handler_that_does_not_take_it_is_one_line(events: Namespace, make_app
     event.disconnect(strict)
     assert failed.exit_code == 1
     assert failed.stderr.startswith("Error: handler shop.strict does not take what was emitted")
+
+
+def test_no_text_can_steer_the_terminal(events: Namespace) -> None:
+    """Neither what a condition raises nor an option."""
+
+    def red(*_: object, **__: object) -> bool:
+        raise LookupError("no\n  2. inline  \x1b[31mforged")
+
+    event = events.event("basket.forged")
+    on(event, name="shop.red", condition=red)(other)
+    on(event, name="shop.mail", offload={"queue": "\x1b[31mmail"})(handler)
+    for told in (run("explain", event.name).stdout, run("handlers", "--event", event.name).stdout):
+        assert "\x1b" not in told
+        assert "\\x1b[31m" in told
+        assert len(told.splitlines()) == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import event, inspect, select
 from sqlalchemy.exc import InvalidRequestError
@@ -24,6 +24,8 @@ from nitro.errors import EntityVanished
 from nitro.infrastructure.database import ensure_tables, reading
 from nitro.infrastructure.repository.graph import loaded_relationships, state_of
 from nitro.infrastructure.repository.query import mapper_of
+
+M = TypeVar("M", bound=SQLModel)
 
 NEVER_LAZY = {"dynamic", "write_only", "noload", "raise", "raise_on_sql"}
 
@@ -54,7 +56,7 @@ def keep_readable(root: type[SQLModel]) -> None:
     """Make relationships and expired columns of detached instances readable, for every table class under `root`."""
 
     def equip() -> None:
-        for entity in _below(root):
+        for entity in below(root):
             mapper = inspect(entity, raiseerr=False)
             if mapper is not None:
                 _equip(mapper)
@@ -62,10 +64,11 @@ def keep_readable(root: type[SQLModel]) -> None:
     event.listen(Mapper, "after_configured", equip)
 
 
-def _below(root: type[SQLModel]) -> Iterator[type[SQLModel]]:
+def below(root: type[M]) -> Iterator[type[M]]:
+    """All classes that are derived from it."""
     for entity in root.__subclasses__():
         yield entity
-        yield from _below(entity)
+        yield from below(entity)
 
 
 def _equip(mapper: Mapper[Any]) -> None:
