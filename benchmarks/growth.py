@@ -11,10 +11,10 @@ from statistics import linear_regression, median
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Engine, text
 
 from benchmarks.measure import looped
 from benchmarks.rows.publishing import app_on, empty_queue
+from benchmarks.rows.tracked import fill
 from benchmarks.rows.working import workshops
 from benchmarks.servers import database
 from benchmarks.shop import KWARGS, handlers, order
@@ -39,7 +39,6 @@ class Curve:
         most: the largest exponent of the power of the size that it may grow by.
     """
 
-    name: str
     what: str
     by: str
     most: float = LINEAR
@@ -58,7 +57,7 @@ class Curve:
 
 def inline() -> Iterator[Curve]:
     """An emit to so many inline handlers."""
-    curve = Curve(name="inline", what="emit, µs", by="inline handlers")
+    curve = Curve(what="emit, µs", by="inline handlers")
     for count in (1, 3, 10, 30, 100, 300, 1_000):
         event = Event("growth")
         for handler in handlers(count):
@@ -70,8 +69,8 @@ def inline() -> Iterator[Curve]:
 def offloaded() -> Iterator[Curve]:
     """An emit to so many offloaded handlers, on the memory broker."""
     app = app_on("memory")
-    took = Curve(name="offloaded", what="emit, µs", by="offloaded handlers")
-    peak = Curve(name="offloaded, memory", what="peak of an emit, KiB", by="offloaded handlers")
+    took = Curve(what="emit, µs", by="offloaded handlers")
+    peak = Curve(what="peak of an emit, KiB", by="offloaded handlers")
     with empty_queue(app) as emptied:
         for count in (1, 3, 10, 30, 100, 300, 1_000):
             event, sold = _event(app, count, "broker"), order()
@@ -89,8 +88,8 @@ def offloaded() -> Iterator[Curve]:
 def payload() -> Iterator[Curve]:
     """A tracked emit with a text so long, on SQLite and the memory broker."""
     app = app_on("memory")
-    took = Curve(name="payload", what="tracked emit, µs", by="payload, KiB")
-    peak = Curve(name="payload, memory", what="peak of an emit, KiB", by="payload, KiB")
+    took = Curve(what="tracked emit, µs", by="payload, KiB")
+    peak = Curve(what="peak of an emit, KiB", by="payload, KiB")
     with database("sqlite") as place, empty_queue(app) as emptied:
         bind(app, place)
         create_tables()
@@ -110,8 +109,8 @@ def payload() -> Iterator[Curve]:
 def outbox() -> Iterator[Curve]:
     """A relay takes 500 rows, and a tracked emit, while so many wait, on PostgreSQL."""
     app = app_on("memory")
-    take = Curve(name="backlog, relay", what="take 500 rows, µs", by="waiting rows", most=FLAT)
-    kept = Curve(name="backlog, emit", what="tracked emit, µs", by="waiting rows", most=FLAT)
+    take = Curve(what="take 500 rows, µs", by="waiting rows", most=FLAT)
+    kept = Curve(what="tracked emit, µs", by="waiting rows", most=FLAT)
     with database("postgresql") as place, empty_queue(app) as emptied:
         bind(app, place)
         create_tables()
@@ -119,7 +118,7 @@ def outbox() -> Iterator[Curve]:
         emit(event, "ada")
         assert courier.drain(60.0)
         for count in (1_000, 10_000, 100_000, 1_000_000):
-            _fill(place, count)
+            fill(place, count)
             kept.points.append((count, _time(lambda: emit(event, "ada"), 40, emptied) * 1e6))
             backlog.take(1)
             rounds = 1 if count == 1_000 else ROUNDS
@@ -130,7 +129,7 @@ def outbox() -> Iterator[Curve]:
 
 def workers() -> Iterator[Curve]:
     """A message of a handler that does nothing, with so many worker processes."""
-    curve = Curve(name="workers", what="a message, µs", by="workers")
+    curve = Curve(what="a message, µs", by="workers")
     for count in (1, 2, 3, 4):
         with workshops("-c", str(count)) as ((crew, workshop), _):
             work, sold = crew.work(lambda workshop=workshop: emit(workshop.nothing, order(), **KWARGS)), 2_000
@@ -172,24 +171,3 @@ def _peak(once: Callable[[], object]) -> float:
     tracemalloc.stop()
     assert courier.drain(60.0)
     return most
-
-
-def _fill(place: Engine, count: int) -> None:
-    """Have so many deliveries wait, those of copies of the first emission."""
-    copies = """
-        INSERT INTO nitro_emission (id, event, sender, root)
-        SELECT gen_random_uuid(), event, sender, root FROM
-            (SELECT * FROM nitro_emission LIMIT 1) AS first, generate_series(1, :missing)
-    """
-    rows = """
-        INSERT INTO nitro_delivery (emission, handler, id, promise, mode, queue, state, due_at)
-        SELECT nitro_emission.id, first.handler, gen_random_uuid(), promise, mode, queue, 'waiting', 0
-        FROM nitro_emission, (SELECT * FROM nitro_delivery LIMIT 1) AS first
-        ON CONFLICT DO NOTHING
-    """
-    with place.begin() as connection:
-        waiting = connection.scalar(text("SELECT count(*) FROM nitro_delivery WHERE state = 'waiting'"))
-        connection.execute(text(copies), {"missing": count - waiting})
-        connection.execute(text(rows))
-    with place.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("ANALYZE"))

@@ -25,11 +25,12 @@ class Staff:
 
     Args:
         app: of the worker.
+        node: its name.
         ticks: the file in which its handlers and tasks tick.
     """
 
-    def __init__(self, app: Celery, ticks: Path) -> None:
-        self._app, self._ticks = app, ticks
+    def __init__(self, app: Celery, node: str, ticks: Path) -> None:
+        self._app, self._node, self._ticks = app, node, ticks
         self._queue = app.conf.task_default_queue
 
     def work(self, send: Callable[[], object]) -> Callable[[int], float]:
@@ -77,23 +78,22 @@ class Staff:
             sleep(LOOK_AGAIN)
 
     def _told(self, command: str) -> None:
-        node = [f"{self._app.main}@bench"]
-        replies = getattr(self._app.control, command)(self._queue, reply=True, timeout=5.0, destination=node)
+        replies = getattr(self._app.control, command)(self._queue, reply=True, timeout=5.0, destination=[self._node])
         assert replies, f"the worker does not answer {command}"
 
 
 @contextmanager
 def staff(module: ModuleType, ticks: Path, *arguments: str) -> Iterator[Staff]:
     """A worker of the module's app with these arguments, ended at the end."""
-    app, node = module.app, ("-n", f"{module.app.main}@bench")
-    command = [sys.executable, "-m", "celery", "-A", module.__name__, "worker", "-l", "WARNING", *node, *arguments]
+    app, node = module.app, f"{module.app.main}@bench"
+    command = [sys.executable, "-m", "celery", "-A", module.__name__, "worker", "-l", "WARNING", "-n", node, *arguments]
     worker = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         ends = monotonic() + PATIENCE
-        while not app.control.ping([node[1]], timeout=1.0):
+        while not app.control.ping([node], timeout=1.0):
             assert worker.poll() is None, f"the worker has ended with {worker.returncode}"
             assert monotonic() < ends, "the worker is not ready"
-        yield Staff(app, ticks)
+        yield Staff(app, node, ticks)
     finally:
         worker.terminate()
         try:

@@ -77,7 +77,7 @@ def _relayed(broker: str) -> Pair:
 
         def moved(times: int) -> float:
             emptied()
-            _fill(place, times)
+            fill(place, times // 5)
             began, left = perf_counter(), times
             while left:
                 left -= relay.step()
@@ -90,11 +90,11 @@ def _relayed(broker: str) -> Pair:
         return side_by_side(moved, by_hand, times=BACKLOG, rounds=5)
 
 
-def _fill(place: Engine, count: int) -> None:
-    """So many rows that wait, those of copies of the first emission, and none besides."""
+def fill(place: Engine, count: int) -> None:
+    """Have the deliveries of so many copies of the first emission wait on PostgreSQL, and none besides."""
     with place.begin() as connection:
         for statement in _COPIES:
-            connection.execute(text(statement), {"emissions": count // 5})
+            connection.execute(text(statement), {"emissions": count})
 
 
 _COPIES = (
@@ -111,6 +111,7 @@ _COPIES = (
     SELECT nitro_emission.id, handler, gen_random_uuid(), promise, mode, queue, 'waiting', 0
     FROM first, nitro_emission
     """,
+    "ANALYZE",
 )
 
 

@@ -8,6 +8,7 @@ from tests.chaos.outcome import Outcome
 from tests.chaos.scenarios import SCENARIOS, Run
 
 CHANCES = 3
+"""Runs in one of which a mutant must be caught: where a kill falls is left to chance, and a short run has few."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from databases import KINDS, on_database
 from kombu.transport import memory
 from sqlalchemy import event, func, select
 from waiting import until
@@ -23,7 +24,6 @@ from nitro.infrastructure.outbox.census import Census, beat
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.tables import deliveries, emissions, now
-from tests.databases import KINDS, on_database
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from databases import KINDS, on_database
 from kombu import Queue
 from sqlalchemy import event, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -26,7 +27,6 @@ from nitro.infrastructure.offload import Offload, bind
 from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.outbox import registry, versions
 from nitro.infrastructure.outbox.tables import deliveries, emissions, schema
-from tests.databases import KINDS, on_database
 
 Sent = Callable[..., list[Any]]
 SKEW = 1.0

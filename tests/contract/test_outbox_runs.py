@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
+from databases import KINDS, on_database
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 from waiting import until
@@ -18,7 +19,7 @@ from waiting import until
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import NotTracked
 from nitro.infrastructure import failpoints
-from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
+from nitro.infrastructure.database import engine, transaction, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import Offload, bind, cancel, current_delivery
 from nitro.infrastructure.offload.courier import courier
@@ -199,7 +200,7 @@ def test_what_fails_for_good_is_a_dead_letter(evt: Event, app: Celery, work: Wor
     assert isinstance(worker.only(emission), LookupError)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_text_of_an_error_can_be_kept(
     request: pytest.FixtureRequest,
     evt: Event,
@@ -209,12 +210,7 @@ def test_any_text_of_an_error_can_be_kept(
     kind: str,
 ) -> None:
     """Also one that the database could not store as it is."""
-    if kind == "postgresql":
-        monkeypatch.setenv("NITRO_DB_URL", request.getfixturevalue("database_server"))
-        reset()
-        create_tables()
-        with writing() as connection:
-            connection.exec_driver_sql("TRUNCATE nitro_delivery, nitro_emission")
+    on_database(request, monkeypatch, kind)
     app = bind(make_app())
 
     @on(evt, offload={"max_retries": 0}, name="shop.handler")

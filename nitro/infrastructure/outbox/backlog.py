@@ -49,8 +49,6 @@ RECENT = 1000
 """Deliveries in which a started one is sought, to see how far the workers have come."""
 MAY_BE_PUBLISHED = "it may have been published, and may not be again"
 
-Key = dict[str, str]
-
 _c = deliveries.c
 
 
@@ -77,8 +75,9 @@ def take(most: int) -> list[Parcel]:
         rows = connection.execute(oldest).all()
         good = [row for row in rows if not row.overdue]
         for chosen, values in ((good, _queued()), ([row for row in rows if row.overdue], dead(EXPIRED))):
-            if chosen:
-                connection.execute(update(deliveries).where(_among(connection, _keys(chosen))).values(values))
+            keys = [(row.emission, row.handler) for row in chosen]
+            if keys:
+                connection.execute(update(deliveries).where(_among(connection, keys)).values(values))
         failpoint("claiming")
     failpoint("claimed")
     return [parcel_of(row) for row in good]
@@ -168,23 +167,20 @@ def _looked_after_at() -> ColumnElement[float]:
     return now() + case((lease() > LONGEST_LOOK, LONGEST_LOOK), else_=lease())
 
 
-def _keys(rows: Iterable[Any]) -> list[Key]:
-    return [{"emission": row.emission, "handler": row.handler} for row in rows]
-
-
 def _update_queued(parcels: Sequence[Parcel], values: Mapping[str, Any]) -> None:
     """Change those of these deliveries that are queued still."""
     if parcels:
-        keys = [{"emission": parcel.message.emission, "handler": parcel.handler} for parcel in parcels]
+        keys = ((parcel.message.emission, parcel.handler) for parcel in parcels)
         with writing() as connection:
             mine = update(deliveries).where(_among(connection, keys), _c.state == QUEUED)
             connection.execute(mine.values(values))
 
 
-def _among(connection: Connection, keys: Sequence[Key]) -> ColumnElement[bool]:
+def _among(connection: Connection, keys: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
     """Deliveries with these keys."""
     columns = {"emission": _c.emission.type, "handler": _c.handler.type}
-    wanted = given(connection.dialect.name, bindparam(None, json.dumps(keys)), columns)
+    rows = json.dumps([dict(zip(columns, key, strict=True)) for key in keys])
+    wanted = given(connection.dialect.name, bindparam(None, rows), columns)
     return tuple_(_c.emission, _c.handler).in_(select(wanted.c.emission, wanted.c.handler))
 
 
