@@ -27,7 +27,7 @@ NAMES = (
 DELIVERIES = ("at-most-once", "broker", "at-least-once", "exactly-once")
 BROKERS = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp", "sentinel", "sqs")
 DATABASES = ("sqlite", "postgresql", "postgres")
-JOURNAL = {"off": False}
+JOURNAL = {"off": False, "on": True}
 EMBEDDED_BROKER = "filesystem://localhost//"
 
 
@@ -41,7 +41,7 @@ class Settings:
         broker_url: kombu URL; the embedded default is a folder under `home`.
         result_backend: Celery result backend.
         handlers: modules that a worker imports for their handlers.
-        journal: whether emissions without offloads are recorded too; off until there is an outbox.
+        journal: whether emissions without offloads are recorded too.
         home: absolute folder of the embedded broker and its results.
         delivery: the promise of an offload that names none.
         signing_key: secret for message signatures, or None.

@@ -11,6 +11,7 @@ import click
 
 from nitro.cli import listing
 from nitro.cli.project import load
+from nitro.infrastructure.logs import plain
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events import Event
@@ -57,9 +58,7 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
     if json:
         click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in told], indent=2))
     else:
-        told[:] = [
-            replace(verdict, condition=verdict.condition and listing.plain(verdict.condition)) for verdict in told
-        ]
+        told[:] = [replace(verdict, condition=verdict.condition and plain(verdict.condition)) for verdict in told]
         click.echo(told)
 
 

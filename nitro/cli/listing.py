@@ -8,12 +8,22 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from nitro.infrastructure.logs import plain, said
+
 if TYPE_CHECKING:
     from nitro.infrastructure.outbox.registry import Entry
 
 HEADINGS = ("ID", "STATE", "HANDLER", "EVENT", "SENDER", "ATTEMPTS", "WHEN", "ERROR")
 GAP = "  "
 UNITS = (("d", 86400), ("h", 3600), ("m", 60))
+COLOURS = {
+    **dict.fromkeys(("done", "fine"), "green"),
+    **dict.fromkeys(("waiting", "queued", "running", "started", "retried", "warning"), "yellow"),
+    **dict.fromkeys(("dead", "failed", "raised", "wrong"), "red"),
+    **dict.fromkeys(("cancelled", "skipped"), "blue"),
+}
 
 
 def as_json(entries: Iterable[Entry]) -> str:
@@ -33,13 +43,23 @@ def table(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     return "\n".join(_aligned(row, widths) for row in rows)
 
 
+def coloured(word: str, width: int = 0) -> str:
+    """A word, in the colour of the state that it is, if it is one; `click.echo` shows none but on a terminal."""
+    text = word.ljust(width)
+    return click.style(text, fg=COLOURS[word]) if word in COLOURS else text
+
+
 def in_full(entry: Entry) -> str:
     """A line for each fact that there is, then the error with its traceback."""
-    facts = {name: value for name, value in asdict(entry).items() if value is not None}
+    facts = {name: value for name, value in asdict(entry).items() if value not in (None, ())}
     error = facts.pop("error", "").splitlines()
+    runs = [f"run {run['run']}, ended {_text(run['ended'])}: {run['why']}" for run in facts.pop("history", ())]
     width = max(map(len, facts))
     lines = [f"{name:<{width}}{GAP}{plain(_text(value))}" for name, value in facts.items()]
-    return "\n".join([*lines, *(["error"] if error else []), *(GAP + plain(line) for line in error)])
+    more = {"history": runs, "error": error}
+    for name, told in more.items():
+        lines += [name, *(GAP + plain(line) for line in told)] if told else []
+    return "\n".join(lines)
 
 
 def deliveries(count: int) -> str:
@@ -54,24 +74,27 @@ def by_state(counts: dict[str, int]) -> str:
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     facts = (entry.id, entry.state, entry.handler, entry.event or "-", entry.sender, str(entry.attempts))
-    error = (entry.error or "").strip().splitlines()
-    return (*facts, _when(entry), error[-1] if error else "")
+    return (*facts, _when(entry), said(entry.error or ""))
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    return GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    cells = list(zip(row, widths, strict=True))
+    while len(cells) > 1 and not cells[-1][0]:
+        cells.pop()
+    (last, _), before = cells[-1], cells[:-1]
+    return GAP.join([*(coloured(cell, width) for cell, width in before), coloured(last)])
 
 
 def _when(entry: Entry) -> str:
     """In how long a waiting one is due; how long ago another came into its state."""
     now = datetime.now(UTC)
     if entry.state == "waiting":
-        return f"in {_span(entry.due - now)}" if entry.due is not None and entry.due > now else "due"
+        return f"in {span(entry.due - now)}" if entry.due is not None and entry.due > now else "due"
     since = {"queued": entry.published, "running": entry.started}.get(entry.state, entry.closed)
-    return "-" if since is None else f"{_span(now - since)} ago"
+    return "-" if since is None else f"{span(now - since)} ago"
 
 
-def _span(time: timedelta) -> str:
+def span(time: timedelta) -> str:
     """A length of time in the largest unit that it fills."""
     seconds = max(0, int(time.total_seconds()))
     return next((f"{seconds // size}{unit}" for unit, size in UNITS if seconds >= size), f"{seconds}s")
@@ -79,8 +102,3 @@ def _span(time: timedelta) -> str:
 
 def _text(value: Any) -> str:
     return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
-
-
-def plain(text: str) -> str:
-    """Text that cannot break a line or steer a terminal."""
-    return text if text.isprintable() else repr(text)[1:-1]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nitro.cli import listing
+from nitro.cli.moments import Moment
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -19,35 +19,7 @@ CLOSED = ("done", "dead", "cancelled")
 GIVEN_UP = ("waiting", "queued", "dead")
 """States that `discard` can end."""
 
-UNITS = {"d": "days", "h": "hours", "m": "minutes"}
-
 Command = Callable[..., None]
-
-
-class Moment(click.ParamType[datetime]):
-    """A moment in UTC: so long ago, or the begin of a day."""
-
-    name = "age or date"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The moment that a text means.
-
-        Raises:
-            BadParameter: it means none; names it and what is allowed.
-        """
-        try:
-            return _moment(value)
-        except (ValueError, OverflowError) as error:
-            allowed = "an age such as 14d, 12h or 30m, nor a date such as 2026-01-31"
-            raise click.BadParameter(f"{value!r} is neither {allowed}", ctx, param) from error
-
-
-def _moment(text: str) -> datetime:
-    if age := re.fullmatch(r"([0-9]+)([dhm])", text):
-        return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
-    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-        raise ValueError(text)
-    return datetime.combine(date.fromisoformat(text), time(), UTC)
 
 
 @click.group("outbox")
@@ -160,11 +132,12 @@ def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes:
 @_state(CLOSED, default=("done", "cancelled"), show_default=True)
 @_yes
 def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
-    """Delete closed deliveries.
+    """Delete closed deliveries, and with those that are done what the journal has recorded.
 
     \b
     Example: celery -A tasks nitro outbox purge --before 14d --state done
     """
+    from nitro.infrastructure.outbox.retention import forget
     from nitro.infrastructure.outbox.retention import purge as delete
     from nitro.infrastructure.outbox.versions import ensure_current
 
@@ -176,6 +149,11 @@ def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
     while some := delete(before, tuple(states)):
         deleted += some
     click.echo(f"deleted: {listing.deliveries(deleted)}")
+    forgotten = 0
+    while "done" in states and (some := forget(before)):
+        forgotten += some
+    if forgotten:
+        click.echo(f"deleted from the journal: {forgotten}")
 
 
 def _asked_for(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +12,9 @@ from sqlalchemy.util.concurrency import in_greenlet
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
 from nitro.infrastructure.database.tables import CREATED
+from nitro.infrastructure.logs import logger_named
 
-logger = logging.getLogger("nitro.database")
+logger = logger_named("nitro.database")
 
 COMMITS = "nitro_commits"
 WRITTEN = "nitro_written"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,8 +17,9 @@ from typing import Any
 from nitro.errors import WrongThread
 from nitro.infrastructure import scope
 from nitro.infrastructure.events.lock import Lock
+from nitro.infrastructure.logs import logger_named
 
-logger = logging.getLogger("nitro.events")
+logger = logger_named("nitro.events")
 
 EXIT_WAIT = 30.0
 """Seconds that the exit of the interpreter waits for what still runs."""

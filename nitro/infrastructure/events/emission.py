@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nitro.infrastructure import scope
 from nitro.infrastructure.events.lock import Lock
 
+if TYPE_CHECKING:
+    from nitro.infrastructure.events.plan import Plan
+
 _lock = Lock()  # of the making of ids
+
+Turn = tuple[float, float | None]
+"""When a handler began and ended, in seconds of `perf_counter`; no end while it runs, or where nobody waits for it."""
 
 
 class Emission(list[Any]):
@@ -18,14 +24,37 @@ class Emission(list[Any]):
         parent: id of the emission whose handler emitted this one, or None.
         root: id of the first emission in that chain, or None.
         cancelled_by: name of the handler that returned False, or None.
+        caused_in: name of the handler that emitted this one, or None.
+        plan: the handlers that it meets; None where they are all plain, and nobody watches.
+        began: when its handlers began, in seconds of `perf_counter`; None as above.
+        handler: name of the sync handler that runs now; None as above.
     """
 
-    __slots__ = ("_failed", "_id", "_offloaded", "_skipped", "cancelled_by", "event", "parent", "root")
+    __slots__ = (
+        "_failed",
+        "_id",
+        "_offloaded",
+        "_skipped",
+        "_turns",
+        "began",
+        "cancelled_by",
+        "caused_in",
+        "event",
+        "handler",
+        "parent",
+        "plan",
+        "root",
+    )
 
     event: str
     cancelled_by: str | None
     parent: str | None
     root: str | None
+    caused_in: str | None
+    plan: Plan | None
+    began: float | None
+    handler: str | None
+    _turns: dict[str, Turn] | None
     _id: str | None
     _skipped: dict[str, str] | None
     _failed: dict[str, BaseException] | None
@@ -36,6 +65,7 @@ class Emission(list[Any]):
         cause = scope.cause()
         if cause is not None:
             self.parent, self.root = cause.id, cause.root or cause.id
+            self.caused_in = cause.handler
 
     def __getattr__(self, name: str) -> None:
         """None, for what was never set: most emissions set nothing, which so costs nothing."""
@@ -66,6 +96,13 @@ class Emission(list[Any]):
         if self._failed is None:
             self._failed = {}
         return self._failed
+
+    @property
+    def turns(self) -> dict[str, Turn]:
+        """Inline handlers that have begun: name → when; empty where `plan` is None."""
+        if self._turns is None:
+            self._turns = {}
+        return self._turns
 
     @property
     def offloaded(self) -> dict[str, str]:

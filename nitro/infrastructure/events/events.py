@@ -21,6 +21,7 @@ from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.events.pipeline import emit
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
+from nitro.infrastructure.events.watching import prepare
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,6 +106,7 @@ class Event(blinker.NamedSignal):
         """The plan of an emission by `sender`; built anew only after handlers have changed."""
         plans = self.plans
         if plans is None:
+            prepare()
             with _lock:
                 version = self._version
                 plans = Plans(() if self._muted else self._heard())

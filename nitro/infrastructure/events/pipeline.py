@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from logging import DEBUG
+from time import perf_counter
 from typing import Any, Protocol
 
 from nitro.errors import DispatchError, EmitError
@@ -26,9 +27,11 @@ from nitro.infrastructure.events.run import (
     run_async,
     settled,
 )
+from nitro.infrastructure.events.watching import debugs, watched, watchers
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.scope import in_task, running
 
-logger = logging.getLogger("nitro.events")
+logger = logger_named("nitro.events")
 
 Outcome = tuple[Handler, Any]
 Send = Callable[[], None]
@@ -51,7 +54,7 @@ def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str,
     """What `emit_fully` does; where all handlers are plain just their calls, with as little around them as possible."""
     plans = event.plans
     plan = None if plans is None else plans.everyone
-    if plan is None or plan.plain is None or "sender" in kwargs:
+    if plan is None or plan.plain is None or watchers or debugs(DEBUG) is not False or "sender" in kwargs:
         return emit_fully(event, Call(sender=sender, args=args, kwargs=kwargs))[0]
     emissions = running.emissions
     emission = Emission(event.name) if emissions or in_task() is not None else _uncaused(Emission)
@@ -64,8 +67,8 @@ def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str,
                 try:
                     verdict = condition(sender) if alone else condition(sender, *args, **kwargs)
                 except Exception as error:  # noqa: BLE001  # it is logged
-                    verdict = doubted(handler, emission, error)
-                if verdict is not True and not approves(verdict, handler, emission):
+                    verdict = doubted(handler, emission, sender, error)
+                if verdict is not True and not approves(verdict, handler, emission, sender):
                     continue
             result = function(sender) if alone else function(sender, *args, **kwargs)
             if result is not None and _ends(handler, emission, result, sender, args, kwargs):
@@ -98,44 +101,57 @@ def emit_fully(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
     Returns:
         The emission, and the inline handlers that were waited for with their results.
     """
-    plan, emission, outcomes = plan_of(event, call), Emission(event.name), []
-    emissions = running.emissions
-    emissions.append(emission)
-    try:
-        for handler in plan.inline:
-            if handler.condition is not None and not holds(handler, emission, call):
-                continue
-            result = None if handler.is_async else run(handler, emission, call)
-            if handler.is_async or type(result) is Pending:
-                _start(handler, emission, call, result)
-                continue
-            outcomes.append((handler, result))
-            if result is not None and cancels(result):
-                break
-        _conclude(emission, outcomes)
-        send = _dispatch(plan, emission, call)
-    finally:
-        emissions.pop()
-    if send is not None and not _after_commit(send, emission, call):
-        send()
+    plan = plan_of(event, call)
+    emission = _begun(event, plan)
+    with watched(emission, call):
+        with scope.emitting(emission):
+            outcomes = _run_inline(plan, emission, call)
+            send = _dispatch(plan, emission, call)
+        if send is not None and not _after_commit(send, emission, call):
+            send()
     return emission, outcomes
+
+
+def _run_inline(plan: Plan, emission: Emission, call: Call) -> list[Outcome]:
+    """Run the sync handlers until one cancels, and start the async ones."""
+    outcomes: list[Outcome] = []
+    for handler in plan.inline:
+        if handler.condition is not None and not holds(handler, emission, call):
+            continue
+        result = None if handler.is_async else run(handler, emission, call)
+        if handler.is_async or type(result) is Pending:
+            _start(handler, emission, call, result)
+            continue
+        outcomes.append((handler, result))
+        if result is not None and cancels(result):
+            break
+    _conclude(emission, outcomes)
+    return outcomes
 
 
 async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
     """Await all inline handlers, one priority after the other, then queue unless one failed or cancelled."""
-    plan, emission, outcomes = plan_of(event, call), Emission(event.name), []
-    for group in plan.groups:
-        outcomes += await _run_group(group, emission, call)
-        if any(cancels(result) for _, result in outcomes):
-            break
-    _conclude(emission, outcomes)
-    with scope.emitting(emission):
-        send = _dispatch(plan, emission, call)
-    if send is not None and not _after_commit(send, emission, call):
-        import asyncio
+    plan, outcomes = plan_of(event, call), list[Outcome]()
+    emission = _begun(event, plan)
+    with watched(emission, call):
+        for group in plan.groups:
+            outcomes += await _run_group(group, emission, call)
+            if any(cancels(result) for _, result in outcomes):
+                break
+        _conclude(emission, outcomes)
+        with scope.emitting(emission):
+            send = _dispatch(plan, emission, call)
+        if send is not None and not _after_commit(send, emission, call):
+            import asyncio
 
-        await asyncio.to_thread(send)
+            await asyncio.to_thread(send)
     return emission, outcomes
+
+
+def _begun(event: Source, plan: Plan) -> Emission:
+    emission = Emission(event.name)
+    emission.plan, emission.began = plan, perf_counter()
+    return emission
 
 
 def plan_of(event: Source, call: Call) -> Plan:
@@ -208,6 +224,7 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
     """Run an async handler beside the emitter, inside a transaction after its commit."""
     from nitro.infrastructure.events import background
 
+    emission.turns.setdefault(handler.name, (perf_counter(), None))
     label = f"handler {handler.name} of event {emission.event!r}"
     begin = partial(background.start, partial(_unattended, handler, emission, call, pending), label)
     commit = _commit(call)
@@ -223,7 +240,7 @@ async def _unattended(handler: Handler, emission: Emission, call: Call, pending:
     except BaseException as error:
         if not is_failure(error) and not isinstance(error, SystemExit):
             raise
-        report(handler, emission, error)
+        report(handler, emission, call.sender, error)
 
 
 def _commit(call: Call) -> scope.Commit | None:

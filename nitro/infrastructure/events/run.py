@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from time import perf_counter
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
@@ -11,8 +11,10 @@ from nitro.infrastructure import scope
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.events.shown import shown
+from nitro.infrastructure.logs import facts, logger_named, plain
 
-logger = logging.getLogger("nitro.events")
+logger = logger_named("nitro.events")
 
 
 class Yielded(list[Any]):
@@ -30,6 +32,29 @@ class Pending:
         self.made = made
 
 
+class Within:
+    """An emission as the cause of what one async handler of it emits, while others of it run.
+
+    Attributes:
+        handler: name of that handler.
+    """
+
+    __slots__ = ("_emission", "handler")
+
+    def __init__(self, emission: Emission, handler: str) -> None:
+        self._emission, self.handler = emission, handler
+
+    @property
+    def id(self) -> str:
+        """That of the emission."""
+        return self._emission.id
+
+    @property
+    def root(self) -> str | None:
+        """That of the emission."""
+        return self._emission.root
+
+
 def holds(handler: Handler, emission: Emission, call: Call) -> bool:
     """Whether the handler's condition lets it run; if not, the emission says why."""
     if handler.condition is None:
@@ -37,11 +62,11 @@ def holds(handler: Handler, emission: Emission, call: Call) -> bool:
     try:
         verdict = handler.condition(call.sender, *call.args, **call.kwargs)
     except Exception as error:  # noqa: BLE001  # it is logged
-        return doubted(handler, emission, error)
-    return approves(verdict, handler, emission)
+        return doubted(handler, emission, call.sender, error)
+    return approves(verdict, handler, emission, call.sender)
 
 
-def approves(verdict: Any, handler: Handler, emission: Emission) -> bool:
+def approves(verdict: Any, handler: Handler, emission: Emission, sender: object) -> bool:
     """Whether what a condition gave means yes; if not, the emission says why."""
     try:
         if isinstance(verdict, CoroutineType):
@@ -50,15 +75,19 @@ def approves(verdict: Any, handler: Handler, emission: Emission) -> bool:
         if verdict:
             return True
     except Exception as error:  # noqa: BLE001  # it is logged
-        return doubted(handler, emission, error)
+        return doubted(handler, emission, sender, error)
     emission.skipped.setdefault(handler.name, "condition is false")
     return False
 
 
-def doubted(handler: Handler, emission: Emission, error: Exception) -> bool:
+def doubted(handler: Handler, emission: Emission, sender: object, error: Exception) -> bool:
     """No: the condition raised; said aloud and in the emission."""
-    logger.error(
-        "condition of handler %s of event %r raised; it is skipped", handler.name, emission.event, exc_info=error
+    _say(
+        "condition of handler %s of event %s by %s raised; it is skipped (emission %s)",
+        handler,
+        emission,
+        sender,
+        error,
     )
     emission.skipped[handler.name] = f"condition raised {type(error).__name__}: {error}"
     return False
@@ -66,12 +95,16 @@ def doubted(handler: Handler, emission: Emission, error: Exception) -> bool:
 
 def run(handler: Handler, emission: Emission, call: Call) -> Any:
     """The result of a handler: of a generator `Yielded`, of one that turns out to be async `Pending`."""
+    emission.handler = handler.name
+    began = perf_counter()
     try:
         return settled(handler.call(call.sender, *call.args, **call.kwargs))
     except Exception as error:
-        if not _forgiven(handler, emission, error):
+        if not _forgiven(handler, emission, call.sender, error):
             raise
         return None
+    finally:
+        emission.turns[handler.name] = (began, perf_counter())
 
 
 def settled(result: Any) -> Any:
@@ -93,16 +126,19 @@ async def run_async(
         pending: what the call gave, where it was made already.
         until_false: close an async generator when it yields False.
     """
-    scope.enter_task(emission)
+    scope.enter_task(Within(emission, handler.name))
+    began = perf_counter()
     try:
         made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
         if made is None:  # a weak handler that has died since
             return None
         return await (_drained_async(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
     except BaseException as error:
-        if not is_failure(error) or not _forgiven(handler, emission, error):
+        if not is_failure(error) or not _forgiven(handler, emission, call.sender, error):
             raise
         return None
+    finally:
+        emission.turns[handler.name] = (began, perf_counter())
 
 
 def cancels(result: Any) -> bool:
@@ -110,10 +146,15 @@ def cancels(result: Any) -> bool:
     return result is False or (type(result) is Yielded and bool(result) and result[-1] is False)
 
 
-def report(handler: Handler, emission: Emission, error: BaseException) -> None:
+def report(handler: Handler, emission: Emission, sender: object, error: BaseException) -> None:
     """Log a failure that stops nothing and list it in the emission."""
-    logger.error("handler %s of event %r failed", handler.name, emission.event, exc_info=error)
+    _say("handler %s of event %s by %s failed (emission %s)", handler, emission, sender, error)
     emission.failed[handler.name] = error
+
+
+def _say(line: str, handler: Handler, emission: Emission, sender: object, error: BaseException) -> None:
+    told = {"handler": handler.name, "event": emission.event, "sender": shown(sender), "emission": emission.id}
+    logger.error(line, *map(plain, told.values()), exc_info=error, extra=facts(**told))
 
 
 def is_failure(error: BaseException) -> bool:
@@ -126,10 +167,10 @@ def is_failure(error: BaseException) -> bool:
     return task is None or not task.cancelling()
 
 
-def _forgiven(handler: Handler, emission: Emission, error: BaseException) -> bool:
+def _forgiven(handler: Handler, emission: Emission, sender: object, error: BaseException) -> bool:
     """Whether the failure is only reported; one that is not gets the handler's name in a note."""
     if handler.on_error == "log":
-        report(handler, emission, error)
+        report(handler, emission, sender, error)
         return True
     blame(handler, emission, error)
     return False

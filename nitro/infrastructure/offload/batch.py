@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from celery import Celery
 
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.parcel import Parcel
 
-logger = logging.getLogger("nitro.offload")
+logger = logger_named("nitro.offload")
 
 Fate = Literal["pending", "sending", "sent", "unsent", "unknown", "refused"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import deque
@@ -14,11 +13,12 @@ from celery import Celery
 
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch, Fate
 from nitro.infrastructure.offload.line import Line
 from nitro.infrastructure.offload.parcel import Parcel
 
-logger = logging.getLogger("nitro.offload")
+logger = logger_named("nitro.offload")
 
 FIRST_WAIT = 1.0
 """Seconds that the first emit of a process that waits at all waits for the connection."""

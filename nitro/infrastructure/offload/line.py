@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import BatchPublishError, OperationalError
 
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.defaults import line_options
 from nitro.infrastructure.offload.lane import Lane
 from nitro.infrastructure.offload.parcel import Parcel
 
-logger = logging.getLogger("nitro.offload")
+logger = logger_named("nitro.offload")
 
 IDLE = 1.0
 """Seconds of silence after which a connection is asked whether it still stands."""

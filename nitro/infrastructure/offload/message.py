@@ -12,9 +12,9 @@ from kombu.utils.json import dumps
 from uuid_utils import UUID, uuid5
 
 from nitro.errors import PayloadUnreadable, SignatureRefused
-from nitro.infrastructure.events import ANY, Emission
+from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.events.handler import identity_of
+from nitro.infrastructure.events.shown import shown
 from nitro.infrastructure.offload.codec import encode
 from nitro.infrastructure.offload.options import Entities
 from nitro.settings import signing_key
@@ -118,17 +118,3 @@ def _is_signed(envelope: Any, handler: str, args: Sequence[Any], key: str) -> bo
         return False
     facts = {name: value for name, value in envelope.items() if name != "signature"}
     return hmac.compare_digest(_signature(facts, handler, args, key), envelope["signature"])
-
-
-def shown(sender: object) -> str:
-    """A sender without its field values: `Order:o1`, and what `__nitro_show__` of its class adds."""
-    if sender is ANY:
-        return "ANY"
-    if isinstance(sender, type):
-        return sender.__name__
-    identity = identity_of(sender)
-    if identity is None:
-        return type(sender).__name__
-    cls, key = identity
-    fields = "".join(f" {field}={getattr(sender, field)!r}" for field in getattr(cls, "__nitro_show__", ()))
-    return f"{cls.__name__}:{key}{fields}"

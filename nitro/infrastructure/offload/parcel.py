@@ -27,6 +27,7 @@ class Parcel:
         mode: `entity=` of the handler.
         options: of `Task.apply_async`.
         store: what cannot be sent waits in the outbox; else it is an error.
+        story: what became of its emission before, as JSON text.
     """
 
     handler: str
@@ -36,6 +37,7 @@ class Parcel:
     mode: Entities = "snapshot"
     options: dict[str, Any] = field(default_factory=dict)
     store: bool = True
+    story: str | None = None
 
     @property
     def tracked(self) -> bool:

@@ -23,6 +23,7 @@ from nitro.infrastructure.offload.defaults import AMQP, is_embedded, transport_o
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.offload.options import Delivery, Offload
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
+from nitro.infrastructure.offload.story import story_of, written
 from nitro.infrastructure.offload.tracking import Commit, outbox
 
 MOST_BYTES = 16 * 1024 * 1024
@@ -48,6 +49,10 @@ class Publisher:
         """
         app, parcels = current_app(), _parcels(emission, call, handlers)
         emission.offloaded.update((parcel.handler, parcel.task_id) for parcel in parcels)
+        if any(parcel.tracked for parcel in parcels):
+            story = written(story_of(emission))
+            for parcel in parcels:
+                parcel.story = story
         if app.conf.task_always_eager:
             return partial(_run_here, app, parcels)
         commit = self.commit(call)

@@ -27,7 +27,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.outbox.rows import due_after, lease, payload
-from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, retried, waiting_unless
+from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, noted, retried, waiting_unless
 from nitro.infrastructure.outbox.tables import (
     DEAD,
     DONE,
@@ -178,7 +178,7 @@ def lose(where: ColumnElement[bool], error: str) -> int:
         How many were taken back.
     """
     losses = deliveries.c.losses + 1
-    values = {**waiting_unless(losses >= MOST_LOSSES, AT_ONCE, error), "losses": losses}
+    values = {**waiting_unless(losses >= MOST_LOSSES, AT_ONCE, error), "losses": losses, **noted(error)}
     with writing() as connection:
         return connection.execute(update(deliveries).where(free(is_open(RUNNING), where)).values(values)).rowcount
 
@@ -186,7 +186,11 @@ def lose(where: ColumnElement[bool], error: str) -> int:
 def give_back(worker: str) -> int:
     """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
     mine = free(is_open(RUNNING), runs_of(worker))
-    again = update(deliveries).where(mine).values(state=WAITING, due_at=AT_ONCE)
+    again = (
+        update(deliveries)
+        .where(mine)
+        .values(state=WAITING, due_at=AT_ONCE, **noted("cut short by a worker that stopped"))
+    )
     with writing() as connection:
         return connection.execute(again).rowcount
 

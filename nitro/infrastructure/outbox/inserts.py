@@ -21,7 +21,7 @@ KEPT = ("emission", "handler", "id", "promise", "mode", "queue", "options", "sta
 RECKONED = {"at_once": Boolean(), "put_off": Double(), "ends_at": Double(), "ends_after": Double()}
 """Values of `delivery_row` that the times are made of."""
 
-_INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, queued: bool) -> None:
@@ -44,7 +44,7 @@ def _statements(dialect: str) -> tuple[Insert, ...]:
 
 
 def _emission(dialect: str) -> Any:
-    emission = _INSERT[dialect](emissions)
+    emission = INSERT[dialect](emissions)
     both = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
     values = {column.name: bindparam(column.name, type_=column.type) for column in emissions.c}
     return emission.values(values).on_conflict_do_update(index_elements=["id"], set_=both)
@@ -60,4 +60,4 @@ def _delivery(dialect: str) -> Any:
     }
     values: list[ColumnElement[Any]] = [*(row[name] for name in KEPT), *times.values()]
     rows = select(*values).where(true())  # without WHERE SQLite takes ON CONFLICT for that of a join
-    return _INSERT[dialect](deliveries).from_select([*KEPT, *times], rows).on_conflict_do_nothing()
+    return INSERT[dialect](deliveries).from_select([*KEPT, *times], rows).on_conflict_do_nothing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +23,22 @@ from nitro.infrastructure.outbox.tables import (
     State,
     deliveries,
     emissions,
+    made_at,
     now,
 )
 from nitro.infrastructure.outbox.versions import ensure_current
 
 _c = deliveries.c
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that did not close its delivery: it was put off, or its process died."""
+
+    run: int
+    started: datetime | None
+    ended: datetime
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +49,7 @@ class Entry:
         id: Celery task id, and idempotency key.
         sender: what monitoring shows of the sender.
         due: when a relay looks at it next; None when it may at any time, or never again.
+        history: its runs that did not close it, the earliest first.
     """
 
     id: str
@@ -57,6 +70,12 @@ class Entry:
     closed: datetime | None
     worker: str | None
     error: str | None
+    history: tuple[Run, ...]
+
+    @property
+    def emitted(self) -> datetime:
+        """When the id of its emission was made."""
+        return made_at(self.emission)
 
 
 def entries(*conditions: ColumnElement[bool], limit: int | None = None) -> list[Entry]:
@@ -155,10 +174,17 @@ def _cancelled(*conditions: ColumnElement[bool], states: Sequence[str] = (WAITIN
 
 
 def _entry(row: Row[Any]) -> Entry:
-    facts: dict[str, Any] = {name: getattr(row, name) for name in Entry.__dataclass_fields__ if hasattr(row, name)}
+    names = Entry.__dataclass_fields__.keys() - {"history"}
+    facts: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
     times = {name: _moment(getattr(row, f"{name}_at")) for name in ("published", "started", "closed")}
     due = _moment(row.due_at) if row.due_at and row.state not in CLOSED else None
-    return Entry(**facts | times, due=due)
+    return Entry(**facts | times, due=due, history=tuple(map(_run, (row.history or "").splitlines())))
+
+
+def _run(line: str) -> Run:
+    run = json.loads(line)
+    ended = datetime.fromtimestamp(run["ended"], UTC)
+    return Run(run=run["run"], started=_moment(run["started"]), ended=ended, why=run["why"])
 
 
 def _moment(seconds: float | None) -> datetime | None:

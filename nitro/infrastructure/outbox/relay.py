@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from time import monotonic
 
 from celery import Celery
 
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.line import sizes
@@ -16,7 +16,7 @@ from nitro.infrastructure.outbox import backlog, retention
 from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
 
-logger = logging.getLogger("nitro.outbox")
+logger = logger_named("nitro.outbox")
 
 POLL = 1.0
 """Seconds between two looks at the table, when nobody nudges."""

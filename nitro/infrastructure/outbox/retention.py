@@ -8,7 +8,7 @@ from time import monotonic
 from sqlalchemy import and_, delete, exists, or_, select
 
 from nitro.infrastructure.database import writing
-from nitro.infrastructure.outbox.tables import CANCELLED, DONE, deliveries, emissions
+from nitro.infrastructure.outbox.tables import CANCELLED, DONE, deliveries, emissions, first_id
 
 KEPT = timedelta(days=14)
 """Longer than any broker keeps a message that it may deliver again."""
@@ -24,23 +24,18 @@ def sweep() -> int:
     global _swept  # noqa: PLW0603  # one clock a process
     if monotonic() - _swept < EVERY:
         return 0
-    deleted = purge(datetime.now(UTC) - KEPT, (DONE, CANCELLED))
+    before = datetime.now(UTC) - KEPT
+    deleted = purge(before, (DONE, CANCELLED)) + forget(before)
     if deleted < AT_ONCE:
         _swept = monotonic()
     return deleted
 
 
 def purge(before: datetime, states: tuple[str, ...], most: int = AT_ONCE) -> int:
-    """Delete deliveries that were closed before a moment; how many.
-
-    They were emitted before it too, and ids of emissions are UUIDv7, which sort by time (RFC 9562): no further index.
-    """
-    d, boundary = deliveries.c, f"{int(before.timestamp() * 1000):012x}"
-    boundary = f"{boundary[:8]}-{boundary[8:]}"
-    old = select(d.emission, d.handler).where(
-        d.emission < boundary, d.state.in_(states), d.closed_at < before.timestamp()
-    )
-    old = old.limit(most)
+    """Delete deliveries that were closed before a moment, and so emitted before it too; how many."""
+    d = deliveries.c
+    closed = d.state.in_(states) & (d.closed_at < before.timestamp())
+    old = select(d.emission, d.handler).where(d.emission < first_id(before), closed).limit(most)
     with writing() as connection:
         keys = [tuple(row) for row in connection.execute(old)]
         if not keys:
@@ -50,3 +45,11 @@ def purge(before: datetime, states: tuple[str, ...], most: int = AT_ONCE) -> int
         left = exists().where(deliveries.c.emission == emissions.c.id)
         connection.execute(delete(emissions).where(emissions.c.id.in_({emission for emission, _ in keys}), ~left))
     return len(keys)
+
+
+def forget(before: datetime, most: int = AT_ONCE) -> int:
+    """Delete emissions of before a moment that the journal has recorded; how many."""
+    left = exists().where(deliveries.c.emission == emissions.c.id)
+    old = select(emissions.c.id).where(emissions.c.id < first_id(before), ~left).limit(most)
+    with writing() as connection:
+        return connection.execute(delete(emissions).where(emissions.c.id.in_(old))).rowcount

@@ -41,6 +41,7 @@ def emission_row(parcels: Sequence[Parcel]) -> dict[str, Any]:
     """The row of the emission that all of these parcels are of, with the payload of each mode."""
     message = parcels[0].message
     facts = {"event": message.event, "sender": message.sender, "root": message.root, "parent": message.parent}
+    facts["story"] = parcels[0].story
     payloads: dict[str, str | None] = {parcel.mode: parcel.message.payload for parcel in parcels}
     return {"id": message.emission, **facts, "snapshot": None, "reload": None, **payloads}
 

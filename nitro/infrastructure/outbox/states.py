@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from sqlalchemy import ColumnElement, case
+from sqlalchemy import ColumnElement, String, Text, case, cast, func, literal
 
+from nitro.infrastructure.logs import said
 from nitro.infrastructure.outbox.tables import DEAD, WAITING, deliveries, now, storable
 
 AT_ONCE = 0.0
 """Due whatever becomes of the clock."""
 EXPIRED = "expired before it started"
+
+MOST_HISTORY = 4000
+"""Characters of history after which no more of it is written."""
+MOST_REASON = 300
 
 Values = dict[str, Any]
 """Of the columns of a delivery."""
@@ -28,7 +34,20 @@ def waiting(due_at: ColumnElement[float] | float, error: str) -> Values:
 
 def retried(due_at: ColumnElement[float] | float, error: str) -> Values:
     """To be published when it is due, after a run that failed."""
-    return {**waiting(due_at, error), "retries": deliveries.c.retries + 1}
+    return {**waiting(due_at, error), "retries": deliveries.c.retries + 1, **noted(error)}
+
+
+def noted(why: str) -> Values:
+    """The run that ends here, added to the history of those that did not close the delivery."""
+    c = deliveries.c
+    earlier = func.coalesce(c.history, "")
+    reason = json.dumps(storable(said(why)[:MOST_REASON]))
+    facts = {"run": c.attempts, "started": c.started_at, "ended": now()}
+    line: ColumnElement[str] = literal("{", Text)
+    for name, value in facts.items():
+        line = line + f'"{name}":' + func.coalesce(cast(value, String), "null") + ","
+    line = line + f'"why":{reason}}}\n'
+    return {"history": case((func.length(earlier) < MOST_HISTORY, earlier + line), else_=earlier)}
 
 
 def waiting_unless(last: ColumnElement[bool], due_at: ColumnElement[float] | float, error: str) -> Values:

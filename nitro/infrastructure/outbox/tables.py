@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -69,6 +71,7 @@ emissions = Table(
     Column("parent", String(36)),
     Column("snapshot", Text, comment="payload, for handlers that want entities as they were"),
     Column("reload", Text, comment="payload, for handlers that read entities again"),
+    Column("story", Text, comment="JSON: what became of its inline handlers"),
 )
 
 deliveries = Table(
@@ -93,6 +96,7 @@ deliveries = Table(
     Column("closed_at", Double),
     Column("worker", String(64), comment="boot id of the worker that runs it, and its process"),
     Column("error", Text),
+    Column("history", Text, comment="a JSON object a line: its runs that did not close it, the first ones"),
 )
 
 Index(
@@ -103,6 +107,23 @@ Index(
     sqlite_where=deliveries.c.closed_at.is_(None),
     postgresql_where=deliveries.c.closed_at.is_(None),
 )
+
+_caused = emissions.c.root.is_not(None)
+Index("ix_nitro_emission_root", emissions.c.root, sqlite_where=_caused, postgresql_where=_caused)
+
+
+def first_id(moment: datetime) -> str:
+    """What every id of an emission of that moment or later is not less than: UUIDv7 sorts by time (RFC 9562)."""
+    milliseconds = f"{int(moment.timestamp() * 1000):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}"
+
+
+def made_at(identity: str) -> datetime:
+    """When an id of an emission was made; one that is no UUIDv7, as a message may name, in 1970."""
+    try:
+        return datetime.fromtimestamp((UUID(identity).int >> 80) / 1000, UTC)
+    except (ValueError, OverflowError):
+        return datetime.fromtimestamp(0, UTC)
 
 
 def storable(text: str) -> str:

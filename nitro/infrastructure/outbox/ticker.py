@@ -9,8 +9,9 @@ from collections.abc import Callable
 from time import monotonic
 
 from nitro.infrastructure.events.lock import Lock
+from nitro.infrastructure.logs import logger_named
 
-logger = logging.getLogger("nitro.outbox")
+logger = logger_named("nitro.outbox")
 
 Step = Callable[[], float | None]
 """One step of work; seconds until the next one, or None when there is none for now."""

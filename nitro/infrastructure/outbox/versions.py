@@ -10,12 +10,17 @@ from nitro.errors import OutboxOutdated
 from nitro.infrastructure.database import engine, migrations
 from nitro.infrastructure.outbox.tables import schema
 
-VERSION = 2
+VERSION = 3
 
 STEPS: dict[int, tuple[str, ...]] = {
     2: (
         "DROP INDEX ix_nitro_delivery_open",
         "CREATE INDEX ix_nitro_delivery_open ON nitro_delivery (state, due_at, emission) WHERE closed_at IS NULL",
+    ),
+    3: (
+        "ALTER TABLE nitro_emission ADD COLUMN story TEXT",
+        "ALTER TABLE nitro_delivery ADD COLUMN history TEXT",
+        "CREATE INDEX ix_nitro_emission_root ON nitro_emission (root) WHERE root IS NOT NULL",
     ),
 }
 """SQL that leads to each version from the one before; version 1 is what is created."""

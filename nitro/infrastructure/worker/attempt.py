@@ -17,13 +17,14 @@ from sqlalchemy import exc
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.claims import Claim, Refusal
 from nitro.infrastructure.outbox.tables import CLOSED
 from nitro.infrastructure.worker.identity import here
 
-logger = logging.getLogger("nitro.worker")
+logger = logger_named("nitro.worker")
 
 T = TypeVar("T")
 

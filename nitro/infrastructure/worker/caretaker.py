@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -17,6 +16,7 @@ from celery.worker import state
 from click import Option
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox import census, claims, registry
 from nitro.infrastructure.outbox.keeper import tracks
@@ -27,7 +27,7 @@ from nitro.infrastructure.worker import identity, reports
 from nitro.infrastructure.worker.request import HandlerRequest
 from nitro.infrastructure.worker.starvation import Starvation
 
-logger = logging.getLogger("nitro.worker")
+logger = logger_named("nitro.worker")
 
 BEAT = 3.0
 """Seconds between two beats."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Coroutine
@@ -17,8 +16,9 @@ from billiard.common import TERM_SIGNAL
 
 from nitro.infrastructure import scope
 from nitro.infrastructure.events import background
+from nitro.infrastructure.logs import logger_named
 
-logger = logging.getLogger("nitro.worker")
+logger = logger_named("nitro.worker")
 
 _spawned: ContextVar[set[asyncio.Future[Any]] | None] = ContextVar("nitro_spawned", default=None)
 

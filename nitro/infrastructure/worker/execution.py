@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,6 +16,7 @@ from nitro.infrastructure.events import Emission, background
 from nitro.infrastructure.events.handler import kind_of
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.declarations import Declaration
 from nitro.infrastructure.offload.delivery import Delivery, delivering
@@ -27,7 +27,7 @@ from nitro.infrastructure.worker.attempt import TakenOver, claimed
 from nitro.infrastructure.worker.coroutines import run_coroutine
 from nitro.infrastructure.worker.results import Progress, storable
 
-logger = logging.getLogger("nitro.worker")
+logger = logger_named("nitro.worker")
 
 _one_async = Lock()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-logger = logging.getLogger("nitro.worker")
+from nitro.infrastructure.logs import logger_named
+
+logger = logger_named("nitro.worker")
 
 Nudge = Callable[[float], None]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from types import AsyncGeneratorType
 from typing import Any
 
 from kombu.utils.json import dumps
 
-logger = logging.getLogger("nitro.worker")
+from nitro.infrastructure.logs import logger_named
+
+logger = logger_named("nitro.worker")
 
 kombu_json: Callable[[Any], str] = dumps
 

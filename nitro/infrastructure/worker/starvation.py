@@ -7,16 +7,16 @@ whose acknowledgement failed as one in hand for ever, and takes no more than the
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from celery.worker import state
 
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.outbox import backlog
 
-logger = logging.getLogger("nitro.worker")
+logger = logger_named("nitro.worker")
 
 
 class Starvation:

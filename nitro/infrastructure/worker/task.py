@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from celery.utils.imports import symbol_by_name
 from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.app import adopted, is_used
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
@@ -32,7 +32,7 @@ from nitro.infrastructure.worker.execution import execute
 from nitro.infrastructure.worker.request import HandlerRequest, emission_in
 from nitro.settings import Settings
 
-logger = logging.getLogger("nitro.worker")
+logger = logger_named("nitro.worker")
 
 LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
 IN_HAND = 2.0

@@ -1,0 +1,39 @@
+"""Moments: how a time is given on the command line."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import click
+
+UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment in UTC: so long ago, or the begin of a day."""
+
+    name = "age or date"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The moment that a text means.
+
+        Raises:
+            BadParameter: it means none; names it and what is allowed.
+        """
+        if isinstance(value, datetime):
+            return value
+        try:
+            return _moment(value)
+        except (ValueError, OverflowError) as error:
+            allowed = "an age such as 14d, 12h or 30m, nor a date such as 2026-01-31"
+            raise click.BadParameter(f"{value!r} is neither {allowed}", ctx, param) from error
+
+
+def _moment(text: str) -> datetime:
+    if age := re.fullmatch(r"([0-9]+)([dhms])", text):
+        return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        raise ValueError(text)
+    return datetime.combine(date.fromisoformat(text), time(), UTC)

@@ -1,0 +1,155 @@
+"""`nitro tail`: emissions, inline handlers and deliveries as they happen, read from the database that all share."""
+
+from __future__ import annotations
+
+import json as json_
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from threading import Event
+from typing import TYPE_CHECKING
+
+import click
+
+from nitro.cli import listing
+from nitro.cli.moments import Moment
+from nitro.cli.project import load
+from nitro.cli.steps import steps_of
+from nitro.infrastructure.logs import plain, said
+
+if TYPE_CHECKING:
+    from nitro.infrastructure.outbox.lineage import Told
+    from nitro.infrastructure.outbox.registry import Entry
+
+EVERY = 0.5
+"""Seconds between two looks."""
+LATE = timedelta(seconds=60)
+"""How long after it began an emission may be committed, and still be seen."""
+MOST = 2000
+"""Emissions that are looked at at once, the latest."""
+STATES = (
+    *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped"),
+    *("waiting", "queued", "running", "retried", "dead"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Something that happened.
+
+    Attributes:
+        state: `emitted`, the outcome of an inline handler, or what a delivery came into.
+        handler: None of an emission.
+    """
+
+    at: datetime
+    state: str
+    event: str | None
+    sender: str
+    handler: str | None
+    emission: str
+    note: str
+
+    def __str__(self) -> str:
+        time = f"{self.at:%H:%M:%S}.{self.at.microsecond // 1000:03}"
+        facts = (self.emission, self.event or "-", self.sender, self.handler or "", self.note)
+        return listing.GAP.join([time, listing.coloured(self.state, 9), *map(plain, filter(None, facts))])
+
+
+class Tail:
+    """What has happened since the last look.
+
+    Args:
+        since: begins with what was emitted since then.
+    """
+
+    def __init__(self, since: datetime) -> None:
+        self._since = since
+        self._open: set[str] = set()
+        self._shown: dict[str, set[Line]] = {}
+
+    def look(self) -> list[Line]:
+        """The lines that have not been there, the earliest first."""
+        from nitro.infrastructure.outbox import lineage
+
+        begun = datetime.now(UTC)
+        told = lineage.emitted(self._since, MOST)
+        told += lineage.named(self._open - {each.id for each in told})
+        self._since = max(self._since, begun - LATE)
+        self._open = {each.id for each in told if any(entry.closed is None for entry in each.deliveries)}
+        self._shown = {each.id: self._shown.get(each.id, set()) for each in told}
+        return sorted((line for each in told for line in self._fresh(each)), key=lambda line: line.at)
+
+    def _fresh(self, told: Told) -> Iterator[Line]:
+        shown = self._shown[told.id]
+        for line in _lines(told):
+            if line not in shown:
+                shown.add(line)
+                yield line
+
+
+@click.command("tail")
+@click.option("--event", metavar="NAME", help="Only of this event.")
+@click.option("--handler", metavar="NAME", help="Only of this handler.")
+@click.option("--sender", metavar="Class:id", help="Only by this entity.")
+@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only this; may be given again.")
+@click.option("--since", type=Moment(), default="0s", help="Begin with what was emitted since then.")
+@click.option("--once", is_flag=True, help="End when all is shown that has happened.")
+@click.option("--json", "json", is_flag=True, help="For scripts: an object a line.")
+def command(
+    event: str | None,
+    handler: str | None,
+    sender: str | None,
+    states: Sequence[str],
+    since: datetime,
+    once: bool,
+    json: bool,
+) -> None:
+    """Show emissions, inline handlers and deliveries as they happen, until SIGINT or SIGTERM.
+
+    Shown is what is recorded: emissions that have queued tracked deliveries; with NITRO_JOURNAL=on all.
+
+    \b
+    Example: celery -A tasks nitro tail --event order-placed --state dead --state retried
+    """
+    from nitro.infrastructure.outbox.versions import ensure_current
+
+    load()
+    ensure_current()
+    wanted = {"event": event, "handler": handler, "sender": sender}
+    tail, told = Tail(since), Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    while True:
+        for line in tail.look():
+            if _is_wanted(line, wanted, states):
+                click.echo(json_.dumps(asdict(line), default=datetime.isoformat) if json else line)
+        if once or told.wait(EVERY):
+            return
+
+
+def _is_wanted(line: Line, wanted: dict[str, str | None], states: Sequence[str]) -> bool:
+    fits = all(value is None or getattr(line, name) == value for name, value in wanted.items())
+    return fits and (not states or line.state in states)
+
+
+def _lines(told: Told) -> Iterator[Line]:
+    below = f"below {told.parent}" if told.parent else ""
+    yield _line(told, told.at, "emitted", None, f"raised {told.error}" if told.error else below)
+    for turn in told.turns:
+        at = told.at + timedelta(seconds=turn.get("at", 0))
+        yield _line(told, at, turn["outcome"], turn["handler"], turn.get("why") or turn.get("delivery") or "")
+    for entry in told.deliveries:
+        yield from _delivery(told, entry)
+
+
+def _delivery(told: Told, entry: Entry) -> Iterator[Line]:
+    for step in steps_of(entry):
+        why = said(entry.error or "") if step.state == "dead" else step.why
+        run = f"run {step.run}" if step.run else ""
+        yield _line(told, step.at, step.state, entry.handler, ": ".join(filter(None, (run, why))))
+
+
+def _line(told: Told, at: datetime, state: str, handler: str | None, note: str) -> Line:
+    return Line(at=at, state=state, event=told.event, sender=told.sender, handler=handler, emission=told.id, note=note)

@@ -1,0 +1,40 @@
+"""Logs: the loggers of the library, whose lines no text of a user's can forge."""
+
+from __future__ import annotations
+
+import logging
+from traceback import format_exception
+
+
+def plain(text: str) -> str:
+    """Text that cannot break a line or steer a terminal."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def said(traceback: str) -> str:
+    """What the text of a traceback says in the end: the line of its exception, be its message of one line or of many."""
+    lines = traceback.strip().splitlines() or [""]
+    while len(lines) > 1 and any(line.startswith(" ") for line in lines):
+        lines = lines[1:]  # what comes after the last frame
+    return lines[0]
+
+
+def logger_named(name: str) -> logging.Logger:
+    """The logger of that name; tracebacks in its lines are indented, and so cannot pass for lines of their own."""
+    logger = logging.getLogger(name)
+    if _indented not in logger.filters:
+        logger.addFilter(_indented)
+    return logger
+
+
+def facts(**known: object) -> dict[str, object]:
+    """The `extra=` of a line: `nitro_event`, `nitro_handler` and so on, for formatters that write JSON."""
+    return {f"nitro_{name}": value for name, value in known.items()}
+
+
+def _indented(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and not record.exc_text:
+        lines = "".join(format_exception(error)).splitlines()
+        record.exc_text = "\n".join(f"  {plain(line)}" for line in lines)
+    return True

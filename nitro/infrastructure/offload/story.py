@@ -1,0 +1,118 @@
+"""Story: what became of an emission where it was made, as the outbox and the journal keep it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from socket import gethostname
+from time import perf_counter, time
+from typing import Any, Literal, TypedDict
+
+from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.offload.parcel import TRACKED
+
+LONGEST = 500
+"""Characters of a reason or an error."""
+
+Outcome = Literal["done", "started", "failed", "raised", "cancelled", "skipped", "queued"]
+"""`started`: it is async, and nobody waited for it; `failed`: it stopped nothing; `raised`: it ended the emission."""
+
+
+class Turn(TypedDict, total=False):
+    """What became of one handler; of an offloaded one only what its delivery does not say.
+
+    Attributes:
+        at: seconds after the emission began.
+        took: seconds.
+        why: it was skipped, or failed.
+        id: Celery task id of one that was queued without a row, and `delivery` its promise.
+    """
+
+    handler: str
+    outcome: Outcome
+    at: float
+    took: float
+    why: str
+    id: str
+    delivery: str
+
+
+class Story(TypedDict):
+    """What became of an emission.
+
+    Attributes:
+        at: when it began, in seconds since 1970 by the emitter's clock.
+        took: seconds until its inline handlers had ended.
+        process: host and process id of the emitter.
+        caused_in: the handler that emitted it.
+        error: what ended it.
+    """
+
+    at: float
+    took: float
+    process: str
+    caused_in: str | None
+    error: str | None
+    handlers: list[Turn]
+
+
+def story_of(emission: Emission, error: BaseException | None = None) -> Story:
+    """The story of an emission as far as it has come."""
+    now, began = perf_counter(), emission.began or 0.0
+    return {
+        "at": time() - (now - began),
+        "took": _rounded(now - began),
+        "process": _process(os.getpid()),
+        "caused_in": emission.caused_in,
+        "error": None if error is None else told(error),
+        "handlers": list(_turns(emission, began, error)),
+    }
+
+
+def written(story: Story) -> str:
+    """The story as JSON text."""
+    return json.dumps(story, separators=(",", ":"))
+
+
+def told(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}"[:LONGEST]
+
+
+def _turns(emission: Emission, began: float, error: BaseException | None) -> Iterator[Turn]:
+    """In the order of the plan; without those whose turn never came, and without tracked deliveries."""
+    for handler in emission.plan.handlers if emission.plan is not None else ():
+        name = handler.name
+        if name in emission.skipped:
+            yield {"handler": name, "outcome": "skipped", "why": emission.skipped[name][:LONGEST]}
+        elif name in emission.turns:
+            yield _inline(emission, handler, began, error)
+        elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in TRACKED:
+            promise = handler.offload.delivery or ""
+            yield {"handler": name, "outcome": "queued", "id": emission.offloaded[name], "delivery": promise}
+
+
+def _inline(emission: Emission, handler: Handler, began: float, error: BaseException | None) -> Turn:
+    start, end = emission.turns[handler.name]
+    turn: Turn = {"handler": handler.name, "outcome": "started", "at": _rounded(start - began)}
+    if end is not None:
+        turn["took"] = _rounded(end - start)
+        turn["outcome"] = "cancelled" if emission.cancelled_by == handler.name else "done"
+    failure: Any = emission.failed.get(handler.name)
+    if failure is not None:
+        turn["outcome"], turn["why"] = "failed", told(failure)
+    elif error is not None and emission.handler == handler.name:
+        turn["outcome"], turn["why"] = "raised", told(error)
+    return turn
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 6)
+
+
+@cache
+def _process(pid: int) -> str:
+    return f"{gethostname()}/{pid}"

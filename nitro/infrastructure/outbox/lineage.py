@@ -1,0 +1,136 @@
+"""Lineage: an emission with what became of it, and the emissions that its handlers made, as far as they are kept."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, or_, select
+
+from nitro.infrastructure.database import engine
+from nitro.infrastructure.offload.story import Story, Turn
+from nitro.infrastructure.outbox.registry import Entry, entries
+from nitro.infrastructure.outbox.tables import deliveries, emissions, first_id, made_at
+from nitro.infrastructure.outbox.versions import ensure_current
+
+_c = emissions.c
+FACTS = (_c.id, _c.event, _c.sender, _c.root, _c.parent, _c.story)
+
+
+@dataclass(slots=True, kw_only=True)
+class Told:
+    """An emission.
+
+    Attributes:
+        at: when it began by the emitter's clock; without a story, when its id was made.
+        took: seconds until its inline handlers had ended; None without a story.
+        process: host and process id of the emitter; None without a story.
+        caused_in: the handler that emitted it.
+        turns: its inline handlers, those that were skipped, and those that were queued without a row, in order.
+        deliveries: the others, by handler.
+        children: what its handlers emitted, the earliest first.
+    """
+
+    id: str
+    event: str | None
+    sender: str
+    root: str | None
+    parent: str | None
+    at: datetime
+    took: float | None
+    process: str | None
+    caused_in: str | None
+    error: str | None
+    turns: list[Turn]
+    deliveries: list[Entry]
+    children: list[Told] = field(default_factory=list)
+
+
+def of(identity: str) -> list[Told]:
+    """The tree that an emission, or that of a delivery, is in, from its root; several when the root is not kept.
+
+    Args:
+        identity: id of an emission, or of a delivery, which is its Celery task id.
+    """
+    ensure_current()
+    by_delivery = select(deliveries.c.emission).where(deliveries.c.id == identity)
+    asked = select(_c.id, _c.root).where(or_(_c.id == identity, _c.id.in_(by_delivery)))
+    with engine().connect() as connection:
+        found = connection.execute(asked).all()
+    return _trees(_families(row.root or row.id for row in found))
+
+
+def about(sender: str, since: datetime, most: int) -> list[Told]:
+    """The latest emissions by a sender, such as `Order:o1`, each with what its handlers emitted; the earliest first."""
+    ensure_current()
+    shown = or_(_c.sender == sender, _c.sender.startswith(f"{sender} ", autoescape=True))
+    asked = select(_c.id, _c.root).where(_c.id >= first_id(since), shown).order_by(_c.id.desc()).limit(most)
+    with engine().connect() as connection:
+        found = connection.execute(asked).all()
+    mine, told = {row.id for row in found}, _families(row.root or row.id for row in found)
+    _trees(told)
+    below = {child.id for each in told if each.id in mine for child in _descendants(each)}
+    return [each for each in told if each.id in mine - below]
+
+
+def emitted(since: datetime, most: int) -> list[Told]:
+    """The latest emissions of since a moment, the earliest first, each without its children."""
+    return _told(_c.id.in_(select(_c.id).where(_c.id >= first_id(since)).order_by(_c.id.desc()).limit(most)))
+
+
+def named(identities: Collection[str]) -> list[Told]:
+    """The emissions with these ids, the earliest first, each without its children."""
+    return _told(_c.id.in_(identities)) if identities else []
+
+
+def _families(roots: Iterable[str]) -> list[Told]:
+    """The emissions of these roots, and all that they have caused."""
+    wanted = sorted(set(roots))
+    return _told(or_(_c.id.in_(wanted), _c.root.in_(wanted))) if wanted else []
+
+
+def _told(which: ColumnElement[bool]) -> list[Told]:
+    with engine().connect() as connection:
+        rows = connection.execute(select(*FACTS).where(which).order_by(_c.id)).all()
+    sent: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries(which):
+        sent[entry.emission].append(entry)
+    return [_tell(row, sent[row.id]) for row in rows]
+
+
+def _tell(row: Any, sent: list[Entry]) -> Told:
+    story: Story | None = json.loads(row.story) if row.story else None
+    return Told(
+        id=row.id,
+        event=row.event,
+        sender=row.sender,
+        root=row.root,
+        parent=row.parent,
+        at=made_at(row.id) if story is None else datetime.fromtimestamp(story["at"], UTC),
+        took=story and story["took"],
+        process=story and story["process"],
+        caused_in=story and story["caused_in"],
+        error=story and story["error"],
+        turns=story["handlers"] if story is not None else [],
+        deliveries=sent,
+    )
+
+
+def _trees(told: Sequence[Told]) -> list[Told]:
+    """Put each below its parent; those whose parent is not among them."""
+    by_id = {each.id: each for each in told}
+    tops: list[Told] = []
+    for each in told:
+        parent = by_id.get(each.parent or "")
+        (tops if parent is None else parent.children).append(each)
+    return tops
+
+
+def _descendants(told: Told) -> Iterator[Told]:
+    for child in told.children:
+        yield child
+        yield from _descendants(child)
