@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nitro.cli import doctor, events, outbox, relay, tail, trace
+from nitro.cli import doctor, events, graph, outbox, relay, tail, trace
 from nitro.cli.project import load
 from nitro.errors import NitroError
 
@@ -44,6 +44,7 @@ nitro.add_command(relay.command)
 nitro.add_command(events.handlers)
 nitro.add_command(events.explain)
 nitro.add_command(doctor.command)
+nitro.add_command(graph.command)
 nitro.add_command(trace.command)
 nitro.add_command(tail.command)
 

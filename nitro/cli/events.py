@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from nitro.infrastructure.logs import plain
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events import Event
-    from nitro.infrastructure.events.handler import Handler
 
 HEADINGS = ("EVENT", "#", "WHERE", "HANDLER", "KIND", "PRIORITY", "SENDER", "CONDITION", "DELIVERY", "OPTIONS")
 
@@ -34,9 +32,10 @@ def handlers(event: str | None, json: bool) -> None:
     Example: celery -A tasks nitro handlers --event order-placed
     """
     from nitro.infrastructure.events.events import heard_events
+    from nitro.infrastructure.offload.catalogue import catalogue
 
     load()
-    rows = [row for each in ([_known(event)] if event else heard_events()) for row in _rows(each)]
+    rows = catalogue([known_event(event)] if event else heard_events())
     click.echo(json_.dumps(rows, indent=2, default=str) if json else listing.table(HEADINGS, map(_cells, rows)))
 
 
@@ -54,7 +53,7 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
     from nitro.infrastructure.events import ANY
 
     load()
-    told = _known(event).explain(ANY if sender is None else _sender(sender), **_object(kwargs))
+    told = known_event(event).explain(ANY if sender is None else _sender(sender), **_object(kwargs))
     if json:
         click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in told], indent=2))
     else:
@@ -62,7 +61,7 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
         click.echo(told)
 
 
-def _known(name: str) -> Event:
+def known_event(name: str) -> Event:
     """The event of that name that somebody hears.
 
     Raises:
@@ -82,50 +81,11 @@ def _known(name: str) -> Event:
     raise click.ClickException(f"no handler hears an event {name!r}{hint}")
 
 
-def _rows(event: Event) -> Iterator[dict[str, Any]]:
-    for position, handler in enumerate(event.handlers, 1):
-        yield {
-            "event": event.name,
-            "position": position,
-            "where": "inline" if handler.offload is None else "queue",
-            "handler": handler.name,
-            "kind": handler.kind,
-            "priority": handler.priority,
-            "sender": _heard(handler),
-            "condition": handler.condition is not None,
-            "delivery": None if handler.offload is None else handler.offload.delivery,
-            "options": _options(handler),
-        }
-
-
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     options = " ".join(f"{name}={value}" for name, value in row["options"].items())
     facts = (row["where"], row["handler"], row["kind"], str(row["priority"]), row["sender"] or "-")
     condition = "yes" if row["condition"] else "-"
     return (row["event"], str(row["position"]), *facts, condition, row["delivery"] or "-", options)
-
-
-def _options(handler: Handler) -> dict[str, Any]:
-    """The options that were given besides the promise."""
-    from nitro.infrastructure.offload import Offload
-
-    if not isinstance(handler.offload, Offload):
-        return {}
-    given = handler.offload.model_fields_set - {"delivery"}
-    return {name: getattr(handler.offload, name) for name in sorted(given)}
-
-
-def _heard(handler: Handler) -> str | None:
-    """The sender that a handler hears; None for all."""
-    sender = handler.sender
-    if sender.key is None:
-        return None
-    if sender.cls is not None:
-        return sender.cls.__name__
-    if isinstance(sender.key, tuple):
-        kind, key = sender.key
-        return repr(key) if kind in (str, int) else f"{kind.__name__}:{key}"
-    return "one object"
 
 
 def _sender(text: str) -> object:

@@ -12,7 +12,7 @@ def plain(text: str) -> str:
 
 
 def said(traceback: str) -> str:
-    """What the text of a traceback says in the end: the line of its exception, be its message of one line or of many."""
+    """What the text of a traceback says in the end: the first line of its exception, whose message may have many."""
     lines = traceback.strip().splitlines() or [""]
     while len(lines) > 1 and any(line.startswith(" ") for line in lines):
         lines = lines[1:]  # what comes after the last frame

@@ -273,6 +273,7 @@ BACK = (
     "DROP INDEX ix_nitro_delivery_open",
     "CREATE INDEX ix_nitro_delivery_open ON nitro_delivery (state, due_at)",
     "DROP INDEX ix_nitro_emission_root",
+    "DROP INDEX ix_nitro_delivery_dead",
     "ALTER TABLE nitro_emission DROP COLUMN story",
     "ALTER TABLE nitro_delivery DROP COLUMN history",
     "UPDATE nitro_schema SET version = 1",

@@ -317,7 +317,7 @@ def test_show_tells_all_about_a_delivery(shop: Shop) -> None:
     task_id = shop.dead()
     *facts, heading, first, second, third = run("outbox", "show", task_id).stdout.splitlines()
     shown = dict(line.split(maxsplit=1) for line in facts)
-    assert shown.keys() == {name for name, fact in asdict(entry(task_id)).items() if fact is not None} - {"error"}
+    assert shown.keys() == {name for name, fact in asdict(entry(task_id)).items() if fact not in (None, ())} - {"error"}
     assert (shown["id"], shown["state"], shown["worker"]) == (task_id, "dead", "boot/1")
     assert heading == "error"
     assert [line[2:] for line in (first, second, third)] == TRACE.splitlines()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, func, literal, or_, select, union_all, update
 
 from nitro.errors import NotTracked
 from nitro.infrastructure.database import engine, joined, writing
@@ -19,10 +19,13 @@ from nitro.infrastructure.outbox.tables import (
     DEAD,
     OPEN,
     QUEUED,
+    RUNNING,
     WAITING,
     State,
     deliveries,
     emissions,
+    is_dead,
+    is_open,
     made_at,
     now,
 )
@@ -98,6 +101,32 @@ def tally(*conditions: ColumnElement[bool]) -> dict[str, int]:
     counted = select(_c.state, func.count()).where(*conditions).group_by(_c.state)
     with engine().connect() as connection:
         return dict(connection.execute(counted).all())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What somebody on call asks first.
+
+    Attributes:
+        deliveries: how many wait, are queued, run and are dead.
+        oldest: seconds since the emission of the oldest that is due and waits; None when none does.
+    """
+
+    deliveries: dict[str, int]
+    oldest: float | None
+
+
+def health() -> Health:
+    """How the outbox does, found by its indexes of open and dead deliveries."""
+    ensure_current()
+    counted = [select(literal(state), func.count()).where(is_open(state)) for state in (WAITING, QUEUED, RUNNING)]
+    counted.append(select(literal(DEAD), func.count()).where(is_dead()))
+    waiting = select(func.min(_c.emission)).where(is_open(WAITING), _c.due_at <= now())
+    with engine().connect() as connection:
+        deliveries_ = dict(connection.execute(union_all(*counted)).tuples().all())
+        oldest = connection.scalar(waiting)
+    age = None if oldest is None else max(0.0, (datetime.now(UTC) - made_at(oldest)).total_seconds())
+    return Health(deliveries=deliveries_, oldest=age)
 
 
 def in_states(states: Iterable[str]) -> ColumnElement[bool]:

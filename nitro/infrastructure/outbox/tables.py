@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal,
     select,
     tuple_,
 )
@@ -108,6 +109,10 @@ Index(
     postgresql_where=deliveries.c.closed_at.is_(None),
 )
 
+_dead = deliveries.c.state == literal(DEAD, literal_execute=True)
+"""With the word itself in the statement, from which a database sees that the index of dead ones will do."""
+Index("ix_nitro_delivery_dead", deliveries.c.emission, sqlite_where=_dead, postgresql_where=_dead)
+
 _caused = emissions.c.root.is_not(None)
 Index("ix_nitro_emission_root", emissions.c.root, sqlite_where=_caused, postgresql_where=_caused)
 
@@ -140,6 +145,11 @@ def free(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
 def is_open(state: State) -> ColumnElement[bool]:
     """Deliveries in this state, found by the index of open ones."""
     return deliveries.c.closed_at.is_(None) & (deliveries.c.state == state)
+
+
+def is_dead() -> ColumnElement[bool]:
+    """Dead letters, found by their index."""
+    return _dead
 
 
 workers = Table(

@@ -1,0 +1,166 @@
+"""`nitro graph`: events and handlers as a picture: Mermaid for a README, DOT for Graphviz, SVG drawn by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nitro.cli.events import known_event
+from nitro.cli.project import load
+
+if TYPE_CHECKING:
+    from nitro.infrastructure.events import Event
+    from nitro.infrastructure.events.handler import Handler
+
+CHARACTER, LINE, GAP = 0.085, 0.45, 2.0
+"""Inches: the width of a character, the height of a line, the length of an arrow."""
+LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+QUEUED = "#c98a1b"
+INLINE = "#2e8b57"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """An event and a handler that hears it.
+
+    Attributes:
+        queued: whether it runs in a worker.
+        label: its promise, its priority and whether it has a condition, where they are not the usual ones.
+    """
+
+    event: str
+    handler: str
+    queued: bool
+    label: str
+
+
+@click.command("graph")
+@click.option("--format", "form", type=click.Choice(["mermaid", "dot", "svg"]), default="mermaid", show_default=True)
+@click.option("--event", metavar="NAME", help="Only of this event.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
+def command(form: str, event: str | None, output: Path | None) -> None:
+    """Draw the events with their handlers; those in the queue with a dashed arrow.
+
+    SVG needs no Graphviz, but the extra `graph`: pip install 'nitro-celery[graph]'
+
+    \b
+    Example: celery -A tasks nitro graph --format svg -o events.svg
+    """
+    from nitro.infrastructure.events.events import heard_events
+
+    load()
+    heard = [known_event(event)] if event else heard_events()
+    text = FORMS[form]([edge for each in heard for edge in _edges(each)])
+    if output is None:
+        click.echo(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+        click.echo(f"written: {output}", err=True)
+
+
+def _edges(event: Event) -> Iterator[Edge]:
+    for handler in event.handlers:
+        queued = handler.offload is not None
+        yield Edge(event=event.name, handler=handler.name, queued=queued, label=", ".join(_labels(handler)))
+
+
+def _labels(handler: Handler) -> Iterator[str]:
+    if handler.offload is not None:
+        yield str(handler.offload.delivery)
+    if handler.priority:
+        yield f"priority {handler.priority}"
+    if handler.condition is not None:
+        yield "if"
+
+
+def _mermaid(edges: list[Edge]) -> str:
+    """A flowchart (Mermaid documentation: Flowcharts, Special characters that break syntax)."""
+
+    def quoted(text: str) -> str:
+        return '"' + "".join(c if c.isalnum() or c in " ._-:,*?[]" else f"#{ord(c)};" for c in text) + '"'
+
+    names, shapes = _names(edges), {"e": ("([", "])"), "h": ("[", "]")}
+    nodes = [f"  {name}{quoted(text).join(shapes[kind])}" for (kind, text), name in names.items()]
+    arrows = [
+        f"  {names['e', edge.event]} {'-.->' if edge.queued else '-->'}"
+        f"{f'|{quoted(edge.label)}|' if edge.label else ''} {names['h', edge.handler]}"
+        for edge in edges
+    ]
+    return "\n".join(["flowchart LR", *nodes, *arrows])
+
+
+def _dot(edges: list[Edge]) -> str:
+    """A directed graph (Graphviz documentation: DOT Language); texts are quoted as in JSON, which it reads."""
+    names, shapes = _names(edges), {"e": "ellipse", "h": "box"}
+    labels = {each: json.dumps(each[1], ensure_ascii=False) for each in names}
+    nodes = [f"  {name} [label={labels[each]} shape={shapes[each[0]]}];" for each, name in names.items()]
+    arrows = [
+        f"  {names['e', edge.event]} -> {names['h', edge.handler]}"
+        f" [label={json.dumps(edge.label)} style={'dashed' if edge.queued else 'solid'}];"
+        for edge in edges
+    ]
+    return "\n".join(["digraph nitro {", "  rankdir=LR;", *nodes, *arrows, "}"])
+
+
+def _svg(edges: list[Edge]) -> str:
+    """Events on the left, handlers on the right.
+
+    Raises:
+        ClickException: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise click.ClickException("--format svg needs matplotlib: pip install 'nitro-celery[graph]'") from error
+    handlers = {name: -LINE * row for row, name in enumerate(dict.fromkeys(edge.handler for edge in edges))}
+    events = _beside(edges, handlers)
+    left, right = (CHARACTER * max(map(len, column), default=0) for column in (events, handlers))
+    height = LINE * (max(len(handlers), len(events)) + 1)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "nitro", "font.family": "monospace", "font.size": 10}):
+        figure = Figure(figsize=(left + GAP + right + 1, height))
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(-left - 0.5, GAP + right + 0.5), ylim=(LINE - height, LINE))
+        axes.set_axis_off()
+        for edge in edges:
+            _draw_edge(axes, edge, events[edge.event], handlers[edge.handler])
+        for places, x, side in ((events, 0.0, "right"), (handlers, GAP, "left")):
+            for name, y in places.items():
+                box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#8a94a6"}
+                axes.text(x, y, name, ha=side, va="center", bbox=box, parse_math=False)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return drawn.getvalue().rstrip()
+
+
+def _beside(edges: list[Edge], handlers: dict[str, float]) -> dict[str, float]:
+    """Each event in the middle of its handlers, and at least a line below the one before."""
+    places: dict[str, float] = {}
+    lowest = LINE
+    for event in dict.fromkeys(edge.event for edge in edges):
+        own = [handlers[edge.handler] for edge in edges if edge.event == event]
+        lowest = places[event] = min(sum(own) / len(own), lowest - LINE)
+    return places
+
+
+def _draw_edge(axes: Any, edge: Edge, begin: float, end: float) -> None:
+    colour = QUEUED if edge.queued else INLINE
+    style = {"arrowstyle": "->", "color": colour, "linestyle": "--" if edge.queued else "-"}
+    axes.annotate("", xy=(GAP - 0.1, end), xytext=(0.1, begin), arrowprops=style)
+    x, y = GAP * 0.7, begin + (end - begin) * 0.7
+    axes.text(x, y, edge.label, fontsize=7, color=colour, ha="center", va="center", bbox=LABEL)
+
+
+def _names(edges: Iterable[Edge]) -> dict[tuple[str, str], str]:
+    """A name of its own for each event and each handler, which may be called alike."""
+    events = dict.fromkeys(("e", edge.event) for edge in edges)
+    handlers = dict.fromkeys(("h", edge.handler) for edge in edges)
+    return {each: f"{each[0]}{number}" for number, each in enumerate([*events, *handlers])}
+
+
+FORMS: dict[str, Callable[[list[Edge]], str]] = {"mermaid": _mermaid, "dot": _dot, "svg": _svg}
