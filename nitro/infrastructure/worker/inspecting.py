@@ -18,14 +18,18 @@ PATIENCE = 0.5
 """Seconds that the worker's main loop, which must not wait for a database, waits for an answer about the outbox."""
 
 
-@inspect_command()  # type: ignore[untyped-decorator]  # celery has no types
+def wire() -> None:
+    """Have every worker of this process answer, and `celery inspect` know what can be asked."""
+    for answer in (nitro_handlers, nitro_outbox):
+        inspect_command()(answer)
+
+
 def nitro_handlers(_state: Any, **_: Any) -> list[dict[str, Any]]:
     """The handlers that this worker knows, by event."""
     rows: list[dict[str, Any]] = json.loads(json.dumps(catalogue(heard_events()), default=str))
     return rows
 
 
-@inspect_command()  # type: ignore[untyped-decorator]  # celery has no types
 def nitro_outbox(_state: Any, **_: Any) -> dict[str, Any]:
     """What waits, runs and is dead in the outbox of this worker; and whether it reaches its broker."""
     told: dict[str, Any] = {"boot": identity.boot(), "broker": "reached" if courier.ready else "away"}
