@@ -15,7 +15,7 @@ setup: $(READY) ## virtual environment with everything
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[redis,postgres,flower,graph]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[redis,postgres,flower,graph,prometheus,otel,sentry]' --group dev
 	@touch $@
 
 demo: $(READY) ## run the example shop with a real worker

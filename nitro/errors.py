@@ -214,6 +214,13 @@ class OptionStays(OutboxError, TypeError):
         super().__init__(f"the message options of {handler} cannot be kept in the outbox, which takes JSON: {reason}")
 
 
+class ContextStays(EmitError, TypeError):
+    """A context variable that cannot travel."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the context variable {name!r} cannot travel: {reason}")
+
+
 class DeliveryLost(OutboxError, RuntimeError):
     """Another run of a delivery has taken over, or it was cancelled; what this one wrote is rolled back."""
 

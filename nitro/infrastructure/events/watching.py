@@ -40,9 +40,7 @@ def watched(emission: Emission, call: Call) -> AbstractContextManager[object]:
 @contextmanager
 def _surrounded(emission: Emission, call: Call, debug: bool) -> Iterator[None]:
     with ExitStack() as stack:
-        if debug:
-            stack.enter_context(_logged(emission, call))
-        for watcher in watchers:
+        for watcher in [*([_logged] if debug else ()), *watchers]:
             stack.enter_context(watcher(emission, call))
         yield
 

@@ -26,6 +26,7 @@ class Parcel:
         promise: `delivery=` of the handler.
         mode: `entity=` of the handler.
         options: of `Task.apply_async`.
+        carried: headers of its message that its emission sends along.
         store: what cannot be sent waits in the outbox; else it is an error.
         story: what became of its emission before, as JSON text.
     """
@@ -36,6 +37,7 @@ class Parcel:
     promise: Delivery
     mode: Entities = "snapshot"
     options: dict[str, Any] = field(default_factory=dict)
+    carried: dict[str, Any] = field(default_factory=dict)
     store: bool = True
     story: str | None = None
 
@@ -60,7 +62,7 @@ class Parcel:
     def publish(self, app: Celery, **how: Any) -> None:
         """Have Celery send it as a task of the app, which need not have a handler of that name."""
         given = self.given
-        headers = {**given.get("headers", {}), DELIVERY_HEADER: self.promise}
+        headers = {**given.get("headers", {}), **self.carried, DELIVERY_HEADER: self.promise}
         shown = {"argsrepr": "()", "kwargsrepr": str(self.message)}
         options = {**given, **shown, **how, "headers": headers, "task_id": self.task_id}
         task = app.tasks.get(self.handler)

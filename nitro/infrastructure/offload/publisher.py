@@ -17,6 +17,7 @@ from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.batch import Batch, Fate
+from nitro.infrastructure.offload.carriers import given
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
 from nitro.infrastructure.offload.defaults import AMQP, is_embedded, transport_of
@@ -149,7 +150,7 @@ def _options(handler: Handler) -> Offload:
 
 def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler]) -> list[Parcel]:
     messages = _messages(emission, call, handlers)
-    causes = _causes()
+    causes, carried = _causes(), given(emission)
     parcels = []
     for handler in handlers:
         options = _options(handler)
@@ -162,6 +163,7 @@ def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler]) -> lis
                 promise=cast(Delivery, options.delivery),
                 mode=options.entity,
                 options={**options.message(), **causes},
+                carried=carried,
                 store=options.broker_down == "store",
             )
         )

@@ -76,7 +76,7 @@ class Template:
         given, task_id = parcel.options, parcel.task_id
         causes = {"root_id": given.get("root_id") or task_id, "parent_id": given.get("parent_id")}
         facts = {**causes, "retries": given.get("retries", 0)}
-        headers = {**self.headers, **facts, "id": task_id, "kwargsrepr": body.shown}
+        headers = {**self.headers, **facts, **parcel.carried, "id": task_id, "kwargsrepr": body.shown}
         producer.publish(
             body.data,
             content_type=body.content_type,

@@ -9,6 +9,7 @@ from celery import Celery
 
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch
+from nitro.infrastructure.offload.carriers import publishing, within
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.offload.parcel import Parcel
@@ -61,9 +62,10 @@ class Relay:
 
     def _publish(self) -> int:
         parcels = backlog.take(MOST if courier.ready else PROBE)
-        batch = courier.post(self._app, parcels)
-        if batch.wait(PATIENCE) != "sent":
-            _put_back(batch)
+        with within(around(parcels) for around in publishing):
+            batch = courier.post(self._app, parcels)
+            if batch.wait(PATIENCE) != "sent":
+                _put_back(batch)
         backlog.settle([parcel for parcel in backlog.untracked(parcels) if parcel not in batch.open], None)
         return len(parcels) - len(batch.open)
 

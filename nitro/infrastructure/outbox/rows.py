@@ -21,6 +21,10 @@ LEASE = 10.0
 LONGEST_LEASE = 600.0
 
 
+CARRIED = "carried"
+"""Where the options of a row keep the headers that its emission sends along."""
+
+
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
     """When something is due that is put off; what is not is due whatever becomes of the clock."""
     return case((seconds == 0, AT_ONCE), else_=now() + seconds)
@@ -52,7 +56,7 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
     Raises:
         OptionStays: an option of its message is not JSON.
     """
-    options = dict(parcel.options)
+    options = {**parcel.options, **({CARRIED: parcel.carried} if parcel.carried else {})}
     countdown, expires = options.pop("countdown", None) or 0.0, options.pop("expires", None)
     at_once = leaves_at_once(parcel, queued)
     return {
@@ -94,13 +98,16 @@ def parcel_of(row: Any) -> Parcel:
     message = Message(
         emission=row.emission, event=row.event, sender=row.sender, root=row.root, parent=row.parent, payload=row.payload
     )
+    options = json.loads(row.options or "{}")
+    carried = options.pop(CARRIED, {})
     return Parcel(
         handler=row.handler,
         task_id=row.id,
         message=message,
         promise=row.promise,
         mode=row.mode,
-        options={**json.loads(row.options or "{}"), "retries": row.retries},
+        options={**options, "retries": row.retries},
+        carried=carried,
     )
 
 

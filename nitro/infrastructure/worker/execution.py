@@ -17,6 +17,7 @@ from nitro.infrastructure.events.handler import kind_of
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.offload.carriers import taken
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.declarations import Declaration
 from nitro.infrastructure.offload.delivery import Delivery, delivering
@@ -42,8 +43,10 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
     """
     message = None if task.request.called_directly else Message.read(kwargs, declaration.name, args)
     run = claimed.get() if message is not None and message.payload is None else None
+    delivery = _delivery(task.request, declaration, message, run)
     with (
-        _delivered(_delivery(task.request, declaration, message, run)),
+        _delivered(delivery),
+        taken(task.request.headers or {}, delivery),
         background.settling(),
         _promised(run, declaration),
     ):

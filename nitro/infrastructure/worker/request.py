@@ -15,6 +15,7 @@ from nitro.infrastructure.offload.options import DELIVERY_HEADER
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox import claims, registry
 from nitro.infrastructure.worker import identity, reports
+from nitro.infrastructure.worker.results import sentence
 
 
 class Acknowledged:
@@ -61,6 +62,12 @@ class HandlerRequest:
         if self._at_most_once():
             cast(Any, self).acknowledge()
         cast(Any, super()).on_accepted(pid, time_accepted)
+
+    def send_event(self, kind: str, **facts: Any) -> None:
+        """Tell monitors; of a result a sentence."""
+        if kind == "task-succeeded":
+            facts["result"] = sentence(str(facts["result"]))
+        cast(Any, super()).send_event(kind, **facts)
 
     def on_retry(self, exc_info: Any) -> None:
         """It failed, and its row says when it runs again."""

@@ -15,6 +15,11 @@ logger = logger_named("nitro.worker")
 
 kombu_json: Callable[[Any], str] = dumps
 
+KINDS = {"{": "a dict", "[": "a list", "(": "a tuple"}
+QUOTES = ("'", '"')
+MOST_SHOWN = 80
+"""Characters."""
+
 STATE = "PROGRESS"
 """The task's state while it yields; its meta is `{"step": count, "value": what was yielded}`."""
 
@@ -45,11 +50,28 @@ class Progress:
             task.backend.store_result(request.id, meta, STATE, request=request)
         if task.send_events:
             with task.app.events.default_dispatcher(hostname=request.hostname) as events:
-                events.send("task-progress", uuid=request.id, result=f"step {meta['step']}: {meta['value']!r}")
+                events.send(
+                    "task-progress", uuid=request.id, result=f"step {meta['step']}: {_short(repr(meta['value']))}"
+                )
 
     async def drain(self, generator: AsyncGeneratorType[Any, Any]) -> list[Any]:
         """All that an async generator yields, each value reported beside the loop."""
         return [await asyncio.to_thread(self.report, value) async for value in generator]
+
+
+def sentence(shown: str) -> str:
+    """What monitoring shows of a result, of whose `repr` this is: one short line."""
+    return "done" if shown == "None" else f"done: {_short(shown)}"
+
+
+def _short(shown: str) -> str:
+    """A text as its handler says it; of other values, which may hold fields of entities, what they are."""
+    opening = shown[:1]
+    if opening in KINDS:
+        return KINDS[opening]
+    if opening in QUOTES:
+        shown = shown.strip(opening).split("\\n")[0]
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[: MOST_SHOWN - 1]}…"
 
 
 def carries(value: Any) -> bool:

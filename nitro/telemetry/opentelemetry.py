@@ -1,0 +1,89 @@
+"""OpenTelemetry: one trace from an emit through outbox, broker and worker to its handlers and what they emit.
+
+Needs the extra `otel`. Spans and attributes follow the semantic conventions for messaging where they have a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Link, SpanKind, TracerProvider
+from opentelemetry.util.types import AnyValue
+
+from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events.shown import shown
+from nitro.infrastructure.events.watching import watchers
+from nitro.infrastructure.offload.carriers import Headers, carriers, publishing
+from nitro.infrastructure.offload.delivery import Delivery
+from nitro.infrastructure.offload.parcel import Parcel
+
+MOST_LINKS = 128
+"""Of a span, which is the default limit of the SDK."""
+
+
+def instrument(tracer_provider: TracerProvider | None = None) -> None:
+    """Have emits, handlers in workers and batches of relays traced, from now on, by this or the global provider.
+
+    Spans: `emit EVENT` around an emit with its inline handlers; `run HANDLER` around each run in a worker, a child of
+    the emit whenever and by whomever it was published; `publish` around a batch of a relay, with a link to each emit.
+    """
+    tracing = _Tracing(trace.get_tracer("nitro", tracer_provider=tracer_provider))
+    watchers.append(tracing.watch)
+    carriers.append(tracing)
+    publishing.append(tracing.publish)
+
+
+class _Tracing:
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    @contextmanager
+    def watch(self, emission: Emission, call: Call) -> Iterator[None]:
+        """The span of an emit."""
+        facts: dict[str, AnyValue] = {"nitro.event": emission.event, "nitro.sender": shown(call.sender)}
+        with self._span(f"emit {emission.event}", SpanKind.PRODUCER, facts) as span:
+            yield
+            span.set_attribute("messaging.message.conversation_id", emission.root or emission.id)
+            span.set_attribute("messaging.message.id", emission.id)
+            span.set_attribute("nitro.queued", list(emission.offloaded))
+            if emission.cancelled_by is not None:
+                span.set_attribute("nitro.cancelled_by", emission.cancelled_by)
+
+    def give(self, _emission: Emission) -> Headers:
+        """The context of the emit, as the global propagator writes it."""
+        headers: dict[str, str] = {}
+        propagate.inject(headers)
+        return headers
+
+    @contextmanager
+    def take(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
+        """The span of a run."""
+        facts: dict[str, AnyValue] = {
+            "messaging.operation.type": "process",
+            "messaging.message.id": delivery.emission,
+            "nitro.event": delivery.event or "",
+            "nitro.handler": delivery.handler,
+            "nitro.attempt": delivery.attempt,
+        }
+        made = propagate.extract({name: value for name, value in headers.items() if isinstance(value, str)})
+        with self._span(f"run {delivery.handler}", SpanKind.CONSUMER, facts, context=made):
+            yield
+
+    @contextmanager
+    def publish(self, parcels: Sequence[Parcel]) -> Iterator[None]:
+        """The span of a relay's batch."""
+        contexts = (trace.get_current_span(propagate.extract(parcel.carried)).get_span_context() for parcel in parcels)
+        links = [Link(context) for context in dict.fromkeys(contexts) if context.is_valid][:MOST_LINKS]
+        facts: dict[str, AnyValue] = {"messaging.operation.type": "send", "messaging.batch.message_count": len(parcels)}
+        with self._span("publish", SpanKind.PRODUCER, facts, links=links):
+            yield
+
+    def _span(
+        self, name: str, kind: SpanKind, facts: Mapping[str, AnyValue], **more: Any
+    ) -> AbstractContextManager[trace.Span]:
+        attributes = {"messaging.system": "nitro", **facts}
+        return self._tracer.start_as_current_span(name, kind=kind, attributes=attributes, **more)

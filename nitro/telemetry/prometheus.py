@@ -1,0 +1,93 @@
+"""Prometheus: what Flower cannot see: what an emitter does, and how the outbox is.
+
+Needs the extra `prometheus`. Flower's `/metrics` serves the default registry, the outbox then among the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events.watching import watchers
+from nitro.infrastructure.logs import logger_named
+
+logger = logger_named("nitro.outbox")
+
+BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+"""Seconds."""
+
+
+class OutboxCollector(Collector):
+    """Asks the outbox at each scrape, and never counts closed deliveries that are done.
+
+    - `nitro_outbox_deliveries{state}`: waiting, queued, running, dead.
+    - `nitro_outbox_oldest_waiting_seconds`: age of the oldest that is due and waits; 0 when none does.
+    - `nitro_outbox_up`: 0 when the database does not answer; the others are missing then.
+    """
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing, so that to be registered asks no database."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The metrics as they are now."""
+        from nitro.infrastructure.outbox import registry
+
+        up = GaugeMetricFamily("nitro_outbox_up", "Whether the database of the outbox answers.")
+        try:
+            health = registry.health()
+        except Exception:
+            logger.warning("the outbox cannot be measured", exc_info=True)
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        deliveries = GaugeMetricFamily("nitro_outbox_deliveries", "Deliveries, by state.", labels=["state"])
+        for state, count in health.deliveries.items():
+            deliveries.add_metric([state], count)
+        oldest = GaugeMetricFamily("nitro_outbox_oldest_waiting_seconds", "Age of the oldest that is due and waits.")
+        oldest.add_metric([], health.oldest or 0)
+        yield from (up, deliveries, oldest)
+
+
+def instrument(registry: CollectorRegistry = REGISTRY) -> None:
+    """Count the emissions of this process from now on.
+
+    - `nitro_emissions_total{event}`, `nitro_cancellations_total{event, handler}`, `nitro_emit_errors_total{event}`.
+    - `nitro_inline_seconds{event, handler}`: a histogram of how long inline handlers take.
+    """
+    watchers.append(_Counting(registry).watch)
+
+
+class _Counting:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._emissions = Counter("nitro_emissions", "Emissions.", ["event"], registry=registry)
+        self._errors = Counter("nitro_emit_errors", "Emissions that raised.", ["event"], registry=registry)
+        self._cancelled = Counter(
+            "nitro_cancellations", "Emissions that a handler has cancelled.", ["event", "handler"], registry=registry
+        )
+        self._inline = Histogram(
+            "nitro_inline_seconds", "Time of inline handlers.", ["event", "handler"], registry=registry, buckets=BUCKETS
+        )
+
+    @contextmanager
+    def watch(self, emission: Emission, _call: Call) -> Iterator[None]:
+        """Count one."""
+        self._emissions.labels(emission.event).inc()
+        try:
+            yield
+        except BaseException:
+            self._errors.labels(emission.event).inc()
+            raise
+        finally:
+            if emission.cancelled_by is not None:
+                self._cancelled.labels(emission.event, emission.cancelled_by).inc()
+            for handler, (began, ended) in emission.turns.items():
+                if ended is not None:
+                    self._inline.labels(emission.event, handler).observe(ended - began)
