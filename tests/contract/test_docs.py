@@ -1,4 +1,4 @@
-"""The Python blocks of the README and the guide run as written, each in a fresh process."""
+"""The Python blocks of the README, the guide and the page for those on call run as written, each in a fresh process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
-    for page in (ROOT / "README.md", ROOT / "docs" / "guide.md")
+    for page in (ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "on-call.md")
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL), 1)
 ]
 
@@ -32,4 +32,4 @@ def test_a_block_runs_as_written(block: str, tmp_path: Path) -> None:
 
 def test_there_are_blocks() -> None:
     """The pages are found, so that the test above cannot pass for want of blocks."""
-    assert len(BLOCKS) >= 7
+    assert len(BLOCKS) >= 9

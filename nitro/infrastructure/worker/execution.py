@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
+from celery.exceptions import Ignore, Reject, Retry
+
 from nitro.errors import DeliveryLost, EntityVanished
 from nitro.infrastructure import scope
 from nitro.infrastructure.database import transaction
@@ -16,7 +18,7 @@ from nitro.infrastructure.events import Emission, background
 from nitro.infrastructure.events.handler import kind_of
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.logs import facts, logger_named, plain
 from nitro.infrastructure.offload.carriers import taken
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.declarations import Declaration
@@ -47,6 +49,7 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
     with (
         _delivered(delivery),
         taken(task.request.headers or {}, delivery),
+        _reported(delivery, message.sender if message is not None else ""),
         background.settling(),
         _promised(run, declaration),
     ):
@@ -58,6 +61,22 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
             kwargs = payload.kwargs
         result = _run(declaration, args, kwargs, Progress(task))
     return result if task.request.called_directly else storable(result, declaration.name)
+
+
+@contextmanager
+def _reported(delivery: Delivery, sender: str) -> Iterator[None]:
+    """A line about a run that fails; Celery's own has the traceback."""
+    try:
+        yield
+    except (Ignore, Reject, Retry):
+        raise
+    except Exception as error:
+        known = {"handler": delivery.handler, "event": delivery.event or "", "sender": sender}
+        told = (*map(plain, known.values()), plain(f"{type(error).__name__}: {error}"))
+        where = {"emission": delivery.emission, "attempt": delivery.attempt}
+        line = "handler %s of event %s by %s failed: %s (emission %s, attempt %d)"
+        logger.warning(line, *told, *where.values(), extra=facts(**known, **where))
+        raise
 
 
 @contextmanager
