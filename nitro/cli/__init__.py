@@ -34,7 +34,7 @@ class Commands(click.Group):
             raise
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, epilog="Example: celery -A tasks nitro trace Order:o1")
 def nitro() -> None:
     """Domain events and their side effects."""
 

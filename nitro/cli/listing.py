@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,12 @@ def as_json(entries: Iterable[Entry]) -> str:
     return json.dumps([asdict(entry) for entry in entries], default=datetime.isoformat, indent=2)
 
 
+def in_full_json(entries: Iterable[Entry], payloads: Mapping[str, Any]) -> str:
+    """The same with the payload of each, by its id."""
+    shown = [{**asdict(entry), "payload": payloads.get(entry.id)} for entry in entries]
+    return json.dumps(shown, default=datetime.isoformat, indent=2)
+
+
 def as_table(entries: Iterable[Entry]) -> str:
     """A line for each under its headings, the last line of its error at the end."""
     return table(HEADINGS, (_cells(entry) for entry in entries))
@@ -49,17 +56,28 @@ def coloured(word: str, width: int = 0) -> str:
     return click.style(text, fg=COLOURS[word]) if word in COLOURS else text
 
 
-def in_full(entry: Entry) -> str:
-    """A line for each fact that there is, then the error with its traceback."""
+def in_full(entries: Iterable[Entry], payloads: Mapping[str, Any]) -> str:
+    """Of each a line for each fact that there is, then its runs, its error with the traceback, and its payload."""
+    return "\n\n".join(_in_full(entry, payloads.get(entry.id)) for entry in entries)
+
+
+def _in_full(entry: Entry, payload: Any) -> str:
     facts = {name: value for name, value in asdict(entry).items() if value not in (None, ())}
     error = facts.pop("error", "").splitlines()
     runs = [f"run {run['run']}, ended {_text(run['ended'])}: {run['why']}" for run in facts.pop("history", ())]
     width = max(map(len, facts))
     lines = [f"{name:<{width}}{GAP}{plain(_text(value))}" for name, value in facts.items()]
-    more = {"history": runs, "error": error}
+    readable = [] if payload is None else json.dumps(payload, indent=2, ensure_ascii=False).splitlines()
+    more = {"history": runs, "error": error, "payload": readable}
     for name, told in more.items():
         lines += [name, *(GAP + plain(line) for line in told)] if told else []
     return "\n".join(lines)
+
+
+def progress(label: str, length: int) -> Any:
+    """A bar on stderr, where that is a terminal."""
+    hidden = not sys.stderr.isatty()
+    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
 
 def deliveries(count: int) -> str:

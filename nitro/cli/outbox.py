@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nitro.cli import listing
+from nitro.cli.masking import masked
 from nitro.cli.moments import Moment
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ GIVEN_UP = ("waiting", "queued", "dead")
 Command = Callable[..., None]
 
 
-@click.group("outbox")
+@click.group("outbox", epilog="Example: celery -A tasks nitro outbox list --state dead")
 def commands() -> None:
     """What is waiting, running, done or dead."""
 
@@ -66,9 +67,10 @@ def list_(states: Sequence[str], handler: str | None, event: str | None, limit: 
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @_json
 def show(ids: Sequence[str], json: bool) -> None:
-    """Show all about deliveries.
+    """Show all about deliveries, with their payload.
 
-    An ID is that of a delivery, which is its Celery task id, or of an emission.
+    An ID is that of a delivery, which is its Celery task id, or of an emission. In a payload values are masked whose
+    name tells of something secret, and what a class names in `__nitro_mask__`.
 
     \b
     Example: celery -A tasks nitro outbox show 0192f0c1-7a00-7000-8000-000000000000
@@ -78,7 +80,9 @@ def show(ids: Sequence[str], json: bool) -> None:
     entries = registry.entries(registry.named(ids))
     unknown = set(ids).difference(*((entry.id, entry.emission) for entry in entries))
     if entries or json:
-        click.echo(listing.as_json(entries) if json else "\n\n".join(map(listing.in_full, entries)))
+        kept = registry.payloads(registry.named(ids))
+        shown = {name: masked(text) if text else None for name, text in kept.items()}
+        click.echo(listing.in_full_json(entries, shown) if json else listing.in_full(entries, shown))
     if unknown:
         raise click.ClickException(f"no delivery or emission in the outbox has the id {', '.join(sorted(unknown))}")
 
@@ -137,6 +141,7 @@ def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
     \b
     Example: celery -A tasks nitro outbox purge --before 14d --state done
     """
+    from nitro.infrastructure.outbox import registry
     from nitro.infrastructure.outbox.retention import forget
     from nitro.infrastructure.outbox.retention import purge as delete
     from nitro.infrastructure.outbox.versions import ensure_current
@@ -145,9 +150,12 @@ def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
     what = f"what was emitted before {before:%Y-%m-%d %H:%M} UTC and is {' or '.join(states)}"
     if not yes:
         click.confirm(f"Delete {what}?", abort=True)
+    closed = sum(registry.tally(registry.in_states(states), registry.emitted_before(before)).values())
     deleted = 0
-    while some := delete(before, tuple(states)):
-        deleted += some
+    with listing.progress("deleting", closed) as bar:
+        while some := delete(before, tuple(states)):
+            deleted += some
+            bar.update(some)
     click.echo(f"deleted: {listing.deliveries(deleted)}")
     forgotten = 0
     while "done" in states and (some := forget(before)):

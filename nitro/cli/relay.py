@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nitro.cli import listing
 from nitro.cli.project import app_of, load
 
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ def _move_what_is_due(app: Celery) -> int:
 
 def _publish_all(app: Celery) -> int:
     from nitro.infrastructure.offload.courier import courier
-    from nitro.infrastructure.outbox import backlog
+    from nitro.infrastructure.outbox import backlog, registry
     from nitro.infrastructure.outbox.relay import Relay
+    from nitro.infrastructure.outbox.tables import WAITING
 
-    relay = Relay(app)
-    moved = relay.step()
-    while courier.ready and backlog.due():
-        moved += relay.step()
+    relay, moved = Relay(app), 0
+    with listing.progress("moving", registry.health().deliveries[WAITING]) as bar:
+        while (some := relay.step()) or (courier.ready and backlog.due()):
+            moved += some
+            bar.update(some)
     if not courier.ready:
         raise ConnectionError(f"it has taken {moved} deliveries, and the others wait as before")
     return moved

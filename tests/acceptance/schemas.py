@@ -88,6 +88,13 @@ ENTRY = exactly(
     history=array(exactly(run=COUNT, started=maybe(MOMENT), ended=MOMENT, why=TEXT)),
 )
 ENTRIES = array(ENTRY)
+SHOWN = array(
+    {
+        **ENTRY,
+        "properties": {**ENTRY["properties"], "payload": maybe({"type": "object"})},
+        "required": [*ENTRY["required"], "payload"],
+    }
+)
 
 TURN = {
     **some(

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Row, func, literal, or_, select, union_all
 
 from nitro.errors import NotTracked
 from nitro.infrastructure.database import engine, joined, writing
+from nitro.infrastructure.outbox.rows import payload
 from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import (
     CANCELLED,
@@ -24,6 +25,7 @@ from nitro.infrastructure.outbox.tables import (
     State,
     deliveries,
     emissions,
+    first_id,
     is_dead,
     is_open,
     made_at,
@@ -95,6 +97,13 @@ def entries(*conditions: ColumnElement[bool], limit: int | None = None) -> list[
         return [_entry(row) for row in connection.execute(found)]
 
 
+def payloads(*conditions: ColumnElement[bool]) -> dict[str, str | None]:
+    """What the handlers of the deliveries that meet all conditions are called with, as the codec wrote it, by id."""
+    found = select(_c.id, payload()).select_from(deliveries.join(emissions)).where(*conditions)
+    with engine().connect() as connection:
+        return dict(connection.execute(found).all())
+
+
 def tally(*conditions: ColumnElement[bool]) -> dict[str, int]:
     """How many deliveries meet all conditions, by their state."""
     ensure_current()
@@ -123,7 +132,7 @@ def health() -> Health:
     counted.append(select(literal(DEAD), func.count()).where(is_dead()))
     waiting = select(func.min(_c.emission)).where(is_open(WAITING), _c.due_at <= now())
     with engine().connect() as connection:
-        deliveries_ = dict(connection.execute(union_all(*counted)).tuples().all())
+        deliveries_ = dict(connection.execute(union_all(*counted)).all())
         oldest = connection.scalar(waiting)
     age = None if oldest is None else max(0.0, (datetime.now(UTC) - made_at(oldest)).total_seconds())
     return Health(deliveries=deliveries_, oldest=age)
@@ -147,6 +156,11 @@ def of_handler(handler: str) -> ColumnElement[bool]:
 def of_event(event: str) -> ColumnElement[bool]:
     """Deliveries of the emissions of this event."""
     return _c.emission.in_(select(emissions.c.id).where(emissions.c.event == event))
+
+
+def emitted_before(moment: datetime) -> ColumnElement[bool]:
+    """Deliveries of emissions of before a moment."""
+    return _c.emission < first_id(moment)
 
 
 def cancel(emission: str, handler: str | None = None) -> int:

@@ -1,0 +1,61 @@
+"""What `outbox show` shows of a payload, and what it masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from nitro.cli.masking import MASK, masked
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.offload.codec import encode
+
+
+class Patient(Entity):
+    """One with a field that only its class knows to be secret."""
+
+    __nitro_mask__: ClassVar[tuple[str, ...]] = ("diagnosis",)
+
+    name: str = ""
+    diagnosis: str = ""
+    password: str = ""
+
+
+@dataclass
+class Visit:
+    """The same as a dataclass."""
+
+    __nitro_mask__: ClassVar[tuple[str, ...]] = ("reason",)
+
+    room: int
+    reason: str
+
+
+def shown(sender: object = None, *args: object, **kwargs: object) -> Any:
+    """What is shown of a payload."""
+    return masked(encode(sender, args, kwargs, entity="snapshot"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["password", "db_pwd_secret", "card_number", "accessToken", "api_key", "email", "customer_email", "phone", "iban"],
+)
+def test_what_is_named_like_a_secret_is_masked(name: str) -> None:
+    """As a keyword argument, and at any depth."""
+    payload = shown(**{name: "4111", "order": {"lines": [{name: "4111", "total": 3}]}})
+    assert payload["kwargs"] == {name: MASK, "order": {"lines": [{name: MASK, "total": 3}]}}
+
+
+@pytest.mark.parametrize("name", ["total", "status", "monkey", "keyboard", "author_name", "spin", "passenger"])
+def test_other_values_are_shown(name: str) -> None:
+    """Without which nobody could tell what is wrong with a delivery."""
+    assert shown(**{name: "x"})["kwargs"] == {name: "x"}
+
+
+def test_a_class_names_its_own_secrets() -> None:
+    """`__nitro_mask__`, besides what is masked of any class; an entity's other fields are shown."""
+    payload = shown(Patient(id="p1", name="Ada", diagnosis="flu", password="x"), Visit(3, "flu"))
+    assert payload["entities"][0]["fields"] == {"id": "p1", "name": "Ada", "diagnosis": MASK, "password": MASK}
+    assert payload["args"][0]["$dataclass"][1] == {"room": 3, "reason": MASK}
+    assert "flu" not in str(payload)
