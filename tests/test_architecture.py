@@ -65,6 +65,12 @@ def test_nitro_itself_loads_nothing() -> None:
     assert run("import sys, nitro; print([m for m in sys.modules if m.startswith('nitro.')])") == "[]\n"
 
 
+def test_the_plug_in_is_light() -> None:
+    """Every `celery` command imports it: what only some of its own commands need is loaded by those."""
+    heavy = "{'celery', 'sqlmodel', 'sqlalchemy', 'pydantic', 'matplotlib', 'xml.etree', 'asyncio'}"
+    assert run(f"import sys, nitro.cli; print({heavy} & set(sys.modules))") == "set()\n"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_small(path: Path) -> None:
     """No file is longer than 300 lines, no function body than 40."""
@@ -76,6 +82,13 @@ def test_a_file_is_small(path: Path) -> None:
 def test_functions_are_short() -> None:
     """The median function has at most 8 lines."""
     assert statistics.median(body_lines(function) for path in SOURCES for function in functions(path)) <= 8
+
+
+def test_the_plug_in_is_light() -> None:
+    """Every `celery` command imports it: what only some commands need is loaded by those."""
+    heavy = "{'sqlmodel', 'sqlalchemy', 'pydantic', 'matplotlib', 'xml.etree', 'prometheus_client', 'opentelemetry'}"
+    code = f"import sys, celery.bin.celery; sys.modules.pop('nitro.cli', None)\nfor m in {heavy}: sys.modules.pop(m, None)"
+    assert run(f"{code}\nimport nitro.cli; print({heavy} & set(sys.modules))") == "set()\n"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
