@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 import click
 
 from nitro.cli.events import known_event
+from nitro.cli.output import give
 from nitro.cli.project import load
+from nitro.infrastructure.logs import plain
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events import Event
@@ -57,17 +60,14 @@ def command(form: str, event: str | None, output: Path | None) -> None:
     load()
     heard = [known_event(event)] if event else heard_events()
     text = FORMS[form]([edge for each in heard for edge in _edges(each)])
-    if output is None:
-        click.echo(text)
-    else:
-        output.write_text(text + "\n", encoding="utf-8")
-        click.echo(f"written: {output}", err=True)
+    give(text, output)
 
 
 def _edges(event: Event) -> Iterator[Edge]:
     for handler in event.handlers:
         queued = handler.offload is not None
-        yield Edge(event=event.name, handler=handler.name, queued=queued, label=", ".join(_labels(handler)))
+        label = ", ".join(_labels(handler))
+        yield Edge(event=plain(event.name), handler=plain(handler.name), queued=queued, label=label)
 
 
 def _labels(handler: Handler) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _mermaid(edges: list[Edge]) -> str:
     """A flowchart (Mermaid documentation: Flowcharts, Special characters that break syntax)."""
 
     def quoted(text: str) -> str:
-        return '"' + "".join(c if c.isalnum() or c in " ._-:,*?[]" else f"#{ord(c)};" for c in text) + '"'
+        return '"' + "".join(c if c.isalnum() or c in " ._-,*?[]" else f"#{ord(c)};" for c in text) + '"'
 
     names, shapes = _names(edges), {"e": ("([", "])"), "h": ("[", "]")}
     nodes = [f"  {name}{quoted(text).join(shapes[kind])}" for (kind, text), name in names.items()]
@@ -122,7 +122,7 @@ def _svg(edges: list[Edge]) -> str:
     handlers = {name: -LINE * row for row, name in enumerate(dict.fromkeys(edge.handler for edge in edges))}
     events = _beside(edges, handlers)
     left, right = (CHARACTER * max(map(len, column), default=0) for column in (events, handlers))
-    height = LINE * (max(len(handlers), len(events)) + 1)
+    height = LINE - min([*handlers.values(), *events.values()], default=0.0) + LINE
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "nitro", "font.family": "monospace", "font.size": 10}):
         figure = Figure(figsize=(left + GAP + right + 1, height))
         axes = figure.add_axes((0, 0, 1, 1), xlim=(-left - 0.5, GAP + right + 0.5), ylim=(LINE - height, LINE))
@@ -134,7 +134,8 @@ def _svg(edges: list[Edge]) -> str:
                 box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#8a94a6"}
                 axes.text(x, y, name, ha=side, va="center", bbox=box, parse_math=False)
         drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+        with catch_warnings(action="ignore"):  # of glyphs that a font lacks, which is for the viewer to draw
+            figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     return drawn.getvalue().rstrip()
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from nitro.cli.timeline import Item, Span
+from nitro.infrastructure.logs import plain
 
 STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff; }
@@ -29,13 +30,13 @@ TICKS = 5
 
 
 def of(found: Sequence[Item], title: str) -> str:
-    """The page of these items, under a title; every text in it is escaped."""
+    """The page of these items, under a title; every text in it is escaped, and can steer no terminal."""
     html = Element("html", lang="en")
     head, body = SubElement(html, "head"), SubElement(html, "body")
     SubElement(head, "meta", charset="utf-8")
-    SubElement(head, "title").text = title
+    SubElement(head, "title").text = plain(title)
     SubElement(head, "style").text = STYLE
-    SubElement(body, "h1").text = title
+    SubElement(body, "h1").text = plain(title)
     spans = [span for item in found for span in _all_spans(item)]
     scale = _Scale(spans)
     scale.draw(body)
@@ -68,16 +69,16 @@ class _Scale:
 def _draw(parent: Element, item: Item, depth: int, scale: _Scale) -> None:
     line = SubElement(parent, "div", {"class": "line" if item.state else "line emission"})
     what = SubElement(line, "div", {"class": "what", "style": f"padding-left: {0.5 + depth * 1.2:.1f}rem"})
-    SubElement(what, "span").text = item.title
+    SubElement(what, "span").text = plain(item.title)
     if item.state:
         SubElement(what, "span", {"class": f"state {item.state}"}).text = item.state
-    SubElement(what, "span", {"class": "note"}).text = item.note
+    SubElement(what, "span", {"class": "note"}).text = plain(item.note)
     bars = SubElement(line, "div", {"class": "bars"})
     for span in item.spans:
         left, right = scale.percent(span.began), scale.percent(span.ended)
         place = f"left: {left:.3f}%; width: {max(right - left, 0):.3f}%"
         kind = span.kind if span.kind == "wait" else span.state
-        SubElement(bars, "div", {"class": f"bar {kind}", "style": place, "title": span.what})
+        SubElement(bars, "div", {"class": f"bar {kind}", "style": place, "title": plain(span.what)})
     for below in item.below:
         _draw(parent, below, depth + 1, scale)
 

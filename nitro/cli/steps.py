@@ -40,6 +40,11 @@ def steps_of(entry: Entry) -> list[Step]:
     return steps
 
 
+def last_run_of(entry: Entry) -> datetime | None:
+    """When the run began that goes on, or has closed the delivery; None when the last one is in the history."""
+    return entry.started if entry.attempts > (entry.history[-1].run if entry.history else 0) else None
+
+
 def _steps(entry: Entry) -> Iterator[Step]:
     for run in entry.history:
         if run.started is not None:
@@ -47,7 +52,8 @@ def _steps(entry: Entry) -> Iterator[Step]:
         yield Step(run.ended, "retried", run.run, run.why)
     if entry.published is not None:
         yield Step(entry.published, "queued")
-    if entry.started is not None and entry.attempts > (entry.history[-1].run if entry.history else 0):
-        yield Step(entry.started, "running", entry.attempts)
+    last = last_run_of(entry)
+    if last is not None:
+        yield Step(last, "running", entry.attempts)
     if entry.closed is not None:
         yield Step(entry.closed, entry.state)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json as json_
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from threading import Event
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +27,7 @@ EVERY = 0.5
 LATE = timedelta(seconds=60)
 """How long after it began an emission may be committed, and still be seen."""
 MOST = 2000
-"""Emissions that are looked at at once, the latest."""
+"""Emissions that are looked at at once, the latest, and as many earlier ones with open deliveries."""
 STATES = (
     *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped"),
     *("waiting", "queued", "running", "retried", "dead"),
@@ -62,31 +62,44 @@ class Tail:
 
     Args:
         since: begins with what was emitted since then.
+
+    Attributes:
+        cut: whether there were more emissions than were looked at.
     """
 
     def __init__(self, since: datetime) -> None:
+        self.cut = False
         self._since = since
         self._open: set[str] = set()
-        self._shown: dict[str, set[Line]] = {}
+        self._shown: dict[str, set[Hashable]] = {}
 
     def look(self) -> list[Line]:
         """The lines that have not been there, the earliest first."""
         from nitro.infrastructure.outbox import lineage
 
         begun = datetime.now(UTC)
-        told = lineage.emitted(self._since, MOST)
+        found = lineage.emitted(self._since, MOST + 1)
+        self.cut = len(found) > MOST
+        told = found[-MOST:]
         told += lineage.named(self._open - {each.id for each in told})
         self._since = max(self._since, begun - LATE)
-        self._open = {each.id for each in told if any(entry.closed is None for entry in each.deliveries)}
+        goes_on = sorted(each.id for each in told if any(entry.closed is None for entry in each.deliveries))
+        self._open = set(goes_on[-MOST:])
         self._shown = {each.id: self._shown.get(each.id, set()) for each in told}
         return sorted((line for each in told for line in self._fresh(each)), key=lambda line: line.at)
 
     def _fresh(self, told: Told) -> Iterator[Line]:
         shown = self._shown[told.id]
         for line in _lines(told):
-            if line not in shown:
-                shown.add(line)
+            key = _key(line)
+            if key not in shown:
+                shown.add(key)
                 yield line
+
+
+def _key(line: Line) -> Hashable:
+    """What tells a line from others of its emission: not the time of a run, which its history has in other digits."""
+    return (line.handler, line.state, line.note) if line.state in ("emitted", "running", "retried") else line
 
 
 @click.command("tail")
@@ -118,19 +131,35 @@ def command(
     load()
     ensure_current()
     wanted = {"event": event, "handler": handler, "sender": sender}
-    tail, told = Tail(since), Event()
+    tail, warned = Tail(since), False
+    told: SimpleQueue[int] = SimpleQueue()  # unlike an Event's set(), its put() may interrupt the thread that waits
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda received, _frame: told.put(received))
     while True:
         for line in tail.look():
             if _is_wanted(line, wanted, states):
                 click.echo(json_.dumps(asdict(line), default=datetime.isoformat) if json else line)
-        if once or told.wait(EVERY):
+        if tail.cut and not warned:
+            click.echo(f"only the latest {MOST} emissions are shown", err=True)
+            warned = True
+        if once or _came(told):
             return
 
 
+def _came(told: SimpleQueue[int]) -> bool:
+    """Whether a signal comes before it is time to look again."""
+    try:
+        told.get(timeout=EVERY)
+    except Empty:
+        return False
+    return True
+
+
 def _is_wanted(line: Line, wanted: dict[str, str | None], states: Sequence[str]) -> bool:
-    fits = all(value is None or getattr(line, name) == value for name, value in wanted.items())
+    facts = {"event": line.event, "handler": line.handler, "sender": line.sender}
+    if wanted["sender"] is not None and line.sender.startswith(f"{wanted['sender']} "):
+        facts["sender"] = wanted["sender"]  # with what `__nitro_show__` of its class adds
+    fits = all(value is None or facts[name] == value for name, value in wanted.items())
     return fits and (not states or line.state in states)
 
 

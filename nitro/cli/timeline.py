@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from nitro.cli import listing
-from nitro.cli.steps import steps_of
+from nitro.cli.steps import last_run_of, steps_of
 from nitro.infrastructure.logs import plain, said
 
 if TYPE_CHECKING:
@@ -119,9 +119,10 @@ def _spans(entry: Entry, now: datetime) -> Iterator[Span]:
     if entry.published is not None:
         until = entry.started or entry.closed or now
         yield Span(kind="wait", state="queued", began=entry.published, ended=until, what="in the queue")
-    if entry.started is not None and entry.state not in ("waiting", "queued"):
+    last = last_run_of(entry)
+    if last is not None and entry.state not in ("waiting", "queued"):
         ended = entry.closed or now
-        yield Span(kind="run", state=entry.state, began=entry.started, ended=ended, what=f"run {entry.attempts}")
+        yield Span(kind="run", state=entry.state, began=last, ended=ended, what=f"run {entry.attempts}")
 
 
 def _after(begin: datetime, moment: datetime) -> str:
@@ -129,6 +130,6 @@ def _after(begin: datetime, moment: datetime) -> str:
 
 
 def _length(seconds: float) -> str:
-    if seconds < 1:
+    if seconds < 0.9995:  # of which three digits are not 1000
         return f"{seconds * 1000:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 100 else listing.span(timedelta(seconds=seconds))

@@ -12,6 +12,7 @@ import click
 
 from nitro.cli import timeline
 from nitro.cli.moments import Moment
+from nitro.cli.output import give
 from nitro.cli.project import load
 
 SINCE = "14d"
@@ -49,11 +50,7 @@ def command(
     else:
         found = timeline.items(told, datetime.now(UTC))
         text = timeline.as_text(found) if form == "text" else page.of(found, f"{what} · nitro trace")
-    if output is None:
-        click.echo(text)
-    else:
-        output.write_text(click.unstyle(text) + "\n", encoding="utf-8")
-        click.echo(f"written: {output}", err=True)
+    give(text, output)
 
 
 def _hint() -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from traceback import format_exception
 
+FRAME, OF_GROUP = '  File "', "  | "
+"""How the lines of frames begin in a traceback, and before that all of an exception group but those of its members."""
+
 
 def plain(text: str) -> str:
     """Text that cannot break a line or steer a terminal."""
@@ -13,10 +16,9 @@ def plain(text: str) -> str:
 
 def said(traceback: str) -> str:
     """What the text of a traceback says in the end: the first line of its exception, whose message may have many."""
-    lines = traceback.strip().splitlines() or [""]
-    while len(lines) > 1 and any(line.startswith(" ") for line in lines):
-        lines = lines[1:]  # what comes after the last frame
-    return lines[0]
+    lines = [line.removeprefix(OF_GROUP) for line in traceback.strip("\n").splitlines()] or [""]
+    after_frames = max((number for number, line in enumerate(lines) if line.startswith(FRAME)), default=0)
+    return next((line for line in lines[after_frames:] if not line.startswith(" ")), lines[0])
 
 
 def logger_named(name: str) -> logging.Logger:

@@ -19,7 +19,9 @@ from nitro.settings import signing_key
 logger = logger_named("nitro.worker")
 
 HEADER = "nitro_context"
-"""Message header: `{"values": {name: value}, "signature": text or null}`."""
+"""Message header: `{name: value}` as JSON text, which every broker brings back as it was."""
+SIGNATURE = "nitro_context_signature"
+"""Message header: of that text, where messages are signed."""
 
 
 def carry(*variables: ContextVar[Any]) -> None:
@@ -53,18 +55,18 @@ class ContextVariables:
         missing = object()
         found = {name: variable.get(missing) for name, variable in self.variables.items()}
         values = {name: value for name, value in found.items() if value is not missing}
+        if not values:
+            return {}
         for name, value in values.items():
             _check(name, value)
-        return {HEADER: {"values": values, "signature": _signature(values, emission.id)}} if values else {}
+        text = json.dumps(values)
+        signature = _signature(text, emission.id)
+        return {HEADER: text} if signature is None else {HEADER: text, SIGNATURE: signature}
 
     @contextmanager
     def take(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
         """Set them for a run of a handler; what is not signed as it must be is not set, which the log says."""
-        sent = headers.get(HEADER) or {}
-        values = sent.get("values", {})
-        if values and not _is_signed(sent, delivery.emission):
-            logger.error("context of emission %s is refused: it is not signed as it must be", delivery.emission)
-            values = {}
+        values = _values(headers, delivery.emission)
         known = {self.variables[name]: value for name, value in values.items() if name in self.variables}
         tokens = [(variable, variable.set(value)) for variable, value in known.items()]
         try:
@@ -79,20 +81,29 @@ _carried = ContextVariables()
 
 def _check(name: str, value: Any) -> None:
     try:
-        same = json.loads(json.dumps(value)) == value
-    except (TypeError, ValueError) as error:
+        back = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ContextStays(name, str(error)) from error
-    if not same:
+    if repr(back) != repr(value):  # a text may be equal to a member of an enum
         raise ContextStays(name, f"{value!r} does not come back from JSON as it is")
 
 
-def _signature(values: dict[str, Any], emission: str) -> str | None:
+def _values(headers: Headers, emission: str) -> dict[str, Any]:
+    text = headers.get(HEADER)
+    if text is None:
+        return {}
+    wanted = _signature(text, emission)
+    if wanted is not None and not hmac.compare_digest(
+        wanted.encode(), str(headers.get(SIGNATURE)).encode(errors="replace")
+    ):
+        logger.error("context of emission %s is refused: it is not signed as it must be", emission)
+        return {}
+    values: dict[str, Any] = json.loads(text)
+    return values
+
+
+def _signature(text: str, emission: str) -> str | None:
     key = signing_key()
     if key is None:
         return None
-    return hmac.digest(key.encode(), json.dumps([emission, sorted(values.items())]).encode(), "sha256").hex()
-
-
-def _is_signed(sent: dict[str, Any], emission: str) -> bool:
-    wanted = _signature(sent["values"], emission)
-    return wanted is None or hmac.compare_digest(wanted, str(sent.get("signature")))
+    return hmac.digest(key.encode(), json.dumps([emission, text]).encode(), "sha256").hex()

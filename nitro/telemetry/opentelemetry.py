@@ -6,11 +6,11 @@ Needs the extra `otel`. Spans and attributes follow the semantic conventions for
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from opentelemetry import propagate, trace
-from opentelemetry.trace import Link, SpanKind, TracerProvider
+from opentelemetry import context, propagate, trace
+from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
 from opentelemetry.util.types import AnyValue
 
 from nitro.infrastructure.events import Emission
@@ -46,12 +46,14 @@ class _Tracing:
         """The span of an emit."""
         facts: dict[str, AnyValue] = {"nitro.event": emission.event, "nitro.sender": shown(call.sender)}
         with self._span(f"emit {emission.event}", SpanKind.PRODUCER, facts) as span:
-            yield
-            span.set_attribute("messaging.message.conversation_id", emission.root or emission.id)
-            span.set_attribute("messaging.message.id", emission.id)
-            span.set_attribute("nitro.queued", list(emission.offloaded))
-            if emission.cancelled_by is not None:
-                span.set_attribute("nitro.cancelled_by", emission.cancelled_by)
+            try:
+                yield
+            finally:
+                span.set_attribute("messaging.message.conversation_id", emission.root or emission.id)
+                span.set_attribute("messaging.message.id", emission.id)
+                span.set_attribute("nitro.queued", list(emission.offloaded))
+                if emission.cancelled_by is not None:
+                    span.set_attribute("nitro.cancelled_by", emission.cancelled_by)
 
     def give(self, _emission: Emission) -> Headers:
         """The context of the emit, as the global propagator writes it."""
@@ -69,17 +71,22 @@ class _Tracing:
             "nitro.handler": delivery.handler,
             "nitro.attempt": delivery.attempt,
         }
-        made = propagate.extract({name: value for name, value in headers.items() if isinstance(value, str)})
-        with self._span(f"run {delivery.handler}", SpanKind.CONSUMER, facts, context=made):
-            yield
+        sent = {name: value for name, value in headers.items() if isinstance(value, str)}
+        # One that nothing was sent along with, such as a handler that a handler calls, is where it is called.
+        token = context.attach(propagate.extract(sent, context=context.get_current()))
+        try:
+            with self._span(f"run {delivery.handler}", SpanKind.CONSUMER, facts):
+                yield
+        finally:
+            context.detach(token)
 
     @contextmanager
     def publish(self, parcels: Sequence[Parcel]) -> Iterator[None]:
         """The span of a relay's batch."""
-        contexts = (trace.get_current_span(propagate.extract(parcel.carried)).get_span_context() for parcel in parcels)
-        links = [Link(context) for context in dict.fromkeys(contexts) if context.is_valid][:MOST_LINKS]
+        made = {(emit.trace_id, emit.span_id): emit for emit in map(_made_in, parcels) if emit.is_valid}
+        links = [Link(emit) for emit in made.values()][:MOST_LINKS]
         facts: dict[str, AnyValue] = {"messaging.operation.type": "send", "messaging.batch.message_count": len(parcels)}
-        with self._span("publish", SpanKind.PRODUCER, facts, links=links):
+        with self._span("publish", SpanKind.PRODUCER, facts, links=links) if parcels else nullcontext():
             yield
 
     def _span(
@@ -87,3 +94,8 @@ class _Tracing:
     ) -> AbstractContextManager[trace.Span]:
         attributes = {"messaging.system": "nitro", **facts}
         return self._tracer.start_as_current_span(name, kind=kind, attributes=attributes, **more)
+
+
+def _made_in(parcel: Parcel) -> SpanContext:
+    """The span of its emit."""
+    return trace.get_current_span(propagate.extract(parcel.carried, context=context.Context())).get_span_context()

@@ -18,6 +18,8 @@ from nitro.infrastructure import scope
 from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace, dispatcher
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.events.watching import watchers
+from nitro.infrastructure.outbox import journal
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -158,3 +160,12 @@ def celery_app() -> Iterator[Callable[..., Celery]]:
     yield make
     for app in made:
         app.close()
+
+
+@pytest.fixture
+def journal_on(offloading: None) -> Iterator[journal.Journal]:
+    """The journal of this process, which notes all that is emitted as with NITRO_JOURNAL=on."""
+    journal.install()
+    yield journal.journal
+    watchers.remove(journal.journal.watch)
+    assert journal.journal.flush(20)

@@ -57,6 +57,7 @@ class Event(blinker.NamedSignal):
         Raises:
             DeclarationError: the handler, or an option of it, could not work.
         """
+        prepare()
         handler, replaced = register(plain(receiver), next(_order), self._lost, sender, weak, **options)
         for event in list(_connected) if replaced is not None else ():
             event.disconnect(replaced)

@@ -95,16 +95,17 @@ def doubted(handler: Handler, emission: Emission, sender: object, error: Excepti
 
 def run(handler: Handler, emission: Emission, call: Call) -> Any:
     """The result of a handler: of a generator `Yielded`, of one that turns out to be async `Pending`."""
-    emission.handler = handler.name
+    emission.handler, result = handler.name, None
     began = perf_counter()
     try:
-        return settled(handler.call(call.sender, *call.args, **call.kwargs))
+        result = settled(handler.call(call.sender, *call.args, **call.kwargs))
     except Exception as error:
         if not _forgiven(handler, emission, call.sender, error):
             raise
-        return None
     finally:
         emission.turns[handler.name] = (began, perf_counter())
+    emission.handler = None
+    return result
 
 
 def settled(result: Any) -> Any:
@@ -127,18 +128,19 @@ async def run_async(
         until_false: close an async generator when it yields False.
     """
     scope.enter_task(Within(emission, handler.name))
-    began = perf_counter()
+    began, cut_short = perf_counter(), False
     try:
         made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
         if made is None:  # a weak handler that has died since
             return None
         return await (_drained_async(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
     except BaseException as error:
-        if not is_failure(error) or not _forgiven(handler, emission, call.sender, error):
+        cut_short = not is_failure(error)
+        if cut_short or not _forgiven(handler, emission, call.sender, error):
             raise
         return None
     finally:
-        emission.turns[handler.name] = (began, perf_counter())
+        emission.turns[handler.name] = (began, None if cut_short else perf_counter())
 
 
 def cancels(result: Any) -> bool:
@@ -178,9 +180,17 @@ def _forgiven(handler: Handler, emission: Emission, sender: object, error: BaseE
 
 def blame(handler: Handler, emission: Emission, error: BaseException) -> None:
     """Say in a note whose error it is."""
-    note = f"raised by handler {handler.name} of event {emission.event!r}"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    if not is_blamed(handler, emission, error):
+        error.add_note(_note(handler, emission))
+
+
+def is_blamed(handler: Handler, emission: Emission, error: BaseException) -> bool:
+    """Whether a note says that it is the error of this handler."""
+    return _note(handler, emission) in getattr(error, "__notes__", ())
+
+
+def _note(handler: Handler, emission: Emission) -> str:
+    return f"raised by handler {handler.name} of event {emission.event!r}"
 
 
 def _drained(generator: Iterator[Any]) -> Yielded:

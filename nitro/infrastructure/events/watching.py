@@ -27,7 +27,7 @@ _UNWATCHED = nullcontext()
 
 def prepare() -> None:
     """Have the journal there where it is wanted, before anything is emitted; it lies in a layer above."""
-    if os.environ.get("NITRO_JOURNAL", "off") != "off":
+    if os.environ.get("NITRO_JOURNAL") not in (None, "", "off"):
         dispatcher()
 
 
@@ -59,5 +59,5 @@ def _logged(emission: Emission, call: Call) -> Iterator[None]:
         sender = shown(call.sender)
         counts = (len(emission.turns), len(emission.skipped), len(emission.failed), len(emission.offloaded))
         line = "event %s by %s: %d ran, %d skipped, %d failed, %d queued%s (emission %s)"
-        told = (plain(emission.event), plain(sender), *counts, outcome, emission.id)
+        told = (plain(emission.event), plain(sender), *counts, plain(outcome), emission.id)
         logger.debug(line, *told, extra=facts(event=emission.event, sender=sender, emission=emission.id))

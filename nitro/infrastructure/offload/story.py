@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from socket import gethostname
 from time import perf_counter, time
@@ -12,13 +12,15 @@ from typing import Any, Literal, TypedDict
 
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.events.run import is_blamed
 from nitro.infrastructure.offload.parcel import TRACKED
 
 LONGEST = 500
 """Characters of a reason or an error."""
 
 Outcome = Literal["done", "started", "failed", "raised", "cancelled", "skipped", "queued"]
-"""`started`: it is async, and nobody waited for it; `failed`: it stopped nothing; `raised`: it ended the emission."""
+"""`started`: it is async, and nobody waited for its end; `failed`: it stopped nothing; `raised`: it ended the emission.
+"""
 
 
 class Turn(TypedDict, total=False):
@@ -74,28 +76,33 @@ def story_of(emission: Emission, error: BaseException | None = None) -> Story:
 
 def written(story: Story) -> str:
     """The story as JSON text."""
-    return json.dumps(story, separators=(",", ":"))
+    return _to_text(story)
 
 
 def told(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}"[:LONGEST]
+    """An error, also one that cannot be told."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001  # as in a traceback
+        said = "<exception str() failed>"
+    return f"{type(error).__name__}: {said}"[:LONGEST]
 
 
 def _turns(emission: Emission, began: float, error: BaseException | None) -> Iterator[Turn]:
     """In the order of the plan; without those whose turn never came, and without tracked deliveries."""
+    errors = [] if error is None else list(_all_of(error))
     for handler in emission.plan.handlers if emission.plan is not None else ():
         name = handler.name
         if name in emission.skipped:
             yield {"handler": name, "outcome": "skipped", "why": emission.skipped[name][:LONGEST]}
         elif name in emission.turns:
-            yield _inline(emission, handler, began, error)
+            yield _inline(emission, handler, began, errors)
         elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in TRACKED:
             promise = handler.offload.delivery or ""
             yield {"handler": name, "outcome": "queued", "id": emission.offloaded[name], "delivery": promise}
 
 
-def _inline(emission: Emission, handler: Handler, began: float, error: BaseException | None) -> Turn:
+def _inline(emission: Emission, handler: Handler, began: float, errors: list[BaseException]) -> Turn:
     start, end = emission.turns[handler.name]
     turn: Turn = {"handler": handler.name, "outcome": "started", "at": _rounded(start - began)}
     if end is not None:
@@ -104,13 +111,26 @@ def _inline(emission: Emission, handler: Handler, began: float, error: BaseExcep
     failure: Any = emission.failed.get(handler.name)
     if failure is not None:
         turn["outcome"], turn["why"] = "failed", told(failure)
-    elif error is not None and emission.handler == handler.name:
-        turn["outcome"], turn["why"] = "raised", told(error)
+    unnoted = errors[0] if errors and emission.handler == handler.name else None  # such as KeyboardInterrupt
+    raised = next((each for each in errors if is_blamed(handler, emission, each)), unnoted)
+    if raised is not None:
+        turn["outcome"], turn["why"] = "raised", told(raised)
     return turn
+
+
+def _all_of(error: BaseException) -> Iterator[BaseException]:
+    """The error, and of a group those in it."""
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _all_of(each)
 
 
 def _rounded(seconds: float) -> float:
     return round(seconds, 6)
+
+
+_to_text: Callable[[Story], str] = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 @cache

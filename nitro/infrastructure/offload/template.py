@@ -6,7 +6,7 @@ makes in a way of his own, goes through `Task.apply_async` each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -59,10 +59,14 @@ class Template:
     sent: Facts | None
 
     @classmethod
-    def of(cls, task: Any, published: Sequence[tuple[Any, Facts]]) -> Template | None:
-        """The template of what Celery published, a message and perhaps an event, if there can be one."""
+    def of(cls, task: Any, published: Sequence[tuple[Any, Facts]], carried: Collection[str]) -> Template | None:
+        """The template of what Celery published, a message and perhaps an event, if there can be one.
+
+        Args:
+            carried: names of headers that belong to this message only.
+        """
         (body, how), *events = published
-        headers = how.pop("headers")
+        headers = {name: value for name, value in how.pop("headers").items() if name not in carried}
         if not isinstance(body, tuple) or headers["eta"] or headers["expires"] or headers["stamped_headers"]:
             return None
         if all(entity.can_cache_declaration for entity in how["declare"] or ()):
@@ -139,7 +143,7 @@ class Templates:
         """Have Celery publish it; the template of what it has published, unless others have a hand in it."""
         recorder = _Recorder(self._producer)
         parcel.publish(self._app, producer=recorder, **self._how)
-        return Template.of(task, recorder.published) if is_plain(self._app, task) else None
+        return Template.of(task, recorder.published, parcel.carried) if is_plain(self._app, task) else None
 
     def _serialised(self, parcel: Parcel, template: Template) -> Body:
         """Made once for all handlers of an emission."""

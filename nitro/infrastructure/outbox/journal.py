@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, func
 
 from nitro.infrastructure.database import writing
 from nitro.infrastructure.events import Emission
@@ -21,33 +22,40 @@ from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.offload.story import Story, story_of, written
 from nitro.infrastructure.outbox.inserts import INSERT
-from nitro.infrastructure.outbox.tables import emissions
+from nitro.infrastructure.outbox.tables import NAME, emissions, storable
 from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
 
 logger = logger_named("nitro.outbox")
 
+ID = 36
+"""Characters of an id of an emission; those that a message names may be anything."""
 GATHER = 0.05
 """Seconds in which emissions gather to be written together."""
 AT_ONCE = 500
 MOST = 10_000
 """Emissions that may wait to be written; more than that are not recorded."""
 IDLE = 60.0
+EXIT_WAIT = 5.0
+"""Seconds that the exit of the interpreter waits for the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """An emission to be written."""
+    """An emission to be written; without its results, which need not live as long."""
 
-    emission: Emission
+    id: str
+    event: str
+    root: str | None
+    parent: str | None
     sender: str
     story: Story
 
     def row(self) -> dict[str, Any]:
-        """The values of its row."""
-        made = self.emission
-        facts = {"id": made.id, "event": made.event or None, "root": made.root, "parent": made.parent}
-        return {**facts, "sender": self.sender, "story": written(self.story)}
+        """The values of its row, none of which a database can refuse, which would keep all others waiting."""
+        causes = {"root": self.root and self.root[:ID], "parent": self.parent and self.parent[:ID]}
+        facts = {"id": self.id, "event": storable(self.event)[:NAME] or None, "sender": storable(self.sender)}
+        return {**facts, **causes, "story": written(self.story)}
 
 
 class Journal:
@@ -57,15 +65,17 @@ class Journal:
         self._ticker = Ticker("nitro-journal")
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
-        atexit.register(self.flush)
 
     def _forget(self) -> None:
         self._notes: deque[Note] = deque()
         self._dropped = 0
+        self._all_written = threading.Condition()
+        self._ends_well = self._ended = False
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
         """Note an emission when it has ended; one with tracked deliveries has its row already."""
+        identity = emission.id  # tells when it was made, and so is made now
         raised: BaseException | None = None
         try:
             yield
@@ -74,15 +84,31 @@ class Journal:
             raise
         finally:
             if raised is not None or not _is_tracked(emission):
-                self._note(Note(emission=emission, sender=shown(call.sender), story=story_of(emission, raised)))
+                try:
+                    self._note(_note_of(emission, call, raised))
+                except Exception:  # of the user's classes, such as a sender that cannot be shown
+                    logger.exception("emission %s is not in the journal", identity)
 
     def _note(self, note: Note) -> None:
         if len(self._notes) >= MOST:
             self._dropped += 1
             return
         self._notes.append(note)
+        self.end_well()
         self._ticker.start(self._write)
         self._ticker.nudge(GATHER)
+        if self._ended:
+            self.flush(EXIT_WAIT)
+
+    def end_well(self) -> None:
+        """Have the end of this process, or of a child of multiprocessing, wait until all is written."""
+        if not self._ends_well:
+            self._ends_well = True
+            # Not atexit, which does not run in a child of multiprocessing; after async handlers, which may emit.
+            Finalize(None, self._end, exitpriority=80)
+
+    def _end(self) -> None:
+        self._ended = self.flush(EXIT_WAIT)  # what is emitted later still is written at once
 
     def _write(self) -> float:
         """Write some of what was noted; seconds until the next time."""
@@ -91,19 +117,32 @@ class Journal:
             _insert(some)
         for _ in some:
             self._notes.popleft()
+        with self._all_written:
+            self._all_written.notify_all()
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             logger.warning("%d emissions are not in the journal: they came faster than they could be written", dropped)
         return 0.0 if self._notes else IDLE
 
-    def flush(self) -> None:
-        """Write all that was noted: a process ends."""
-        self._ticker.stop(IDLE)
-        try:
-            while self._notes:
-                self._write()
-        except Exception:
-            logger.exception("%d emissions are not in the journal", len(self._notes))
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was noted is written: a process ends; whether that was so within `timeout` seconds."""
+        self._ticker.nudge()
+        with self._all_written:
+            written = self._all_written.wait_for(lambda: not self._notes, timeout)
+        if not written:
+            logger.warning("%d emissions are not in the journal: the database does not take them", len(self._notes))
+        return written
+
+
+def _note_of(emission: Emission, call: Call, raised: BaseException | None) -> Note:
+    return Note(
+        id=emission.id,
+        event=emission.event,
+        root=emission.root,
+        parent=emission.parent,
+        sender=shown(call.sender),
+        story=story_of(emission, raised),
+    )
 
 
 def _insert(notes: list[Note]) -> None:
@@ -111,7 +150,9 @@ def _insert(notes: list[Note]) -> None:
     with writing() as connection:
         names = ("id", "event", "sender", "root", "parent", "story")
         new = INSERT[connection.dialect.name](emissions).values({name: bindparam(name) for name in names})
-        connection.execute(new.on_conflict_do_nothing(), [note.row() for note in notes])
+        story = func.coalesce(emissions.c.story, new.excluded.story)  # an untracked delivery that is stored has none
+        told = new.on_conflict_do_update(index_elements=["id"], set_={"story": story})
+        connection.execute(told, [note.row() for note in notes])
 
 
 def _is_tracked(emission: Emission) -> bool:
@@ -128,3 +169,4 @@ def install() -> None:
     """Have every emission of this process noted."""
     if journal.watch not in watchers:
         watchers.append(journal.watch)
+        journal.end_well()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.offload.story import Story, Turn
@@ -67,7 +67,7 @@ def of(identity: str) -> list[Told]:
 def about(sender: str, since: datetime, most: int) -> list[Told]:
     """The latest emissions by a sender, such as `Order:o1`, each with what its handlers emitted; the earliest first."""
     ensure_current()
-    shown = or_(_c.sender == sender, _c.sender.startswith(f"{sender} ", autoescape=True))
+    shown = or_(_c.sender == sender, func.substr(_c.sender, 1, len(sender) + 1) == f"{sender} ")
     asked = select(_c.id, _c.root).where(_c.id >= first_id(since), shown).order_by(_c.id.desc()).limit(most)
     with engine().connect() as connection:
         found = connection.execute(asked).all()

@@ -107,7 +107,7 @@ def _payload(message: Message, declaration: Declaration) -> Payload | None:
     except EntityVanished as error:
         if declaration.offload.on_missing == "fail":
             raise
-        logger.info("handler %s is skipped: %s", declaration.name, error)
+        logger.info("handler %s is skipped: %s", plain(declaration.name), error)
         return None
 
 

@@ -25,6 +25,7 @@ from nitro.infrastructure.offload.message import KEY, Message
 from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox import claims
+from nitro.infrastructure.outbox.journal import journal
 from nitro.infrastructure.worker import caretaker, inspecting, receiving, reports
 from nitro.infrastructure.worker.attempt import attempt, claimed
 from nitro.infrastructure.worker.coroutines import unwind_on_termination
@@ -36,7 +37,7 @@ logger = logger_named("nitro.worker")
 
 LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
 IN_HAND = 2.0
-"""Seconds that the end of a pool's process waits for the broker."""
+"""Seconds that the end of a pool's process waits for the broker, and for the database."""
 
 RETRIES: dict[str, Any] = {
     "autoretry_for": (Exception,),
@@ -213,6 +214,7 @@ def wire() -> None:
 def _send_what_is_in_hand(**_signal: object) -> None:
     """A pool's process ends: what its handlers have emitted leaves now, and not when its lease is over."""
     courier.drain(IN_HAND)
+    journal.flush(IN_HAND)
 
 
 def _import_handlers(**_signal: object) -> None:

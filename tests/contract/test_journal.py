@@ -1,0 +1,243 @@
+"""`NITRO_JOURNAL=on`: what is recorded besides deliveries, and that no emit waits for it: contract section 10."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from databases import KINDS, on_database
+from journals import only, recorded, rows
+from sqlalchemy import event as sqlalchemy_event
+from waiting import until
+
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.database import engine, reset, transaction
+from nitro.infrastructure.events import Event, Namespace, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.outbox import journal, registry
+from nitro.infrastructure.outbox.tables import NAME, made_at
+
+AWAY = "postgresql://postgres@127.0.0.1:9/away"
+
+
+class Bottle(Entity, table=True):
+    """Somebody who emits."""
+
+    __tablename__ = "journal_bottle"
+
+
+class Shy(Entity, table=True):
+    """Somebody who cannot be shown."""
+
+    __tablename__ = "journal_shy"
+    __nitro_show__ = ("missing",)
+
+
+@pytest.fixture
+def held(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A database that takes nothing until this is set."""
+    go, insert = threading.Event(), journal._insert
+
+    def wait(notes: list[Any]) -> None:
+        assert go.wait(20)
+        insert(notes)
+
+    monkeypatch.setattr(journal, "_insert", wait)
+    yield go
+    go.set()
+    assert journal_on.flush(20)
+
+
+def heard(evt: Event) -> Event:
+    """The same event, which somebody hears inline."""
+    on(evt, name="shop.stock")(lambda sender, **kwargs: None)
+    return evt
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_emission_without_offloads_is_recorded(
+    request: pytest.FixtureRequest, journal_on: object, evt: Event, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """By its id, as a root without a parent."""
+    on_database(request, monkeypatch, kind)
+    emission = emit(heard(evt), Bottle(id="b1"))
+    found = only()
+    assert (found.id, found.event, found.sender) == (emission.id, "order.placed", "Bottle:b1")
+    assert (found.root, found.parent, found.story["caused_in"]) == (None, None, None)
+    assert found.outcomes == {"shop.stock": "done"}
+
+
+def test_an_emission_that_nobody_hears_is_recorded(journal_on: object, evt: Event) -> None:
+    """That nothing became of it is worth knowing."""
+    emission = emit(evt, "ada")
+    assert (only().id, only().outcomes) == (emission.id, {})
+
+
+def test_without_the_journal_nothing_is_recorded(evt: Event, app: Celery) -> None:
+    """But for what has a tracked delivery."""
+    emit(heard(evt), "ada")
+    on(evt, name="shop.mail", offload=True)(lambda sender: None)
+    tracked = emit(evt, "bob")
+    assert journal.journal.flush(20)
+    assert [found.id for found in rows()] == [tracked.id]
+
+
+def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object, evt: Event, app: Celery) -> None:
+    """In the row that they have anyway."""
+    on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
+    emission = emit(evt, "ada")
+    assert not journal.journal._notes
+    assert only().id == emission.id
+
+
+def test_a_rolled_back_emission_takes_its_record_along(journal_on: object, evt: Event, app: Celery) -> None:
+    """What has a tracked delivery is written with the caller's data; what has none did happen."""
+    on(evt, name="shop.mail", offload=True)(lambda sender: None)
+    inline = heard(Namespace().event("seen"))
+    with pytest.raises(ZeroDivisionError), transaction():
+        emit(evt, "ada")
+        seen = emit(inline, "ada")
+        raise ZeroDivisionError
+    assert [found.id for found in recorded()] == [seen.id]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tracked_emissions_story_commits_with_the_callers_data(
+    request: pytest.FixtureRequest,
+    evt: Event,
+    make_app: Callable[..., Celery],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Nobody sees it before."""
+    on_database(request, monkeypatch, kind)
+    bind(make_app())
+    on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
+    with transaction():
+        emit(evt, "ada")
+        assert rows_of_another_connection() == []
+    assert only().outcomes == {"shop.stock": "done"}
+
+
+def test_a_stored_untracked_delivery_has_a_story_too(journal_on: object, evt: Event, app: Celery) -> None:
+    """The broker was away, and it waits in the outbox: its emission is told of like any other."""
+    on(heard(evt), name="shop.mail", offload={"delivery": "broker"})(lambda sender: None)
+    courier._failures, courier._pause_ends = 1, float("inf")
+    emit(evt, "ada")
+    assert journal.journal.flush(20)
+    assert only().outcomes == {"shop.stock": "done", "shop.mail": "queued"}
+    assert [entry.state for entry in registry.entries()] == ["waiting"]
+
+
+def test_an_emit_makes_no_query(journal_on: object, evt: Event, app: Celery) -> None:
+    """Another thread writes."""
+    heard(evt)
+    threads: set[int] = set()
+    sqlalchemy_event.listen(engine(), "before_cursor_execute", lambda *_: threads.add(threading.get_ident()))
+    emission = emit(evt, "ada")
+    mine = threading.get_ident() in threads
+    assert journal.journal.flush(20)
+    assert (mine, len(threads)) == (False, 1)
+    assert only().id == emission.id
+
+
+def test_an_emit_does_not_wait_for_the_database(held: threading.Event, evt: Event) -> None:
+    """It has returned before anything is written."""
+    emissions = [emit(heard(evt), "ada") for _ in range(3)]
+    assert rows() == []
+    held.set()
+    assert [found.id for found in recorded(3)] == [emission.id for emission in emissions]
+
+
+def test_a_database_that_is_away_is_waited_for(
+    journal_on: object, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No emit fails; what was noted is written when it is back, and the log says when it was away."""
+    with monkeypatch.context() as patch:
+        patch.setenv("NITRO_DB_URL", AWAY)
+        reset()
+        emissions = [emit(heard(evt), "ada") for _ in range(3)]
+        until(lambda: "nitro-journal cannot do its work now" in caplog.text)
+    reset()
+    assert [found.id for found in recorded(3)] == [emission.id for emission in emissions]
+    until(lambda: "nitro-journal does its work again" in caplog.text)
+    assert [record.levelname for record in caplog.records if record.name == "nitro.outbox"] == ["WARNING"] * 2
+
+
+def test_what_is_too_much_is_dropped_aloud(
+    held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory does not grow without end while the database is away; the log counts what is missing."""
+    monkeypatch.setattr(journal, "MOST", 3)
+    emissions = [emit(heard(evt), "ada") for _ in range(5)]
+    held.set()
+    until(lambda: "2 emissions are not in the journal" in caplog.text)
+    assert [found.id for found in rows()] == [emission.id for emission in emissions[:3]]
+
+
+def test_more_than_fits_at_once_is_written_in_turns(
+    held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, without waiting in between."""
+    monkeypatch.setattr(journal, "AT_ONCE", 2)
+    emissions = [emit(heard(evt), "ada") for _ in range(7)]
+    held.set()
+    assert [found.id for found in recorded(7)] == [emission.id for emission in emissions]
+
+
+def test_an_id_tells_when_its_emission_began(journal_on: object, evt: Event) -> None:
+    """And not when it ended or was written: rows are found by the time in their id."""
+    inside: list[datetime] = []
+
+    @on(evt, name="shop.stock")
+    def stock(sender: str) -> None:
+        inside.append(datetime.now(UTC))
+        until(lambda: datetime.now(UTC) - inside[0] > timedelta(milliseconds=5))
+
+    emit(evt, "ada")
+    assert made_at(only().id) <= inside[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_can_be_recorded(
+    request: pytest.FixtureRequest, journal_on: object, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What a database could not store as it is keeps nothing else from being written."""
+    on_database(request, monkeypatch, kind)
+    odd = Namespace().event("e\0\ud800%s" + "x" * 600)
+
+    @on(odd, name="shop.ö\0%(x)s", on_error="log")
+    def failing(sender: object) -> None:
+        raise LookupError("a NUL \0, half a pair \ud800, 100 %, 'quotes' \"too\" \\ and\nlines")
+
+    emit(odd, Bottle(id="b\0\ud800"))
+    emit(heard(Namespace().event("next")), "ada")
+    first, second = recorded(2)
+    assert str(first.event).startswith("e\\0\\ud800%sxxx")
+    assert len(str(first.event)) == NAME
+    assert first.sender == "Bottle:b\\0\\ud800"
+    (turn,) = first.story["handlers"]
+    assert turn["handler"] == "shop.ö\0%(x)s"
+    assert turn["why"] == "LookupError: a NUL \0, half a pair \ud800, 100 %, 'quotes' \"too\" \\ and\nlines"
+    assert second.event == "next"
+
+
+def test_a_sender_that_cannot_be_shown_fails_no_emit(
+    journal_on: object, evt: Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not in the journal, which the log says with its emission."""
+    emission = emit(heard(evt), Shy(id="s1"))
+    assert f"emission {emission.id} is not in the journal" in caplog.text
+    following = emit(evt, "ada")
+    assert only().id == following.id
+
+
+def rows_of_another_connection() -> list[Any]:
+    """What somebody else sees now."""
+    with engine().connect() as connection:
+        return list(connection.exec_driver_sql("SELECT id FROM nitro_emission"))

@@ -1,0 +1,204 @@
+"""What caused an emission, as it is recorded; and for how long that is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+from databases import KINDS, on_database
+from journals import Recorded, recorded, rows
+
+from nitro import cli
+from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.outbox import claims, registry, retention
+from nitro.infrastructure.outbox.claims import Claim
+
+pytestmark = pytest.mark.usefixtures("journal_on")
+
+EMITTED_WITH = ("emit", "emit_async")
+SOON = timedelta(minutes=1)
+
+
+@pytest.fixture
+def further() -> Event:
+    """What a handler emits."""
+    return Namespace().event("further")
+
+
+def handlers_that_emit(further: Event) -> dict[str, Any]:
+    """One of each kind."""
+
+    def sync(sender: object) -> None:
+        emit(further)
+
+    def generator(sender: object) -> Iterator[None]:
+        yield
+        emit(further)
+
+    async def coroutine(sender: object) -> None:
+        await asyncio.sleep(0)
+        emit(further)
+
+    async def awaiting(sender: object) -> None:
+        await asyncio.sleep(0)
+        await emit_async(further)
+
+    async def threaded(sender: object) -> None:
+        await asyncio.to_thread(emit, further)
+
+    kinds = (sync, generator, coroutine, awaiting, threaded)
+    return {kind.__name__: kind for kind in kinds}
+
+
+def check_caused(first: Recorded, second: Recorded, handler: str) -> None:
+    """The second was emitted by a handler of the first."""
+    assert (second.parent, second.root, second.story["caused_in"]) == (first.id, first.root or first.id, handler)
+
+
+@pytest.mark.parametrize("way", EMITTED_WITH)
+@pytest.mark.parametrize("kind", ["sync", "generator", "coroutine", "awaiting", "threaded"])
+def test_the_handler_that_emitted_is_recorded(evt: Event, further: Event, way: str, kind: str) -> None:
+    """With parent and root, of whatever kind it is, among others."""
+    on(evt, name="shop.before", priority=5)(lambda sender: None)
+    on(evt, name="shop.cause")(handlers_that_emit(further)[kind])
+    on(evt, name="shop.after", priority=-5)(lambda sender: None)
+    if way == "emit":
+        emit(evt)
+        assert drain(20)
+    else:
+        asyncio.run(emit_async(evt))
+    first, second = recorded(2)
+    assert (first.event, second.event) == ("order.placed", "further")
+    check_caused(first, second, "shop.cause")
+
+
+@pytest.mark.parametrize("delivery", ["broker", "at-least-once", "exactly-once"])
+@pytest.mark.parametrize("kind", ["sync", "generator", "coroutine", "awaiting", "threaded"])
+def test_the_handler_of_a_worker_is_recorded(
+    evt: Event, further: Event, app: Celery, work: Callable[..., Any], delivery: str, kind: str
+) -> None:
+    """Over processes as within one."""
+    on(evt, name="shop.cause", offload={"delivery": delivery})(handlers_that_emit(further)[kind])
+    on(further, name="shop.end")(lambda sender: None)
+    work(app).only(emit(evt))
+    first, second = recorded(2)
+    assert second.event == "further"
+    check_caused(first, second, "shop.cause")
+
+
+def test_the_root_is_the_first_of_all(evt: Event, further: Event) -> None:
+    """However long the chain is; the parent is the one right before."""
+    third = Namespace().event("third")
+    on(evt, name="shop.first")(lambda sender: emit(further) and None)
+    on(further, name="shop.second")(lambda sender: emit(third) and None)
+    emit(evt)
+    one, two, three = recorded(3)
+    check_caused(one, two, "shop.first")
+    check_caused(two, three, "shop.second")
+    assert three.root == one.id
+
+
+def test_a_condition_is_no_handler(evt: Event, further: Event) -> None:
+    """What it emits has a parent, and no handler that ran before is blamed for it."""
+    on(evt, name="shop.before", priority=5)(lambda sender: None)
+    on(evt, name="shop.asked", condition=lambda sender: emit(further) is not None)(lambda sender: None)
+    emit(evt)
+    first, second = recorded(2)
+    assert (second.event, second.parent, second.story["caused_in"]) == ("further", first.id, None)
+
+
+def test_what_no_handler_emits_has_no_cause(evt: Event, further: Event) -> None:
+    """After an emission as before it."""
+    on(evt, name="shop.before")(lambda sender: None)
+    emit(evt)
+    emit(further)
+    assert [(found.parent, found.root, found.story["caused_in"]) for found in recorded(2)] == [(None, None, None)] * 2
+
+
+@pytest.fixture
+def shop(evt: Event, app: Celery) -> Event:
+    """An event with a tracked handler."""
+    on(evt, name="shop.mail", offload=True)(lambda sender: None)
+    return evt
+
+
+def taken(event: Event) -> Claim:
+    """The run of the one delivery of a fresh emission."""
+    started = claims.claim(emit(event).id, "shop.mail", "boot/1")
+    assert isinstance(started, Claim)
+    return started
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_old_emissions_are_forgotten(
+    request: pytest.FixtureRequest,
+    evt: Event,
+    further: Event,
+    make_app: Callable[..., Celery],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """But for those that somebody looks at still: with an open delivery, a dead letter or one that is done."""
+    on_database(request, monkeypatch, kind)
+    bind(make_app())
+    on(evt, name="shop.mail", offload=True)(lambda sender: None)
+    opened, dead, done = emit(evt), taken(evt), taken(evt)
+    claims.bury(dead, "no mail")
+    claims.finish(done)
+    emit(further)
+    recorded(4)
+    assert retention.forget(datetime.now(UTC) + SOON) == 1
+    assert {found.id for found in rows()} == {opened.id, dead.emission, done.emission}
+
+
+def test_what_is_not_old_is_kept(further: Event) -> None:
+    """By the time of its emission."""
+    emit(further)
+    recorded()
+    assert retention.forget(datetime.now(UTC) - SOON) == 0
+    assert len(rows()) == 1
+
+
+def test_they_are_forgotten_a_few_at_a_time(further: Event) -> None:
+    """In short transactions."""
+    for _ in range(5):
+        emit(further)
+    recorded(5)
+    assert [retention.forget(datetime.now(UTC) + SOON, most=2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_worker_forgets_by_itself(further: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then, what is older than closed deliveries are kept."""
+    monkeypatch.setattr(retention, "_swept", float("-inf"))
+    emit(further)
+    recorded()
+    assert retention.sweep() == 0
+    monkeypatch.setattr(retention, "KEPT", -SOON)
+    monkeypatch.setattr(retention, "_swept", float("-inf"))
+    assert retention.sweep() == 1
+    assert rows() == []
+
+
+@pytest.mark.parametrize(
+    ("states", "left", "says"), [([], 1, "deleted from the journal: 2\n"), (["--state", "cancelled"], 4, "")]
+)
+def test_purge_deletes_them_with_what_is_done(
+    shop: Event, further: Event, states: list[str], left: int, says: str
+) -> None:
+    """An operator who keeps what is done keeps the rest of the story."""
+    claims.finish(taken(shop))
+    opened = emit(shop)
+    for _ in range(2):
+        emit(further)
+    recorded(4)
+    purged = CliRunner().invoke(cli.nitro, ["outbox", "purge", "--before", "2999-12-31", "--yes", *states])
+    assert (purged.exit_code, purged.stdout.partition("\n")[2]) == (0, says)
+    assert len(rows()) == left
+    assert opened.id in {found.id for found in rows()}
+    assert registry.tally()["queued"] == 1

@@ -1,0 +1,455 @@
+"""The log: what an emission says of itself at DEBUG, what failures say, and that no text of a user's forges a line."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from pydantic import BaseModel
+
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
+from nitro.infrastructure.logs import logger_named, plain, said
+
+NAME = "nitro.events"
+FORGED = "CRITICAL:root:all is lost"
+EVIL = f"shop\n{FORGED}\x1bc\r\x85\u2028\u202e\x00"
+"""A line that passes for another one, and what clears a terminal, breaks a line for some readers or turns it round."""
+
+Work = Callable[..., Any]
+
+
+class Logged(Entity):
+    """A sender."""
+
+    email: str = ""
+
+
+class Written(Entity, table=True):
+    """One that is gone when its handler asks for it."""
+
+    __tablename__ = "logs_written"
+
+
+@pytest.fixture
+def debug(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """The events' logger at DEBUG."""
+    with caplog.at_level(logging.DEBUG, NAME):
+        yield caplog
+
+
+@pytest.fixture
+def output() -> Iterator[io.StringIO]:
+    """What the logger writes through an ordinary handler of the standard library."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
+    logger = logging.getLogger(NAME)
+    logger.addHandler(handler)
+    yield text
+    logger.removeHandler(handler)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines of the events' logger."""
+    return [record.getMessage() for record in caplog.records if record.name == NAME]
+
+
+def only(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    """The only record of the events' logger."""
+    (record,) = [record for record in caplog.records if record.name == NAME]
+    return record
+
+
+def told(record: logging.LogRecord) -> dict[str, Any]:
+    """The facts for formatters that write JSON."""
+    return {name: value for name, value in vars(record).items() if name.startswith("nitro_")}
+
+
+def test_an_emission_is_one_line_at_debug(evt: Event, debug: pytest.LogCaptureFixture) -> None:
+    """Event and sender, how many handlers did what, and the id by which it is found elsewhere."""
+    on(evt, priority=3, name="shop.fine")(lambda sender: None)
+    on(evt, priority=2, condition=lambda sender: False, name="shop.skipped")(lambda sender: None)
+    on(evt, priority=1, on_error="log", name="shop.failing")(lambda sender: 1 / 0)
+    debug.clear()
+    emission = emit(evt, Logged(id="o1", email="secret"))
+    *_, line = lines(debug)
+    assert line == (f"event order.placed by Logged:o1: 2 ran, 1 skipped, 1 failed, 0 queued (emission {emission.id})")
+    assert "secret" not in debug.text
+
+
+def test_it_counts_what_is_queued(evt: Event, queue: Any, debug: pytest.LogCaptureFixture) -> None:
+    """Every offloaded handler that becomes a task."""
+    for name in ("shop.a", "shop.b"):
+        on(evt, offload=True, name=name)(lambda sender: None)
+    emission = emit(evt)
+    line = f"event order.placed by ANY: 0 ran, 0 skipped, 0 failed, 2 queued (emission {emission.id})"
+    assert lines(debug) == [line]
+
+
+def test_it_has_its_facts_apart(evt: Event, debug: pytest.LogCaptureFixture) -> None:
+    """A formatter that writes JSON need not parse the line."""
+    emission = emit(evt, Logged(id="o1"))
+    record = only(debug)
+    assert record.levelno == logging.DEBUG
+    assert told(record) == {"nitro_event": evt.name, "nitro_sender": "Logged:o1", "nitro_emission": emission.id}
+
+
+def test_it_says_who_has_cancelled(evt: Event, queue: Any, debug: pytest.LogCaptureFixture) -> None:
+    """And nothing was queued."""
+    on(evt, offload=True, name="shop.mail")(lambda sender: None)
+    on(evt, name="shop.gate")(lambda sender: False)
+    emission = emit(evt)
+    outcome = "1 ran, 0 skipped, 0 failed, 0 queued, cancelled by shop.gate"
+    assert lines(debug) == [f"event order.placed by ANY: {outcome} (emission {emission.id})"]
+
+
+@pytest.mark.parametrize("how", ["emit", "emit_async"])
+def test_it_says_what_was_raised(evt: Event, debug: pytest.LogCaptureFixture, how: str) -> None:
+    """The class of the exception; its message and traceback are the caller's to log."""
+
+    @on(evt, name="shop.handler")
+    def handler(sender: object) -> None:
+        raise ValueError("secret")
+
+    async def emitted() -> None:
+        await emit_async(evt)
+
+    with pytest.raises(ValueError, match="secret"):
+        emit(evt) if how == "emit" else asyncio.run(emitted())
+    assert ": 1 ran, 0 skipped, 0 failed, 0 queued, raised ValueError (emission " in lines(debug)[0]
+    assert "secret" not in debug.text
+
+
+def test_emit_async_is_one_line_when_all_have_ended(evt: Event, debug: pytest.LogCaptureFixture) -> None:
+    """Async handlers are counted like others."""
+    seen: list[list[str]] = []
+
+    @on(evt, name="shop.handler")
+    async def handler(sender: object) -> None:
+        await asyncio.sleep(0)
+        seen.append(lines(debug))
+
+    async def emitted() -> Emission:
+        return await emit_async(evt)
+
+    emission = asyncio.run(emitted())
+    assert seen == [[]]
+    assert lines(debug) == [f"event order.placed by ANY: 1 ran, 0 skipped, 0 failed, 0 queued (emission {emission.id})"]
+
+
+def test_an_emission_inside_another_has_its_line_first(evt: Event, debug: pytest.LogCaptureFixture) -> None:
+    """Lines come in the order in which emissions end."""
+    further = Namespace().event("order.paid")
+    on(evt)(lambda sender: emit(further) and None)
+    emit(evt)
+    assert [line.split()[1] for line in lines(debug)] == ["order.paid", "order.placed"]
+
+
+def test_at_info_an_emission_says_nothing(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
+    """What goes well is no news."""
+    on(evt)(lambda sender: False)
+    with caplog.at_level(logging.INFO, NAME):
+        emit(evt)
+    assert lines(caplog) == []
+
+
+@pytest.mark.parametrize("name", [NAME, "nitro", None], ids=["nitro.events", "nitro", "root"])
+def test_debug_can_be_turned_on_and_off_while_it_runs(
+    evt: Event, caplog: pytest.LogCaptureFixture, name: str | None
+) -> None:
+    """At this logger or above it; the next emit does as it is told."""
+    on(evt)(lambda sender: None)
+    emit(evt)
+    emit(evt)
+    assert lines(caplog) == []
+    with caplog.at_level(logging.DEBUG, name):
+        emit(evt)
+    assert len(lines(caplog)) == 1
+    emit(evt)
+    assert len(lines(caplog)) == 1
+    with caplog.at_level(logging.DEBUG, name):
+        emit(evt)
+    assert len(lines(caplog)) == 2
+
+
+def test_logging_disabled_is_disabled(evt: Event, debug: pytest.LogCaptureFixture) -> None:
+    """`logging.disable` turns it off and on as well."""
+    on(evt)(lambda sender: None)
+    emit(evt)
+    earlier = logging.root.manager.disable
+    logging.disable(logging.DEBUG)
+    try:
+        emit(evt)
+    finally:
+        logging.disable(earlier)
+    emit(evt)
+    assert len(lines(debug)) == 2
+
+
+@pytest.mark.parametrize("how", ["emit", "emit_async"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_handler_that_fails_and_stops_nothing_is_one_line(
+    evt: Event, caplog: pytest.LogCaptureFixture, how: str, kind: str
+) -> None:
+    """Handler, event, sender and emission, in the line and apart, with the traceback below."""
+
+    def sync(sender: Logged) -> None:
+        raise ValueError("no stock")
+
+    async def coroutine(sender: Logged) -> None:
+        raise ValueError("no stock")
+
+    chosen: dict[str, Any] = {"sync": sync, "async": coroutine}
+    on(evt, on_error="log", name="shop.handler")(chosen[kind])
+
+    async def emitted() -> Emission:
+        emission = emit(evt, Logged(id="o1")) if how == "emit" else await emit_async(evt, Logged(id="o1"))
+        while not emission.failed:
+            await asyncio.sleep(0)
+        return emission
+
+    emission = asyncio.run(emitted())
+    record = only(caplog)
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == (
+        f"handler shop.handler of event order.placed by Logged:o1 failed (emission {emission.id})"
+    )
+    assert told(record) == {
+        "nitro_handler": "shop.handler",
+        "nitro_event": "order.placed",
+        "nitro_sender": "Logged:o1",
+        "nitro_emission": emission.id,
+    }
+    assert record.exc_info is not None
+    assert record.exc_info[1] is emission.failed["shop.handler"]
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["inline", "offloaded"])
+def test_a_condition_that_raises_is_one_line(
+    evt: Event, queue: Any, caplog: pytest.LogCaptureFixture, offload: bool
+) -> None:
+    """It says that the handler is skipped."""
+    on(evt, condition=lambda sender: sender.total > 1, offload=offload, name="shop.handler")(lambda sender: None)
+    emission = emit(evt, Logged(id="o1"))
+    record = only(caplog)
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == (
+        "condition of handler shop.handler of event order.placed by Logged:o1 raised; it is skipped"
+        f" (emission {emission.id})"
+    )
+    assert told(record) == {
+        "nitro_handler": "shop.handler",
+        "nitro_event": "order.placed",
+        "nitro_sender": "Logged:o1",
+        "nitro_emission": emission.id,
+    }
+    assert record.exc_info is not None
+
+
+def assert_is_one_line(written: str) -> None:
+    """No reader takes it for more than one, and a terminal shows it as it is."""
+    assert written.endswith("\n")
+    assert written[:-1].isprintable(), written
+    assert r"shop\nCRITICAL" in written
+
+
+@pytest.mark.parametrize("where", ["event", "sender", "canceller"])
+def test_no_name_breaks_the_line_of_an_emission(
+    evt: Event, debug: pytest.LogCaptureFixture, output: io.StringIO, where: str
+) -> None:
+    """An id may come from whoever fills in a form."""
+    event = Namespace().event(EVIL) if where == "event" else evt
+    on(event, name=EVIL if where == "canceller" else "shop.gate")(lambda sender: False)
+    emit(event, Logged(id=EVIL) if where == "sender" else Logged(id="o1"))
+    assert_is_one_line(output.getvalue())
+
+
+@pytest.mark.parametrize("what", ["handler", "condition"])
+@pytest.mark.parametrize("where", ["event", "sender", "handler"])
+def test_no_name_breaks_the_line_of_a_failure(
+    evt: Event, caplog: pytest.LogCaptureFixture, output: io.StringIO, where: str, what: str
+) -> None:
+    """The traceback below it is indented, line by line."""
+    event = Namespace().event(EVIL) if where == "event" else evt
+    condition = (lambda sender: 1 / 0) if what == "condition" else None
+    name = EVIL if where == "handler" else "shop.handler"
+    on(event, name=name, on_error="log", condition=condition)(lambda sender: 1 / 0)
+    emit(event, Logged(id=EVIL) if where == "sender" else Logged(id="o1"))
+    first, *below = output.getvalue().splitlines(keepends=True)
+    assert_is_one_line(first)
+    assert below
+    assert all(line.startswith("  ") for line in below)
+
+
+def test_the_facts_apart_are_as_they_are(evt: Event, debug: pytest.LogCaptureFixture) -> None:
+    """Who writes JSON escapes for himself, and wants to search for the value."""
+    emit(evt, Logged(id=EVIL))
+    assert told(only(debug))["nitro_sender"] == f"Logged:{EVIL}"
+
+
+@pytest.mark.parametrize("what", ["message", "note", "cause", "member"])
+def test_no_exception_forges_a_line(
+    evt: Event, caplog: pytest.LogCaptureFixture, output: io.StringIO, what: str
+) -> None:
+    """Its message may have as many lines as it likes, and so may its notes, its cause and what a group holds."""
+
+    @on(evt, on_error="log", name="shop.handler")
+    def handler(sender: object) -> None:
+        error: Exception = ValueError(EVIL if what == "message" else "no stock")
+        if what == "note":
+            error.add_note(EVIL)
+        if what == "member":
+            error = ExceptionGroup("two", [error, ValueError(EVIL)])
+        raise error from (ValueError(EVIL) if what == "cause" else None)
+
+    emit(evt)
+    first, *below = output.getvalue().splitlines()
+    assert first.startswith("ERROR:nitro.events:handler shop.handler of event order.placed")
+    assert all(line.startswith("  ") and line.isprintable() for line in below)
+    assert [line for line in below if FORGED in line]
+    assert [line for line in below if line.endswith('raise error from (ValueError(EVIL) if what == "cause" else None)')]
+
+
+def test_a_traceback_is_shown_once(evt: Event, caplog: pytest.LogCaptureFixture, output: io.StringIO) -> None:
+    """However many handlers write it."""
+    on(evt, on_error="log", name="shop.handler")(lambda sender: 1 / 0)
+    emit(evt)
+    assert output.getvalue().count("ZeroDivisionError") == 1
+    assert caplog.text.count("ZeroDivisionError") == 1
+
+
+def test_lines_without_an_exception_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """A logger that is asked for twice has one filter."""
+    logger = logger_named("nitro.test")
+    assert logger_named("nitro.test") is logger
+    assert len(logger.filters) == 1
+    with caplog.at_level(logging.INFO, "nitro.test"):
+        logger.info("fine", exc_info=False)
+        logger.info("no exception", exc_info=True)  # noqa: LOG014  # that is what is tested
+    assert [record.getMessage() for record in caplog.records] == ["fine", "no exception"]
+
+
+def test_a_handler_that_is_skipped_in_a_worker_is_one_line(
+    evt: Event, app: Celery, work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its name may be anything, and so may the id of the row that is gone."""
+    on(evt, offload={"entity": "reload", "on_missing": "skip"}, name=EVIL.rstrip("\0"))(lambda sender: None)
+    Written.init_db()
+    row = Written(id=EVIL).save()
+    emission = emit(evt, row)
+    row.delete()
+    with caplog.at_level(logging.INFO, "nitro.worker"):
+        assert work(app).only(emission) is None
+    (line,) = [record.getMessage() for record in caplog.records if "is skipped" in record.getMessage()]
+    assert_is_one_line(f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("order.placed", "order.placed"),
+        ("größe 'ä' \\n \"x\"", "größe 'ä' \\n \"x\""),
+        ("a\nb\x1b[2J\ttab", r"a\nb\x1b[2J\ttab"),
+        ("\ud800\u202e\u2028\xa0", r"\ud800\u202e\u2028\xa0"),
+        ("", ""),
+    ],
+)
+def test_what_is_printable_stays_and_the_rest_is_escaped(text: str, written: str) -> None:
+    """As Python writes it."""
+    assert plain(text) == written
+
+
+class Amount(BaseModel):
+    """What refuses a text, with a message of many lines, indented ones among them."""
+
+    cents: int
+
+
+def _refused() -> None:
+    Amount.model_validate({"cents": "many"})
+
+
+def _many_lines() -> None:
+    raise ValueError("no stock\n  at all\nnor tomorrow")
+
+
+def _caused() -> None:
+    try:
+        _group()
+    except Exception as error:
+        raise ConnectionError("away") from error
+
+
+def _group() -> None:
+    raise ExceptionGroup("two", [ValueError("no stock"), ExceptionGroup("inner", [KeyError("z")])])
+
+
+def _group_with_a_cause() -> None:
+    try:
+        _many_lines()
+    except ValueError as error:
+        raise ExceptionGroup("two\n  of them", [error]) from error
+
+
+def _noted() -> None:
+    error = ValueError("no stock")
+    error.add_note("  raised by a handler")
+    raise error
+
+
+def _endless() -> None:
+    _endless()
+
+
+def _wrong() -> None:
+    compile("x = = 1", "shop.py", "exec")
+
+
+def _silent() -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize("shortened", [False, True], ids=["whole", "its end"])
+@pytest.mark.parametrize(
+    ("fails", "first"),
+    [
+        (_refused, "pydantic_core._pydantic_core.ValidationError: 1 validation error for Amount"),
+        (_many_lines, "ValueError: no stock"),
+        (_caused, "ConnectionError: away"),
+        (_group, "ExceptionGroup: two (2 sub-exceptions)"),
+        (_group_with_a_cause, "ExceptionGroup: two"),
+        (_noted, "ValueError: no stock"),
+        (_endless, "RecursionError: maximum recursion depth exceeded"),
+        (_wrong, "SyntaxError: invalid syntax"),
+        (_silent, "ValueError"),
+    ],
+)
+def test_a_traceback_says_one_line_in_the_end(fails: Callable[[], None], first: str, shortened: bool) -> None:
+    """Of the exception that came through, the first line of its message; also where the begin was cut off."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # which one is not the matter
+        fails()
+    text = "".join(traceback.format_exception(raised.value))
+    cut = text.index("File") if shortened else 0
+    assert said(f"…{text[cut + 10 :]}" if shortened else text) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("", ""),
+        ("\n", ""),
+        ("its worker died", "its worker died"),
+        ("its worker died\nof hunger", "its worker died"),
+        ("not published: ValueError: no\n  stock\n", "not published: ValueError: no"),
+    ],
+)
+def test_a_reason_without_a_traceback_says_its_first_line(text: str, first: str) -> None:
+    """A delivery may have ended for other reasons than an exception of its handler."""
+    assert said(text) == first

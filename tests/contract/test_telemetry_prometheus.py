@@ -1,0 +1,263 @@
+"""Prometheus: how the outbox is at each scrape, and what an emitter does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from databases import KINDS, on_database
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from nitro.infrastructure import database
+from nitro.infrastructure.database import writing
+from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
+from nitro.infrastructure.events.watching import watchers
+from nitro.infrastructure.outbox import claims, registry
+from nitro.infrastructure.outbox.claims import Claim, claim
+from nitro.infrastructure.outbox.tables import deliveries
+from nitro.telemetry import prometheus
+from nitro.telemetry.prometheus import OutboxCollector
+
+PATIENCE = 20.0
+Sent = Callable[..., list[Any]]
+Samples = Callable[[], dict[str, float]]
+
+
+def scraped(metrics: CollectorRegistry) -> dict[str, float]:
+    """What a scrape of the text format finds: each sample with its labels, as Prometheus writes them."""
+    text = generate_latest(metrics).decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {_written(name, labels): value for name, labels, value, *_ in samples if not name.endswith("_created")}
+
+
+def _written(name: str, labels: dict[str, str]) -> str:
+    inside = ",".join(f"{label}={value}" for label, value in sorted(labels.items()))
+    return f"{name}{{{inside}}}" if inside else name
+
+
+@pytest.fixture
+def counted() -> Iterator[Samples]:
+    """What is counted of the emissions of a test, in a registry of its own."""
+    earlier = list(watchers)
+    watchers.clear()
+    metrics = CollectorRegistry()
+    prometheus.instrument(metrics)
+    yield lambda: scraped(metrics)
+    watchers[:] = earlier
+
+
+@pytest.fixture
+def outbox() -> Samples:
+    """What a scrape says of the outbox."""
+    metrics = CollectorRegistry()
+    metrics.register(OutboxCollector())
+    return lambda: scraped(metrics)
+
+
+def states(samples: dict[str, float]) -> dict[str, float]:
+    """The deliveries of each state."""
+    before, after = "nitro_outbox_deliveries{state=", "}"
+    return {name[len(before) : -len(after)]: value for name, value in samples.items() if name.startswith(before)}
+
+
+def test_an_empty_outbox_is_all_zeros(app: Celery, outbox: Samples) -> None:
+    """A rule that compares with zero finds something to compare."""
+    assert outbox() == {
+        "nitro_outbox_up": 1,
+        "nitro_outbox_deliveries{state=waiting}": 0,
+        "nitro_outbox_deliveries{state=queued}": 0,
+        "nitro_outbox_deliveries{state=running}": 0,
+        "nitro_outbox_deliveries{state=dead}": 0,
+        "nitro_outbox_oldest_waiting_seconds": 0,
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deliveries_are_counted_by_their_state(
+    evt: Event, app: Celery, outbox: Samples, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are open, and dead letters; what is done or cancelled is no longer of interest."""
+    on_database(request, monkeypatch, kind)
+    later = Namespace().event("later")
+    on(later, offload={"countdown": 3600}, name="shop.later")(lambda sender: None)
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    for _ in range(4):
+        emit(later)
+    emissions = [emit(evt) for _ in range(7)]
+    runs = [claim(emission.id, "shop.handler", "worker/1-1") for emission in emissions[:5]]
+    assert all(isinstance(run, Claim) for run in runs)
+    claims.bury(runs[0], "no stock")  # type: ignore[arg-type]  # checked above
+    claims.finish(runs[1])  # type: ignore[arg-type]
+    registry.cancel(emissions[6].id)
+    assert states(outbox()) == {"waiting": 4, "queued": 1, "running": 3, "dead": 1}
+
+
+def test_the_oldest_is_the_one_that_is_due(
+    evt: Event, app: Celery, outbox: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a countdown is not late; what should have left long ago has an age that grows."""
+    on(evt, offload={"countdown": 3600}, name="shop.handler")(lambda sender: None)
+    emit(evt)
+    assert outbox()["nitro_outbox_oldest_waiting_seconds"] == 0
+    with writing() as connection:
+        connection.execute(deliveries.update().values(due_at=deliveries.c.due_at - 3600))
+    ages = [outbox()["nitro_outbox_oldest_waiting_seconds"] for _ in range(2)]
+    assert 0 < ages[0] < ages[1] < PATIENCE
+
+
+def test_a_database_that_is_away_is_a_metric(
+    app: Celery, outbox: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A scrape answers nevertheless, with nothing that could be taken for an empty outbox; the log says why."""
+    monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{tmp_path / 'missing' / 'nitro.db'}")
+    database.reset()
+    assert outbox() == {"nitro_outbox_up": 0}
+    (record,) = caplog.records
+    assert (record.name, record.getMessage()) == ("nitro.outbox", "the outbox cannot be measured")
+    monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{tmp_path / 'nitro.db'}")
+    database.reset()
+    assert outbox()["nitro_outbox_up"] == 1
+
+
+def test_to_register_asks_no_database(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower starts while the database is away."""
+    monkeypatch.setattr(registry, "health", lambda: pytest.fail("asked"))
+    CollectorRegistry().register(OutboxCollector())
+
+
+def test_two_scrapes_differ_by_what_was_emitted_between(evt: Event, app: Celery, outbox: Samples, sent: Sent) -> None:
+    """Nothing is kept from one scrape to the next."""
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    before = states(outbox())
+    emit(evt)
+    assert (before["queued"], states(outbox())["queued"]) == (0, 1)
+
+
+def test_emissions_are_counted_by_event(evt: Event, counted: Samples) -> None:
+    """With handlers or without, by `emit` and `emit_async`; and there are no counts of what did not happen."""
+    other = Namespace().event("order.paid")
+    on(evt)(lambda sender: None)
+    emit(evt)
+    asyncio.run(_emitted(evt))
+    emit(other)
+    assert {name: value for name, value in counted().items() if "inline" not in name} == {
+        "nitro_emissions_total{event=order.placed}": 2,
+        "nitro_emissions_total{event=order.paid}": 1,
+    }
+
+
+async def _emitted(evt: Event) -> None:
+    await emit_async(evt)
+
+
+def test_cancellations_are_counted_by_handler(evt: Event, counted: Samples) -> None:
+    """Who is it that stops so many?"""
+    on(evt, name="shop.gate")(lambda sender: sender != "mallory")
+    on(evt, name="shop.limit")(lambda sender: sender != "eve")
+    for sender in ("ada", "mallory", "eve", "eve"):
+        emit(evt, sender)
+    samples = counted()
+    assert samples["nitro_emissions_total{event=order.placed}"] == 4
+    assert samples["nitro_cancellations_total{event=order.placed,handler=shop.gate}"] == 1
+    assert samples["nitro_cancellations_total{event=order.placed,handler=shop.limit}"] == 2
+    assert not [name for name in samples if name.startswith("nitro_emit_errors")]
+
+
+@pytest.mark.parametrize("how", ["emit", "emit_async"])
+def test_errors_are_counted_and_raised(evt: Event, counted: Samples, how: str) -> None:
+    """An emission that raises is an emission and an error; its caller sees the error as it is."""
+
+    @on(evt, name="shop.handler")
+    def handler(sender: object) -> None:
+        raise ValueError("no stock")
+
+    with pytest.raises(ValueError, match="no stock"):
+        emit(evt) if how == "emit" else asyncio.run(_emitted(evt))
+    samples = counted()
+    assert samples["nitro_emissions_total{event=order.placed}"] == 1
+    assert samples["nitro_emit_errors_total{event=order.placed}"] == 1
+    assert samples["nitro_inline_seconds_count{event=order.placed,handler=shop.handler}"] == 1
+
+
+def test_a_handler_that_fails_and_stops_nothing_is_no_error_of_the_emit(evt: Event, counted: Samples) -> None:
+    """`on_error="log"`: the emit went well."""
+    on(evt, on_error="log", name="shop.handler")(lambda sender: 1 / 0)
+    emit(evt)
+    assert "nitro_emit_errors_total{event=order.placed}" not in counted()
+
+
+def test_the_time_of_inline_handlers_is_measured(evt: Event, counted: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by its name; those whose turn never came are not there, offloaded ones neither."""
+    clock = iter(range(100))
+    monkeypatch.setattr("nitro.infrastructure.events.run.perf_counter", lambda: float(next(clock)))
+    on(evt, priority=2, name="shop.first")(lambda sender: next(clock))
+    on(evt, priority=1, name="shop.second")(lambda sender: False)
+    on(evt, name="shop.third")(lambda sender: None)
+    emit(evt)
+    sums = {name: value for name, value in counted().items() if name.startswith("nitro_inline_seconds_sum")}
+    assert sums == {
+        "nitro_inline_seconds_sum{event=order.placed,handler=shop.first}": 2,
+        "nitro_inline_seconds_sum{event=order.placed,handler=shop.second}": 1,
+    }
+    samples = counted()
+    bucket = "nitro_inline_seconds_bucket{event=order.placed,handler=shop.first,le="
+    limits = ["0.0001", "0.001", "0.005", "0.01", "0.05", "0.1", "0.5", "1.0", "5.0", "+Inf"]
+    assert [name for name in samples if name.startswith(bucket)] == [f"{bucket}{limit}}}" for limit in limits]
+    assert [samples[f"{bucket}{limit}}}"] for limit in limits[-3:]] == [0, 1, 1]
+
+
+def test_async_handlers_that_are_awaited_are_measured(evt: Event, counted: Samples) -> None:
+    """By `emit_async`."""
+
+    @on(evt, name="shop.handler")
+    async def handler(sender: object) -> None:
+        await asyncio.sleep(0)
+
+    asyncio.run(_emitted(evt))
+    assert counted()["nitro_inline_seconds_count{event=order.placed,handler=shop.handler}"] == 1
+
+
+def test_async_handlers_that_emit_starts_are_not(evt: Event, counted: Samples) -> None:
+    """Nobody waits for them, so nobody has lost that time."""
+    begin = asyncio.Event()
+
+    @on(evt, name="shop.handler")
+    async def handler(sender: object) -> None:
+        await begin.wait()
+
+    async def emitted() -> None:
+        emit(evt)
+        begin.set()
+
+    asyncio.run(emitted())
+    assert drain(PATIENCE)
+    assert "nitro_inline_seconds_count{event=order.placed,handler=shop.handler}" not in counted()
+
+
+def test_an_emission_inside_an_emission_is_counted_as_well(evt: Event, counted: Samples) -> None:
+    """Each by itself."""
+    other = Namespace().event("order.paid")
+    on(evt)(lambda sender: emit(other) and None)
+    emit(evt)
+    samples = counted()
+    assert samples["nitro_emissions_total{event=order.placed}"] == 1
+    assert samples["nitro_emissions_total{event=order.paid}"] == 1
+
+
+def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
+    """And from then on all are, those of events that were emitted before too."""
+    on(evt)(lambda sender: None)
+    emit(evt)
+    earlier, metrics = list(watchers), CollectorRegistry()
+    try:
+        prometheus.instrument(metrics)
+        emit(evt)
+    finally:
+        watchers[:] = earlier
+    emit(evt)
+    assert scraped(metrics)["nitro_emissions_total{event=order.placed}"] == 1
