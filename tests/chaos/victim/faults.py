@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nitro.infrastructure import failpoints
 
+GRACE = 1.0
+"""Seconds that whoever freezes itself does nothing: a thread goes on until the kernel has stopped its process."""
+
+
+def _freeze() -> None:
+    os.killpg(os.getpgid(0), signal.SIGSTOP)
+    time.sleep(GRACE)
+
+
 DEEDS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "group": lambda: os.killpg(os.getpgid(0), signal.SIGKILL),
-    "freeze": lambda: os.killpg(os.getpgid(0), signal.SIGSTOP),
+    "freeze": _freeze,
 }
 
 

@@ -1,0 +1,110 @@
+"""The history of a delivery: its runs that did not close it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery
+from databases import KINDS, on_database
+
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.outbox import backlog, claims, registry, states
+from nitro.infrastructure.outbox.claims import Claim
+from nitro.infrastructure.outbox.registry import Entry
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "mail.py", line 3\n{}'
+
+
+@pytest.fixture(params=KINDS)
+def task_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, evt: Event, app: Celery) -> str:
+    """A delivery, on each database in turn."""
+    on_database(request, monkeypatch, request.param)
+    on(evt, offload=True, name="shop.mail")(lambda sender: None)
+    return emit(evt, "ada").offloaded["shop.mail"]
+
+
+def entry(task_id: str) -> Entry:
+    """The delivery as it stands."""
+    (found,) = registry.entries(registry.named([task_id]))
+    return found
+
+
+def begun(task_id: str) -> Claim:
+    """A run of it, published anew where it waits."""
+    mine = entry(task_id)
+    if mine.state == "waiting":
+        backlog.take(10)
+    started = claims.claim(mine.emission, mine.handler, "boot/1")
+    assert isinstance(started, Claim)
+    return started
+
+
+def told(task_id: str) -> list[tuple[int, str]]:
+    """Number and reason of each run in its history."""
+    return [(run.run, run.why) for run in entry(task_id).history]
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["try later", 'a "quoted" \\ path', "50 % of {it}", "zwölf €", "it's", ":by :colon", "{}", "tab\there"],
+)
+def test_a_failed_run_keeps_its_reason(task_id: str, message: str) -> None:
+    """The exception's own line, whatever is in it, with when the run began and ended."""
+    claims.put_off(begun(task_id), 0, TRACEBACK.format(f"ValueError: {message}"))
+    (run,) = entry(task_id).history
+    assert (run.run, run.why) == (1, f"ValueError: {message}")
+    assert run.started is not None
+    assert run.started <= run.ended
+
+
+def test_a_message_of_many_lines_is_one_reason(task_id: str) -> None:
+    """Its first line; what a database cannot keep is escaped."""
+    claims.put_off(begun(task_id), 0, TRACEBACK.format("ValueError: first\0\nsecond\n\nthird"))
+    assert told(task_id) == [(1, "ValueError: first\\0")]
+
+
+def test_each_run_has_its_place(task_id: str) -> None:
+    """Failed ones, one whose process died, and one that was cut short; the last one, which closes it, is not there."""
+    claims.put_off(begun(task_id), 0, "ValueError: one")
+    run = begun(task_id)
+    assert claims.lose(claims.run_in(run.emission, run.handler, "boot/1"), "its process died: SIGKILL") == 1
+    begun(task_id)
+    assert claims.give_back("boot") == 1
+    claims.finish(begun(task_id))
+    assert told(task_id) == [
+        (1, "ValueError: one"),
+        (2, "its process died: SIGKILL"),
+        (3, "cut short by a worker that stopped"),
+    ]
+
+
+def test_a_run_that_took_too_long_is_told(task_id: str) -> None:
+    """Of a hard time limit the main process writes."""
+    run = begun(task_id)
+    claims.overrun(run.emission, run.handler, "boot/1", 0.0, "hard time limit of 1 s exceeded")
+    assert told(task_id) == [(1, "hard time limit of 1 s exceeded")]
+
+
+def test_a_run_that_ends_well_writes_none(task_id: str) -> None:
+    """Nearly all do, and pay nothing for those that do not."""
+    claims.finish(begun(task_id))
+    assert told(task_id) == []
+
+
+def test_it_does_not_grow_for_ever(task_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first runs are kept, and the column stays small."""
+    monkeypatch.setattr(states, "MOST_HISTORY", 300)
+    for number in range(12):
+        claims.put_off(begun(task_id), 0, f"ValueError: {number}")
+    kept: list[Any] = told(task_id)
+    assert kept[:2] == [(1, "ValueError: 0"), (2, "ValueError: 1")]
+    assert len(kept) < 6
+
+
+def test_a_replayed_one_remembers(task_id: str) -> None:
+    """Why it died the first time is not forgotten."""
+    claims.put_off(begun(task_id), 0, "ValueError: one")
+    claims.bury(begun(task_id), "ValueError: two")
+    assert registry.replay(registry.named([task_id])) == 1
+    assert told(task_id) == [(1, "ValueError: one")]

@@ -1,0 +1,165 @@
+"""`nitro tail`: contract section 10."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+
+from nitro import cli
+from nitro.cli.tail import Tail
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.database import transaction
+from nitro.infrastructure.events import Emission, Event, emit, on
+from nitro.infrastructure.events.events import Namespace
+from nitro.infrastructure.outbox import backlog, claims
+
+ROOT = Path(__file__).parents[2]
+EMITTER = """
+from nitro import emit, on
+from nitro.infrastructure.offload import bind
+from celery import Celery
+bind(Celery("shop", broker="memory://"))
+on("order.placed", offload=True, name="shop.mail")(lambda sender: None)
+emit("order.placed", "ada")
+"""
+
+
+class Trolley(Entity):
+    """Somebody who emits."""
+
+
+@pytest.fixture
+def placed(app: Celery) -> Event:
+    """An event, heard inline and in the queue."""
+    event = Namespace().event("order.placed")
+    on(event, name="shop.check")(lambda sender: None)
+    on(event, name="shop.alert", condition=lambda sender: False)(lambda sender: None)
+    on(event, offload=True, name="shop.mail")(lambda sender: None)
+    return event
+
+
+def told(*arguments: str) -> list[dict[str, Any]]:
+    """What it gives a script of the last hour."""
+    arguments = ("tail", "--once", "--since", "1h", "--json", *arguments)
+    shown = CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False)
+    assert shown.exit_code == 0
+    return [json.loads(line) for line in shown.stdout.splitlines()]
+
+
+def steps(lines: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
+    """State and handler of each."""
+    return [(line["state"], line["handler"]) for line in lines]
+
+
+def run(emission: Emission, error: str | None = None) -> None:
+    """What a worker does: to the end, or to an error that is tried again."""
+    backlog.take(10)
+    started = claims.claim(emission.id, "shop.mail", "boot/1")
+    assert isinstance(started, claims.Claim)
+    claims.finish(started) if error is None else claims.put_off(started, 0, error)
+
+
+def test_it_shows_what_has_happened_in_order(placed: Event) -> None:
+    """The emission, its inline handlers, and each step of its deliveries."""
+    emission = emit(placed, Trolley(id="t1"))
+    run(emission, "SMTPError: later")
+    run(emission)
+    lines = told()
+    assert sorted(steps(lines)[:3]) == [("done", "shop.check"), ("emitted", None), ("skipped", "shop.alert")]
+    assert steps(lines)[3:] == [
+        ("running", "shop.mail"),
+        ("retried", "shop.mail"),
+        ("queued", "shop.mail"),
+        ("running", "shop.mail"),
+        ("done", "shop.mail"),
+    ]
+    assert {(line["event"], line["sender"], line["emission"]) for line in lines} == {
+        ("order.placed", "Trolley:t1", emission.id)
+    }
+    assert [line["note"] for line in lines if line["state"] in ("retried", "skipped")] == [
+        "condition is false",
+        "run 1: SMTPError: later",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--handler", "shop.check"], [("done", "shop.check")]),
+        (["--state", "skipped", "--state", "queued"], [("skipped", "shop.alert"), ("queued", "shop.mail")]),
+        (["--sender", "Trolley:t2", "--state", "emitted"], [("emitted", None)]),
+        (["--event", "order.cancelled"], []),
+        (["--sender", "Trolley:t1"], []),
+    ],
+)
+def test_it_can_be_filtered(placed: Event, arguments: list[str], expected: list[tuple[str, str | None]]) -> None:
+    """By event, handler, entity and state."""
+    emit(placed, Trolley(id="t2"))
+    assert steps(told(*arguments)) == expected
+
+
+def test_it_begins_now_unless_told_otherwise(placed: Event) -> None:
+    """What was before is `trace`'s."""
+    emit(placed, "ada")
+    shown = CliRunner().invoke(cli.nitro, ["tail", "--once"], catch_exceptions=False)
+    assert (shown.exit_code, shown.stdout) == (0, "")
+
+
+def test_each_step_is_shown_once(placed: Event) -> None:
+    """By the look that comes after it, and never again."""
+    tail = Tail(datetime.now(UTC))
+    emission = emit(placed, "ada")
+    assert {line.state for line in tail.look()} == {"emitted", "done", "skipped", "queued"}
+    assert tail.look() == []
+    run(emission, "SMTPError: later")
+    assert [line.state for line in tail.look()] == ["running", "retried", "waiting"]
+    run(emission)
+    assert [line.state for line in tail.look()] == ["queued", "running", "done"]
+    assert tail.look() == []
+
+
+def test_what_is_committed_late_is_shown(placed: Event) -> None:
+    """An emission begins before its transaction ends, and others are made meanwhile."""
+    tail = Tail(datetime.now(UTC))
+    with transaction():
+        late = emit(placed, "late")
+    emit(placed, "early")
+    assert late.id in {line.emission for line in tail.look()}
+
+
+def test_texts_cannot_steer_a_terminal(app: Celery) -> None:
+    """Each line stays one."""
+    event = Namespace().event("evil\x1bcforged\nline")
+    on(event, offload=True, name="shop.mail")(lambda sender: None)
+    emit(event, "ada")
+    shown = CliRunner().invoke(cli.nitro, ["tail", "--once", "--since", "1h"], catch_exceptions=False)
+    assert "\x1b" not in shown.stdout
+    assert len(shown.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_well(tmp_path: Path, number: signal.Signals) -> None:
+    """As a process: it shows a line as it happens, and exits with 0 when it is told to."""
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "NITRO_HOME": str(tmp_path / "home"),
+        "NITRO_DB_URL": f"sqlite:///{tmp_path / 'nitro.db'}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    subprocess.run([sys.executable, "-c", EMITTER], cwd=tmp_path, env=environ, check=True, timeout=60)
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "nitro", "tail", "--since", "1h", "--state", "emitted"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "order.placed" in process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
