@@ -8,6 +8,7 @@ NitroError
 │   ├── DuplicateHandler                two offloaded functions under one name
 │   └── NotOffloadable                  a callable that a worker could never find
 ├── EmitError             (TypeError)   `emit` was called in a way that cannot work
+│   └── ContextStays                    a context variable that cannot travel
 ├── PayloadError          (TypeError)   a value cannot travel to a worker
 ├── PayloadUnreadable     (ValueError)  a worker cannot rebuild what arrived
 │   └── SignatureRefused                it is not signed with NITRO_SIGNING_KEY
@@ -214,7 +215,7 @@ class OptionStays(OutboxError, TypeError):
         super().__init__(f"the message options of {handler} cannot be kept in the outbox, which takes JSON: {reason}")
 
 
-class ContextStays(EmitError, TypeError):
+class ContextStays(EmitError):
     """A context variable that cannot travel."""
 
     def __init__(self, name: str, reason: str) -> None:
