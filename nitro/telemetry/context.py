@@ -20,6 +20,8 @@ logger = logger_named("nitro.worker")
 
 HEADER = "nitro_context"
 """Message header: `{name: value}` as JSON text, which every broker brings back as it was."""
+MOST = 16 * 1024
+"""Bytes of that text: RabbitMQ's connection ends with a header of more than 128 KiB."""
 SIGNATURE = "nitro_context_signature"
 """Message header: of that text, where messages are signed."""
 
@@ -50,7 +52,7 @@ class ContextVariables:
         """The values of those that are set.
 
         Raises:
-            ContextStays: a value is not JSON.
+            ContextStays: a value is not JSON, or all are too much for a header.
         """
         missing = object()
         found = {name: variable.get(missing) for name, variable in self.variables.items()}
@@ -60,6 +62,8 @@ class ContextVariables:
         for name, value in values.items():
             _check(name, value)
         text = json.dumps(values)
+        if len(text) > MOST:
+            raise ContextStays(", ".join(values), f"{len(text)} bytes are more than the {MOST} of a message header")
         signature = _signature(text, emission.id)
         return {HEADER: text} if signature is None else {HEADER: text, SIGNATURE: signature}
 

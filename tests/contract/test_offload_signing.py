@@ -96,7 +96,8 @@ def test_plain_arguments_are_refused(app: Celery, work: Work, ran: list[Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("fact", "value"), [("payload", '{"nitro":1}'), ("emission", "0"), ("event", "x"), ("bare", True), ("root", "0")]
+    ("fact", "value"),
+    [("payload", '{"nitro":1}'), ("emission", "0"), ("event", "x"), ("bare", True), ("root", "0"), ("signature", "ü")],
 )
 def test_tampered_message_is_refused(
     evt: Event, app: Celery, work: Work, ran: list[Any], sent: Sent, fact: str, value: Any

@@ -392,6 +392,14 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
     assert registry.entries() == []
 
 
+def test_values_that_no_header_can_hold_are_refused(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
+    """At the emit, and not by a broker that ends its connection."""
+    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    with pytest.raises(ContextStays, match="'tenant' cannot travel: 20014 bytes"):
+        within(tenant, "x" * 20_000, emit, evt)
+    assert sent() == []
+
+
 def test_without_offloaded_handlers_any_value_will_do(evt: Event, app: Celery, tenant: Variable) -> None:
     """Where nothing travels nothing can be wrong with it."""
     on(evt)(lambda sender: tenant.get())

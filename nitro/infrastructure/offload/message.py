@@ -117,4 +117,5 @@ def _is_signed(envelope: Any, handler: str, args: Sequence[Any], key: str) -> bo
     if not isinstance(envelope, dict) or not isinstance(envelope.get("signature"), str):
         return False
     facts = {name: value for name, value in envelope.items() if name != "signature"}
-    return hmac.compare_digest(_signature(facts, handler, args, key), envelope["signature"])
+    signature = envelope["signature"].encode(errors="replace")  # which may be any text
+    return hmac.compare_digest(_signature(facts, handler, args, key).encode(), signature)

@@ -1,0 +1,257 @@
+"""The history of a delivery as workers write it, and whatever their handlers raise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from databases import KINDS, on_database
+from sqlalchemy import select, update
+from waiting import until
+
+from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.events import Event, emit, emit_async, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.outbox.claims import Claim
+from nitro.infrastructure.outbox.registry import Entry
+from nitro.infrastructure.outbox.states import MOST_HISTORY
+from nitro.infrastructure.outbox.tables import deliveries
+
+AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
+WORKER = "boot/1"
+
+
+@pytest.fixture(params=KINDS)
+def shop(
+    request: pytest.FixtureRequest, evt: Event, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+) -> Event:
+    """An event with a tracked handler, whose deliveries are kept in a database of each kind."""
+    on_database(request, monkeypatch, request.param)
+    bind(make_app())
+    on(evt, name="shop.mail", offload={"queue": "nobody's"})(lambda sender: None)
+    return evt
+
+
+@pytest.fixture(params=KINDS)
+def app_on(request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch) -> Celery:
+    """An app whose deliveries are kept in a database of each kind."""
+    on_database(request, monkeypatch, request.param)
+    return bind(make_app())
+
+
+def entry() -> Entry:
+    """The only delivery."""
+    (only,) = registry.entries()
+    return only
+
+
+def run_of(event: Event) -> Claim:
+    """The first run of the one delivery of an emission."""
+    emit(event, "ada")
+    return again()
+
+
+def again() -> Claim:
+    """The next run of the only delivery."""
+    with writing() as connection:
+        connection.execute(update(deliveries).values(state="queued"))
+    started = claims.claim(entry().emission, "shop.mail", WORKER)
+    assert isinstance(started, Claim)
+    return started
+
+
+def why(*, runs: int = 1) -> list[str]:
+    """Why each run did not close it."""
+    found = entry().history
+    assert len(found) == runs
+    return [run.why for run in found]
+
+
+def written() -> str:
+    """The history as it stands in the row."""
+    with engine().connect() as connection:
+        return str(connection.scalar(select(deliveries.c.history)) or "")
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_each_run_that_failed_is_told_of(evt: Event, app_on: Celery, work: Callable[..., Any], delivery: str) -> None:
+    """By its number, with begin and end, and with the exception's own line; the one that succeeded is not."""
+    ran: list[datetime] = []
+
+    @on(evt, name="shop.mail", offload={"delivery": delivery, **AT_ONCE})
+    def mail(sender: str) -> None:
+        ran.append(datetime.now(UTC))
+        if len(ran) < 3:
+            raise ConnectionError(f"no mail at {len(ran)}\nthe second line")
+
+    work(app_on)
+    began = datetime.now(UTC)
+    emit(evt, "ada")
+    until(lambda: entry().state == "done")
+    history = entry().history
+    assert [(run.run, run.why) for run in history] == [
+        (1, "ConnectionError: no mail at 1"),
+        (2, "ConnectionError: no mail at 2"),
+    ]
+    slack = timedelta(milliseconds=5)  # of the database's clock
+    for run, at in zip(history, ran, strict=False):
+        assert run.started is not None
+        assert began - slack <= run.started <= at + slack
+        assert at - slack <= run.ended <= ran[run.run] + slack
+    assert entry().attempts == 3
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_the_run_that_failed_for_good_is_told_of_by_the_row_itself(
+    evt: Event, app_on: Celery, work: Callable[..., Any], retries: int
+) -> None:
+    """In its error, with the traceback; the history has those before."""
+
+    @on(evt, name="shop.mail", offload={"max_retries": retries, **AT_ONCE})
+    def mail(sender: str) -> None:
+        raise LookupError("no mail")
+
+    work(app_on)
+    emit(evt, "ada")
+    until(lambda: entry().state == "dead")
+    assert why(runs=retries) == ["LookupError: no mail"] * retries
+    assert "in mail" in str(entry().error)
+
+
+def test_a_run_whose_process_died_is_told_of(shop: Event) -> None:
+    """By whoever has noticed it; also the last one, of which the delivery is dead."""
+    for run in range(1, claims.MOST_LOSSES + 1):
+        _ = run_of(shop) if run == 1 else again()
+        assert claims.lose(claims.runs_of("boot"), f"its worker died {run} times") == 1
+    assert why(runs=claims.MOST_LOSSES) == [f"its worker died {run} times" for run in range(1, 6)]
+    assert entry().state == "dead"
+
+
+def test_what_was_no_run_is_not_told_of(shop: Event) -> None:
+    """A message that was lost, or that a worker did not know, has begun nothing."""
+    emission = emit(shop, "ada")
+    claims.misdirected(emission.id, "shop.mail", 9, "unknown to the worker that took it")
+    with writing() as connection:
+        connection.execute(update(deliveries).values(state="queued", due_at=0.0, published_at=0.0))
+    assert backlog.look_after(lambda queues: dict.fromkeys(queues, 0)) == 1
+    assert entry().history == ()
+
+
+TEXTS = {
+    "quotes": 'it\'s "so" `it` is',
+    "backslashes": "C:\\new\\table \\u0041 \\",
+    "percent signs": "100 % of %s, %(name)s and %%",
+    "colons": ":name, ::json and $1",
+    "braces": "{'a': {0}} {} ${x}",
+    "tabs": "a\tb\x1b[31m\x07\x7f",
+    "other lines": "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g",
+    "other languages": "Größe 数量 😀",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_any_text_survives(shop: Event, text: str) -> None:
+    """As it was, and as one line of JSON."""
+    claims.put_off(run_of(shop), 0.0, f"OSError: {text}")
+    assert why() == [f"OSError: {text}".splitlines()[0]]
+    (line,) = written().split("\n")[:-1]
+    assert json.loads(line)["why"] == entry().history[0].why
+    assert line.isascii()
+
+
+def test_what_no_database_can_keep_is_spelled_out(shop: Event) -> None:
+    """A NUL, and half a pair of surrogates."""
+    claims.put_off(run_of(shop), 0.0, "OSError: a\0b\ud800c")
+    assert why() == [r"OSError: a\0b\ud800c"]
+
+
+def test_an_error_of_many_lines_is_told_by_its_own(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
+    """Not by the last line of its message, nor by those of what caused it or of its notes."""
+
+    @on(evt, name="shop.mail", offload={"max_retries": 1, **AT_ONCE})
+    def mail(sender: str) -> None:
+        try:
+            raise KeyError("the cause")
+        except KeyError as error:
+            raised = ValueError("1 validation error\nname\n  Input should be a number\n    see the documentation")
+            raised.add_note("a note")
+            raise raised from error
+
+    work(app_on)
+    emit(evt, "ada")
+    until(lambda: entry().state == "dead")
+    assert why() == ["ValueError: 1 validation error"]
+
+
+def test_several_errors_at_once_are_told_by_the_group(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
+    """Such as those of an emit_async in a handler."""
+    inner = type(evt)("inner")
+
+    @on(inner, name="shop.a")
+    async def a(sender: object) -> None:
+        raise KeyError("a")
+
+    @on(inner, name="shop.b")
+    async def b(sender: object) -> None:
+        raise ValueError("b")
+
+    @on(evt, name="shop.mail", offload={"max_retries": 1, **AT_ONCE})
+    async def mail(sender: str) -> None:
+        await emit_async(inner)
+
+    work(app_on)
+    emit(evt, "ada")
+    until(lambda: entry().state == "dead")
+    assert why() == ["ExceptionGroup: 2 handlers of event 'inner' failed (2 sub-exceptions)"]
+
+
+@pytest.mark.parametrize("text", ["x", "\u00e9", "😀", "\\", "\0"])
+def test_it_does_not_grow_without_end(shop: Event, text: str) -> None:
+    """The first runs are kept, each with as much of its reason as tells it apart."""
+    for run in range(1, 101):
+        claims.put_off(run_of(shop) if run == 1 else again(), 0.0, f"{run}: {text * 10_000}")
+    history = entry().history
+    assert [run.run for run in history] == list(range(1, len(history) + 1))
+    assert 1 < len(history) < 100
+    assert max(len(run.why) for run in history) <= 600
+    assert len(written()) < 2 * MOST_HISTORY
+    assert entry().attempts == 100
+
+
+def test_a_replay_keeps_it(shop: Event) -> None:
+    """What went wrong before is not forgotten; the runs are counted on."""
+    claims.put_off(run_of(shop), 0.0, "OSError: first")
+    claims.bury(again(), "OSError: for good")
+    assert registry.replay(registry.named([entry().id])) == 1
+    assert why() == ["OSError: first"]
+    claims.put_off(again(), 0.0, "OSError: third")
+    assert [(run.run, run.why) for run in entry().history] == [(1, "OSError: first"), (3, "OSError: third")]
+
+
+def test_a_run_that_somebody_has_taken_over_notes_nothing(shop: Event) -> None:
+    """Only the latest run writes."""
+    first = run_of(shop)
+    claims.lose(claims.runs_of("boot"), "its worker died")
+    again()
+    with pytest.raises(claims.DeliveryLost):
+        claims.put_off(first, 0.0, "OSError: too late")
+    assert why() == ["its worker died"]
+
+
+def test_each_delivery_has_its_own(shop: Event) -> None:
+    """Those that are taken back together as well."""
+    on(shop, name="shop.books", offload={"queue": "nobody's"})(lambda sender: None)
+    emission = emit(shop, "ada")
+    for handler in ("shop.mail", "shop.books"):
+        claims.claim(emission.id, handler, WORKER)
+    assert claims.lose(claims.runs_of("boot"), "its worker died") == 2
+    assert {each.handler: [run.run for run in each.history] for each in registry.entries()} == {
+        "shop.mail": [1],
+        "shop.books": [1],
+    }

@@ -1,0 +1,225 @@
+"""Which emissions `nitro trace` finds, and what it gives a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from jsonschema import Draft202012Validator
+from sqlalchemy import insert
+from uuid_utils import uuid7
+
+from nitro import cli
+from nitro.infrastructure.database import create_tables, writing
+from nitro.infrastructure.events import Event, Namespace, emit, on
+from nitro.infrastructure.outbox import backlog, claims
+from nitro.infrastructure.outbox.tables import emissions
+
+Json = dict[str, Any]
+
+
+def exactly(**properties: Any) -> Json:
+    """An object with all of these and no others."""
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def maybe(schema: Json) -> Json:
+    """That, or null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def array(items: Json) -> Json:
+    """Any number of these."""
+    return {"type": "array", "items": items}
+
+
+TEXT, COUNT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "number", "minimum": 0}
+ID = {"type": "string", "pattern": "^[0-9a-f-]{36}$"}
+MOMENT = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00$"}
+STATE = {"enum": ["waiting", "queued", "running", "done", "dead", "cancelled"]}
+OUTCOME = {"enum": ["done", "started", "failed", "raised", "cancelled", "skipped", "queued"]}
+TURN = {
+    **exactly(handler=TEXT, outcome=OUTCOME, at=NUMBER, took=NUMBER, why=TEXT, id=ID, delivery=TEXT),
+    "required": ["handler", "outcome"],
+}
+RUN = exactly(run=COUNT, started=maybe(MOMENT), ended=MOMENT, why=TEXT)
+DELIVERY = exactly(
+    **dict.fromkeys(("id", "emission"), ID),
+    **dict.fromkeys(("handler", "sender", "promise", "queue"), TEXT),
+    **dict.fromkeys(("attempts", "retries", "losses", "publications"), COUNT),
+    **dict.fromkeys(("due", "published", "started", "closed"), maybe(MOMENT)),
+    **dict.fromkeys(("event", "worker", "error"), maybe(TEXT)),
+    state=STATE,
+    history=array(RUN),
+)
+EMISSION = exactly(
+    **dict.fromkeys(("root", "parent"), maybe(ID)),
+    **dict.fromkeys(("event", "process", "caused_in", "error"), maybe(TEXT)),
+    id=ID,
+    sender=TEXT,
+    at=MOMENT,
+    took=maybe(NUMBER),
+    turns=array(TURN),
+    deliveries=array(DELIVERY),
+    children=array({"$ref": "#/$defs/emission"}),
+)
+TREES = {"$defs": {"emission": EMISSION}, **array({"$ref": "#/$defs/emission"})}
+
+
+def trace(*arguments: object) -> Result:
+    """What the command does; an error that it does not know is raised."""
+    return CliRunner().invoke(cli.nitro, ["trace", *map(str, arguments)], catch_exceptions=False)
+
+
+def trees(*arguments: object) -> list[Json]:
+    """What it gives a script, which has the promised shape."""
+    shown = trace(*arguments, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    found: list[Json] = json.loads(shown.stdout)
+    Draft202012Validator(TREES).validate(found)
+    return found
+
+
+def recorded(sender: str = "str", **causes: Any) -> str:
+    """The id of an emission that is recorded without a story."""
+    identity = str(uuid7())
+    with writing() as connection:
+        connection.execute(insert(emissions).values(id=identity, event="placed", sender=sender, **causes))
+    return identity
+
+
+@pytest.fixture
+def tables(database_each: str) -> str:
+    """The tables, in a fresh database of each kind."""
+    create_tables()
+    return database_each
+
+
+@pytest.fixture
+def placed(app: Celery) -> Event:
+    """An event with deliveries of every sort."""
+    event = Namespace().event("order.placed")
+    on(event, name="shop.check")(lambda sender: None)
+    on(event, name="shop.alert", condition=lambda sender: False)(lambda sender: None)
+    on(event, name="shop.mail", offload=True)(lambda sender: None)
+    on(event, name="shop.plain", offload={"delivery": "broker"})(lambda sender: None)
+    on(event, name="shop.later", offload={"countdown": 600})(lambda sender: None)
+    return event
+
+
+def run(emission: str, end: Callable[[claims.Claim], None]) -> None:
+    """A run of the delivery to `shop.mail`."""
+    backlog.take(10)
+    started = claims.claim(emission, "shop.mail", "boot/1")
+    assert isinstance(started, claims.Claim)
+    end(started)
+
+
+def test_json_has_a_shape_that_a_script_can_rely_on(placed: Event) -> None:
+    """Whatever state anything is in."""
+    emission = emit(placed, "ada").id
+    trees(emission)
+    run(emission, lambda claim: claims.put_off(claim, 0, "OSError: away"))
+    trees(emission)
+    run(emission, lambda claim: claims.bury(claim, "OSError: for good"))
+    (tree,) = trees(emission)
+    assert {turn["handler"]: turn["outcome"] for turn in tree["turns"]} == {
+        "shop.check": "done",
+        "shop.alert": "skipped",
+        "shop.plain": "queued",
+    }
+    states = {entry["handler"]: entry["state"] for entry in tree["deliveries"]}
+    assert states == {"shop.mail": "dead", "shop.later": "waiting"}
+    (mail,) = [entry for entry in tree["deliveries"] if entry["handler"] == "shop.mail"]
+    assert [(one["run"], one["why"]) for one in mail["history"]] == [(1, "OSError: away")]
+
+
+def test_json_is_the_same_by_either_name(placed: Event, tmp_path: Path) -> None:
+    """Also in a file."""
+    emission = emit(placed, "ada").id
+    file = tmp_path / "trace.json"
+    trace(emission, "--json", "-o", file)
+    assert trees(emission) == json.loads(trace(emission, "--format", "json").stdout) == json.loads(file.read_text())
+
+
+def test_an_entity_is_found_exactly(tables: str) -> None:
+    """Neither one whose id begins alike, nor one that differs in capitals only, nor by a sign that is a wildcard."""
+    mine = [recorded("Order:o_1"), recorded("Order:o_1 status='open' total=5")]
+    for other in ("Order:o_10", "Order:O_1", "Order:O_1 status='open'", "Order:ox1 status='open'", "order:o_1", "o_1"):
+        recorded(other)
+    assert [tree["id"] for tree in trees("Order:o_1")] == mine
+
+
+def test_what_an_entity_caused_is_not_shown_twice(tables: str) -> None:
+    """An emission of its own below another of its own is shown there only; what others emitted above it is not."""
+    root = recorded("str")
+    first = recorded("Order:o1", root=root, parent=root)
+    second = recorded("Order:o1", root=root, parent=first)
+    third = recorded("Bill:b1", root=root, parent=second)
+    (tree,) = trees("Order:o1")
+    assert (tree["id"], tree["children"][0]["id"], tree["children"][0]["children"][0]["id"]) == (first, second, third)
+
+
+@pytest.mark.parametrize("known", ["first", "second", "grandchild"])
+def test_without_its_root_a_family_is_several_trees(tables: str, known: str) -> None:
+    """The journal is off where it began, or its row is deleted already."""
+    root = str(uuid7())
+    first = recorded(root=root, parent=root)
+    second = recorded(root=root, parent=root)
+    grandchild = recorded(root=root, parent=second)
+    recorded()
+    ids = {"first": first, "second": second, "grandchild": grandchild}
+    found = trees(ids[known])
+    assert [tree["id"] for tree in found] == [first, second]
+    assert [child["id"] for child in found[1]["children"]] == [grandchild]
+
+
+def test_siblings_come_in_the_order_of_their_emission(tables: str) -> None:
+    """The earliest first."""
+    root = recorded()
+    children = [recorded(root=root, parent=root) for _ in range(5)]
+    (tree,) = trees(children[3])
+    assert [child["id"] for child in tree["children"]] == children
+
+
+def test_a_chain_may_be_long(tables: str) -> None:
+    """Such as one of handlers that emit the next step, over a hundred workers."""
+    chain = [recorded()]
+    for _ in range(99):
+        chain.append(recorded(root=chain[0], parent=chain[-1]))
+    assert len(trace(chain[50]).stdout.splitlines()) == 100
+    for form in ("json", "html"):
+        shown = trace(chain[50], "--format", form)
+        assert (shown.exit_code, chain[-1] in shown.stdout) == (0, True)
+
+
+def test_an_emission_without_a_story_tells_when_it_was_made(tables: str) -> None:
+    """By its id; no time is made up for what is not known."""
+    before = datetime.now(UTC)
+    (tree,) = trees(recorded())
+    assert abs((datetime.fromisoformat(tree["at"]) - before).total_seconds()) < 5
+    assert (tree["took"], tree["process"], tree["turns"]) == (None, None, [])
+
+
+@pytest.mark.parametrize("what", ["nothing", "0192f0c1-7a00-7000-8000-000000000000", "Order:none", ":", "'; DROP"])
+def test_what_is_not_there_is_an_error(tables: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line; with the journal on there is no use in saying that it is off."""
+    recorded()
+    failed = trace(what)
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    hint = "emissions without tracked deliveries are recorded with NITRO_JOURNAL=on"
+    assert failed.stderr == f"Error: nothing is recorded of {what}; {hint}\n"
+    monkeypatch.setenv("NITRO_JOURNAL", "on")
+    assert trace(what).stderr == f"Error: nothing is recorded of {what}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--limit", "0"], ["--since", "yesterday"], ["--format", "svg"], []])
+def test_a_wrong_option_is_a_usage_error(tables: str, arguments: list[str]) -> None:
+    """As of any command."""
+    assert trace(*(["Order:o1", *arguments] if arguments else [])).exit_code == 2

@@ -1,0 +1,300 @@
+"""`nitro tail` over a while: what happens between two looks is shown once, however much that is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from sqlalchemy import update
+
+from nitro import cli
+from nitro.cli import tail as tails
+from nitro.cli.tail import Tail
+from nitro.domain.entities.base_entity import Entity
+from nitro.infrastructure.database import reset, transaction, writing
+from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
+from nitro.infrastructure.events.watching import watchers
+from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.outbox.journal import journal
+from nitro.infrastructure.outbox.tables import deliveries
+
+ROOT = Path(__file__).parents[2]
+TRACE = 'Traceback (most recent call last):\n  File "m.py", line 3\nOSError: no mail\nmore'
+EMITTER = """
+import sys
+from celery import Celery
+from nitro import emit, on
+from nitro.infrastructure.offload import bind
+bind(Celery("shop", broker="memory://"))
+on("order.placed", offload=True, name="shop.mail")(lambda sender: None)
+for event in sys.argv[1:]:
+    on(event, offload=True, name=f"shop.{event}")(lambda sender: None)
+    emit(event, "ada")
+"""
+
+
+class Pram(Entity):
+    """Somebody who emits, and shows a field."""
+
+    __nitro_show__: ClassVar[tuple[str, ...]] = ("status",)
+
+    status: str = "open"
+
+
+@pytest.fixture
+def placed(app: Celery) -> Event:
+    """An event with a tracked handler."""
+    event = Namespace().event("order.placed")
+    on(event, offload=True, name="shop.mail")(lambda sender: None)
+    return event
+
+
+@pytest.fixture
+def journaled(app: Celery) -> Iterator[Event]:
+    """An event without offloads, while the journal is on."""
+    watchers.append(journal.watch)
+    yield Namespace().event("order.seen")
+    watchers.remove(journal.watch)
+    assert journal.flush(20)
+
+
+def tail(*arguments: str, colour: bool = False) -> Result:
+    """What the command shows of the last hour; an error that it does not know is raised."""
+    arguments = ("tail", "--once", "--since", "1h", *arguments)
+    return CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False, color=colour)
+
+
+def told(*arguments: str) -> list[dict[str, Any]]:
+    """The same for a script."""
+    return [json.loads(line) for line in tail("--json", *arguments).stdout.splitlines()]
+
+
+def begun(emission: Emission) -> claims.Claim:
+    """A run of its delivery."""
+    backlog.take(10)
+    started = claims.claim(emission.id, "shop.mail", "boot/1")
+    assert isinstance(started, claims.Claim)
+    return started
+
+
+def states(tail: Tail) -> list[str]:
+    """What the next look shows."""
+    return [line.state for line in tail.look()]
+
+
+def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) -> None:
+    """Which keeps its times in fewer digits than the row on SQLite."""
+    tail = Tail(datetime.now(UTC))
+    run = begun(emit(placed, "ada"))
+    with writing() as connection:
+        connection.execute(update(deliveries).values(started_at=time() // 1 + 2.123_456_7))
+    assert states(tail) == ["emitted", "queued", "running"]
+    claims.put_off(run, 600, "OSError: away")
+    assert states(tail) == ["retried", "waiting"]
+    assert states(tail) == []
+
+
+def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
+    """Once, by the first look after the commit; what others have emitted meanwhile does not hide it."""
+    tail = Tail(datetime.now(UTC))
+    with transaction():
+        late = emit(placed, "late")
+        assert tail.look() == []
+    early = emit(placed, "early")
+    assert [line.emission for line in tail.look() if line.state == "emitted"] == [late.id, early.id]
+    assert tail.look() == []
+
+
+def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when its emission is too old to be found by its time."""
+    monkeypatch.setattr(tails, "LATE", timedelta(0))
+    tail = Tail(datetime.now(UTC))
+    emission = emit(placed, "ada")
+    assert states(tail) == ["emitted", "queued"]
+    assert states(tail) == []
+    claims.finish(begun(emission))
+    assert states(tail) == ["running", "done"]
+    assert states(tail) == []
+    assert not tail._open
+
+
+def test_it_does_not_follow_more_and_more(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing is closed, as with a broker that is away: the latest ones only, each shown once."""
+    monkeypatch.setattr(tails, "LATE", timedelta(0))
+    monkeypatch.setattr(tails, "MOST", 3)
+    tail, shown = Tail(datetime.now(UTC)), []
+    for _ in range(5):
+        latest = [emit(placed, "ada") for _ in range(2)]
+        shown += [line.emission for line in tail.look() if line.state == "emitted"]
+        assert shown[-2:] == [emission.id for emission in latest]
+        assert len(tail._open) <= 3
+    assert len(shown) == len(set(shown)) == 10
+    assert not tail.cut
+
+
+def test_it_says_when_there_is_more_than_it_shows(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr; shown are the latest."""
+    monkeypatch.setattr(tails, "MOST", 2)
+    emissions = [emit(placed, "ada") for _ in range(2)]
+    assert tail("--state", "emitted").stderr == ""
+    emissions.append(emit(placed, "ada"))
+    shown = tail("--state", "emitted", "--json")
+    assert [json.loads(line)["emission"] for line in shown.stdout.splitlines()] == [each.id for each in emissions[1:]]
+    assert shown.stderr == "only the latest 2 emissions are shown\n"
+
+
+def test_lines_of_several_emissions_come_in_the_order_of_time(placed: Event) -> None:
+    """Not one emission after the other."""
+    first = emit(placed, "ada")
+    second = emit(placed, "bob")
+    claims.finish(begun(first))
+    lines = told()
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
+    assert [line["state"] for line in lines if line["emission"] == first.id][-1] == "done"
+    assert lines[-1]["emission"] == first.id
+    assert second.id in {line["emission"] for line in lines[:-2]}
+
+
+@pytest.mark.parametrize(("sender", "found"), [("Pram:p1", ["p1", "p1"]), ("Pram:p10", ["p10"]), ("Pram:p", [])])
+def test_an_entity_that_shows_fields_is_found_by_its_id(placed: Event, sender: str, found: list[str]) -> None:
+    """Whatever these fields are."""
+    for pram in (Pram(id="p1"), Pram(id="p10"), Pram(id="p1", status="sold")):
+        emit(placed, pram)
+    lines = told("--sender", sender, "--state", "emitted")
+    assert [re.match(r"Pram:(\w+) ", line["sender"])[1] for line in lines] == found  # type: ignore[index]  # it does
+
+
+def test_filters_must_all_be_met(placed: Event) -> None:
+    """Of one kind one, of states one of those that are given."""
+    emit(placed, Pram(id="p1"))
+    both = ("--state", "queued", "--state", "emitted", "--sender", "Pram:p1")
+    assert [line["state"] for line in told(*both)] == ["emitted", "queued"]
+    assert [line["state"] for line in told(*both, "--handler", "shop.mail")] == ["queued"]
+    assert told(*both, "--handler", "shop.mail", "--event", "order.paid") == []
+
+
+def test_an_unknown_state_is_a_usage_error(placed: Event) -> None:
+    """It names those that there are."""
+    refused = tail("--state", "lost")
+    assert refused.exit_code == 2
+    assert "'retried'" in refused.stderr
+
+
+def test_what_queued_nothing_is_shown_with_the_journal_on(journaled: Event) -> None:
+    """What ended the emission, and why."""
+
+    @on(journaled, name="shop.alert", on_error="log", priority=2)
+    def alert(sender: str) -> None:
+        raise OSError("no bell")
+
+    @on(journaled, name="shop.gate")
+    def gate(sender: str) -> bool:
+        if sender == "eve":
+            raise LookupError("no such customer")
+        return False
+
+    with pytest.raises(LookupError):
+        emit(journaled, "eve")
+    emit(journaled, "ada")
+    assert journal.flush(20)
+    assert [(line["state"], line["handler"], line["note"]) for line in told()] == [
+        ("emitted", None, "raised LookupError: no such customer"),
+        ("failed", "shop.alert", "OSError: no bell"),
+        ("raised", "shop.gate", "LookupError: no such customer"),
+        ("emitted", None, ""),
+        ("failed", "shop.alert", "OSError: no bell"),
+        ("cancelled", "shop.gate", ""),
+    ]
+
+
+def test_what_an_emission_caused_names_it(placed: Event, journaled: Event) -> None:
+    """Its parent; the tree is `trace`'s."""
+    on(journaled, name="shop.cause")(lambda sender: emit(placed, sender) and None)
+    parent = emit(journaled, "ada")
+    assert journal.flush(20)
+    notes = {line["event"]: line["note"] for line in told("--state", "emitted")}
+    assert notes == {"order.seen": "", "order.placed": f"below {parent.id}"}
+
+
+@pytest.mark.parametrize("state", ["dead", "cancelled"])
+def test_the_end_of_a_delivery_is_shown(placed: Event, state: str) -> None:
+    """Of a dead letter with its error's own line."""
+    emission = emit(placed, "ada")
+    if state == "dead":
+        claims.bury(
+            begun(emission), 'Traceback (most recent call last):\n  File "m.py", line 3\nOSError: no mail\nmore'
+        )
+    else:
+        assert registry.cancel(emission.id) == 1
+    (line,) = told("--state", state)
+    assert line["note"] == ("OSError: no mail" if state == "dead" else "")
+
+
+def test_a_line_is_for_people(placed: Event) -> None:
+    """Time, state, emission, event, sender, handler; in colours on a terminal only."""
+    emission = emit(placed, Pram(id="p1"))
+    shown = tail("--handler", "shop.mail").stdout
+    facts = f"{emission.id}  order.placed  Pram:p1 status='open'  shop.mail"
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d\.\d{{3}}  queued     {facts}\n", shown)
+    assert f"\x1b[33mqueued   \x1b[0m  {facts}" in tail("--handler", "shop.mail", colour=True).stdout
+
+
+def test_a_database_that_is_away_is_one_line(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And exit code 1."""
+    monkeypatch.setenv("NITRO_DB_URL", "postgresql://postgres@127.0.0.1:9/away")
+    reset()
+    failed = tail()
+    assert (failed.exit_code, failed.stdout, len(failed.stderr.splitlines())) == (1, "", 1)
+    assert failed.stderr.startswith("Error: postgresql+psycopg://postgres@127.0.0.1:9/away: ")
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[..., None]]]:
+    """A running `nitro tail --json`, and what emits events in another process."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("NITRO_")},
+        "PYTHONPATH": str(ROOT),
+        "NITRO_HOME": str(tmp_path / "home"),
+        "NITRO_DB_URL": f"sqlite:///{tmp_path / 'nitro.db'}",
+    }
+
+    def emitted(*events: str) -> None:
+        command = [sys.executable, "-c", EMITTER, *events]
+        subprocess.run(command, cwd=tmp_path, env=environ, check=True, timeout=60)
+
+    emitted("first")
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "nitro", "tail", "--since", "1h", "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process, emitted
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_happens_is_shown_while_it_runs(live: tuple[Any, Callable[..., None]], number: signal.Signals) -> None:
+    """At once, also into a pipe; then it ends without a word when it is told to."""
+    process, emitted = live
+    seen = [json.loads(process.stdout.readline())]
+    while seen[-1]["state"] != "queued":
+        seen.append(json.loads(process.stdout.readline()))
+    assert {line["event"] for line in seen} == {"first"}
+    emitted("second", "third")
+    seen = [json.loads(process.stdout.readline()) for _ in range(4)]
+    assert [line["event"] for line in seen if line["state"] == "emitted"] == ["second", "third"]
+    process.send_signal(number)
+    rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, rest, errors) == (0, "", "")

@@ -1,0 +1,222 @@
+"""What `nitro trace` makes of what is recorded: items with spans of time, as a tree of lines and as a page."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import click
+import pytest
+
+from nitro.cli import page, timeline
+from nitro.cli.steps import steps_of
+from nitro.infrastructure.outbox.lineage import Told
+from nitro.infrastructure.outbox.registry import Entry, Run
+
+BEGIN = datetime(2026, 1, 31, 12, tzinfo=UTC)
+NOW = BEGIN + timedelta(seconds=60)
+
+
+def at(seconds: float) -> datetime:
+    """A moment so long after the begin."""
+    return BEGIN + timedelta(seconds=seconds)
+
+
+def run(number: int, started: float, ended: float, why: str = "OSError: away") -> Run:
+    """A run that did not close its delivery."""
+    return Run(run=number, started=at(started), ended=at(ended), why=why)
+
+
+def entry(state: Any, **facts: Any) -> Entry:
+    """A delivery that was published after a second."""
+    fixed = {
+        "id": "t1",
+        "emission": "e1",
+        "handler": "shop.mail",
+        "event": "placed",
+        "sender": "ada",
+        "queue": "celery",
+    }
+    counts = {"attempts": 0, "retries": 0, "losses": 0, "publications": 1, "promise": "at-least-once"}
+    times = {"due": None, "published": at(1), "started": None, "closed": None}
+    return Entry(**{**fixed, **counts, **times, "worker": None, "error": None, "history": (), "state": state, **facts})
+
+
+def told(**facts: Any) -> Told:
+    """An emission that took 10 ms."""
+    fixed = {"id": "e1", "event": "placed", "sender": "ada", "root": None, "parent": None, "at": BEGIN, "took": 0.01}
+    more = {"process": "host/1", "caused_in": None, "error": None, "turns": [], "deliveries": []}
+    return Told(**{**fixed, **more, **facts})
+
+
+def lines(*emissions: Told) -> list[str]:
+    """The tree of lines, without what emissions are said to be besides."""
+    text = click.unstyle(timeline.as_text(timeline.items(emissions, NOW)))
+    return [re.sub(r"  2026-01-31 .*", "", line) for line in text.splitlines()]
+
+
+def spans(delivery: Entry) -> list[tuple[str, str, float, float]]:
+    """Kind and state of each bar of a delivery, and from when to when it goes."""
+    (item,) = timeline.items([told(deliveries=[delivery])], NOW)
+    (handler,) = item.below
+    return [
+        (span.kind, span.state, (span.began - BEGIN).total_seconds(), (span.ended - BEGIN).total_seconds())
+        for span in handler.spans
+    ]
+
+
+def steps(delivery: Entry) -> list[tuple[str, int]]:
+    """State and run of each step of a delivery."""
+    return [(step.state, step.run) for step in steps_of(delivery)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "0 ms"),
+        (0.000012, "0.012 ms"),
+        (0.0123456, "12.3 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1 s"),
+        (1.0, "1 s"),
+        (99.94, "99.9 s"),
+        (100.0, "1m"),
+        (7200.0, "2h"),
+        (200_000.0, "2d"),
+    ],
+)
+def test_a_length_of_time_has_three_digits_and_its_unit(seconds: float, shown: str) -> None:
+    """As people say it."""
+    assert lines(told(turns=[{"handler": "shop.a", "outcome": "done", "at": 0.0, "took": seconds}]))[1] == (
+        f"└─ inline shop.a  done  took {shown}"
+    )
+
+
+@pytest.mark.parametrize(("moment", "shown"), [(0.25, "+250 ms"), (-0.25, "-250 ms"), (0.0, "+0 ms")])
+def test_clocks_may_differ(moment: float, shown: str) -> None:
+    """An emitter's clock is not the database's: what seems to be before is said to be."""
+    assert lines(told(deliveries=[entry("queued", published=at(moment))]))[1] == (
+        f"└─ queue  shop.mail  queued  queued {shown}"
+    )
+
+
+def test_a_run_that_goes_on_does_so_until_now() -> None:
+    """And one that is queued waits until then."""
+    assert spans(entry("running", attempts=1, started=at(2))) == [("wait", "queued", 1, 2), ("run", "running", 2, 60)]
+    assert spans(entry("queued")) == [("wait", "queued", 1, 60)]
+
+
+def test_each_run_has_one_bar() -> None:
+    """Those of the history, and the one that has closed it."""
+    done = entry("done", attempts=2, history=(run(1, 2, 3),), published=at(4), started=at(5), closed=at(6))
+    assert spans(done) == [("run", "retried", 2, 3), ("wait", "queued", 4, 5), ("run", "done", 5, 6)]
+    assert steps(done) == [("running", 1), ("retried", 1), ("queued", 0), ("running", 2), ("done", 0)]
+
+
+@pytest.mark.parametrize("state", ["cancelled", "dead"])
+def test_what_was_closed_between_two_runs_ran_once(state: str) -> None:
+    """Such as one that was cancelled while it waited for its retry, or whose process died once too often."""
+    closed = entry(state, attempts=1, history=(run(1, 2, 3),), started=at(2), closed=at(9))
+    assert spans(closed) == [("run", "retried", 2, 3), ("wait", "queued", 1, 2)]
+    assert steps(closed) == [("queued", 0), ("running", 1), ("retried", 1), (state, 0)]
+
+
+def test_what_never_ran_has_waited_until_it_was_closed() -> None:
+    """Cancelled, say, or expired."""
+    assert spans(entry("cancelled", closed=at(9))) == [("wait", "queued", 1, 9)]
+    assert steps(entry("cancelled", closed=at(9))) == [("queued", 0), ("cancelled", 0)]
+
+
+def test_a_replayed_one_waits_after_its_last_run() -> None:
+    """Which is known still, though not how it ended."""
+    again = entry("waiting", attempts=3, history=(run(1, 2, 3), run(2, 4, 5)), published=at(6), started=at(7))
+    assert steps(again)[-3:] == [("queued", 0), ("running", 3), ("waiting", 0)]
+
+
+def test_what_a_handler_of_a_worker_emitted_is_below_it() -> None:
+    """As far down as it goes; what no handler is known of is below its emission."""
+    third = told(id="e3", event="third", parent="e2", caused_in="shop.sent")
+    stray = told(id="e4", event="stray", parent="e1", caused_in="shop.gone")
+    turns = [{"handler": "shop.sent", "outcome": "started", "at": 0.0}]
+    second = told(id="e2", event="second", parent="e1", caused_in="shop.mail", turns=turns, children=[third])
+    assert lines(told(deliveries=[entry("queued")], children=[second, stray])) == [
+        "placed by ada",
+        "├─ queue  shop.mail  queued  queued +1 s",
+        "│  └─ second by ada",
+        "│     └─ inline shop.sent  started",
+        "│        └─ third by ada",
+        "└─ stray by ada",
+    ]
+
+
+def test_several_trees_are_apart() -> None:
+    """By an empty line."""
+    assert lines(told(), told(event="other")) == ["placed by ada", "", "other by ada"]
+
+
+def test_without_a_story_there_is_a_head_and_no_more() -> None:
+    """Of an emission that an older version has written; a call of the task has no event."""
+    bare = told(event=None, took=None, process=None)
+    (line,) = timeline.as_text(timeline.items([bare], NOW)).splitlines()
+    assert line == "a call of the task by ada  2026-01-31 12:00:00.000 UTC  e1"
+
+
+class Texts(HTMLParser):
+    """All texts and attributes of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+NASTY = "</div></style><script>alert('\"&')</script>\x1b[31m\x9b31m\0\ud800"
+
+
+def test_no_text_can_break_a_page_or_steer_a_terminal() -> None:
+    """Names, senders, reasons and errors are shown as they are, and nothing else is."""
+    turns = [{"handler": f"turn{NASTY}", "outcome": "failed", "at": 0.0, "took": 0.1, "why": f"why{NASTY}"}]
+    history = (run(1, 2, 3, f"run{NASTY}"),)
+    dead = entry("dead", attempts=2, history=history, started=at(5), closed=at(6), error=f"error{NASTY}")
+    found = [
+        told(event=f"event{NASTY}", sender=f"sender{NASTY}", error=f"raised{NASTY}", turns=turns, deliveries=[dead])
+    ]
+    html = page.of(timeline.items(found, NOW), f"title{NASTY}")
+    html.encode()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", html)
+    shown = Texts(html)
+    assert "script" not in shown.tags
+    everything = "\n".join([*shown.texts, *(value or "" for _, value in shown.attributes)])
+    for what in ("event", "sender", "error", "turn", "why", "run", "title"):
+        assert f"{what}</div></style><script>alert(" in everything
+    assert not {name for name, _ in shown.attributes if name.startswith("on") or name in ("src", "href")}
+
+
+def test_a_page_fits_its_bars_into_its_width() -> None:
+    """Whatever the clocks say: none begins left of it or ends right of it."""
+    early = entry("done", attempts=1, published=at(-5), started=at(-4), closed=at(-3))
+    late = entry("done", handler="shop.b", attempts=1, published=at(900), started=at(2), closed=at(1))
+    shown = Texts(page.of(timeline.items([told(deliveries=[early, late])], NOW), "trace"))
+    places = [value for name, value in shown.attributes if name == "style" and value and value.startswith("left")]
+    assert len(places) == 5
+    for place in places:
+        left, width = map(float, re.findall(r"[-\d.]+(?=%)", place))
+        assert 0 <= left <= 100
+        assert width >= 0
+        assert left + width <= 100.001
+
+
+def test_a_page_of_a_single_moment_can_be_drawn() -> None:
+    """Nothing has any length."""
+    assert "placed by ada" in page.of(timeline.items([told(took=None)], NOW), "trace")
