@@ -58,6 +58,13 @@ def test_class_may_show_fields(evt: Event, handler: Any, sent: Sent) -> None:
     assert shown(emission, sent)["sender"] == "Showing:s1 status='paid'"
 
 
+def test_a_field_that_cannot_be_shown_fails_no_emit(evt: Event, handler: Any, sent: Sent) -> None:
+    """It is shown as what it raised."""
+    sender = Showing(id="s1", status="paid")
+    del sender.__dict__["status"]
+    assert shown(emit(evt, sender), sent)["sender"] == "Showing:s1 status=<AttributeError>"
+
+
 @pytest.mark.parametrize(("sender", "text"), [("secret", "str"), (None, "NoneType"), ({"a": "secret"}, "dict")])
 def test_other_senders_are_shown_by_their_class(evt: Event, handler: Any, sent: Sent, sender: Any, text: str) -> None:
     """A value that is no entity may be anything, a password included."""

@@ -17,5 +17,11 @@ def shown(sender: object) -> str:
     if identity is None:
         return type(sender).__name__
     cls, key = identity
-    fields = "".join(f" {field}={getattr(sender, field)!r}" for field in getattr(cls, "__nitro_show__", ()))
-    return f"{cls.__name__}:{key}{fields}"
+    return f"{cls.__name__}:{key}" + "".join(_field(sender, name) for name in getattr(cls, "__nitro_show__", ()))
+
+
+def _field(sender: object, name: str) -> str:
+    try:
+        return f" {name}={getattr(sender, name)!r}"
+    except Exception as error:  # noqa: BLE001  # of the user's class; no emit fails for what monitoring shows
+        return f" {name}=<{type(error).__name__}>"
