@@ -227,11 +227,19 @@ def test_any_text_can_be_recorded(
     assert second.event == "next"
 
 
-def test_a_sender_that_cannot_be_shown_fails_no_emit(
-    journal_on: object, evt: Event, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is not in the journal, which the log says with its emission."""
+def test_a_sender_that_cannot_be_shown_is_recorded(journal_on: object, evt: Event) -> None:
+    """With what kept its field from being shown."""
     emission = emit(heard(evt), Shy(id="s1"))
+    assert (only().id, only().sender) == (emission.id, "Shy:s1 missing=<AttributeError>")
+
+
+def test_what_cannot_be_noted_fails_no_emit(
+    journal_on: object, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with it: it is not in the journal, which the log says with its emission."""
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "story_of", lambda *_: 1 / 0)
+        emission = emit(heard(evt), "ada")
     assert f"emission {emission.id} is not in the journal" in caplog.text
     following = emit(evt, "ada")
     assert only().id == following.id

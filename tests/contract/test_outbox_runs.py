@@ -23,6 +23,8 @@ from nitro.infrastructure.database import engine, transaction, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import Offload, bind, cancel, current_delivery
 from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.message import KEY
+from nitro.infrastructure.offload.options import DELIVERY_HEADER
 from nitro.infrastructure.outbox import claims, registry
 from nitro.infrastructure.outbox.claims import Claim, claim
 from nitro.infrastructure.outbox.tables import deliveries, emissions, workers
@@ -334,6 +336,21 @@ def test_a_message_without_a_row_is_parked(evt: Event, app: Celery, work: Work, 
     until(registry.entries)
     assert "no row" in str(entry("dead").error)
     assert ran == []
+
+
+def test_a_message_that_names_anything_cannot_forge_a_line(
+    evt: Event, app: Celery, work: Work, sent: Sent, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is parked is told in one line, whatever emission its message names."""
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    emit(evt, "ada")
+    (message,) = sent()
+    message.kwargs[KEY]["emission"] = "01a21240-501e-74d1-8f0f\nforged"
+    app.send_task("shop.handler", (), message.kwargs, headers={DELIVERY_HEADER: "at-least-once"})
+    work(app)
+    until(lambda: "is parked" in caplog.text)
+    (line,) = [record.getMessage() for record in caplog.records if "is parked" in record.getMessage()]
+    assert "\n" not in line
 
 
 def test_a_payload_of_another_version_is_parked(evt: Event, app: Celery, work: Work) -> None:

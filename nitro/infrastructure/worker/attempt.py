@@ -17,7 +17,7 @@ from sqlalchemy import exc
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.failpoints import failpoint
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.logs import logger_named, plain
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.claims import Claim, Refusal
@@ -131,12 +131,13 @@ def _persistently(act: Callable[[], T], before_again: Callable[[], object] = lam
 
 
 def _refuse(refusal: Refusal, message: Message, task: Any) -> None:
+    which = (plain(task.name), plain(message.emission))  # a message may name anything
     if refusal.state is not None:
         level = logging.DEBUG if refusal.state in CLOSED else logging.INFO
-        logger.log(level, "%s for emission %s is %s already", task.name, message.emission, refusal.state)
+        logger.log(level, "%s for emission %s is %s already", *which, refusal.state)
         return
     why = "its message has no row here: does this worker use the database of the emitter?"
-    logger.error("%s for emission %s is parked: %s", task.name, message.emission, why)
+    logger.error("%s for emission %s is parked: %s", *which, why)
     facts = {"event": message.event, "sender": message.sender, "root": message.root, "parent": message.parent}
     _persistently(partial(claims.park, message.emission, task.name, task.request.id, facts, why))
 
