@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from celery import Celery
 
 from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.outbox.relay import emitters
 
 DATABASE = 10
 """Of Redis; tests empty it."""
+PATIENCE = 20.0
+"""Seconds."""
 PLACES = {
     "redis": (f"redis://127.0.0.1:6379/{DATABASE}", 6379),
     "amqp": ("amqp://guest:guest@127.0.0.1:5672//", 5672),
 }
+
+
+@contextmanager
+def broker_away() -> Iterator[None]:
+    """The broker did not answer a moment ago, and is not asked again as long as this lasts, nor by its end."""
+    courier._failures, courier._pause_ends = 1, math.inf
+    try:
+        yield
+    finally:
+        emitters.stop(PATIENCE)
+        courier._failures, courier._pause_ends = 0, 0.0
 
 
 def bound(broker_url: str) -> Celery:

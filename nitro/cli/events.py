@@ -31,11 +31,10 @@ def handlers(event: str | None, json: bool) -> None:
     \b
     Example: celery -A tasks nitro handlers --event order-placed
     """
-    from nitro.infrastructure.events.events import heard_events
     from nitro.infrastructure.offload.catalogue import catalogue
 
     load()
-    rows = catalogue([known_event(event)] if event else heard_events())
+    rows = catalogue(asked_for(event))
     click.echo(json_.dumps(rows, indent=2, default=str) if json else listing.table(HEADINGS, map(_cells, rows)))
 
 
@@ -53,7 +52,7 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
     from nitro.infrastructure.events import ANY
 
     load()
-    told = known_event(event).explain(ANY if sender is None else _sender(sender), **_object(kwargs))
+    told = _known(event).explain(ANY if sender is None else _sender(sender), **_object(kwargs))
     if json:
         click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in told], indent=2))
     else:
@@ -61,7 +60,18 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
         click.echo(told)
 
 
-def known_event(name: str) -> Event:
+def asked_for(name: str | None) -> list[Event]:
+    """The event of that name, or all that somebody hears.
+
+    Raises:
+        ClickException: nobody hears one of that name.
+    """
+    from nitro.infrastructure.events.events import heard_events
+
+    return [_known(name)] if name else heard_events()
+
+
+def _known(name: str) -> Event:
     """The event of that name that somebody hears.
 
     Raises:

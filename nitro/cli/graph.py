@@ -12,7 +12,7 @@ from warnings import catch_warnings
 
 import click
 
-from nitro.cli.events import known_event
+from nitro.cli.events import asked_for
 from nitro.cli.output import give
 from nitro.cli.project import load
 from nitro.infrastructure.logs import plain
@@ -55,12 +55,8 @@ def command(form: str, event: str | None, output: Path | None) -> None:
     \b
     Example: celery -A tasks nitro graph --format svg -o events.svg
     """
-    from nitro.infrastructure.events.events import heard_events
-
     load()
-    heard = [known_event(event)] if event else heard_events()
-    text = FORMS[form]([edge for each in heard for edge in _edges(each)])
-    give(text, output)
+    give(FORMS[form]([edge for each in asked_for(event) for edge in _edges(each)]), output)
 
 
 def _edges(event: Event) -> Iterator[Edge]:

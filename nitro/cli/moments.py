@@ -1,4 +1,4 @@
-"""Moments: how a time is given on the command line."""
+"""Moments: how a time is given on the command line, and shown there."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class Moment(click.ParamType[datetime]):
         except (ValueError, OverflowError) as error:
             allowed = "an age such as 14d, 12h or 30m, nor a date such as 2026-01-31"
             raise click.BadParameter(f"{value!r} is neither {allowed}", ctx, param) from error
+
+
+def clock(moment: datetime) -> str:
+    """The time of the day, with milliseconds."""
+    return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
 
 
 def _moment(text: str) -> datetime:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+from nitro.cli.moments import clock
 from nitro.cli.timeline import Item, Span
 from nitro.infrastructure.logs import plain
 
@@ -63,7 +64,7 @@ class _Scale:
         axis = SubElement(parent, "div", {"class": "axis"})
         for tick in range(TICKS):
             moment = self._begin + timedelta(seconds=self._length * tick / (TICKS - 1))
-            SubElement(axis, "span").text = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
+            SubElement(axis, "span").text = clock(moment)
 
 
 def _draw(parent: Element, item: Item, depth: int, scale: _Scale) -> None:

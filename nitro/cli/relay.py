@@ -8,6 +8,7 @@ import click
 
 from nitro.cli import listing
 from nitro.cli.project import app_of, load
+from nitro.cli.stopping import signals
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -72,15 +73,11 @@ def _publish_all(app: Celery) -> int:
 
 def _relay_until_told(app: Celery) -> None:
     import logging
-    import signal
-    from queue import SimpleQueue
 
     from nitro.infrastructure.outbox.relay import Relay
     from nitro.infrastructure.outbox.ticker import Ticker
 
-    told: SimpleQueue[int] = SimpleQueue()  # unlike an Event's set(), its put() may interrupt the thread that waits
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _frame: told.put(received))
+    told = signals()
     app.log.setup(loglevel=logging.INFO)
     relay = Ticker("nitro-relay")
     relay.start(Relay(app).tick)

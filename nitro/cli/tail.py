@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json as json_
-import signal
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING
 
 import click
 
 from nitro.cli import listing
-from nitro.cli.moments import Moment
+from nitro.cli.moments import Moment, clock
 from nitro.cli.project import load
 from nitro.cli.steps import steps_of
+from nitro.cli.stopping import Signals, signals
 from nitro.infrastructure.logs import plain, said
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ class Line:
     note: str
 
     def __str__(self) -> str:
-        time = f"{self.at:%H:%M:%S}.{self.at.microsecond // 1000:03}"
         facts = (self.emission, self.event or "-", self.sender, self.handler or "", self.note)
-        return listing.GAP.join([time, listing.coloured(self.state, 9), *map(plain, filter(None, facts))])
+        return listing.GAP.join([clock(self.at), listing.coloured(self.state, 9), *map(plain, filter(None, facts))])
 
 
 class Tail:
@@ -132,9 +131,7 @@ def command(
     ensure_current()
     wanted = {"event": event, "handler": handler, "sender": sender}
     tail, warned = Tail(since), False
-    told: SimpleQueue[int] = SimpleQueue()  # unlike an Event's set(), its put() may interrupt the thread that waits
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _frame: told.put(received))
+    told = signals()
     while True:
         for line in tail.look():
             if _is_wanted(line, wanted, states):
@@ -146,7 +143,7 @@ def command(
             return
 
 
-def _came(told: SimpleQueue[int]) -> bool:
+def _came(told: Signals) -> bool:
     """Whether a signal comes before it is time to look again."""
     try:
         told.get(timeout=EVERY)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from nitro.cli import listing
+from nitro.cli.moments import clock
 from nitro.cli.steps import last_run_of, steps_of
 from nitro.infrastructure.logs import plain, said
 
@@ -74,7 +75,7 @@ def _line(item: Item) -> str:
 
 def _emission(told: Told, now: datetime) -> Item:
     item = Item(title=f"{told.event or 'a call of the task'} by {told.sender}")
-    facts = [f"{told.at:%Y-%m-%d %H:%M:%S}.{told.at.microsecond // 1000:03} UTC", told.process, told.id]
+    facts = [f"{told.at:%Y-%m-%d} {clock(told.at)} UTC", told.process, told.id]
     item.note = listing.GAP.join([*filter(None, facts), *([f"raised {told.error}"] if told.error else [])])
     if told.took is not None:
         ended = told.at + timedelta(seconds=told.took)

@@ -110,6 +110,16 @@ def test_it_says_who_has_cancelled(evt: Event, queue: Any, debug: pytest.LogCapt
     assert lines(debug) == [f"event order.placed by ANY: {outcome} (emission {emission.id})"]
 
 
+def facts_of(emission: str) -> dict[str, str]:
+    """What a line about `shop.handler` tells to formatters that write JSON."""
+    return {
+        "nitro_handler": "shop.handler",
+        "nitro_event": "order.placed",
+        "nitro_sender": "Logged:o1",
+        "nitro_emission": emission,
+    }
+
+
 @pytest.mark.parametrize("how", ["emit", "emit_async"])
 def test_it_says_what_was_raised(evt: Event, debug: pytest.LogCaptureFixture, how: str) -> None:
     """The class of the exception; its message and traceback are the caller's to log."""
@@ -221,12 +231,7 @@ def test_a_handler_that_fails_and_stops_nothing_is_one_line(
     assert record.getMessage() == (
         f"handler shop.handler of event order.placed by Logged:o1 failed (emission {emission.id})"
     )
-    assert told(record) == {
-        "nitro_handler": "shop.handler",
-        "nitro_event": "order.placed",
-        "nitro_sender": "Logged:o1",
-        "nitro_emission": emission.id,
-    }
+    assert told(record) == facts_of(emission.id)
     assert record.exc_info is not None
     assert record.exc_info[1] is emission.failed["shop.handler"]
 
@@ -244,12 +249,7 @@ def test_a_condition_that_raises_is_one_line(
         "condition of handler shop.handler of event order.placed by Logged:o1 raised; it is skipped"
         f" (emission {emission.id})"
     )
-    assert told(record) == {
-        "nitro_handler": "shop.handler",
-        "nitro_event": "order.placed",
-        "nitro_sender": "Logged:o1",
-        "nitro_emission": emission.id,
-    }
+    assert told(record) == facts_of(emission.id)
     assert record.exc_info is not None
 
 

@@ -14,6 +14,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
+from brokers import broker_away
 from celery import Celery
 from waiting import until
 
@@ -22,7 +23,6 @@ from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import current_delivery
 from nitro.infrastructure.offload.carriers import Headers, carriers
-from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.delivery import Delivery
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
 from nitro.infrastructure.outbox import registry
@@ -82,16 +82,6 @@ def delivery_of(emission: str) -> Delivery:
     """A run of a handler."""
     facts: dict[str, Any] = dict.fromkeys(("root", "parent", "event", "deadline"))
     return Delivery(emission=emission, handler="shop.handler", attempt=1, idempotency_key="k", **facts)
-
-
-@contextmanager
-def broker_away() -> Iterator[None]:
-    """The broker did not answer a moment ago, and is not asked again as long as this lasts."""
-    courier._failures, courier._pause_ends = 1, math.inf
-    try:
-        yield
-    finally:
-        courier._failures, courier._pause_ends = 0, 0.0
 
 
 @pytest.mark.parametrize("delivery", PROMISES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from textwrap import dedent
 from typing import Any, ClassVar
 
 import pytest
+from brokers import broker_away
 from celery import Celery
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach
@@ -34,9 +34,8 @@ from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
 from nitro.infrastructure.events.watching import watchers
 from nitro.infrastructure.offload.carriers import carriers, publishing
-from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox import registry
-from nitro.infrastructure.outbox.relay import Relay, emitters
+from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import opentelemetry
 
 Sent = Callable[..., list[Any]]
@@ -123,17 +122,6 @@ def spans() -> Iterator[Spans]:
         opentelemetry.instrument(made.provider)
         yield made
     made.provider.shutdown()
-
-
-@contextmanager
-def broker_away() -> Iterator[None]:
-    """The broker did not answer a moment ago; afterwards nobody has asked it again yet."""
-    courier._failures, courier._pause_ends = 1, math.inf
-    try:
-        yield
-    finally:
-        emitters.stop(PATIENCE)
-        courier._failures, courier._pause_ends = 0, 0.0
 
 
 def relay(app: Celery, count: int = 1) -> None:

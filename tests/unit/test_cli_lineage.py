@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
+from schemas import TREES
 from sqlalchemy import insert
 from uuid_utils import uuid7
 
@@ -22,54 +23,6 @@ from nitro.infrastructure.outbox import backlog, claims
 from nitro.infrastructure.outbox.tables import emissions
 
 Json = dict[str, Any]
-
-
-def exactly(**properties: Any) -> Json:
-    """An object with all of these and no others."""
-    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-
-
-def maybe(schema: Json) -> Json:
-    """That, or null."""
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def array(items: Json) -> Json:
-    """Any number of these."""
-    return {"type": "array", "items": items}
-
-
-TEXT, COUNT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "number", "minimum": 0}
-ID = {"type": "string", "pattern": "^[0-9a-f-]{36}$"}
-MOMENT = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00$"}
-STATE = {"enum": ["waiting", "queued", "running", "done", "dead", "cancelled"]}
-OUTCOME = {"enum": ["done", "started", "failed", "raised", "cancelled", "skipped", "queued"]}
-TURN = {
-    **exactly(handler=TEXT, outcome=OUTCOME, at=NUMBER, took=NUMBER, why=TEXT, id=ID, delivery=TEXT),
-    "required": ["handler", "outcome"],
-}
-RUN = exactly(run=COUNT, started=maybe(MOMENT), ended=MOMENT, why=TEXT)
-DELIVERY = exactly(
-    **dict.fromkeys(("id", "emission"), ID),
-    **dict.fromkeys(("handler", "sender", "promise", "queue"), TEXT),
-    **dict.fromkeys(("attempts", "retries", "losses", "publications"), COUNT),
-    **dict.fromkeys(("due", "published", "started", "closed"), maybe(MOMENT)),
-    **dict.fromkeys(("event", "worker", "error"), maybe(TEXT)),
-    state=STATE,
-    history=array(RUN),
-)
-EMISSION = exactly(
-    **dict.fromkeys(("root", "parent"), maybe(ID)),
-    **dict.fromkeys(("event", "process", "caused_in", "error"), maybe(TEXT)),
-    id=ID,
-    sender=TEXT,
-    at=MOMENT,
-    took=maybe(NUMBER),
-    turns=array(TURN),
-    deliveries=array(DELIVERY),
-    children=array({"$ref": "#/$defs/emission"}),
-)
-TREES = {"$defs": {"emission": EMISSION}, **array({"$ref": "#/$defs/emission"})}
 
 
 def trace(*arguments: object) -> Result:
