@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
-from waiting import until
 
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.outbox.tables import emissions
 from nitro.infrastructure.outbox.versions import ensure_current
+from waiting import until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy import event as sqlalchemy_event
+
 from databases import KINDS, on_database
 from journals import only, recorded, rows
-from sqlalchemy import event as sqlalchemy_event
-from waiting import until
-
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, reset, transaction
 from nitro.infrastructure.events import Event, Namespace, emit, on
@@ -21,6 +20,7 @@ from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox import journal, registry
 from nitro.infrastructure.outbox.tables import NAME, made_at
+from waiting import until
 
 AWAY = "postgresql://postgres@127.0.0.1:9/away"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from celery import Celery
 from click.testing import CliRunner
+
 from databases import KINDS, on_database
 from journals import Recorded, recorded, rows
-
 from nitro import cli
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
 from nitro.infrastructure.offload import bind

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from brokers import DATABASE, bound, on_server
 from celery import Celery, Task
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.connection import Connection
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
-from waiting import until
 
+from brokers import DATABASE, bound, on_server
 from nitro.errors import DispatchError, NoDatabase, PayloadError
 from nitro.infrastructure.events import Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import bind
@@ -27,6 +26,7 @@ from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.line import Line
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import registry
+from waiting import until
 
 PATIENCE = 20.0
 UNTRACKED = ("broker", "at-most-once")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from databases import KINDS, on_database
 
+from databases import KINDS, on_database
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.outbox import backlog, claims, registry, states
 from nitro.infrastructure.outbox.claims import Claim

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from databases import KINDS, on_database
 from sqlalchemy import select, update
-from waiting import until
 
+from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.events import Event, emit, emit_async, on
 from nitro.infrastructure.offload import bind
@@ -21,6 +20,7 @@ from nitro.infrastructure.outbox.claims import Claim
 from nitro.infrastructure.outbox.registry import Entry
 from nitro.infrastructure.outbox.states import MOST_HISTORY
 from nitro.infrastructure.outbox.tables import deliveries
+from waiting import until
 
 AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
 WORKER = "boot/1"

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from databases import KINDS, on_database
 from kombu.transport import memory
 from sqlalchemy import event, func, select
-from waiting import until
 
+from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
@@ -24,6 +23,7 @@ from nitro.infrastructure.outbox.census import Census, beat
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.tables import deliveries, emissions, now
+from waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

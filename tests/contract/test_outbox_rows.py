@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from databases import KINDS, on_database
 from kombu import Queue
 from sqlalchemy import event, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import SQLModel
 
+from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import OptionStays, OutboxOutdated
 from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
-from databases import KINDS, on_database
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
-from waiting import until
 
+from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import NotTracked
 from nitro.infrastructure import failpoints
@@ -30,6 +29,7 @@ from nitro.infrastructure.outbox.claims import Claim, claim
 from nitro.infrastructure.outbox.tables import deliveries, emissions, workers
 from nitro.infrastructure.worker import attempt as attempts
 from nitro.infrastructure.worker import caretaker, identity
+from waiting import until
 
 Work = Callable[..., Any]
 Sent = Callable[..., list[Any]]

@@ -7,12 +7,12 @@ import threading
 from typing import Any
 
 import pytest
-from brokers import on_server
 from celery.contrib.testing.worker import start_worker
 from kombu.transport import redis
-from waiting import until
 
+from brokers import on_server
 from nitro.infrastructure.events import Event, emit, on
+from waiting import until
 
 LONG = 20.0
 

@@ -7,17 +7,17 @@ import threading
 from typing import Any
 
 import pytest
-from brokers import on_server
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from sqlalchemy import update
-from waiting import until
 
+from brokers import on_server
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox.tables import deliveries, now
 from nitro.infrastructure.worker.starvation import Starvation
+from waiting import until
 
 LONG = 60.0
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from journals import only
 
+from journals import only
 from nitro.errors import PayloadError
 from nitro.infrastructure.events import Event, emit, emit_async, on
 

@@ -14,10 +14,9 @@ from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
-from brokers import broker_away
 from celery import Celery
-from waiting import until
 
+from brokers import broker_away
 from nitro.errors import ContextStays, EmitError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
@@ -29,6 +28,7 @@ from nitro.infrastructure.outbox import registry
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import carry, context
 from nitro.telemetry.context import HEADER, SIGNATURE, ContextVariables
+from waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

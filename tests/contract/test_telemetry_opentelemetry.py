@@ -17,7 +17,6 @@ from textwrap import dedent
 from typing import Any, ClassVar
 
 import pytest
-from brokers import broker_away
 from celery import Celery
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach
@@ -26,8 +25,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
-from waiting import until
 
+from brokers import broker_away
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import PayloadError
 from nitro.infrastructure.database import transaction
@@ -37,6 +36,7 @@ from nitro.infrastructure.offload.carriers import carriers, publishing
 from nitro.infrastructure.outbox import registry
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import opentelemetry
+from waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

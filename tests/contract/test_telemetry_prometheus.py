@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from databases import KINDS, on_database
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from databases import KINDS, on_database
 from nitro.infrastructure import database
 from nitro.infrastructure.database import writing
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on

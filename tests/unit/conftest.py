@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from databases import KINDS
 from sqlmodel import SQLModel
 
+from databases import KINDS
 from nitro.infrastructure.database import create_tables, engine, reset
 
 

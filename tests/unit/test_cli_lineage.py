@@ -12,7 +12,6 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
-from schemas import TREES
 from sqlalchemy import insert
 from uuid_utils import uuid7
 
@@ -21,6 +20,7 @@ from nitro.infrastructure.database import create_tables, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.outbox import backlog, claims
 from nitro.infrastructure.outbox.tables import emissions
+from schemas import TREES
 
 Json = dict[str, Any]
 
