@@ -2,114 +2,169 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import BatchPublishError
+from redis.exceptions import ResponseError
 
-from nitro.infrastructure.offload.channels import Pushes, keep_client
+from nitro.infrastructure.offload import channels
+from nitro.infrastructure.offload.channels import Pushes, Unanswered, keep_client
+
+
+class Connection:
+    """Notes what it sends, an item for each time; fails, is silent or is interrupted when it is told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.error: BaseException | None = None
+        self.silent = False
+        self.open = True
+        self.answers = 0
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        return [repr([args]).encode()]
+
+    def pack_commands(self, commands: Any) -> list[bytes]:
+        return [repr([tuple(command) for command in commands]).encode()]
+
+    def send_packed_command(self, command: list[bytes]) -> None:
+        self._fail()
+        self.open = True
+        (whole,) = command
+        self.sent.append(literal_eval(whole.decode()))
+        self.answers += len(self.sent[-1])
+
+    def can_read(self, timeout: float) -> bool:
+        self._fail()
+        return not self.silent
+
+    def read_response(self) -> None:
+        self._fail()
+        assert self.answers > 0
+        self.answers -= 1
+
+    def disconnect(self) -> None:
+        self.open, self.answers = False, 0
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 class Client:
-    """Notes commands, those of a pipeline in a list of their own; fails when it is told to."""
+    """Has one connection, which must be there when it is asked for."""
 
-    def __init__(self) -> None:
-        self.executed: list[Any] = []
-        self.error: Exception | None = None
+    def __init__(self, connection: Connection) -> None:
+        self.connection_pool = self
+        self.free = [connection]
 
-    def lpush(self, *args: Any) -> None:
-        self._execute(("lpush", *args))
+    def get_connection(self) -> Connection:
+        return self.free.pop()
 
-    @contextmanager
-    def pipeline(self, transaction: bool) -> Any:
-        assert not transaction
-        yield Pipeline(self)
-
-    def _execute(self, what: Any) -> None:
-        if self.error is not None:
-            raise self.error
-        self.executed.append(what)
-
-
-class Pipeline:
-    """What `Client.pipeline` gives."""
-
-    def __init__(self, client: Client) -> None:
-        self._client, self._commands = client, list[Any]()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: self._commands.append((name, *args))
-
-    def execute(self) -> None:
-        self._client._execute(self._commands)
-
-
-class Channel:
-    """Turns a message into the commands that it is."""
-
-    def basic_publish(self, message: Any, *, _publish_batch: Pushes, **how: Any) -> None:
-        for command in message:
-            _publish_batch.add(*command)
+    def release(self, connection: Connection) -> None:
+        assert not connection.answers
+        self.free.append(connection)
 
 
 @pytest.fixture
-def client() -> Client:
-    return Client()
+def connection() -> Connection:
+    return Connection()
 
 
-def published(client: Client, *messages: Any, most: int = 1000) -> Pushes:
-    """A batch with these messages, flushed."""
-    batch = Pushes(Channel(), client, most)
-    for message in messages:
-        batch.publish(message)
-    batch.flush()
-    return batch
+@pytest.fixture
+def pushes(connection: Connection) -> Pushes:
+    return Pushes(Client(connection))
 
 
-def test_messages_of_one_list_are_one_command(client: Client) -> None:
+def flushed(pushes: Pushes, *commands: Any, **how: Any) -> None:
+    """Gather these commands, and flush."""
+    for command in commands:
+        pushes.add(*command)
+    pushes.flush(**how)
+
+
+def test_messages_of_one_list_are_one_command(connection: Connection, pushes: Pushes) -> None:
     """In their order."""
-    published(client, [("lpush", "q", "1")], [("lpush", "q", "2")], [("lpush", "q", "3")])
-    assert client.executed == [("lpush", "q", "1", "2", "3")]
+    flushed(pushes, ("lpush", "q", "1"), ("lpush", "q", "2"), ("lpush", "q", "3"))
+    assert connection.sent == [[("LPUSH", "q", "1", "2", "3")]]
 
 
-def test_lists_are_kept_apart_and_in_order(client: Client) -> None:
-    """In one pipeline; a queue that expires is prolonged after each of its messages."""
+def test_lists_are_kept_apart_and_in_order(connection: Connection, pushes: Pushes) -> None:
+    """In one round trip; a queue that expires is prolonged after each of its messages."""
     expiring = [("lpush", "b", "2"), ("pexpire", "b", 9)]
-    published(client, [("lpush", "a", "1")], expiring, [("publish", "topic", "x")], [("lpush", "a", "3")])
-    assert client.executed == [
-        [("lpush", "a", "1"), ("lpush", "b", "2"), ("pexpire", "b", 9), ("publish", "topic", "x"), ("lpush", "a", "3")]
+    flushed(pushes, ("lpush", "a", "1"), *expiring, ("publish", "topic", "x"), ("lpush", "a", "3"))
+    assert connection.sent == [
+        [("LPUSH", "a", "1"), ("LPUSH", "b", "2"), ("PEXPIRE", "b", 9), ("PUBLISH", "topic", "x"), ("LPUSH", "a", "3")]
     ]
 
 
-def test_nothing_is_executed_for_nothing(client: Client) -> None:
+def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
+    """As whoever takes the messages looks for them there."""
+    client: Any = Client(connection)
+    client._prefix_args = lambda args: [args[0], f"shop:{args[1]}", *args[2:]]
+    flushed(Pushes(client), ("lpush", "q", "1"), ("publish", "topic", "x"))
+    assert connection.sent == [[("LPUSH", "shop:q", "1"), ("PUBLISH", "shop:topic", "x")]]
+
+
+def test_nothing_is_sent_for_nothing(connection: Connection, pushes: Pushes) -> None:
     """Nor for what was discarded."""
-    batch = published(client)
-    batch.publish([("lpush", "q", "1")])
-    batch.discard()
-    batch.flush()
-    assert client.executed == []
+    pushes.add("lpush", "q", "1")
+    pushes.discard()
+    pushes.flush()
+    assert connection.sent == []
 
 
-def test_a_full_batch_is_flushed(client: Client) -> None:
-    """When it has gathered more than it may."""
-    published(client, *([("lpush", "q", str(number))] for number in range(5)), most=2)
-    assert client.executed == [("lpush", "q", "0", "1", "2"), ("lpush", "q", "3", "4")]
+def test_what_is_too_much_to_leave_together_leaves_before(
+    connection: Connection, pushes: Pushes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When more comes than may gather."""
+    monkeypatch.setattr(channels, "MOST", 3)
+    flushed(pushes, *(("lpush", "q", str(number)) for number in range(5)))
+    assert connection.sent == [[("LPUSH", "q", "0", "1", "2")], [("LPUSH", "q", "3", "4")]]
 
 
-@pytest.mark.parametrize("keys", [["q", "q"], ["q", "other"]], ids=["command", "pipeline"])
-def test_a_failure_is_one_of_the_batch(client: Client, keys: list[str]) -> None:
-    """With its cause; nothing is executed again."""
-    client.error = OSError("gone")
-    batch = Pushes(Channel(), client, 1000)
-    for key in keys:
-        batch.publish([("lpush", key, "1")])
+@pytest.mark.parametrize("error", [OSError("gone"), ResponseError("WRONGTYPE")])
+@pytest.mark.parametrize("keys", [["q", "q"], ["q", "other"]], ids=["command", "commands"])
+def test_a_failure_is_one_of_the_batch(
+    connection: Connection, pushes: Pushes, keys: list[str], error: Exception
+) -> None:
+    """With its cause, on a connection that is used no more as it is; nothing is sent again."""
+    connection.error = error
     with pytest.raises(BatchPublishError) as caught:
-        batch.flush()
-    assert caught.value.__cause__ is client.error
-    client.error = None
-    batch.flush()
-    assert client.executed == []
+        flushed(pushes, *(("lpush", key, "1") for key in keys))
+    assert caught.value.__cause__ is error
+    assert not connection.open
+    connection.error = None
+    pushes.flush()
+    assert connection.sent == []
+
+
+def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection, pushes: Pushes) -> None:
+    """By whoever may wait; the connection serves nobody else until then."""
+    connection.silent = True
+    with pytest.raises(Unanswered):
+        flushed(pushes, ("lpush", "q", "1"), patience=0.01)
+    assert connection.sent == [[("LPUSH", "q", "1")]]
+    pushes.answer()
+    assert connection.answers == 0
+    connection.silent = False
+    flushed(pushes, ("lpush", "q", "2"), patience=0.01)
+    assert len(connection.sent) == 2
+
+
+def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pushes: Pushes) -> None:
+    """It goes to whoever emits, such as a task whose time is over; no answer is left behind."""
+    connection.error = SoftTimeLimitExceeded()
+    with pytest.raises(SoftTimeLimitExceeded):
+        flushed(pushes, ("lpush", "q", "1"))
+    assert not connection.open
+    connection.error = None
+    flushed(pushes, ("lpush", "q", "2"))
+    assert connection.sent == [[("LPUSH", "q", "2")]]
 
 
 class Acquiring:

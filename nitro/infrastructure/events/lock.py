@@ -17,6 +17,14 @@ class Lock:
     def _renew(self) -> None:
         self._lock = threading.RLock()
 
+    def take(self) -> bool:
+        """Take it if it is free; whether it was."""
+        return self._lock.acquire(blocking=False)
+
+    def leave(self) -> None:
+        """Give back what `take` has taken."""
+        self._lock.release()
+
     def __enter__(self) -> None:
         self._lock.acquire()
 

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from kombu.exceptions import BatchPublishError
 from kombu.transport import virtual
 from uuid_utils import uuid4
 
+MOST = 1000
+"""Commands that leave together at most."""
 
-def tune(channel: Any) -> None:
-    """Make publishing through a channel cheaper; what it publishes stays the same."""
+Command = tuple[Any, ...]
+Owed = tuple[Any, int]
+"""A connection to Redis, and how many answers are still to come on it."""
+
+
+class Unanswered(TimeoutError):
+    """Redis has what was sent to it, and has not answered in the time that was given; `Pushes.answer` waits for it."""
+
+
+def tune(channel: Any) -> Pushes | None:
+    """Make publishing through a channel cheaper; what it publishes stays the same.
+
+    Returns:
+        Where the messages of a channel on Redis gather until they are flushed, or None elsewhere.
+    """
     if isinstance(channel, virtual.Channel):
-        channel._next_delivery_tag = _delivery_tag  # type: ignore[method-assign]  # on this one channel
+        channel._next_delivery_tag = delivery_tag  # type: ignore[method-assign]  # on this one channel
     client = keep_client(channel)
-    if client is not None:
-        channel.create_publish_batch = partial(Pushes, channel, client)
+    if client is None:
+        return None
+    pushes = Pushes(client)
+    channel.basic_publish = partial(channel.basic_publish, _publish_batch=pushes)
+    return pushes
 
 
 def keep_client(channel: Any) -> Any:
@@ -30,65 +50,96 @@ def keep_client(channel: Any) -> Any:
     return client
 
 
-def _delivery_tag() -> str:
+def delivery_tag() -> str:
+    """A random UUID, as kombu's."""
     return str(uuid4())
 
 
 class Pushes:
-    """A batch of a producer on Redis: one LPUSH for the messages that follow one another into a list.
+    """What Redis is to be told, gathered: one round trip, and one LPUSH for neighbouring messages into one list.
 
-    It stands where `kombu.transport.redis.PublishBatch` does, which makes a command of each.
+    It stands where `kombu.transport.redis.PublishBatch` does, which makes a command of each, and speaks through a
+    connection of the client's pool without the client, which would say some things twice.
     """
 
-    def __init__(self, channel: Any, client: Any, max_size: int) -> None:
-        self.channel = channel
-        self._client, self._max_size = client, max_size
-        self._commands: list[tuple[str, tuple[Any, ...]]] = []
-
-    def publish(self, message: Any, **how: Any) -> Any:
-        """Route one message, and gather the commands that deliver it."""
-        gathered = len(self._commands)
-        result = self.channel.basic_publish(message, _publish_batch=self, **how)
-        if gathered and len(self._commands) > self._max_size:
-            self.flush()
-        return result
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._prefixed = getattr(client, "_prefix_args", tuple)  # of a client with a `global_keyprefix`
+        self._commands: list[Command] = []
+        self._owed: Owed | None = None
 
     def add(self, name: str, *args: Any) -> None:
-        """Gather a command; called by the channel."""
-        self._commands.append((name, args))
-
-    def flush(self) -> None:
-        """Have Redis execute what has gathered, in one round trip and without trying again.
+        """Gather a command; called by the channel.
 
         Raises:
-            BatchPublishError: it did not; some may have been delivered.
+            BatchPublishError: as `flush`; what had gathered before was too much to leave with it.
         """
-        commands, self._commands = list(_merged(self._commands)), []
+        if len(self._commands) >= MOST:
+            self.flush()
+        self._commands.append((name.upper(), *args))
+
+    def flush(self, patience: float | None = None) -> None:
+        """Have Redis execute what has gathered, in one round trip and without trying again.
+
+        Args:
+            patience: seconds to wait for the answer; None for as long as the connection waits.
+
+        Raises:
+            Unanswered: it has not come within that time.
+            BatchPublishError: some may not have been executed.
+        """
+        commands, self._commands = list(map(self._prefixed, _merged(self._commands))), []
         if not commands:
             return
-        try:
-            if len(commands) == 1:
-                ((name, args),) = commands
-                getattr(self._client, name)(*args)
-                return
-            with self._client.pipeline(transaction=False) as pipeline:
-                for name, args in commands:
-                    getattr(pipeline, name)(*args)
-                pipeline.execute()
-        except Exception as error:
-            raise BatchPublishError("Redis has not taken a batch; some of it may have been delivered") from error
+        connection = self._client.connection_pool.get_connection()
+        self._owed = connection, len(commands)
+        with self._told():
+            packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
+            connection.send_packed_command([b"".join(packed)])
+            answered = patience is None or connection.can_read(patience)
+        if not answered:
+            raise Unanswered("Redis has not answered in time")
+        self.answer()
+
+    def answer(self) -> None:
+        """Wait for the answer to what was sent.
+
+        Raises:
+            BatchPublishError: some may not have been executed.
+        """
+        assert self._owed is not None
+        connection, count = self._owed
+        with self._told():
+            for _ in range(count):
+                connection.read_response()
+        self._owed = None
+        self._client.connection_pool.release(connection)
 
     def discard(self) -> None:
         """Drop what has gathered."""
         self._commands = []
 
-    close = discard
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A failure is one of the batch; no answer that still comes is taken for that to something else."""
+        from redis.exceptions import RedisError
+
+        try:
+            yield
+        except BaseException as error:
+            (connection, _), self._owed = cast(Owed, self._owed), None
+            connection.disconnect()
+            self._client.connection_pool.release(connection)
+            if not isinstance(error, RedisError | OSError):
+                raise
+            why = f"Redis has not taken a batch, of which some may have been delivered: {error}"
+            raise BatchPublishError(why) from error
 
 
-def _merged(commands: list[tuple[str, tuple[Any, ...]]]) -> Any:
+def _merged(commands: list[Command]) -> Iterator[Command]:
     """The commands, with the values of neighbouring LPUSHes of one key in one of them."""
-    for (name, key), some in groupby(commands, key=lambda command: (command[0], command[1][0])):
-        if name == "lpush":
-            yield name, (key, *(value for _, args in some for value in args[1:]))
+    for (name, key), some in groupby(commands, key=lambda command: command[:2]):
+        if name == "LPUSH":
+            yield (name, key, *(value for command in some for value in command[2:]))
         else:
             yield from some

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from multiprocessing.util import Finalize
 from time import monotonic
 
@@ -34,6 +35,7 @@ EXIT_WAIT = 5.0
 """Seconds that the exit of the interpreter waits for what is in hand."""
 
 Failed = Callable[[Batch], None]
+Work = Callable[[], None]
 
 
 class Courier:
@@ -54,6 +56,8 @@ class Courier:
         self._failures = 0
         self._pause_ends = 0.0
         self._waited = False
+        self._rest: tuple[Batch, Work] | None = None
+        self._flying = False
 
     @property
     def ready(self) -> bool:
@@ -80,23 +84,60 @@ class Courier:
         return batch
 
     def send(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
-        """`post` them, and wait a moment for the outcome."""
+        """Publish them and wait a moment for the outcome; on this thread, if all that needs is a moment."""
         first, self._waited = not self._waited, True
-        hanging = self.hanging
-        batch = self.post(app, parcels, failed)
-        batch.wait(FIRST_WAIT if first else 0.0 if hanging else WAIT)
+        until = monotonic() + WAIT
+        batch = self._publish_here(app, parcels, failed)
+        if batch is None:
+            seconds = FIRST_WAIT if first else 0.0 if self.hanging else WAIT
+            batch = self.post(app, parcels, failed)
+            batch.wait(seconds)
+        elif batch.fate == "sending":
+            batch.wait(until - monotonic())
         return batch
+
+    def _publish_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None) -> Batch | None:
+        """None where something else is in hand, or others' code or the broker could keep this thread waiting."""
+        if self._line is None or self._busy or self._batches or self._failures or not self._carrying.take():
+            return None
+        try:
+            line = self._line
+            if line is None or line.app is not app or self._flying or self._rest or not line.is_ready_for(parcels):
+                return None
+            batch = Batch(app, parcels, failed)
+            self._flying = batch.begin()
+            failpoint("publishing")
+            rest = line.publish_now(batch, WAIT)
+            if rest is None:
+                self._land([batch], batch, None, line)
+            else:
+                self._leave_to_thread(batch, lambda: self._land([batch], batch, rest(), line))
+            return batch
+        except BaseException as error:  # such as a signal raises, at any point
+            self._hang_up()
+            batch.end("unknown", error)
+            raise
+        finally:
+            self._flying = False
+            self._carrying.leave()
+
+    def _leave_to_thread(self, batch: Batch, rest: Work) -> None:
+        """Have the courier's thread finish what nobody else must wait for."""
+        with self._more:
+            self._rest = batch, rest
+            self._more.notify()
+        self._start()
 
     def carry_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """Publish them on this thread, over a broker that cannot keep it waiting."""
         batch = Batch(app, parcels, failed)
-        self._take([batch])
+        self._do([batch], partial(self._carry, [batch]))
         return batch
 
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is in hand; whether that was so within `timeout` seconds."""
         with self._more:
-            return self._more.wait_for(lambda: not self._batches and not self._busy, timeout)
+            return self._more.wait_for(lambda: not (self._batches or self._busy or self._rest), timeout)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -117,26 +158,29 @@ class Courier:
             with self._more:
                 self._busy = False
                 self._more.notify_all()
-                self._more.wait_for(lambda: bool(self._batches))
+                self._more.wait_for(lambda: bool(self._batches or self._rest))
                 self._busy, self._busy_since = True, monotonic()
-                batches = self._next()
-            self._take(batches)
+                batches, work = self._next()
+            self._do(batches, work)
 
-    def _next(self) -> list[Batch]:
-        """The batches that have gathered, as many as may well leave together."""
+    def _next(self) -> tuple[list[Batch], Work]:
+        """What is left to do for one, or the batches that have gathered, as many as may well leave together."""
+        if self._rest is not None:
+            (batch, work), self._rest = self._rest, None
+            return [batch], work
         batches = [self._batches.popleft()]
         parcels = len(batches[0].parcels)
         while self._batches and parcels < TOGETHER and batches[0].goes_with(self._batches[0]):
             parcels += len(self._batches[0].parcels)
             batches.append(self._batches.popleft())
-        return batches
+        return batches, partial(self._carry, batches)
 
-    def _take(self, batches: Sequence[Batch]) -> None:
+    def _do(self, batches: Iterable[Batch], work: Work) -> None:
         try:
             with self._carrying:
-                self._carry(batches)
+                work()
         except Exception as error:
-            logger.exception("%d batches of messages failed", len(batches))
+            logger.exception("a batch of messages failed")
             for batch in batches:
                 batch.end("refused", error)
 
@@ -152,11 +196,13 @@ class Courier:
             _withhold(batches, error)
             return
         begun = [batch for batch in batches if batch.begin()]
-        if not begun:
-            return
-        failpoint("publishing")
-        flight = Batch(app, [parcel for batch in begun for parcel in batch.parcels])
-        fault = line.publish(flight)
+        if begun:
+            failpoint("publishing")
+            flight = Batch(app, [parcel for batch in begun for parcel in batch.parcels])
+            self._land(begun, flight, line.publish(flight), line)
+
+    def _land(self, begun: Iterable[Batch], flight: Batch, fault: Exception | None, line: Line) -> None:
+        """Say what became of the batches of a flight."""
         broken = fault is not None and line.is_broken_by(fault)
         if fault is not None and broken:
             self._broke(fault)

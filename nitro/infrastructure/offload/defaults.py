@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from weakref import WeakSet
 
 from celery import Celery
+from celery.utils.collections import ConfigurationView
 from kombu.transport import TRANSPORT_ALIASES
 
 from nitro.settings import Settings
@@ -78,9 +80,22 @@ def _fill(app: Celery, own: bool) -> None:
         _add(app, {"database_engine_options": {"connect_args": {"timeout": 30}}})
 
 
+def setting(app: Celery, name: str) -> Any:
+    """`app.conf[name]`, for whoever asks at each message: without an exception for each mapping that lacks it."""
+    conf = app.conf
+    if isinstance(conf, ConfigurationView) and conf.key_t is None:
+        keys = conf._to_keys(name)
+        for mapping in conf.maps:
+            for key in keys:
+                if key in mapping:
+                    return mapping[key]
+    return conf[name]
+
+
 def transport_of(app: Celery) -> str:
     """The scheme of the app's broker URL, such as `redis`."""
-    return str(app.conf.broker_url).partition("://")[0].partition("+")[0]
+    url = os.environ.get("CELERY_BROKER_URL") or setting(app, "broker_url") or app.conf.broker_url  # as Celery looks
+    return str(url).partition("://")[0].partition("+")[0]
 
 
 def line_options(app: Celery) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from select import POLLOUT, poll
 from time import monotonic
 from typing import Any
 
@@ -17,6 +17,8 @@ from nitro.infrastructure.offload.template import Templates
 
 CONFIRM = 5.0
 """Seconds in which RabbitMQ has to confirm what it was sent."""
+AT_ONCE = 32 * 1024
+"""Bytes of payload that the buffer of a socket takes when it is empty."""
 TOO_LONG = 3.0
 """Seconds after which an error is no longer about one message only."""
 
@@ -33,43 +35,65 @@ class Lane:
         self, app: Celery, channel: Any, concerns_one: Callable[[BaseException], bool], *, confirming: bool
     ) -> None:
         self.channel = channel
-        tune(channel)
+        self._pushes = tune(channel)
         self._concerns_one = concerns_one
         self._confirms = Confirms(channel) if confirming else None
         self._producer = app.amqp.Producer(channel, auto_declare=False)
         how = {"mandatory": True} if confirming else {}
-        self._templates = Templates(app, self._producer, {"retry": False, **how})
+        self._templates = Templates(app, self._producer, {"retry": False, **how}, self._pushes)
 
     def returned(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """Those that have reached no queue."""
         returned = self._confirms.returned if self._confirms is not None else {}
         return [parcel for parcel in parcels if parcel.task_id in returned] if returned else []
 
-    def publish(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
+    def is_ready_for(self, parcels: Sequence[Parcel]) -> bool:
+        """Whether all of these can leave at once, without any other code and without a wait for the broker."""
+        if self._confirms is not None or sum(len(parcel.message.payload or "") for parcel in parcels) > AT_ONCE:
+            return False
+        return self._templates.are_ready(parcels) and (self._pushes is not None or _is_writable(self.channel))
+
+    def publish(self, batch: Batch, parcels: Sequence[Parcel], patience: float | None = None) -> Exception | None:
         """Publish some of a batch and take from `batch.open` what has surely left.
+
+        Args:
+            patience: seconds for the answer of Redis; None for as long as its connection waits.
 
         Returns:
             The first error that is about one message only.
 
         Raises:
-            Exception: one that is not.
+            Unanswered: nothing has surely left yet; see `answer`.
+            Exception: one that is not about one message only.
         """
-        confirms, flown = self._confirms, set[str]()
+        confirms, pushes, flown = self._confirms, self._pushes, set[str]()
         if confirms is not None:
             confirms.begin()
-        many = len(parcels) > 1  # one message alone leaves quicker without a batch
-        gathered = many and self._producer.supports_batch_publish  # asked now: a broken connection supports nothing
+        gathered = pushes is not None
         try:
-            with self._producer.batch() if many else nullcontext():
-                refusal = self._hand_over(parcels, flown)
+            refusal = self._hand_over(parcels, flown)
+            if pushes is not None:
+                pushes.flush(patience)
             gathered = False
             if confirms is not None:
                 confirms.wait(CONFIRM)
         finally:
+            if pushes is not None:
+                pushes.discard()
             left = confirms.confirmed if confirms is not None else set() if gathered else flown
             batch.open = [parcel for parcel in batch.open if parcel.task_id not in left]
         refused = {} if confirms is None else confirms.returned | confirms.refused
         return refusal or next(iter(refused.values()), None)
+
+    def answer(self, batch: Batch) -> None:
+        """Wait for an answer that was not there in time.
+
+        Raises:
+            Exception: Redis has not taken the batch.
+        """
+        assert self._pushes is not None
+        self._pushes.answer()
+        batch.open = []
 
     def _hand_over(self, parcels: Iterable[Parcel], flown: set[str]) -> Exception | None:
         """Publish one after the other; one that is refused keeps no other from leaving.
@@ -91,3 +115,13 @@ class Lane:
                 if monotonic() - began > TOO_LONG:  # a result backend that is away, which each would wait for
                     break
         return refusal
+
+
+def _is_writable(channel: Any) -> bool:
+    """Whether the socket of an AMQP channel takes something at once."""
+    sock = getattr(getattr(channel.connection, "transport", None), "sock", None)
+    if sock is None:
+        return False
+    ready = poll()
+    ready.register(sock, POLLOUT)
+    return [event for _, event in ready.poll(0)] == [POLLOUT]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -11,6 +12,7 @@ from kombu.exceptions import BatchPublishError, OperationalError
 
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch
+from nitro.infrastructure.offload.channels import Unanswered
 from nitro.infrastructure.offload.defaults import line_options
 from nitro.infrastructure.offload.lane import Lane
 from nitro.infrastructure.offload.parcel import Parcel
@@ -19,6 +21,8 @@ logger = logger_named("nitro.offload")
 
 IDLE = 1.0
 """Seconds of silence after which a connection is asked whether it still stands."""
+
+Rest = Callable[[], Exception | None]
 
 
 class Line:
@@ -47,6 +51,10 @@ class Line:
             self._ask()
         self._used = monotonic()
 
+    def _is_confirming(self, parcels: Iterable[Parcel]) -> bool:
+        """Whether the broker can confirm, and is to."""
+        return self._is_amqp and any(parcel.promise != "at-most-once" for parcel in parcels)
+
     def _lane(self, *, confirming: bool = True) -> Lane:
         """The lane for deliveries that are to be confirmed, where the broker can, or for others."""
         confirming &= self._is_amqp
@@ -67,16 +75,45 @@ class Line:
     def _is_amqp(self) -> bool:
         return bool(self._connection.transport.driver_type == "amqp")
 
+    def is_ready_for(self, parcels: Sequence[Parcel]) -> bool:
+        """Whether all of these can leave at once, without any other code and without a wait for the broker."""
+        lane = None if self._is_confirming(parcels) else self._lanes.get(False)
+        return lane is not None and monotonic() - self._used <= IDLE and lane.is_ready_for(parcels)
+
     def publish(self, batch: Batch) -> Exception | None:
         """Publish its parcels and take from `batch.open` what has surely left; the first error that there was."""
         try:
             return self._together(batch, batch.parcels)
         except Exception as error:  # noqa: BLE001  # the caller decides what it means
-            return error if self.is_broken_by(error) else self._singly(batch, error)
+            return self._failed(batch, error)
+
+    def publish_now(self, batch: Batch, patience: float) -> Rest | None:
+        """Publish parcels that `is_ready_for` has approved, without a wait of more than `patience` seconds.
+
+        Returns:
+            What is left to do, for somebody who may wait, and the error that there was; None when all have left.
+        """
+        try:
+            refusal = self._lane(confirming=False).publish(batch, batch.parcels, patience)
+        except Unanswered:
+            return partial(self._answered, batch)
+        except (BatchPublishError, OSError, *self._connection.connection_errors) as error:
+            return partial(self._failed, batch, error)
+        return None if refusal is None else lambda: refusal
+
+    def _answered(self, batch: Batch) -> Exception | None:
+        try:
+            self._lane().answer(batch)
+        except Exception as error:  # noqa: BLE001  # the caller decides what it means
+            return self._failed(batch, error)
+        return None
+
+    def _failed(self, batch: Batch, error: Exception) -> Exception | None:
+        return error if self.is_broken_by(error) else self._singly(batch, error)
 
     def _together(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
         """Publish some in one flight; those that reached no queue once more, when it is declared again."""
-        lane = self._lane(confirming=any(parcel.promise != "at-most-once" for parcel in parcels))
+        lane = self._lane(confirming=self._is_confirming(parcels))
         refusal = lane.publish(batch, parcels)
         returned = lane.returned(parcels)
         if not returned:

@@ -20,7 +20,7 @@ from nitro.infrastructure.offload.batch import Batch, Fate
 from nitro.infrastructure.offload.carriers import given
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
-from nitro.infrastructure.offload.defaults import AMQP, is_embedded, transport_of
+from nitro.infrastructure.offload.defaults import AMQP, is_embedded, setting, transport_of
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.offload.options import Delivery, Offload
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
@@ -54,7 +54,7 @@ class Publisher:
             story = written(story_of(emission))
             for parcel in parcels:
                 parcel.story = story
-        if app.conf.task_always_eager:
+        if setting(app, "task_always_eager"):
             return partial(_run_here, app, parcels)
         commit = self.commit(call)
         if commit is None:

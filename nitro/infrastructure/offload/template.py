@@ -6,36 +6,32 @@ makes in a way of his own, goes through `Task.apply_async` each time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import FunctionType
 from typing import Any, NamedTuple
 
-import celery
-from celery import Celery, signals
-from celery.app.routes import MapRoute
+from celery import Celery
 from kombu.serialization import dumps
 
+from nitro.infrastructure.offload.channels import Pushes
+from nitro.infrastructure.offload.defaults import setting
 from nitro.infrastructure.offload.message import is_signing
 from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.plain import is_plain, is_watched
+from nitro.infrastructure.offload.straight import Straight, reaching, straight
 
 FILLED_IN = ("root_id", "parent_id", "retries")
 """Options that a template fills in."""
 RECKONED = ("countdown", "expires")
 """Options that Celery reckons with the time."""
 
+OWN = ("correlation_id", "argsrepr", "kwargsrepr")
+"""Properties of one message only; the last two Celery leaves there too, beside the headers where they are read."""
+
 ENVELOPE = ("type", "hostname", "utcoffset", "pid", "clock", "timestamp")
 """Fields of an event that Celery's dispatcher makes."""
 
 Facts = dict[str, Any]
-
-_OWN_CODE = (str(Path(celery.__file__).parent), str(Path(__file__).parents[2]))
-_BY_TASK = ("apply_async", "shadow_name", "_get_exec_options")
-_BY_APP = ("send_task", "producer_or_acquire")
-_BY_AMQP = ("as_task_v2", "_create_task_sender", "send_task_message", "create_task_message")
-_LEAVES_PUBLISHERS_ALONE = ("Backend.on_task_call", "RedisBackend.on_task_call")
-"""Of result backends. Redis listens for the result, for as long as the publisher keeps what `apply_async` returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +45,7 @@ class Template:
         headers: of each message.
         how: the other arguments of `Producer.publish`.
         sent: the event that tells monitors of each message, or None.
+        straight: their way into the queue where kombu need not be asked for it, or None.
     """
 
     task: Any
@@ -57,15 +54,16 @@ class Template:
     headers: Facts
     how: Facts
     sent: Facts | None
+    straight: Straight | None
 
     @classmethod
-    def of(cls, task: Any, published: Sequence[tuple[Any, Facts]], carried: Collection[str]) -> Template | None:
+    def of(cls, task: Any, recorder: Recorder, carried: Collection[str]) -> Template | None:
         """The template of what Celery published, a message and perhaps an event, if there can be one.
 
         Args:
             carried: names of headers that belong to this message only.
         """
-        (body, how), *events = published
+        (body, how), *events = recorder.published
         headers = {name: value for name, value in how.pop("headers").items() if name not in carried}
         if not isinstance(body, tuple) or headers["eta"] or headers["expires"] or headers["stamped_headers"]:
             return None
@@ -73,34 +71,39 @@ class Template:
             del how["declare"]  # it has been done
         serializer = how.pop("serializer")
         sent = {name: value for name, value in events[0][0].items() if name not in ENVELOPE} if events else None
-        return cls(task=task, embed=body[2], serializer=serializer, headers=headers, how=how, sent=sent)
+        way = None if "declare" in how or how["compression"] else recorder.straight(headers)
+        return cls(task=task, embed=body[2], serializer=serializer, headers=headers, how=how, sent=sent, straight=way)
 
     def publish(self, app: Celery, producer: Any, parcel: Parcel, body: Body) -> None:
         """Publish the message of a parcel, and the event."""
         given, task_id = parcel.options, parcel.task_id
         causes = {"root_id": given.get("root_id") or task_id, "parent_id": given.get("parent_id")}
         facts = {**causes, "retries": given.get("retries", 0)}
-        headers = {**self.headers, **facts, **parcel.carried, "id": task_id, "kwargsrepr": body.shown}
-        producer.publish(
-            body.data,
-            content_type=body.content_type,
-            content_encoding=body.encoding,
-            correlation_id=task_id,
-            headers=headers,
-            **self.how,
-        )
+        headers = {**facts, **parcel.carried, "id": task_id, "kwargsrepr": body.shown}
+        if self.straight is not None:
+            self.straight.put(body.wire, headers, task_id)
+        else:
+            producer.publish(
+                body.data,
+                content_type=body.content_type,
+                content_encoding=body.encoding,
+                correlation_id=task_id,
+                headers={**self.headers, **headers},
+                **self.how,
+            )
         if self.sent is not None:
             event = {**self.sent, **facts, "uuid": task_id, "kwargs": body.shown}
             app.amqp._event_dispatcher.publish("task-sent", event, producer, retry=False)
 
 
 class Body(NamedTuple):
-    """A serialised body, and what monitoring shows of it."""
+    """A serialised body, what monitoring shows of it, and what goes straight into a queue."""
 
     content_type: str
     encoding: str
     data: Any
     shown: str
+    wire: str = ""
 
 
 class Templates:
@@ -108,10 +111,11 @@ class Templates:
 
     Args:
         how: further options of `Task.apply_async` for all of them.
+        pushes: where what is put straight into a list of Redis gathers.
     """
 
-    def __init__(self, app: Celery, producer: Any, how: Mapping[str, Any]) -> None:
-        self._app, self._producer, self._how = app, producer, how
+    def __init__(self, app: Celery, producer: Any, how: Mapping[str, Any], pushes: Pushes | None = None) -> None:
+        self._app, self._producer, self._how, self._pushes = app, producer, how, pushes
         self._kept: dict[Any, Template | None] = {}
         self._body_of: Any = None
         self._body = Body("", "", None, "")
@@ -121,7 +125,12 @@ class Templates:
         """See who watches and what is set, before some are published."""
         self._watched = is_watched()
         self._signs = is_signing()
-        self._sends_events = bool(self._app.conf.task_send_sent_event)
+        self._sends_events = bool(setting(self._app, "task_send_sent_event"))
+
+    def are_ready(self, parcels: Iterable[Parcel]) -> bool:
+        """Whether templates make all of these, so that whoever publishes them runs no code of others."""
+        self.begin()
+        return not self._watched and all(self._template(_key(parcel), parcel) is not None for parcel in parcels)
 
     def publish(self, parcel: Parcel) -> None:
         """Publish one message.
@@ -133,70 +142,77 @@ class Templates:
         if key is None:
             parcel.publish(self._app, producer=self._producer, **self._how)
             return
-        template, task = self._kept.get(key), self._app.tasks.get(parcel.handler)
-        if template is not None and template.task is task and (template.sent is not None) is self._sends_events:
+        template = self._template(key, parcel)
+        if template is not None:
             template.publish(self._app, self._producer, parcel, self._serialised(parcel, template))
         else:
-            self._kept[key] = self._recorded(parcel, task)
+            self._kept[key] = self._recorded(parcel)
 
-    def _recorded(self, parcel: Parcel, task: Any) -> Template | None:
+    def _template(self, key: Any, parcel: Parcel) -> Template | None:
+        template = self._kept.get(key)
+        fits = (
+            template is not None
+            and template.task is self._app.tasks.get(parcel.handler)
+            and (template.sent is not None) is self._sends_events
+        )
+        return template if fits else None
+
+    def _recorded(self, parcel: Parcel) -> Template | None:
         """Have Celery publish it; the template of what it has published, unless others have a hand in it."""
-        recorder = _Recorder(self._producer)
-        parcel.publish(self._app, producer=recorder, **self._how)
-        return Template.of(task, recorder.published, parcel.carried) if is_plain(self._app, task) else None
+        task, recorder = self._app.tasks.get(parcel.handler), Recorder(self._producer, self._pushes)
+        with recorder:
+            parcel.publish(self._app, producer=recorder, **self._how)
+        return Template.of(task, recorder, parcel.carried) if is_plain(self._app, self._producer, task) else None
 
     def _serialised(self, parcel: Parcel, template: Template) -> Body:
         """Made once for all handlers of an emission."""
-        body_of = (parcel.message, parcel.tracked, template.serializer, parcel.handler if self._signs else None)
+        way = template.straight
+        body_of = (
+            parcel.message,
+            parcel.tracked,
+            template.serializer,
+            parcel.handler if self._signs else None,
+            way is None,
+        )
         if body_of != self._body_of:
             serialised = dumps(((), parcel.kwargs, template.embed), template.serializer)  # type: ignore[no-untyped-call]  # of kombu
-            self._body_of, self._body = body_of, Body._make((*serialised, str(parcel.message)))
+            wire = "" if way is None else way.wire(serialised[2])
+            self._body_of, self._body = body_of, Body._make((*serialised, str(parcel.message), wire))
         return self._body
 
 
-class _Recorder:
-    """A producer that keeps what it publishes."""
+class Recorder:
+    """A producer that keeps what it publishes, and how that reaches a queue of a virtual transport.
 
-    def __init__(self, producer: Any) -> None:
-        self._producer = producer
+    Attributes:
+        published: each body, and the other arguments.
+    """
+
+    def __init__(self, producer: Any, pushes: Pushes | None) -> None:
+        self._producer, self._pushes = producer, pushes
+        self._reaching = reaching(producer.channel)
         self.published: list[tuple[Any, Facts]] = []
 
+    def __enter__(self) -> None:
+        self._reached = self._reaching.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._reaching.__exit__(None, None, None)
+
     def publish(self, body: Any, *, headers: Facts, **how: Any) -> Any:
-        same = {name: value for name, value in how.items() if name != "correlation_id"}
+        """As the producer does."""
+        same = {name: value for name, value in how.items() if name not in OWN}
         self.published.append((body, {**same, "headers": {**headers}}))
         return self._producer.publish(body, headers=headers, **how)
 
+    def straight(self, headers: Facts) -> Straight | None:
+        """The way of the first message, for others with these headers in common."""
+        if not self._reached:
+            return None
+        return straight(self._producer.channel, self._reached[0], headers, self._pushes)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
-
-
-def is_watched() -> bool:
-    """Whether somebody wants to know of each message."""
-    senders = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-    return any(signal.receivers for signal in senders)
-
-
-def is_plain(app: Celery, task: Any) -> bool:
-    """Whether nothing but Celery's own code makes the messages of a task, and makes them all alike."""
-    if task is None or not all(isinstance(route, MapRoute) for route in app.amqp.router.routes):
-        return False
-    if not task.ignore_result and type(task.backend).on_task_call.__qualname__ not in _LEAVES_PUBLISHERS_ALONE:
-        return False
-    makers = ((task, _BY_TASK), (app, _BY_APP), (app.amqp, _BY_AMQP), (app.amqp.router, ("route",)))
-    return all(_is_own(found) for owner, names in makers for name in names for found in _all_of(owner, name))
-
-
-def _all_of(owner: Any, name: str) -> Iterator[Any]:
-    """What an object has by that name, and each of its classes."""
-    places = (owner, *type(owner).__mro__)
-    return (vars(place)[name] for place in places if name in vars(place))
-
-
-def _is_own(function: Any) -> bool:
-    """Whether it is code of Celery or of Nitro, and nothing that somebody has put in its place."""
-    function = getattr(function, "func", function)  # of a cached property
-    function = getattr(function, "__func__", function)
-    return type(function) is FunctionType and function.__code__.co_filename.startswith(_OWN_CODE)
 
 
 def _key(parcel: Parcel) -> Any:

@@ -1,0 +1,118 @@
+"""Straight: later messages of a handler go into their queue as its first did, where kombu did no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from kombu.transport import virtual
+from kombu.utils.json import JSONEncoder
+
+from nitro.infrastructure.offload.channels import Pushes, delivery_tag
+
+Facts = dict[str, Any]
+Reached = tuple[Facts, Facts]
+"""A message as it has reached the queue, and the other arguments of `basic_publish`."""
+
+_OF_CHANNEL = ("basic_publish", "prepare_message", "encode_body", "_inplace_augment_message")
+
+_to_text: Callable[[Any], str] = JSONEncoder().encode
+
+
+class Straight:
+    """The way of a handler's messages into a queue of a virtual transport.
+
+    Args:
+        message: the first one, as it has reached the queue.
+        headers: those that all have in common.
+    """
+
+    def __init__(self, channel: Any, queue: str, message: Facts, headers: Facts) -> None:
+        self._channel, self._queue = channel, queue
+        self._headers, self._properties = deepcopy(headers), deepcopy(message["properties"])
+        for name in ("argsrepr", "kwargsrepr"):  # they are headers
+            self._properties.pop(name, None)
+        self._info = self._properties.pop("delivery_info")
+        self._rest = {name: fact for name, fact in message.items() if name not in ("body", "headers", "properties")}
+
+    def wire(self, data: Any) -> str:
+        """A serialised body as the channel writes it."""
+        return str(self._channel.encode_body(data, self._channel.body_encoding)[0])
+
+    def put(self, wire: str, facts: Facts, task_id: str) -> None:
+        """Put in a message.
+
+        Args:
+            facts: the headers that are its own.
+
+        Raises:
+            Exception: what the transport raises.
+        """
+        own = {"correlation_id": task_id, "delivery_tag": delivery_tag(), "delivery_info": {**self._info}}
+        properties, headers = {**self._properties, **own}, {**self._headers, **facts}
+        self._channel._put(self._queue, {**self._rest, "body": wire, "headers": headers, "properties": properties})
+
+
+class Pushed(Straight):
+    """The same on Redis, where a message is a text: only what differs in it is written anew."""
+
+    def __init__(self, channel: Any, queue: str, message: Facts, headers: Facts, pushes: Pushes) -> None:
+        super().__init__(channel, queue, message, headers)
+        self._pushes = pushes
+        self._key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
+        own = ("correlation_id", "delivery_tag")
+        same = {name: fact for name, fact in self._properties.items() if name not in own}
+        self._between = f', {_members(self._rest)}, "headers": {{{_members(self._headers)}, '
+        self._after = f', "properties": {{{_members({**same, "delivery_info": self._info})}, '
+
+    def wire(self, data: Any) -> str:
+        """A serialised body as the channel writes it, in JSON."""
+        return _to_text(super().wire(data))
+
+    def put(self, wire: str, facts: Facts, task_id: str) -> None:
+        """Have a message pushed with the next flush."""
+        own = {"correlation_id": task_id, "delivery_tag": delivery_tag()}
+        text = f'{{"body": {wire}{self._between}{_members(facts)}}}{self._after}{_members(own)}}}}}'
+        self._pushes.add("lpush", self._key, text)
+
+
+def straight(channel: Any, reached: Reached, headers: Facts, pushes: Pushes | None) -> Straight | None:
+    """The way for further messages, if the first one went straight into its queue and nobody has a hand in that."""
+    message, how = reached
+    kind, queue = type(channel), how["routing_key"]
+    kombus: Any = virtual.Channel
+    if how["exchange"] or not all(getattr(kind, name) is getattr(kombus, name) for name in _OF_CHANNEL):
+        return None
+    if pushes is None:
+        return Straight(channel, queue, message, headers)
+    expires = channel._expires and queue in channel._expires
+    if kind._put.__module__ != "kombu.transport.redis" or expires:
+        return None
+    return Pushed(channel, queue, message, headers, pushes)
+
+
+@contextmanager
+def reaching(channel: Any) -> Iterator[list[Reached]]:
+    """What reaches the queues of a virtual transport through a channel meanwhile."""
+    reached: list[Reached] = []
+    if not isinstance(channel, virtual.Channel):
+        yield reached
+        return
+    publish: Any = channel.basic_publish
+
+    def note(message: Any, **how: Any) -> Any:
+        reached.append((message, how))
+        return publish(message, **how)
+
+    channel.basic_publish = note  # type: ignore[assignment,method-assign]  # on this one channel
+    try:
+        yield reached
+    finally:
+        channel.basic_publish = publish  # type: ignore[method-assign]  # as it was
+
+
+def _members(facts: Facts) -> str:
+    """The inside of a JSON object."""
+    return _to_text(facts)[1:-1]

@@ -1,0 +1,286 @@
+"""What an emit publishes on its own thread: whatever needs neither a wait for the broker nor code of others."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu import Queue
+from redis import Redis
+from redis.connection import Connection
+
+from brokers import DATABASE, on_server
+from nitro.errors import DispatchError
+from nitro.infrastructure.events import Emission, Event, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.outbox import registry
+from waiting import until
+
+pytestmark = pytest.mark.server
+
+PATIENCE = 20.0
+PER_MESSAGE = {"id", "root_id", "correlation_id", "delivery_tag"}
+
+
+@pytest.fixture
+def server(offloading: None) -> Iterator[Redis]:
+    """An empty database of a real Redis."""
+    on_server("redis")
+    with Redis(db=DATABASE) as redis:
+        redis.flushdb()
+        yield redis
+        assert courier.drain(PATIENCE)
+        redis.flushdb()
+
+
+def offloaded(evt: Event, name: str = "shop.a", **options: Any) -> None:
+    """Connect an offloaded handler; untracked unless said otherwise."""
+    on(evt, offload={"delivery": "broker", **options}, name=name)(lambda sender, **kwargs: None)
+
+
+def taken(server: Redis, key: str = "celery") -> list[Any]:
+    """The messages in a list, the first one first."""
+    raw: Any = server.lrange(key, 0, -1)
+    return [json.loads(text) for text in reversed(raw)]
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the threads that push messages into Redis."""
+    names: list[str] = []
+    send = Connection.send_packed_command
+
+    def noted(self: Any, command: Any, check_health: bool = True) -> None:
+        if b"LPUSH" in b"".join(command):
+            names.append(threading.current_thread().name)
+        send(self, command, check_health=check_health)
+
+    monkeypatch.setattr(Connection, "send_packed_command", noted)
+    return names
+
+
+HERE = threading.main_thread().name
+COURIER = "nitro-courier"
+
+
+def test_a_broker_that_is_known_to_be_there_is_told_by_the_emitter(
+    evt: Event, server: Redis, threads: list[str]
+) -> None:
+    """From the second emit on: the courier connects, and has Celery make the first message."""
+    offloaded(evt)
+    emissions = [emit(evt, number) for number in range(3)]
+    assert threads == [COURIER, HERE, HERE]
+    assert [message["headers"]["id"] for message in taken(server)] == [
+        emission.offloaded["shop.a"] for emission in emissions
+    ]
+
+
+def _listen(**_signal: Any) -> None: ...
+
+
+@pytest.mark.parametrize("why", ["tracked", "watched", "large", "new handler", "busy"])
+def test_whatever_could_keep_it_waiting_is_left_to_the_courier(
+    evt: Event, server: Redis, threads: list[str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for a row's message; others' code, and what fills a socket's buffer, may take its time."""
+    offloaded(evt, delivery="at-least-once" if why == "tracked" else "broker")
+    emit(evt, "ada")
+    if why == "watched":
+        signals.before_task_publish.connect(_listen)
+    elif why == "new handler":
+        offloaded(evt, "shop.b")
+    elif why == "busy":
+        monkeypatch.setattr(courier, "_failures", 1)
+    try:
+        emit(evt, "x" * (40_000 if why == "large" else 3))
+        assert courier.drain(PATIENCE)
+    finally:
+        signals.before_task_publish.disconnect(_listen)
+    assert set(threads) == {COURIER}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"priority": 7, "headers": {"tenant": 'tä"1'}},
+        {"ignore_result": True, "time_limit": 9, "delivery_mode": 1},
+        {"compression": "zlib"},
+        {"queue": "expiring"},
+    ],
+    ids=["nothing", "priority", "task", "compression", "expiring"],
+)
+@pytest.mark.parametrize("prefix", ["", "shop:"])
+def test_redis_gets_what_kombu_would_give_it(
+    evt: Event, server: Redis, options: dict[str, Any], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Key by key: the same messages, but for what belongs to one, and each key with the same time to live."""
+    app = Celery("shop", broker=f"redis://127.0.0.1:6379/{DATABASE}", set_as_current=False)
+    app.conf.broker_transport_options = {"global_keyprefix": prefix}
+    app.conf.task_queues = [Queue("celery"), Queue("expiring", expires=600)]
+    bind(app)
+    offloaded(evt, **options)
+    made: list[dict[str, Any]] = []
+    for emitting in (emit, emit, _watched):
+        emission = emitting(evt, "ädä", text='"quoted"')
+        assert courier.drain(PATIENCE)
+        made.append(_stored(server, emission))
+    first, templated, celerys = made
+    assert templated == celerys == first
+    assert any(value for key, value in first.items() if not key.startswith("_kombu"))
+
+
+def _watched(evt: Event, *args: Any, **kwargs: Any) -> Emission:
+    """Emit while somebody watches, so that Celery makes the messages."""
+    signals.before_task_publish.connect(_listen)
+    try:
+        return emit(evt, *args, **kwargs)
+    finally:
+        signals.before_task_publish.disconnect(_listen)
+
+
+def _stored(server: Redis, emission: Emission) -> dict[str, Any]:
+    """The messages by key, without what belongs to one message, and whether the key expires; takes them away."""
+    found: dict[str, Any] = {}
+    keys: Any = server.keys()
+    for key in map(bytes.decode, keys):
+        if server.type(key) == b"list":
+            found[key] = [_common(message) for message in taken(server, key)], server.pttl(key) != -1
+            assert emission.offloaded["shop.a"] in str(taken(server, key))
+            server.delete(key)
+    return found
+
+
+def _common(message: dict[str, Any]) -> dict[str, Any]:
+    message["headers"]["kwargsrepr"] = message["headers"]["kwargsrepr"].partition("'emission'")[0]
+    for name in ("argsrepr", "kwargsrepr"):  # which Celery leaves there too, beside the headers
+        message["properties"].pop(name, None)
+    for part in ("headers", "properties"):
+        message[part] = {name: None if name in PER_MESSAGE else fact for name, fact in message[part].items()}
+    packed = "compression" in message["headers"]  # to a length that depends on the ids in it
+    return {**message, "body": None if packed else len(message["body"])}
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Redis takes what it is sent, and its answers are not seen until the event is set."""
+    answered, read = threading.Event(), Connection.read_response
+
+    def held(self: Any, *args: Any, **kwargs: Any) -> Any:
+        assert answered.wait(PATIENCE)
+        return read(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "can_read", lambda self, timeout=0: timeout == 0 and answered.is_set())
+        patched.setattr(Connection, "read_response", held)
+        yield answered
+        answered.set()
+        assert courier.drain(PATIENCE)
+
+
+def test_an_answer_that_does_not_come_is_left_to_the_courier(
+    evt: Event, server: Redis, request: pytest.FixtureRequest, threads: list[str]
+) -> None:
+    """It may have left: twice is allowed, not at all is not. The connection serves on when the answer is there."""
+    offloaded(evt)
+    emit(evt)
+    answered = request.getfixturevalue("silent")
+    emission = emit(evt)
+    assert not answered.is_set()
+    assert threads == [COURIER, HERE]
+    assert [entry.id for entry in registry.entries()] == list(emission.offloaded.values())
+    answered.set()
+    assert courier.drain(PATIENCE)
+    later = emit(evt)
+    assert later.offloaded["shop.a"] in str(taken(server))
+
+
+def test_at_most_once_is_never_stored_when_it_may_have_left(
+    evt: Event, server: Redis, request: pytest.FixtureRequest
+) -> None:
+    """The emitter is told."""
+    offloaded(evt, delivery="at-most-once")
+    emit(evt)
+    request.getfixturevalue("silent")
+    with pytest.raises(DispatchError, match=r"shop\.a"):
+        emit(evt)
+    assert list(registry.entries()) == []
+
+
+def test_what_the_broker_refuses_is_told_by_the_courier(evt: Event, server: Redis, threads: list[str]) -> None:
+    """An error of one message only; it is tried once more by itself, and the emitter hears of it."""
+    offloaded(evt, queue="wrong", broker_down="raise")
+    emit(evt)
+    server.delete("wrong")
+    server.set("wrong", "no list")
+    with pytest.raises(DispatchError, match="WRONGTYPE"):
+        emit(evt)
+    assert threads == [COURIER, HERE, COURIER]
+    server.delete("wrong")
+    emit(evt)
+    assert len(taken(server, "wrong")) == 1
+
+
+def test_a_time_limit_that_ends_an_emit_is_raised_by_it(
+    evt: Event, server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing behind that the next emit could take for its own answer."""
+    offloaded(evt)
+    emit(evt)
+
+    def over(self: Any, timeout: float = 0) -> bool:
+        if timeout == 0:
+            return False
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "can_read", over)
+        with pytest.raises(SoftTimeLimitExceeded):
+            emit(evt)
+    emission = emit(evt)
+    assert emission.offloaded["shop.a"] in str(taken(server))
+
+
+def test_an_emit_within_another_ones_publishing_waits_its_turn(
+    evt: Event, server: Redis, threads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a handler of a signal of the operating system may do, at any point."""
+    offloaded(evt)
+    emit(evt)
+    can_read, inner = Connection.can_read, list[Emission]()
+
+    def interrupted(self: Any, timeout: float = 0) -> bool:
+        if timeout and not inner:
+            inner.append(Emission(""))
+            inner[0] = emit(evt)
+        return can_read(self, timeout)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "can_read", interrupted)
+        outer = emit(evt)
+    assert threads[:2] == [COURIER, HERE]
+    ids = {message["headers"]["id"] for message in taken(server)} | {entry.id for entry in registry.entries()}
+    assert {outer.offloaded["shop.a"], inner[0].offloaded["shop.a"]} <= ids
+
+
+def test_rabbitmq_gets_an_unconfirmed_message_from_the_emitter(
+    evt: Event, offloading: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no answer to wait for; one that is to be confirmed has one."""
+    app = on_server("amqp")
+    offloaded(evt, "shop.a", delivery="at-most-once", queue="nitro-here")
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        emit(evt)
+        monkeypatch.setattr(Parcel, "publish", lambda *args, **kwargs: pytest.fail("made by Celery"))
+        monkeypatch.setattr(courier, "post", lambda *args, **kwargs: pytest.fail("left to the courier"))
+        emit(evt)
+        until(lambda: channel.queue_declare("nitro-here", passive=True).message_count == 2)
+        channel.queue_delete("nitro-here")
