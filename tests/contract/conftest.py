@@ -48,7 +48,9 @@ class RecordingDispatcher:
     def declare(self, function: Callable[..., Any], name: str, offload: object) -> tuple[Options, None]:
         return Options(), None
 
-    def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
+    def dispatch(
+        self, emission: Emission, call: Call, handlers: Sequence[Handler], commit: scope.Commit | None
+    ) -> Callable[[], None]:
         self.steps.append("dispatch")
         if self.error is not None:
             raise self.error

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
 from kombu.transport import memory
 
 from nitro.errors import DeclarationError
+from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, emit, emit_async, on
 from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind
@@ -151,26 +151,22 @@ def test_emit_async_queues_through_the_current_app(two_apps: list[Celery], evt: 
     assert queues_in_use() == {"shop"}
 
 
-def test_commit_on_a_loop_queues_through_the_current_app(
-    two_apps: list[Celery], evt: Event, open_transaction: Any
-) -> None:
+def test_commit_on_a_loop_queues_through_the_current_app(two_apps: list[Celery], evt: Event) -> None:
     """Nor does it change when a commit lets the messages go."""
 
     async def main() -> None:
-        emit(evt)
-        open_transaction.commit()
+        with transaction():
+            emit(evt)
 
     asyncio.run(main())
     assert queues_in_use() == {"shop"}
 
 
-def test_app_that_changes_before_the_commit_is_not_used(
-    two_apps: list[Celery], evt: Event, open_transaction: Any
-) -> None:
+def test_app_that_changes_before_the_commit_is_not_used(two_apps: list[Celery], evt: Event) -> None:
     """What was emitted under one app leaves through it."""
-    emit(evt)
-    two_apps[0].set_current()
-    open_transaction.commit()
+    with transaction():
+        emit(evt)
+        two_apps[0].set_current()
     assert queues_in_use() == {"shop"}
 
 

@@ -284,3 +284,20 @@ def test_rabbitmq_gets_an_unconfirmed_message_from_the_emitter(
         emit(evt)
         until(lambda: channel.queue_declare("nitro-here", passive=True).message_count == 2)
         channel.queue_delete("nitro-here")
+
+
+def test_a_time_limit_ends_an_emit_over_the_embedded_broker_too(
+    evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised, and is no failure of the message's."""
+    offloaded(evt)
+    emit(evt)
+
+    def over(*args: Any, **kwargs: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kombu.transport.memory.Channel._put", over)
+        with pytest.raises(SoftTimeLimitExceeded):
+            emit(evt)
+    emit(evt)

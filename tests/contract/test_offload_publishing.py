@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import kombu
 import pytest
 from celery import Celery
 from celery.signals import before_task_publish
 
 from nitro.errors import EmitError, PayloadError
 from nitro.infrastructure.events import Event, emit, emit_async, on
+from nitro.infrastructure.offload.batch import Batch
+from nitro.infrastructure.offload.lane import Lane
+from nitro.infrastructure.offload.parcel import Parcel
 
 Sent = Callable[..., list[Any]]
 
@@ -34,23 +35,16 @@ def _named(name: str) -> Any:
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many messages each batch of a producer held."""
+def flights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many messages leave with each flight."""
     sizes: list[int] = []
-    batch, publish = kombu.Producer.batch, kombu.Producer.publish
+    publish = Lane.publish
 
-    @contextmanager
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with batch(self, *args, **kwargs) as inside:
-            sizes.append(0)
-            yield inside
+    def counted(self: Lane, batch: Batch, parcels: Sequence[Parcel], *args: Any) -> Exception | None:
+        sizes.append(len(parcels))
+        return publish(self, batch, parcels, *args)
 
-    def publish_counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        sizes[-1] += 1
-        return publish(self, *args, **kwargs)
-
-    monkeypatch.setattr(kombu.Producer, "batch", counted)
-    monkeypatch.setattr(kombu.Producer, "publish", publish_counted)
+    monkeypatch.setattr(Lane, "publish", counted)
     return sizes
 
 
@@ -62,18 +56,18 @@ def test_every_offloaded_handler_becomes_one_task(evt: Event, app: Celery, sent:
     assert [message.name for message in sent()] == ["shop.urgent", "shop.first", "shop.second"]
 
 
-def test_emission_is_published_as_one_batch(evt: Event, app: Celery, batches: list[int]) -> None:
+def test_emission_is_published_as_one_flight(evt: Event, app: Celery, flights: list[int]) -> None:
     """However many handlers there are, the broker is asked once."""
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
-    assert batches == [3]
+    assert flights == [3]
 
 
-def test_nothing_is_asked_of_the_broker_without_offloaded_handlers(evt: Event, app: Celery, batches: list[int]) -> None:
+def test_nothing_is_asked_of_the_broker_without_offloaded_handlers(evt: Event, app: Celery, flights: list[int]) -> None:
     """An event with inline handlers only does not know that there is a broker."""
     evt.connect(lambda sender: None)
     emit(evt)
-    assert batches == []
+    assert flights == []
 
 
 def test_offloaded_maps_handlers_to_task_ids(evt: Event, app: Celery, sent: Sent) -> None:

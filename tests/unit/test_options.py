@@ -93,7 +93,7 @@ def test_options_are_frozen() -> None:
 def test_given_options_only_are_passed_on() -> None:
     """What is not given is left to Celery and to the app."""
     offload = Offload(queue="mail", rate_limit="5/m")
-    assert offload.message() == {"queue": "mail"}
+    assert offload.message == {"queue": "mail"}
     assert offload.task() == {"rate_limit": "5/m"}
 
 
@@ -104,14 +104,14 @@ def test_a_given_none_is_passed_on() -> None:
 
 def test_at_most_once_tells_the_worker() -> None:
     """The worker's main process acknowledges early by a header, beside those of the user."""
-    headers = Offload(delivery="at-most-once", headers={"tenant": "t1"}).message()["headers"]
+    headers = Offload(delivery="at-most-once", headers={"tenant": "t1"}).message["headers"]
     assert headers == {"tenant": "t1", "nitro_delivery": "at-most-once"}
 
 
 @pytest.mark.parametrize("value", [60, 60.5, datetime(2030, 1, 1, tzinfo=UTC)])
 def test_expires_is_seconds_or_a_time(value: Any) -> None:
     """As in Celery."""
-    assert Offload(expires=value).message() == {"expires": value}
+    assert Offload(expires=value).message == {"expires": value}
 
 
 def test_task_options_are_attributes_of_celerys_task() -> None:

@@ -27,8 +27,14 @@ class Dispatcher(Protocol):
     def declare(self, function: Function, name: str, offload: object) -> tuple[OffloadOptions, Function | None]:
         """Check the options of an offloaded function; return them, and the function that it replaces."""
 
-    def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
-        """Serialise for these handlers, note their task ids in the emission, return the step that publishes."""
+    def dispatch(
+        self, emission: Emission, call: Call, handlers: Sequence[Handler], commit: scope.Commit | None
+    ) -> Callable[[], None]:
+        """Serialise for these handlers, note their task ids in the emission, return the step that publishes.
+
+        Args:
+            commit: the one after which that step will be taken, if there is one.
+        """
 
     def commit(self, call: Call) -> scope.Commit | None:
         """The commit that this emit waits for: of the open transaction, else of the session its entities are in."""

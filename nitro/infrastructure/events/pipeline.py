@@ -107,7 +107,7 @@ def emit_fully(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
         with scope.emitting(emission):
             outcomes = _run_inline(plan, emission, call)
             send = _dispatch(plan, emission, call)
-        if send is not None and not _after_commit(send, emission, call):
+        if send is not None:
             send()
     return emission, outcomes
 
@@ -141,7 +141,7 @@ async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]
         _conclude(emission, outcomes)
         with scope.emitting(emission):
             send = _dispatch(plan, emission, call)
-        if send is not None and not _after_commit(send, emission, call):
+        if send is not None:
             import asyncio
 
             await asyncio.to_thread(send)
@@ -174,11 +174,19 @@ def _conclude(emission: Emission, outcomes: Iterable[Outcome]) -> None:
 
 
 def _dispatch(plan: Plan, emission: Emission, call: Call) -> Send | None:
-    """The step that publishes what is to be queued; everything that can be wrong with it is raised here."""
+    """The step that publishes what is to be queued, unless a commit takes it; what can be wrong with it is raised."""
     if not plan.offloaded or emission.cancelled_by is not None:
         return None
     handlers = [handler for handler in plan.offloaded if holds(handler, emission, call)]
-    return dispatcher().dispatch(emission, call, handlers) if handlers else None
+    if not handlers:
+        return None
+    commit = _commit(call)
+    send = dispatcher().dispatch(emission, call, handlers, commit)
+    if commit is None:
+        return send
+    dropped = f"what event {emission.event!r} had offloaded"
+    commit.after_commit(partial(_publish_committed, send), abandoned=partial(_warn_of_drop, dropped))
+    return None
 
 
 async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call) -> list[Outcome]:
@@ -248,15 +256,6 @@ def _commit(call: Call) -> scope.Commit | None:
     if any(identity_of(value) is not None for value in (call.sender, *call.args, *call.kwargs.values())):
         return dispatcher().commit(call)
     return scope.current_transaction()
-
-
-def _after_commit(send: Send, emission: Emission, call: Call) -> bool:
-    """Whether there is a commit to wait for, which will then publish."""
-    commit = _commit(call)
-    if commit is not None:
-        dropped = f"what event {emission.event!r} had offloaded"
-        commit.after_commit(partial(_publish_committed, send), abandoned=partial(_warn_of_drop, dropped))
-    return commit is not None
 
 
 def _warn_of_drop(what: str) -> None:

@@ -11,12 +11,13 @@ from multiprocessing.util import Finalize
 from time import monotonic
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch, Fate
-from nitro.infrastructure.offload.line import Line
+from nitro.infrastructure.offload.line import Line, Ready
 from nitro.infrastructure.offload.parcel import Parcel
 
 logger = logger_named("nitro.offload")
@@ -98,28 +99,36 @@ class Courier:
 
     def _publish_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None) -> Batch | None:
         """None where something else is in hand, or others' code or the broker could keep this thread waiting."""
-        if self._line is None or self._busy or self._batches or self._failures or not self._carrying.take():
+        if self._line is None or self._flying or self._busy or self._batches or self._failures:
+            return None
+        if not self._carrying.take():
             return None
         try:
             line = self._line
-            if line is None or line.app is not app or self._flying or self._rest or not line.is_ready_for(parcels):
+            ready = None if line is None or line.app is not app or self._rest else line.ready(parcels)
+            if line is None or ready is None:
                 return None
             batch = Batch(app, parcels, failed)
-            self._flying = batch.begin()
-            failpoint("publishing")
-            rest = line.publish_now(batch, WAIT)
-            if rest is None:
-                self._land([batch], batch, None, line)
-            else:
-                self._leave_to_thread(batch, lambda: self._land([batch], batch, rest(), line))
+            self._fly(line, batch, ready)
             return batch
+        finally:
+            self._carrying.leave()
+
+    def _fly(self, line: Line, batch: Batch, ready: Ready) -> None:
+        self._flying = batch.begin()
+        try:
+            failpoint("publishing")
+            rest = line.publish_now(batch, ready, WAIT)
         except BaseException as error:  # such as a signal raises, at any point
             self._hang_up()
             batch.end("unknown", error)
             raise
         finally:
             self._flying = False
-            self._carrying.leave()
+        if rest is None:
+            self._land([batch], batch, None, line)
+        else:
+            self._leave_to_thread(batch, lambda: self._land([batch], batch, rest(), line))
 
     def _leave_to_thread(self, batch: Batch, rest: Work) -> None:
         """Have the courier's thread finish what nobody else must wait for."""
@@ -183,6 +192,8 @@ class Courier:
             logger.exception("a batch of messages failed")
             for batch in batches:
                 batch.end("refused", error)
+            if isinstance(error, SoftTimeLimitExceeded):  # of the task that emits
+                raise
 
     def _carry(self, batches: Sequence[Batch]) -> None:
         app = batches[0].app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from select import POLLOUT, poll
 from time import monotonic
 from typing import Any
@@ -13,7 +14,7 @@ from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.channels import tune
 from nitro.infrastructure.offload.confirms import Confirms
 from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.offload.template import Templates
+from nitro.infrastructure.offload.template import Template, Templates
 
 CONFIRM = 5.0
 """Seconds in which RabbitMQ has to confirm what it was sent."""
@@ -47,16 +48,23 @@ class Lane:
         returned = self._confirms.returned if self._confirms is not None else {}
         return [parcel for parcel in parcels if parcel.task_id in returned] if returned else []
 
-    def is_ready_for(self, parcels: Sequence[Parcel]) -> bool:
-        """Whether all of these can leave at once, without any other code and without a wait for the broker."""
+    def ready(self, parcels: Sequence[Parcel]) -> list[Template] | None:
+        """The templates of all of these, if they can leave without any other code and without a wait for the broker."""
         if self._confirms is not None or sum(len(parcel.message.payload or "") for parcel in parcels) > AT_ONCE:
-            return False
-        return self._templates.are_ready(parcels) and (self._pushes is not None or _is_writable(self.channel))
+            return None
+        return self._templates.of(parcels) if self._pushes is not None or _is_writable(self.channel) else None
 
-    def publish(self, batch: Batch, parcels: Sequence[Parcel], patience: float | None = None) -> Exception | None:
+    def publish(
+        self,
+        batch: Batch,
+        parcels: Sequence[Parcel],
+        templates: Sequence[Template | None] = (),
+        patience: float | None = None,
+    ) -> Exception | None:
         """Publish some of a batch and take from `batch.open` what has surely left.
 
         Args:
+            templates: those of the parcels, if they are `ready`.
             patience: seconds for the answer of Redis; None for as long as its connection waits.
 
         Returns:
@@ -71,7 +79,7 @@ class Lane:
             confirms.begin()
         gathered = pushes is not None
         try:
-            refusal = self._hand_over(parcels, flown)
+            refusal = self._hand_over(parcels, templates or repeat(None), flown)
             if pushes is not None:
                 pushes.flush(patience)
             gathered = False
@@ -95,7 +103,9 @@ class Lane:
         self._pushes.answer()
         batch.open = []
 
-    def _hand_over(self, parcels: Iterable[Parcel], flown: set[str]) -> Exception | None:
+    def _hand_over(
+        self, parcels: Iterable[Parcel], templates: Iterable[Template | None], flown: set[str]
+    ) -> Exception | None:
         """Publish one after the other; one that is refused keeps no other from leaving.
 
         Args:
@@ -103,10 +113,10 @@ class Lane:
         """
         refusal: Exception | None = None
         self._templates.begin()
-        for parcel in parcels:
+        for parcel, template in zip(parcels, templates, strict=False):
             began = monotonic()
             try:
-                self._templates.publish(parcel)
+                self._templates.publish(parcel, template)
                 flown.add(parcel.task_id)
             except Exception as error:
                 if not self._concerns_one(error):

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import BatchPublishError, OperationalError
 
 from nitro.infrastructure.logs import logger_named
@@ -16,6 +17,7 @@ from nitro.infrastructure.offload.channels import Unanswered
 from nitro.infrastructure.offload.defaults import line_options
 from nitro.infrastructure.offload.lane import Lane
 from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.template import Template
 
 logger = logger_named("nitro.offload")
 
@@ -23,6 +25,7 @@ IDLE = 1.0
 """Seconds of silence after which a connection is asked whether it still stands."""
 
 Rest = Callable[[], Exception | None]
+Ready = tuple[Lane, list[Template]]
 
 
 class Line:
@@ -75,10 +78,13 @@ class Line:
     def _is_amqp(self) -> bool:
         return bool(self._connection.transport.driver_type == "amqp")
 
-    def is_ready_for(self, parcels: Sequence[Parcel]) -> bool:
-        """Whether all of these can leave at once, without any other code and without a wait for the broker."""
+    def ready(self, parcels: Sequence[Parcel]) -> Ready | None:
+        """What `publish_now` needs, if all of these can leave without other code and without a wait for the broker."""
         lane = None if self._is_confirming(parcels) else self._lanes.get(False)
-        return lane is not None and monotonic() - self._used <= IDLE and lane.is_ready_for(parcels)
+        if lane is None or monotonic() - self._used > IDLE:
+            return None
+        templates = lane.ready(parcels)
+        return None if templates is None else (lane, templates)
 
     def publish(self, batch: Batch) -> Exception | None:
         """Publish its parcels and take from `batch.open` what has surely left; the first error that there was."""
@@ -87,18 +93,20 @@ class Line:
         except Exception as error:  # noqa: BLE001  # the caller decides what it means
             return self._failed(batch, error)
 
-    def publish_now(self, batch: Batch, patience: float) -> Rest | None:
-        """Publish parcels that `is_ready_for` has approved, without a wait of more than `patience` seconds.
+    def publish_now(self, batch: Batch, ready: Ready, patience: float) -> Rest | None:
+        """Publish parcels that are ready, without a wait of more than `patience` seconds.
 
         Returns:
             What is left to do, for somebody who may wait, and the error that there was; None when all have left.
         """
+        lane, templates = ready
         try:
-            refusal = self._lane(confirming=False).publish(batch, batch.parcels, patience)
+            refusal = lane.publish(batch, batch.parcels, templates, patience)
         except Unanswered:
             return partial(self._answered, batch)
         except (BatchPublishError, OSError, *self._connection.connection_errors) as error:
             return partial(self._failed, batch, error)
+        self._used = monotonic()
         return None if refusal is None else lambda: refusal
 
     def _answered(self, batch: Batch) -> Exception | None:
@@ -109,6 +117,8 @@ class Line:
         return None
 
     def _failed(self, batch: Batch, error: Exception) -> Exception | None:
+        if isinstance(error, SoftTimeLimitExceeded):  # of the task that emits, which a signal raises at any point
+            raise error
         return error if self.is_broken_by(error) else self._singly(batch, error)
 
     def _together(self, batch: Batch, parcels: Sequence[Parcel]) -> Exception | None:
@@ -139,7 +149,8 @@ class Line:
             self._connection.connect()
 
     def _concerns_one(self, error: BaseException) -> bool:
-        return not self.is_broken_by(error) and not isinstance(error, self._connection.channel_errors)
+        others = (SoftTimeLimitExceeded, *self._connection.channel_errors)
+        return not self.is_broken_by(error) and not isinstance(error, others)
 
     def is_broken_by(self, error: BaseException) -> bool:
         """Whether the broker or the way to it is to blame, and not what was sent."""

@@ -25,9 +25,11 @@ KEY = "__nitro__"
 _as_celery_sends: Callable[[Any], str] = dumps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Message:
     """An emission on its way to a handler; plain JSON but for the payload, which is JSON text of its own.
+
+    Not frozen, which would triple the cost of making one.
 
     Attributes:
         sender: what monitoring shows of the sender.

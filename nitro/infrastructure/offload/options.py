@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -151,7 +152,8 @@ class Offload(MessageOptions, TaskOptions):
             return cls.model_validate(offload)
         raise DeclarationError(f"offload={offload!r} is neither True, Offload(...) nor a dict of options")
 
-    def message(self) -> dict[str, Any]:
+    @cached_property
+    def message(self) -> Mapping[str, Any]:
         """The given options of `apply_async`, and the promise where the worker's main process must know it."""
         given = {name: getattr(self, name) for name in self.model_fields_set & _OF_MESSAGE}
         if self.delivery == "at-most-once":

@@ -10,6 +10,7 @@ from celery import Celery
 from celery._state import get_current_worker_task as current_worker_task
 
 from nitro.errors import DispatchError, EmitError, PayloadError
+from nitro.infrastructure import scope
 from nitro.infrastructure.database import Commits, Transaction, commit_for
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
@@ -38,7 +39,9 @@ class Publisher:
         """Check and keep an offloaded function."""
         return declare(function, name, offload)
 
-    def dispatch(self, emission: Emission, call: Call, handlers: Sequence[Handler]) -> Callable[[], None]:
+    def dispatch(
+        self, emission: Emission, call: Call, handlers: Sequence[Handler], commit: scope.Commit | None
+    ) -> Callable[[], None]:
         """Serialise once for all handlers of a mode, and write rows for tracked ones; the returned step sends.
 
         Without a commit to wait for, the rows are written and committed by that step.
@@ -56,10 +59,9 @@ class Publisher:
                 parcel.story = story
         if setting(app, "task_always_eager"):
             return partial(_run_here, app, parcels)
-        commit = self.commit(call)
         if commit is None:
             return partial(_keep_and_send, app, emission.event, parcels)
-        return partial(_send, app, emission.event, _kept(app, parcels, commit))
+        return partial(_send, app, emission.event, _kept(app, parcels, cast(Commit, commit)))
 
     def commit(self, call: Call) -> Transaction | Commits | None:
         """The commit that this emit waits for, or None.
@@ -162,7 +164,7 @@ def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler]) -> lis
                 message=messages[options.entity],
                 promise=cast(Delivery, options.delivery),
                 mode=options.entity,
-                options={**options.message(), **causes},
+                options={**options.message, **causes},
                 carried=carried,
                 store=options.broker_down == "store",
             )

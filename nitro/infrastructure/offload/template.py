@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from celery import Celery
 from kombu.serialization import dumps
@@ -127,26 +127,29 @@ class Templates:
         self._signs = is_signing()
         self._sends_events = bool(setting(self._app, "task_send_sent_event"))
 
-    def are_ready(self, parcels: Iterable[Parcel]) -> bool:
-        """Whether templates make all of these, so that whoever publishes them runs no code of others."""
+    def of(self, parcels: Iterable[Parcel]) -> list[Template] | None:
+        """The template of each, if all have one, so that whoever publishes them runs no code of others."""
         self.begin()
-        return not self._watched and all(self._template(_key(parcel), parcel) is not None for parcel in parcels)
+        found = [] if self._watched else [self._template(_key(parcel), parcel) for parcel in parcels]
+        return cast(list[Template], found) if found and None not in found else None
 
-    def publish(self, parcel: Parcel) -> None:
+    def publish(self, parcel: Parcel, template: Template | None = None) -> None:
         """Publish one message.
+
+        Args:
+            template: its own, if that has been looked for.
 
         Raises:
             Exception: what Celery and the transport raise.
         """
-        key = None if self._watched else _key(parcel)
-        if key is None:
-            parcel.publish(self._app, producer=self._producer, **self._how)
-            return
-        template = self._template(key, parcel)
+        key = None if self._watched or template is not None else _key(parcel)
+        template = template or self._template(key, parcel)
         if template is not None:
             template.publish(self._app, self._producer, parcel, self._serialised(parcel, template))
-        else:
+        elif key is not None:
             self._kept[key] = self._recorded(parcel)
+        else:
+            parcel.publish(self._app, producer=self._producer, **self._how)
 
     def _template(self, key: Any, parcel: Parcel) -> Template | None:
         template = self._kept.get(key)

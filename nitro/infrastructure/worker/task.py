@@ -73,7 +73,7 @@ class HandlerTask:
         if KEY not in (kwargs or {}):
             if self.typing:
                 header(self.declaration.function)(*(args or ()), **(kwargs or {}))
-            options = {**self.declaration.offload.message(), **options}
+            options = {**self.declaration.offload.message, **options}
             args, kwargs = (), self._encoded(args, kwargs)
         message, kwargs = self._signed(args or (), kwargs)
         options.setdefault("argsrepr", "()")
@@ -90,7 +90,7 @@ class HandlerTask:
     def signature(self, args: Any = None, kwargs: Any = None, options: Any = None, **more: Any) -> Any:
         """A Celery signature whose arguments are encoded, so that it can travel inside a canvas."""
         if KEY not in (kwargs or {}):
-            options = {**self.declaration.offload.message(), **(options or {})}
+            options = {**self.declaration.offload.message, **(options or {})}
             args, kwargs = (), self._encoded(args, kwargs)
         return cast(Any, super()).signature(args, kwargs, options, **more)
 

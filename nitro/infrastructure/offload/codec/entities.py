@@ -73,16 +73,16 @@ class TableEntity:
         held, state = vars(entity), instance_state(entity)
         if state.expired_attributes and state.session is not None:
             self._load_expired(entity, state)
-        columns = {name: held[name] for name in held if name in self._columns}
-        if state.key is not None:
-            columns = {**dict(zip(self._keys, state.identity or (), strict=False)), **columns}
+        stored = state.key is not None
+        known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held} if stored else held
         links = {name: _linked(held[name], link) for name, link in self._relationships.items() if name in held}
         return {
             "class": reference_of(self._cls),
-            "stored": state.key is not None,
-            "columns": writer.attributes(columns),
+            "stored": stored,
+            "columns": writer.attributes(known, self._columns),
             "links": writer.attributes(links),
-        } | pydantic_state(writer, entity)
+            **pydantic_state(writer, entity),
+        }
 
     def key(self, writer: Writer, entity: SQLModel) -> Json:
         """Class and primary key, for reading the row again."""

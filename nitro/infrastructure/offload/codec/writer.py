@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
+
+from pydantic_core import to_json
 
 from nitro.errors import PayloadError
 from nitro.infrastructure.offload.codec.entities import EntityShape
@@ -19,7 +21,7 @@ ATTRIBUTE, MEMBER = ".", "["
 
 Origin = tuple[int | None, str]  # the position of the entity that refers to a value, or the name of the argument
 
-_to_text = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
+_slowly = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
 
 
 def encode(
@@ -42,6 +44,15 @@ def encode(
         return _to_text(writer.document(sender, args, kwargs))
     except Refused as refused:
         raise PayloadError(writer.place(), refused.kind, refused.why) from refused.__cause__
+
+
+def _to_text(document: Json) -> str:
+    """ASCII JSON; of what pydantic nests deeply enough for, or writes in ASCII, in a third of the time."""
+    try:
+        text = to_json(document).decode()
+    except ValueError:  # deeper than it goes
+        return _slowly(document)
+    return text if text.isascii() else _slowly(document)
 
 
 class Writer:
@@ -77,16 +88,21 @@ class Writer:
         write = STRUCTURES.get(type(value)) or _learn(type(value))
         return write(self, value)
 
-    def attributes(self, state: Mapping[str, object]) -> dict[str, Json]:
-        """The named parts of one object, a level deeper."""
+    def attributes(self, state: Mapping[str, object], only: Container[str] | None = None) -> dict[str, Json]:
+        """The named parts of one object, a level deeper.
+
+        Args:
+            only: names of those that are wanted; None for all.
+        """
         if not state:
             return {}
         self._enter(ATTRIBUTE, state)
         written, path = {}, self._path
         for name, item in state.items():
-            path[-1] = name
-            scalar = SCALARS.get(type(item))  # as in `value`, for the many columns of entities
-            written[name] = scalar(item) if scalar is not None else self._structure(item)
+            if only is None or name in only:
+                path[-1] = name
+                scalar = SCALARS.get(type(item))  # as in `value`, for the many columns of entities
+                written[name] = scalar(item) if scalar is not None else self._structure(item)
         self._leave()
         return written
 
