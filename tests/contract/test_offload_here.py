@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import registry
 from waiting import until
@@ -164,8 +166,11 @@ def _common(message: dict[str, Any]) -> dict[str, Any]:
         message["properties"].pop(name, None)
     for part in ("headers", "properties"):
         message[part] = {name: None if name in PER_MESSAGE else fact for name, fact in message[part].items()}
-    packed = "compression" in message["headers"]  # to a length that depends on the ids in it
-    return {**message, "body": None if packed else len(message["body"])}
+    packed = "compression" in message["headers"]
+    body: Any = None if packed else json.loads(b64decode(message["body"]))
+    if body is not None:
+        body[1][KEY].pop("emission")
+    return {**message, "body": body}
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ import pytest
 from celery import Celery, Task, signals
 from celery.app.amqp import AMQP
 from kombu import Queue
+from kombu.serialization import registry
+from kombu.utils.json import dumps as kombus_json
 
-from nitro.infrastructure.events import Emission, Event, emit, on
+from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.offload.parcel import Parcel
 
 Sent = Callable[..., list[Any]]
@@ -112,19 +115,47 @@ def test_one_body_for_all_handlers_of_an_emission(
     from nitro.infrastructure.offload import template
 
     bodies: list[Any] = []
-    dumps = template.dumps
+    serialised = template._serialised
 
-    def counted(body: Any, serializer: str) -> Any:
+    def counted(*body: Any) -> Any:
         bodies.append(body)
-        return dumps(body, serializer)
+        return serialised(*body)
 
-    monkeypatch.setattr(template, "dumps", counted)
+    monkeypatch.setattr(template, "_serialised", counted)
     for name in ("shop.a", "shop.b", "shop.c"):
         offloaded(evt, name)
     emit(evt, "ada")
     emit(evt, "grace")
     assert len(sent()) == 6
     assert len(bodies) == 1
+
+
+def test_a_serializer_of_the_users_own_writes_each_body(
+    evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that goes by the name of kombu's JSON."""
+    written: list[Any] = []
+
+    def own(body: Any) -> str:
+        written.append(body)
+        return str(kombus_json(body))
+
+    kept = registry._encoders["json"]
+    monkeypatch.setitem(registry._encoders, "json", kept._replace(encoder=own))
+    offloaded(evt)
+    emit(evt, "ada")
+    emit(evt, "grace")
+    assert [message.payload.sender for message in sent()] == ["ada", "grace"]
+    assert len(written) == 2
+
+
+def test_an_event_whose_name_is_no_proper_text_travels(app: Celery, sent: Sent) -> None:
+    """Half of a surrogate pair, which JSON writes and UTF-8 does not."""
+    evt = Namespace().event("half\ud83d")
+    offloaded(evt)
+    for _ in range(2):
+        emit(evt)
+    assert [message.kwargs[KEY]["event"] for message in sent()] == [evt.name] * 2
 
 
 def test_each_handler_gets_its_own_signature(

@@ -209,7 +209,8 @@ class Courier:
         begun = [batch for batch in batches if batch.begin()]
         if begun:
             failpoint("publishing")
-            flight = Batch(app, [parcel for batch in begun for parcel in batch.parcels])
+            alone = len(begun) == 1
+            flight = begun[0] if alone else Batch(app, [parcel for batch in begun for parcel in batch.parcels])
             self._land(begun, flight, line.publish(flight), line)
 
     def _land(self, begun: Iterable[Batch], flight: Batch, fault: Exception | None, line: Line) -> None:

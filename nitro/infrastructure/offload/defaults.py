@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -84,12 +86,18 @@ def setting(app: Celery, name: str) -> Any:
     """`app.conf[name]`, for whoever asks at each message: without an exception for each mapping that lacks it."""
     conf = app.conf
     if isinstance(conf, ConfigurationView) and conf.key_t is None:
-        keys = conf._to_keys(name)
+        keys = _keys(name, conf.prefix, conf._keys)
         for mapping in conf.maps:
             for key in keys:
                 if key in mapping:
                     return mapping[key]
     return conf[name]
+
+
+@cache
+def _keys(name: str, prefix: str | None, converters: tuple[Callable[[str], str], ...] | None) -> tuple[str, ...]:
+    """The names under which a setting may be found in a mapping, as Celery looks for them."""
+    return tuple(dict.fromkeys(ConfigurationView({}, keys=converters, prefix=prefix)._to_keys(name)))
 
 
 def transport_of(app: Celery) -> str:

@@ -22,8 +22,8 @@ _LEAVES_PUBLISHERS_ALONE = ("Backend.on_task_call", "RedisBackend.on_task_call")
 
 def is_watched() -> bool:
     """Whether somebody wants to know of each message."""
-    senders = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-    return any(signal.receivers for signal in senders)
+    before, after, sent = signals.before_task_publish, signals.after_task_publish, signals.task_sent
+    return bool(before.receivers or after.receivers or sent.receivers)
 
 
 def is_plain(app: Celery, producer: Any, task: Any) -> bool:

@@ -23,7 +23,7 @@ from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
 from nitro.infrastructure.offload.defaults import AMQP, is_embedded, setting, transport_of
 from nitro.infrastructure.offload.message import Message, delivery_id
-from nitro.infrastructure.offload.options import Delivery, Offload
+from nitro.infrastructure.offload.options import Delivery, Entities, Offload
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.offload.story import story_of, written
 from nitro.infrastructure.offload.tracking import Commit, outbox
@@ -77,8 +77,7 @@ class Publisher:
         Raises:
             PayloadError: a value cannot travel.
         """
-        messages = _messages(Emission(""), call, handlers)
-        return [len(messages[_options(handler).entity].payload or "") for handler in handlers]
+        return [len(parcel.message.payload or "") for parcel in _parcels(Emission(""), call, handlers)]
 
 
 def _keep_and_send(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:
@@ -151,25 +150,39 @@ def _options(handler: Handler) -> Offload:
 
 
 def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler]) -> list[Parcel]:
-    messages = _messages(emission, call, handlers)
+    """One for each; the payload is serialised once for all that want their entities in the same mode."""
+    messages: dict[str, Message] = {}
     causes, carried = _causes(), given(emission)
     parcels = []
     for handler in handlers:
         options = _options(handler)
-        _check_size(handler, messages[options.entity])
+        _check_call(handler.name, options, call)
+        mode = options.entity
+        message = messages.get(mode)
+        if message is None:
+            message = messages[mode] = _message(emission, call, mode, handlers)
+        _check_size(handler.name, options, message)
         parcels.append(
             Parcel(
                 handler=handler.name,
                 task_id=delivery_id(emission.id, handler.name),
-                message=messages[options.entity],
+                message=message,
                 promise=cast(Delivery, options.delivery),
-                mode=options.entity,
+                mode=mode,
                 options={**options.message, **causes},
                 carried=carried,
                 store=options.broker_down == "store",
             )
         )
     return parcels
+
+
+def _message(emission: Emission, call: Call, mode: Entities, handlers: Sequence[Handler]) -> Message:
+    try:
+        return Message.of(emission, call, mode)
+    except PayloadError as error:
+        names = [handler.name for handler in handlers if _options(handler).entity == mode]
+        raise PayloadError(error.argument, error.kind, error.why, names) from error
 
 
 def _causes() -> dict[str, str]:
@@ -182,37 +195,21 @@ def _causes() -> dict[str, str]:
     return {name: task_id for name, task_id in causes.items() if task_id}
 
 
-def _messages(emission: Emission, call: Call, handlers: Sequence[Handler]) -> dict[str, Message]:
-    """The message of each mode in which these handlers want their entities; one payload for each."""
-    messages: dict[str, Message] = {}
-    for handler in handlers:
-        _check_call(handler, call)
-        mode = _options(handler).entity
-        if mode not in messages:
-            try:
-                messages[mode] = Message.of(emission, call, mode)
-            except PayloadError as error:
-                names = [other.name for other in handlers if _options(other).entity == mode]
-                raise PayloadError(error.argument, error.kind, error.why, names) from error
-    return messages
-
-
-def _check_size(handler: Handler, message: Message) -> None:
+def _check_size(handler: str, options: Offload, message: Message) -> None:
     """Find out here what RabbitMQ would refuse after the emit; a tracked payload stays in the database."""
     size = len(message.payload or "")
-    untracked = _options(handler).delivery not in TRACKED
-    if untracked and size > MOST_BYTES and transport_of(current_app()) in AMQP:
+    if size > MOST_BYTES and options.delivery not in TRACKED and transport_of(current_app()) in AMQP:
         why = (
             f"its payload has {size} bytes, and RabbitMQ takes {MOST_BYTES}; use a tracked delivery, or entity='reload'"
         )
-        raise PayloadError("what was emitted", "payload", why, [handler.name])
+        raise PayloadError("what was emitted", "payload", why, [handler])
 
 
-def _check_call(handler: Handler, call: Call) -> None:
+def _check_call(handler: str, options: Offload, call: Call) -> None:
     """Find out here, and not in the worker, that a handler does not take these arguments."""
-    if _options(handler).typing is False:
+    if options.typing is False:
         return
     try:
-        header(declared[handler.name].function)(call.sender, *call.args, **call.kwargs)
+        header(declared[handler].function)(call.sender, *call.args, **call.kwargs)
     except TypeError as error:
-        raise EmitError(f"handler {handler.name} does not take what was emitted: {error}") from error
+        raise EmitError(f"handler {handler} does not take what was emitted: {error}") from error

@@ -7,11 +7,14 @@ makes in a way of his own, goes through `Task.apply_async` each time.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from celery import Celery
-from kombu.serialization import dumps
+from kombu.serialization import dumps, registry
+from kombu.utils.json import dumps as kombus_json
+from pydantic_core import to_json
 
 from nitro.infrastructure.offload.channels import Pushes
 from nitro.infrastructure.offload.defaults import setting
@@ -116,6 +119,7 @@ class Templates:
 
     def __init__(self, app: Celery, producer: Any, how: Mapping[str, Any], pushes: Pushes | None = None) -> None:
         self._app, self._producer, self._how, self._pushes = app, producer, how, pushes
+        self._tasks = app.tasks
         self._kept: dict[Any, Template | None] = {}
         self._body_of: Any = None
         self._body = Body("", "", None, "")
@@ -155,14 +159,14 @@ class Templates:
         template = self._kept.get(key)
         fits = (
             template is not None
-            and template.task is self._app.tasks.get(parcel.handler)
+            and template.task is self._tasks.get(parcel.handler)
             and (template.sent is not None) is self._sends_events
         )
         return template if fits else None
 
     def _recorded(self, parcel: Parcel) -> Template | None:
         """Have Celery publish it; the template of what it has published, unless others have a hand in it."""
-        task, recorder = self._app.tasks.get(parcel.handler), Recorder(self._producer, self._pushes)
+        task, recorder = self._tasks.get(parcel.handler), Recorder(self._producer, self._pushes)
         with recorder:
             parcel.publish(self._app, producer=recorder, **self._how)
         return Template.of(task, recorder, parcel.carried) if is_plain(self._app, self._producer, task) else None
@@ -178,7 +182,7 @@ class Templates:
             way is None,
         )
         if body_of != self._body_of:
-            serialised = dumps(((), parcel.kwargs, template.embed), template.serializer)  # type: ignore[no-untyped-call]  # of kombu
+            serialised = _serialised((), parcel.kwargs, template)
             wire = "" if way is None else way.wire(serialised[2])
             self._body_of, self._body = body_of, Body._make((*serialised, str(parcel.message), wire))
         return self._body
@@ -216,6 +220,15 @@ class Recorder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
+
+
+def _serialised(args: Any, kwargs: Facts, template: Template) -> tuple[str, str, Any]:
+    """Content type, encoding and body, as kombu's `dumps`; in a third of the time where its own JSON is meant."""
+    codec: Any = registry._encoders.get(template.serializer)
+    if codec is not None and codec.encoder is kombus_json and not any(template.embed.values()):
+        with suppress(ValueError):  # of a text that pydantic does not take, such as half of a surrogate pair
+            return codec.content_type, codec.content_encoding, to_json((args, kwargs, template.embed)).decode()
+    return cast(tuple[str, str, Any], dumps((args, kwargs, template.embed), template.serializer))  # type: ignore[no-untyped-call]  # of kombu
 
 
 def _key(parcel: Parcel) -> Any:
