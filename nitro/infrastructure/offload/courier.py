@@ -28,6 +28,8 @@ WAIT = 0.02
 """Seconds that any later one waits for the broker's answer."""
 PAUSE = (0.2, 5.0)
 """Seconds without a try after the first failure; doubled with each further one, up to so many."""
+LINGER = 0.005
+"""Seconds for which what nobody waits for gathers, when others have just left."""
 TOGETHER = 200
 """Messages from which on a flight waits for no further batch."""
 BACKLOG = 1000
@@ -58,7 +60,8 @@ class Courier:
         self._pause_ends = 0.0
         self._waited = False
         self._rest: tuple[Batch, Work] | None = None
-        self._flying = False
+        self._flying = self._hurry = False
+        self._landed = 0.0
 
     @property
     def ready(self) -> bool:
@@ -77,9 +80,12 @@ class Courier:
 
     def post(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """Publish them soon; `failed` is called when not all of them have surely left."""
-        batch = Batch(app, parcels, failed)
+        return self._post(Batch(app, parcels, failed), hurry=False)
+
+    def _post(self, batch: Batch, *, hurry: bool) -> Batch:
         with self._more:
             self._batches.append(batch)
+            self._hurry |= hurry
             self._more.notify()
         self._start()
         return batch
@@ -91,7 +97,7 @@ class Courier:
         batch = self._publish_here(app, parcels, failed)
         if batch is None:
             seconds = FIRST_WAIT if first else 0.0 if self.hanging else WAIT
-            batch = self.post(app, parcels, failed)
+            batch = self._post(Batch(app, parcels, failed), hurry=True)
             batch.wait(seconds)
         elif batch.fate == "sending":
             batch.wait(until - monotonic())
@@ -146,6 +152,8 @@ class Courier:
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is in hand; whether that was so within `timeout` seconds."""
         with self._more:
+            self._hurry |= bool(self._batches)
+            self._more.notify_all()
             return self._more.wait_for(lambda: not (self._batches or self._busy or self._rest), timeout)
 
     def _start(self) -> None:
@@ -166,11 +174,17 @@ class Courier:
         while True:
             with self._more:
                 self._busy = False
+                self._hurry &= bool(self._batches)
                 self._more.notify_all()
                 self._more.wait_for(lambda: bool(self._batches or self._rest))
+                self._more.wait_for(self._is_time, self._landed + LINGER - monotonic())
                 self._busy, self._busy_since = True, monotonic()
                 batches, work = self._next()
             self._do(batches, work)
+
+    def _is_time(self) -> bool:
+        """Whether what has gathered is to leave at once: many leave for little more than one."""
+        return self._hurry or self._rest is not None or len(self._batches) >= TOGETHER
 
     def _next(self) -> tuple[list[Batch], Work]:
         """What is left to do for one, or the batches that have gathered, as many as may well leave together."""
@@ -219,7 +233,7 @@ class Courier:
         if fault is not None and broken:
             self._broke(fault)
         else:
-            self._failures = 0
+            self._failures, self._landed = 0, monotonic()
             failpoint("published")
         _tell(begun, flight, "unknown" if broken else "refused", fault)
 

@@ -28,7 +28,7 @@ def is_watched() -> bool:
 
 def is_plain(app: Celery, producer: Any, task: Any) -> bool:
     """Whether nothing but Celery's and kombu's own code makes the messages of a task, and makes them all alike."""
-    if task is None or not all(isinstance(route, MapRoute) for route in app.amqp.router.routes):
+    if task is None or not routes_alike(app.amqp.router):
         return False
     if not task.ignore_result and type(task.backend).on_task_call.__qualname__ not in _LEAVES_PUBLISHERS_ALONE:
         return False
@@ -40,6 +40,11 @@ def is_plain(app: Celery, producer: Any, task: Any) -> bool:
         (producer, ("publish", "_publish")),
     )
     return all(_is_own(found) for owner, names in makers for name in names for found in _all_of(owner, name))
+
+
+def routes_alike(router: Any) -> bool:
+    """Whether a router finds the same for a task each time."""
+    return all(isinstance(route, MapRoute) for route in router.routes)
 
 
 def _all_of(owner: Any, name: str) -> Iterator[Any]:

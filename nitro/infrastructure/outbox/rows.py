@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from celery import Celery
 from sqlalchemy import ColumnElement, case, literal
@@ -13,6 +14,7 @@ from sqlalchemy import ColumnElement, case, literal
 from nitro.errors import OptionStays
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
+from nitro.infrastructure.offload.plain import routes_alike
 from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
 
@@ -23,6 +25,10 @@ LONGEST_LEASE = 600.0
 
 CARRIED = "carried"
 """Where the options of a row keep the headers that its emission sends along."""
+
+
+_queues: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+"""What a router has found for handlers whose messages say nothing of it."""
 
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
@@ -79,7 +85,18 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
 def _queue(app: Celery, parcel: Parcel) -> str:
     """The name of the queue that Celery's router finds."""
     given = {name: parcel.options[name] for name in ("queue", "exchange", "routing_key") if name in parcel.options}
-    route = app.amqp.router.route(given, parcel.handler, (), {})
+    router = app.amqp.router
+    if given or not routes_alike(router):
+        return _routed(router, given, parcel.handler)
+    known = _queues.setdefault(router, {})
+    queue = known.get(parcel.handler)
+    if queue is None:
+        queue = known[parcel.handler] = _routed(router, given, parcel.handler)
+    return queue
+
+
+def _routed(router: Any, given: Mapping[Any, Any], handler: str) -> str:
+    route = router.route(given, handler, (), {})
     queue = route.get("queue")
     return str(route.get("routing_key") if queue is None else queue.name)
 
