@@ -185,7 +185,7 @@ def test_what_gathers_while_the_broker_is_busy_leaves_together(
 
     monkeypatch.setattr(Line, "publish", held)
     emit(evt)
-    until(lambda: courier._busy and not courier._batches)
+    until(lambda: courier._tray.busy_for() and not len(courier._tray))
     emissions = [emit(evt) for _ in range(5)]
     round_trips.clear()
     free.set()
@@ -196,7 +196,7 @@ def test_what_gathers_while_the_broker_is_busy_leaves_together(
 
     free.clear()
     emit(evt)
-    until(lambda: courier._busy and not courier._batches)
+    until(lambda: courier._tray.busy_for() and not len(courier._tray))
     for event in (evt, refused, evt):
         emit(event)
     free.set()

@@ -11,7 +11,7 @@ from celery import Celery
 
 from brokers import on_server
 from nitro.infrastructure.events import Event, Namespace, emit, on
-from nitro.infrastructure.offload import courier as couriers
+from nitro.infrastructure.offload import tray
 from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.lane import Lane
@@ -39,7 +39,7 @@ def flights(offloading: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     offloaded(first, "shop.first", "at-least-once")
     emit(first)
     assert courier.drain(PATIENCE)
-    monkeypatch.setattr(couriers, "LINGER", 10 * PATIENCE)
+    monkeypatch.setattr(tray, "LINGER", 10 * PATIENCE)
     sizes.clear()
     yield sizes
     assert courier.drain(PATIENCE)
@@ -79,7 +79,7 @@ def test_an_emit_that_waits_takes_them_along(evt: Event, flights: list[int]) -> 
 
 def test_many_do_not_wait_for_more(evt: Event, flights: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A flight is never larger than it may be."""
-    monkeypatch.setattr(couriers, "TOGETHER", 2)
+    monkeypatch.setattr(tray, "TOGETHER", 2)
     offloaded(evt, "shop.a", "at-least-once")
     threads = [threading.Thread(target=emit, args=(evt,)) for _ in range(4)]
     for thread in threads:

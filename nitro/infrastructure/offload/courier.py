@@ -1,12 +1,10 @@
-"""Courier: the one thread of a process that talks to the broker, so that nobody waits for a broker that is away."""
+"""Courier: publishes, and has a thread that waits for the broker, so that nobody else waits for one that is away."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from multiprocessing.util import Finalize
 from time import monotonic
 
@@ -19,6 +17,7 @@ from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch, Fate
 from nitro.infrastructure.offload.line import Line, Ready
 from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.tray import Tray, Work
 
 logger = logger_named("nitro.offload")
 
@@ -28,17 +27,12 @@ WAIT = 0.02
 """Seconds that any later one waits for the broker's answer."""
 PAUSE = (0.2, 5.0)
 """Seconds without a try after the first failure; doubled with each further one, up to so many."""
-LINGER = 0.005
-"""Seconds for which what nobody waits for gathers, when others have just left."""
-TOGETHER = 200
-"""Messages from which on a flight waits for no further batch."""
 BACKLOG = 1000
 """Batches in hand from which on new ones are better left to a relay."""
 EXIT_WAIT = 5.0
 """Seconds that the exit of the interpreter waits for what is in hand."""
 
 Failed = Callable[[Batch], None]
-Work = Callable[[], None]
 
 
 class Courier:
@@ -52,21 +46,16 @@ class Courier:
     def _forget(self) -> None:
         self._thread: threading.Thread | None = None
         self._line: Line | None = None
-        self._batches: deque[Batch] = deque()
-        self._more = threading.Condition()
-        self._busy = False
-        self._busy_since = 0.0
+        self._tray = Tray()
         self._failures = 0
         self._pause_ends = 0.0
         self._waited = False
-        self._rest: tuple[Batch, Work] | None = None
-        self._flying = self._hurry = False
-        self._landed = 0.0
+        self._flying = False
 
     @property
     def ready(self) -> bool:
         """Whether what is posted now will leave at once, as far as anyone knows."""
-        return not self._failures and len(self._batches) < BACKLOG
+        return not self._failures and len(self._tray) < BACKLOG
 
     @property
     def pausing(self) -> bool:
@@ -76,17 +65,14 @@ class Courier:
     @property
     def hanging(self) -> bool:
         """Whether the broker has not answered for longer than anybody waits."""
-        return self._busy and monotonic() - self._busy_since > WAIT
+        return self._tray.busy_for() > WAIT
 
     def post(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """Publish them soon; `failed` is called when not all of them have surely left."""
         return self._post(Batch(app, parcels, failed), hurry=False)
 
     def _post(self, batch: Batch, *, hurry: bool) -> Batch:
-        with self._more:
-            self._batches.append(batch)
-            self._hurry |= hurry
-            self._more.notify()
+        self._tray.add(batch, hurry=hurry)
         self._start()
         return batch
 
@@ -105,13 +91,11 @@ class Courier:
 
     def _publish_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None) -> Batch | None:
         """None where something else is in hand, or others' code or the broker could keep this thread waiting."""
-        if self._line is None or self._flying or self._busy or self._batches or self._failures:
-            return None
-        if not self._carrying.take():
+        if self._line is None or self._flying or self._failures or not self._tray.is_idle or not self._carrying.take():
             return None
         try:
             line = self._line
-            ready = None if line is None or line.app is not app or self._rest else line.ready(parcels)
+            ready = line.ready(parcels) if line is not None and line.app is app and self._tray.is_idle else None
             if line is None or ready is None:
                 return None
             batch = Batch(app, parcels, failed)
@@ -134,27 +118,18 @@ class Courier:
         if rest is None:
             self._land([batch], batch, None, line)
         else:
-            self._leave_to_thread(batch, lambda: self._land([batch], batch, rest(), line))
-
-    def _leave_to_thread(self, batch: Batch, rest: Work) -> None:
-        """Have the courier's thread finish what nobody else must wait for."""
-        with self._more:
-            self._rest = batch, rest
-            self._more.notify()
-        self._start()
+            self._tray.add_begun(batch, lambda: self._land([batch], batch, rest(), line))
+            self._start()
 
     def carry_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
         """Publish them on this thread, over a broker that cannot keep it waiting."""
         batch = Batch(app, parcels, failed)
-        self._do([batch], partial(self._carry, [batch]))
+        self._do([batch])
         return batch
 
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is in hand; whether that was so within `timeout` seconds."""
-        with self._more:
-            self._hurry |= bool(self._batches)
-            self._more.notify_all()
-            return self._more.wait_for(lambda: not (self._batches or self._busy or self._rest), timeout)
+        return self._tray.drained(timeout)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -168,40 +143,16 @@ class Courier:
 
     def _leave(self) -> None:
         if not self.drain(EXIT_WAIT):
-            logger.warning("%d batches are left to a relay: the broker did not take them in time", len(self._batches))
+            logger.warning("%d batches are left to a relay: the broker did not take them in time", len(self._tray))
 
     def _run(self) -> None:
         while True:
-            with self._more:
-                self._busy = False
-                self._hurry &= bool(self._batches)
-                self._more.notify_all()
-                self._more.wait_for(lambda: bool(self._batches or self._rest))
-                self._more.wait_for(self._is_time, self._landed + LINGER - monotonic())
-                self._busy, self._busy_since = True, monotonic()
-                batches, work = self._next()
-            self._do(batches, work)
+            self._do(*self._tray.take())
 
-    def _is_time(self) -> bool:
-        """Whether what has gathered is to leave at once: many leave for little more than one."""
-        return self._hurry or self._rest is not None or len(self._batches) >= TOGETHER
-
-    def _next(self) -> tuple[list[Batch], Work]:
-        """What is left to do for one, or the batches that have gathered, as many as may well leave together."""
-        if self._rest is not None:
-            (batch, work), self._rest = self._rest, None
-            return [batch], work
-        batches = [self._batches.popleft()]
-        parcels = len(batches[0].parcels)
-        while self._batches and parcels < TOGETHER and batches[0].goes_with(self._batches[0]):
-            parcels += len(self._batches[0].parcels)
-            batches.append(self._batches.popleft())
-        return batches, partial(self._carry, batches)
-
-    def _do(self, batches: Iterable[Batch], work: Work) -> None:
+    def _do(self, batches: Sequence[Batch], rest: Work | None = None) -> None:
         try:
             with self._carrying:
-                work()
+                self._carry(batches) if rest is None else rest()
         except Exception as error:
             logger.exception("a batch of messages failed")
             for batch in batches:
@@ -233,7 +184,8 @@ class Courier:
         if fault is not None and broken:
             self._broke(fault)
         else:
-            self._failures, self._landed = 0, monotonic()
+            self._failures = 0
+            self._tray.left()
             failpoint("published")
         _tell(begun, flight, "unknown" if broken else "refused", fault)
 
