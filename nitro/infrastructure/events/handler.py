@@ -8,11 +8,13 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import MethodType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from blinker import ANY
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Function = Callable[..., Any]
 Kind = Literal["sync", "generator", "async", "async generator"]
@@ -180,6 +182,8 @@ def importable_module(module: str) -> str:
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name)
+    from pathlib import Path  # a sixth of the time that importing events takes, which only a script needs
+
     file = Path(getattr(main, "__file__", None) or "").resolve()
     return _listed(file) or _as_package(file) if file.is_file() else "__main__"
 
@@ -190,16 +194,16 @@ def _listed(file: Path) -> str | None:
 
     for name in Settings.load().handlers:
         for folder in sys.path:
-            module = Path(folder, *name.split("."))
+            module = type(file)(folder, *name.split("."))
             if file in (module.with_suffix(".py").resolve(), (module / "__init__.py").resolve()):
                 return name
     return None
 
 
 def _as_package(file: Path) -> str:
-    top = file.parent
+    top, here = file.parent, file.cwd()
     while (top / "__init__.py").exists():
         top = top.parent
-    if top == file.parent and file.is_relative_to(Path.cwd()):
-        top = Path.cwd()
+    if top == file.parent and file.is_relative_to(here):
+        top = here
     return ".".join(file.relative_to(top).with_suffix("").parts)
