@@ -36,14 +36,14 @@ _one_async = Lock()
 
 
 def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a handler for one task message; return what the result backend will hold.
+    """Run a handler for one task message, which its request holds; return what the result backend will hold.
 
     Raises:
-        PayloadUnreadable: the message cannot be rebuilt.
+        PayloadUnreadable: the payload cannot be rebuilt.
         EntityVanished: a row is gone and the handler has `on_missing="fail"`.
         Exception: whatever the handler raises.
     """
-    message = None if task.request.called_directly else Message.read(kwargs, declaration.name, args)
+    message: Message | None = None if task.request.called_directly else task.request.nitro
     run = claimed.get() if message is not None and message.payload is None else None
     delivery = _delivery(task.request, declaration, message, run)
     with (

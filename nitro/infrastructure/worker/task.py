@@ -63,7 +63,7 @@ class HandlerTask:
         if self.request.called_directly:
             return ordinary(*args, **kwargs)
         body = partial(ordinary if self.wrapped else self.run, *args, **kwargs)
-        message = Message.read(kwargs, self.declaration.name, args)
+        message = self.request.nitro = Message.read(kwargs, self.declaration.name, args)
         if message is None or message.payload is not None:
             return body()
         return attempt(self, message, body)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nitro.infrastructure.offload.codec.writer import Writer
 
 WITHOUT_COLLECTION = ("dynamic", "write_only")
+PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Types of JSON that stand for themselves."""
 
 
 class StandaloneEntity(ModelShape):
@@ -100,8 +102,10 @@ class TableEntity:
 
     def fill(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
         """Put in the columns; a column that no longer exists is left out."""
-        held = vars(entity)
-        held.update((name, reader.value(item)) for name, item in row["columns"].items() if name in self._columns)
+        held, columns = vars(entity), self._columns
+        for name, item in row["columns"].items():
+            if name in columns:
+                held[name] = item if type(item) in PLAIN else reader.value(item)
         restore_pydantic_state(reader, entity, row)
 
     def connect(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:

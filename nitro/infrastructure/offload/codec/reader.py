@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from pydantic_core import from_json
 from sqlalchemy.exc import SQLAlchemyError
 
 from nitro.errors import EntityVanished, NitroError, PayloadUnreadable
@@ -157,7 +158,10 @@ TAGS: dict[str, Callable[[Reader, Json], Any]] = {
 
 @_unreadable_if_damaged
 def _document(text: str) -> dict[str, Json]:
-    document = json.loads(text, parse_constant=_no_constant)
+    try:
+        document = from_json(text, allow_inf_nan=False)
+    except ValueError:  # also of what is nested too deeply for pydantic, or no proper text
+        document = _slowly(text)
     if type(document) is not dict or document.get("nitro") != FORMAT:
         raise PayloadUnreadable(f"the payload is not of format {FORMAT}; do emitter and worker run the same Nitro?")
     return document
@@ -165,6 +169,9 @@ def _document(text: str) -> dict[str, Json]:
 
 def _no_constant(token: str) -> NoReturn:
     raise PayloadUnreadable(f"the payload is damaged: {token} is no JSON")
+
+
+_slowly: Callable[[str], Json] = json.JSONDecoder(parse_constant=_no_constant).decode
 
 
 @_unreadable_if_damaged
