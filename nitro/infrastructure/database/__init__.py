@@ -5,7 +5,7 @@ from __future__ import annotations
 from nitro.infrastructure.database.connections import create_tables, engine, has_own_engine, place_of, reset, use_engine
 from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
 from nitro.infrastructure.database.tables import ensure_tables, migrations
-from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing
+from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
 from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "use_engine",
     "write_with",
     "writing",
+    "writing_once",
 ]

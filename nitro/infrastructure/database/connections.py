@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
+from math import inf
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
-from sqlalchemy import URL, Engine, Pool, StaticPool, create_engine, make_url
+from sqlalchemy import URL, Dialect, Engine, Pool, StaticPool, create_engine, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.event import listen
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.pool import PoolProxiedConnection
 
 from nitro.infrastructure.database import sqlite, tables
 from nitro.settings import Settings
+
+IDLE = 1.0
+"""Seconds of silence after which a connection to a server is asked whether it still stands."""
+USED = "nitro_used"
+"""In the `info` of a connection, when it was last used; a new one has none."""
 
 _LOOPBACK = ("127.0.0.1", "::1")
 
@@ -80,7 +93,31 @@ def _connect(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return sqlite.connect(parsed)
-    return create_engine(parsed, pool_pre_ping=True, max_overflow=-1)  # a worker's concurrency is its limit
+    made = create_engine(parsed, max_overflow=-1)  # a worker's concurrency is its limit
+    listen(made, "checkin", _note_use)
+    listen(made, "checkout", partial(_ping, made.dialect))
+    return made
+
+
+def _note_use(_connection: Any, record: PoolProxiedConnection) -> None:
+    record.info[USED] = monotonic()
+
+
+def _ping(dialect: Dialect, connection: DBAPIConnection, record: PoolProxiedConnection, _proxy: object) -> None:
+    """Ask a connection whether it still stands, if it has been silent; SQLAlchemy's `pool_pre_ping` asks each time.
+
+    Raises:
+        InvalidatePoolError: it does not, so that the pool connects anew.
+    """
+    if monotonic() - record.info.get(USED, inf) > IDLE and not _answers(dialect, connection):
+        raise InvalidatePoolError
+
+
+def _answers(dialect: Dialect, connection: DBAPIConnection) -> bool:
+    try:
+        return dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error:
+        return False
 
 
 def _forget_inherited() -> None:

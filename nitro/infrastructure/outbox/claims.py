@@ -25,13 +25,11 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from nitro.errors import DeliveryLost
-from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.database import engine, writing, writing_once
 from nitro.infrastructure.outbox.rows import due_after, lease, payload
 from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, noted, retried, waiting_unless
 from nitro.infrastructure.outbox.tables import (
-    DEAD,
     DONE,
-    OPEN,
     QUEUED,
     RUNNING,
     WAITING,
@@ -84,7 +82,7 @@ class Refusal:
 def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
     """Start a run, if the delivery waits for one; counted before it begins."""
     who = {"of_emission": emission, "of_handler": handler, "by": worker}
-    with writing() as connection:
+    with writing_once() as connection:
         row = connection.execute(_start(), who).one_or_none()
         if row is None:
             return _refuse(connection, emission, handler)
@@ -112,7 +110,7 @@ def _start() -> ReturningUpdate[Any]:
 def _mine() -> Update:
     """The run of a claim, while nobody else has taken over; made once, as well."""
     c = deliveries.c
-    return update(deliveries).where(_is(*_KEY), c.attempts == bindparam("of_attempt"), c.state.in_(OPEN))
+    return update(deliveries).where(_is(*_KEY), c.attempts == bindparam("of_attempt"), c.closed_at.is_(None))
 
 
 @cache
@@ -127,12 +125,9 @@ def _payload() -> ScalarSelect[str | None]:
 
 
 def _refuse(connection: Connection, emission: str, handler: str) -> Refusal:
-    overdue = (deliveries.c.expires_at <= now()).label("overdue")
-    row = connection.execute(select(deliveries.c.state, overdue).where(_is(emission, handler))).one_or_none()
-    if row is not None and row.state == QUEUED and row.overdue:
-        connection.execute(update(deliveries).where(_is(emission, handler)).values(dead(EXPIRED)))
-        return Refusal(state=DEAD)
-    return Refusal(state=None if row is None else row.state)
+    mine, overdue = _is(emission, handler), (deliveries.c.state == QUEUED) & (deliveries.c.expires_at <= now())
+    connection.execute(update(deliveries).where(mine, overdue).values(dead(EXPIRED)))
+    return Refusal(state=connection.scalar(select(deliveries.c.state).where(mine)))
 
 
 def park(emission: str, handler: str, task_id: str, facts: dict[str, Any], error: str) -> None:
@@ -243,7 +238,7 @@ def runs_of(worker: str) -> ColumnElement[bool]:
 
 def _close(run: Claim, closing: Update, connection: Connection | None) -> None:
     which = {"of_emission": run.emission, "of_handler": run.handler, "of_attempt": run.attempt}
-    with writing() if connection is None else nullcontext(connection) as used:
+    with writing_once() if connection is None else nullcontext(connection) as used:
         closed = used.execute(closing, which).rowcount
     if not closed:
         raise DeliveryLost(run.handler, run.emission, run.attempt)
