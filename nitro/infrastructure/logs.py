@@ -14,11 +14,19 @@ def plain(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def parted(traceback: str) -> tuple[str, str]:
+    """The text of a traceback until where it says what was raised, and from there on."""
+    lines = traceback.strip("\n").splitlines(keepends=True) or [""]
+    bare = [line.removeprefix(OF_GROUP) for line in lines]
+    after_frames = max((number for number, line in enumerate(bare) if line.startswith(FRAME)), default=0)
+    own = next((number for number in range(after_frames, len(bare)) if not bare[number].startswith(" ")), 0)
+    return "".join(lines[:own]), "".join(lines[own:])
+
+
 def said(traceback: str) -> str:
     """What the text of a traceback says in the end: the first line of its exception, whose message may have many."""
-    lines = [line.removeprefix(OF_GROUP) for line in traceback.strip("\n").splitlines()] or [""]
-    after_frames = max((number for number, line in enumerate(lines) if line.startswith(FRAME)), default=0)
-    return next((line for line in lines[after_frames:] if not line.startswith(" ")), lines[0])
+    own = parted(traceback)[1].splitlines() or [""]
+    return own[0].removeprefix(OF_GROUP)
 
 
 def logger_named(name: str) -> logging.Logger:

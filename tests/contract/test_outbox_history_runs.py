@@ -14,12 +14,14 @@ from sqlalchemy import select, update
 from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.events import Event, emit, emit_async, on
+from nitro.infrastructure.logs import said
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox import backlog, claims, registry
 from nitro.infrastructure.outbox.claims import Claim
 from nitro.infrastructure.outbox.registry import Entry
 from nitro.infrastructure.outbox.states import MOST_HISTORY
 from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.worker.attempt import LONGEST_ERROR
 from waiting import until
 
 AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
@@ -190,6 +192,27 @@ def test_an_error_of_many_lines_is_told_by_its_own(evt: Event, app_on: Celery, w
     emit(evt, "ada")
     until(lambda: entry().state == "dead")
     assert why() == ["ValueError: 1 validation error"]
+
+
+def test_a_long_error_is_told_by_its_own_line(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
+    """Kept are its begin and its end, and the frames that it came through last, however long what had caused it."""
+
+    @on(evt, name="shop.mail", offload={"max_retries": 1, **AT_ONCE})
+    def mail(sender: str) -> None:
+        try:
+            raise KeyError("cause" * 2000)
+        except KeyError as error:
+            raise ValueError(f"no stock {'x' * 10_000} at all") from error
+
+    work(app_on)
+    emit(evt, "ada")
+    until(lambda: entry().state == "dead")
+    assert [reason[:20] for reason in why()] == ["ValueError: no stock"]
+    error = str(entry().error)
+    assert said(error).startswith("ValueError: no stock")
+    assert error.endswith(" at all")
+    assert "in mail" in error
+    assert len(error) <= LONGEST_ERROR
 
 
 def test_several_errors_at_once_are_told_by_the_group(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
