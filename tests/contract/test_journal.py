@@ -18,6 +18,7 @@ from nitro.infrastructure.database import engine, reset, transaction
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox import journal, registry
 from nitro.infrastructure.outbox.tables import NAME, made_at
 from waiting import until
@@ -93,6 +94,37 @@ def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object
     emission = emit(evt, "ada")
     assert not journal.journal._notes
     assert only().id == emission.id
+
+
+@pytest.mark.parametrize("delivery", TRACKED)
+def test_what_celery_runs_at_once_is_recorded(
+    journal_on: object, evt: Event, make_app: Callable[..., Celery], delivery: str
+) -> None:
+    """With `task_always_eager` nothing is tracked, and no row tells of it but the journal's."""
+    bind(make_app(task_always_eager=True))
+    further = type(evt)("further")
+    on(further, name="shop.count")(lambda sender: None)
+    on(evt, name="shop.mail", offload={"delivery": delivery})(lambda sender: emit(further, sender) and None)
+    emission = emit(evt, "ada")
+    first, second = recorded(2)
+    assert (first.id, first.outcomes) == (emission.id, {"shop.mail": "queued"})
+    assert first.turn("shop.mail")["delivery"] == delivery
+    assert (second.parent, second.outcomes) == (emission.id, {"shop.count": "done"})
+
+
+def test_what_celery_runs_at_once_and_raises_is_recorded(
+    journal_on: object, evt: Event, make_app: Callable[..., Celery]
+) -> None:
+    """With `task_eager_propagates` an emit raises what its handler does."""
+    bind(make_app(task_always_eager=True, task_eager_propagates=True))
+
+    @on(evt, name="shop.mail", offload={"max_retries": 0})
+    def mail(sender: str) -> None:
+        raise LookupError("no address")
+
+    with pytest.raises(LookupError):
+        emit(evt, "ada")
+    assert (only().story["error"], only().outcomes) == ("LookupError: no address", {"shop.mail": "queued"})
 
 
 def test_a_rolled_back_emission_takes_its_record_along(journal_on: object, evt: Event, app: Celery) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import cache
 from socket import gethostname
 from time import perf_counter, time
@@ -61,8 +61,12 @@ class Story(TypedDict):
     handlers: list[Turn]
 
 
-def story_of(emission: Emission, error: BaseException | None = None) -> Story:
-    """The story of an emission as far as it has come."""
+def story_of(emission: Emission, error: BaseException | None = None, *, rows: bool = True) -> Story:
+    """The story of an emission as far as it has come.
+
+    Args:
+        rows: whether its tracked deliveries have rows, which tell of them.
+    """
     now, began = perf_counter(), emission.began or 0.0
     return {
         "at": time() - (now - began),
@@ -70,7 +74,7 @@ def story_of(emission: Emission, error: BaseException | None = None) -> Story:
         "process": _process(os.getpid()),
         "caused_in": emission.caused_in,
         "error": None if error is None else told(error),
-        "handlers": list(_turns(emission, began, error)),
+        "handlers": list(_turns(emission, began, error, TRACKED if rows else ())),
     }
 
 
@@ -88,8 +92,10 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}"[:LONGEST]
 
 
-def _turns(emission: Emission, began: float, error: BaseException | None) -> Iterator[Turn]:
-    """In the order of the plan; without those whose turn never came, and without tracked deliveries."""
+def _turns(
+    emission: Emission, began: float, error: BaseException | None, elsewhere: Container[str | None]
+) -> Iterator[Turn]:
+    """In the order of the plan; without those whose turn never came, and without deliveries told of elsewhere."""
     errors = [] if error is None else list(_all_of(error))
     for handler in emission.plan.handlers if emission.plan is not None else ():
         name = handler.name
@@ -97,7 +103,7 @@ def _turns(emission: Emission, began: float, error: BaseException | None) -> Ite
             yield {"handler": name, "outcome": "skipped", "why": emission.skipped[name][:LONGEST]}
         elif name in emission.turns:
             yield _inline(emission, handler, began, errors)
-        elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in TRACKED:
+        elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in elsewhere:
             promise = handler.offload.delivery or ""
             yield {"handler": name, "outcome": "queued", "id": emission.offloaded[name], "delivery": promise}
 

@@ -19,6 +19,7 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.shown import shown
 from nitro.infrastructure.events.watching import watchers
 from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.offload.story import Story, story_of, written
 from nitro.infrastructure.outbox.inserts import INSERT
@@ -141,7 +142,7 @@ def _note_of(emission: Emission, call: Call, raised: BaseException | None) -> No
         root=emission.root,
         parent=emission.parent,
         sender=shown(call.sender),
-        story=story_of(emission, raised),
+        story=story_of(emission, raised, rows=_is_tracked(emission)),
     )
 
 
@@ -156,9 +157,10 @@ def _insert(notes: list[Note]) -> None:
 
 
 def _is_tracked(emission: Emission) -> bool:
+    """Whether it has rows of its own: one with tracked deliveries, but where Celery runs them at once."""
     offloaded = emission.plan.offloaded if emission.plan is not None else ()
     promises = (each.offload.delivery for each in offloaded if each.offload and each.name in emission.offloaded)
-    return any(promise in TRACKED for promise in promises)
+    return any(promise in TRACKED for promise in promises) and not current_app().conf.task_always_eager
 
 
 journal = Journal()
