@@ -85,7 +85,9 @@ ENTRY = exactly(
     closed=maybe(MOMENT),
     worker=maybe(TEXT),
     error=maybe(TEXT),
-    history=array(exactly(run=COUNT, started=maybe(MOMENT), ended=MOMENT, why=TEXT)),
+    history=array(
+        exactly(run=COUNT, started=maybe(MOMENT), ended=MOMENT, why=TEXT, outcome={"enum": ["retried", "dead"]})
+    ),
 )
 ENTRIES = array(ENTRY)
 SHOWN = array(

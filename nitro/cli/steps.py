@@ -49,7 +49,7 @@ def _steps(entry: Entry) -> Iterator[Step]:
     for run in entry.history:
         if run.started is not None:
             yield Step(run.started, "running", run.run)
-        yield Step(run.ended, "retried", run.run, run.why)
+        yield Step(run.ended, run.outcome, run.run if run.outcome == "retried" else 0, run.why)
     if entry.published is not None:
         yield Step(entry.published, "queued")
     last = last_run_of(entry)

@@ -172,7 +172,7 @@ def _lines(told: Told) -> Iterator[Line]:
 
 def _delivery(told: Told, entry: Entry) -> Iterator[Line]:
     for step in steps_of(entry):
-        why = said(entry.error or "") if step.state == "dead" else step.why
+        why = step.why or (said(entry.error or "") if step.state == "dead" else "")
         run = f"run {step.run}" if step.run else ""
         yield _line(told, step.at, step.state, entry.handler, ": ".join(filter(None, (run, why))))
 

@@ -124,7 +124,7 @@ def _spans(entry: Entry, now: datetime) -> Iterator[Span]:
     for run in entry.history:
         if run.started is not None:
             what = f"run {run.run}: {run.why}"
-            yield Span(kind="run", state="retried", began=run.started, ended=run.ended, what=what)
+            yield Span(kind="run", state=run.outcome, began=run.started, ended=run.ended, what=what)
     if entry.published is not None:
         until = entry.started or entry.closed or now
         yield Span(kind="wait", state="queued", began=entry.published, ended=until, what="in the queue")

@@ -107,4 +107,43 @@ def test_a_replayed_one_remembers(task_id: str) -> None:
     claims.put_off(begun(task_id), 0, "ValueError: one")
     claims.bury(begun(task_id), "ValueError: two")
     assert registry.replay(registry.named([task_id])) == 1
-    assert told(task_id) == [(1, "ValueError: one")]
+    assert told(task_id) == [(1, "ValueError: one"), (2, "ValueError: two")]
+
+
+@pytest.mark.parametrize("text", ["a\nb", 'a "quoted" \\ path', "\u2028", "x" * 10_000])
+def test_a_replayed_one_remembers_its_death(task_id: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its last run began and ended, and the line that said why; however often, and however full its history is."""
+    monkeypatch.setattr(states, "MOST_HISTORY", 10)
+    claims.put_off(begun(task_id), 0, "ValueError: one")
+    for _ in range(2):
+        claims.bury(begun(task_id), f"ValueError: {text}")
+        dead = entry(task_id)
+        registry.replay(registry.named([task_id]))
+        death = entry(task_id).history[-1]
+        assert (death.run, death.started, death.ended) == (dead.attempts, dead.started, dead.closed)
+        assert (death.outcome, death.why) == ("dead", f"ValueError: {text}".splitlines()[0][:300])
+    assert [run.outcome for run in entry(task_id).history] == ["retried", "dead", "dead"]
+
+
+def test_what_died_after_its_last_run_is_told_of_too(task_id: str) -> None:
+    """That run is in the history already, and is not told of as if it had been another one."""
+    for _ in range(claims.MOST_LOSSES):
+        begun(task_id)
+        claims.lose(claims.runs_of("boot"), "its worker died")
+    assert entry(task_id).state == "dead"
+    registry.replay(registry.named([task_id]))
+    *_, last, death = entry(task_id).history
+    assert (last.run, last.outcome, death.run, death.outcome) == (5, "retried", 5, "dead")
+    assert (death.started, death.why) == (None, "its worker died")
+
+
+def test_each_of_many_that_are_replayed_remembers(task_id: str, evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they are more than are read at a time; what was done has nothing to remember."""
+    monkeypatch.setattr(registry, "MOST", 2)
+    ids = [task_id, *(emit(evt, "ada").offloaded["shop.mail"] for _ in range(4))]
+    for number, each in enumerate(ids):
+        claims.bury(begun(each), f"ValueError: {number}")
+    done = emit(evt, "ada").offloaded["shop.mail"]
+    claims.finish(begun(done))
+    assert registry.replay(registry.named([*ids, done])) == 6
+    assert [told(each) for each in (*ids, done)] == [*([(1, f"ValueError: {number}")] for number in range(5)), []]

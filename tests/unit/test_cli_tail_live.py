@@ -106,6 +106,16 @@ def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) ->
     assert states(tail) == []
 
 
+def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed: Event) -> None:
+    """What comes after it is shown as ever."""
+    tail = Tail(datetime.now(UTC))
+    run = begun(emit(placed, "ada"))
+    claims.bury(run, "OSError: away")
+    assert states(tail) == ["emitted", "queued", "running", "dead"]
+    registry.replay(registry.named([run.emission]))
+    assert states(tail) == ["waiting"]
+
+
 def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
     """Once, by the first look after the commit; what others have emitted meanwhile does not hide it."""
     tail = Tail(datetime.now(UTC))

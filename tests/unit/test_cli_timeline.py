@@ -135,6 +135,15 @@ def test_a_replayed_one_waits_after_its_last_run() -> None:
     assert steps(again)[-3:] == [("queued", 0), ("running", 3), ("waiting", 0)]
 
 
+def test_a_replayed_one_tells_how_it_had_died() -> None:
+    """In its place among the steps, with the bar of that run."""
+    death = Run(run=2, started=at(4), ended=at(5), why="OSError: no", outcome="dead")
+    again = entry("running", attempts=3, history=(run(1, 2, 3), death), published=at(6), started=at(7))
+    assert steps(again)[2:] == [("running", 2), ("dead", 0), ("queued", 0), ("running", 3)]
+    assert spans(again)[1] == ("run", "dead", 4, 5)
+    assert "dead (OSError: no) +5 s" in lines(told(deliveries=[again]))[1]
+
+
 def test_what_a_handler_of_a_worker_emitted_is_below_it() -> None:
     """As far down as it goes; what no handler is known of is below its emission."""
     third = told(id="e3", event="third", parent="e2", caused_in="shop.sent")
