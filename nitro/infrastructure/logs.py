@@ -14,6 +14,15 @@ def plain(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def told(error: BaseException) -> str:
+    """The kind and the message of an error, also of one whose message cannot be told."""
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001  # as in a traceback
+        message = "<exception str() failed>"
+    return f"{type(error).__name__}: {message}"
+
+
 def parted(traceback: str) -> tuple[str, str]:
     """The text of a traceback until where it says what was raised, and from there on."""
     lines = traceback.strip("\n").splitlines(keepends=True) or [""]

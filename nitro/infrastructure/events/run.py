@@ -12,7 +12,7 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.shown import shown
-from nitro.infrastructure.logs import facts, logger_named, plain
+from nitro.infrastructure.logs import facts, logger_named, plain, told
 
 logger = logger_named("nitro.events")
 
@@ -89,7 +89,7 @@ def doubted(handler: Handler, emission: Emission, sender: object, error: Excepti
         sender,
         error,
     )
-    emission.skipped[handler.name] = f"condition raised {type(error).__name__}: {error}"
+    emission.skipped[handler.name] = f"condition raised {told(error)}"
     return False
 
 
@@ -155,8 +155,8 @@ def report(handler: Handler, emission: Emission, sender: object, error: BaseExce
 
 
 def _say(line: str, handler: Handler, emission: Emission, sender: object, error: BaseException) -> None:
-    told = {"handler": handler.name, "event": emission.event, "sender": shown(sender), "emission": emission.id}
-    logger.error(line, *map(plain, told.values()), exc_info=error, extra=facts(**told))
+    known = {"handler": handler.name, "event": emission.event, "sender": shown(sender), "emission": emission.id}
+    logger.error(line, *map(plain, known.values()), exc_info=error, extra=facts(**known))
 
 
 def is_failure(error: BaseException) -> bool:

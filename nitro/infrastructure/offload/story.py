@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.run import is_blamed
+from nitro.infrastructure.logs import told
 from nitro.infrastructure.offload.parcel import TRACKED
 
 LONGEST = 500
@@ -73,7 +74,7 @@ def story_of(emission: Emission, error: BaseException | None = None, *, rows: bo
         "took": _rounded(now - began),
         "process": _process(os.getpid()),
         "caused_in": emission.caused_in,
-        "error": None if error is None else told(error),
+        "error": None if error is None else told(error)[:LONGEST],
         "handlers": list(_turns(emission, began, error, TRACKED if rows else ())),
     }
 
@@ -81,15 +82,6 @@ def story_of(emission: Emission, error: BaseException | None = None, *, rows: bo
 def written(story: Story) -> str:
     """The story as JSON text."""
     return _to_text(story)
-
-
-def told(error: BaseException) -> str:
-    """An error, also one that cannot be told."""
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001  # as in a traceback
-        said = "<exception str() failed>"
-    return f"{type(error).__name__}: {said}"[:LONGEST]
 
 
 def _turns(
@@ -116,11 +108,11 @@ def _inline(emission: Emission, handler: Handler, began: float, errors: list[Bas
         turn["outcome"] = "cancelled" if emission.cancelled_by == handler.name else "done"
     failure: Any = emission.failed.get(handler.name)
     if failure is not None:
-        turn["outcome"], turn["why"] = "failed", told(failure)
+        turn["outcome"], turn["why"] = "failed", told(failure)[:LONGEST]
     unnoted = errors[0] if errors and emission.handler == handler.name else None  # such as KeyboardInterrupt
     raised = next((each for each in errors if is_blamed(handler, emission, each)), unnoted)
     if raised is not None:
-        turn["outcome"], turn["why"] = "raised", told(raised)
+        turn["outcome"], turn["why"] = "raised", told(raised)[:LONGEST]
     return turn
 
 
