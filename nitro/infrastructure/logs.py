@@ -39,10 +39,10 @@ def said(traceback: str) -> str:
 
 
 def logger_named(name: str) -> logging.Logger:
-    """The logger of that name; tracebacks in its lines are indented, and so cannot pass for lines of their own."""
+    """The logger of that name; nothing that its lines say can break them, and tracebacks below them are indented."""
     logger = logging.getLogger(name)
-    if _indented not in logger.filters:
-        logger.addFilter(_indented)
+    if _guarded not in logger.filters:
+        logger.addFilter(_guarded)
     return logger
 
 
@@ -51,7 +51,10 @@ def facts(**known: object) -> dict[str, object]:
     return {f"nitro_{name}": value for name, value in known.items()}
 
 
-def _indented(record: logging.LogRecord) -> bool:
+def _guarded(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if not message.isprintable():
+        record.msg, record.args = plain(message), None
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and not record.exc_text:
         lines = "".join(format_exception(error)).splitlines()
