@@ -503,6 +503,14 @@ def test_a_handler_that_is_called_by_a_handler_is_below_its_run(
     assert is_child(spans.only("run shop.inner"), spans.only("run shop.outer"))
 
 
+def test_a_second_call_traces_nothing_twice(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
+    """A module that is imported by two ways may call it twice."""
+    opentelemetry.instrument(spans.provider)
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    work(app).only(emit(evt))
+    assert is_child(spans.only("run shop.handler"), spans.only("emit order.placed"))
+
+
 def test_what_is_not_sampled_stays_so(evt: Event, app: Celery, work: Work) -> None:
     """The decision is made once, at the begin of a trace, and travels; a worker that samples all keeps to it."""
     emitter, worker = Spans(sampler=ALWAYS_OFF), Spans()

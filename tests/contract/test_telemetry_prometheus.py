@@ -261,3 +261,12 @@ def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
         watchers[:] = earlier
     emit(evt)
     assert scraped(metrics)["nitro_emissions_total{event=order.placed}"] == 1
+
+
+def test_a_second_call_counts_nothing_twice(evt: Event, counted: Samples) -> None:
+    """A module that is imported by two ways may call it twice; another registry counts for itself."""
+    first, second = CollectorRegistry(), CollectorRegistry()
+    for metrics in (first, second, first, second):
+        prometheus.instrument(metrics)
+    emit(evt)
+    assert [scraped(each)["nitro_emissions_total{event=order.placed}"] for each in (first, second)] == [1, 1]
