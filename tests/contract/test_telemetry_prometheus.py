@@ -239,6 +239,21 @@ def test_async_handlers_that_emit_starts_are_not(evt: Event, counted: Samples) -
     assert "nitro_inline_seconds_count{event=order.placed,handler=shop.handler}" not in counted()
 
 
+def test_async_handlers_that_end_before_the_emit_that_has_started_them_are_not(evt: Event, counted: Samples) -> None:
+    """What is measured does not hang on who was faster."""
+
+    @on(evt, name="shop.handler", priority=1)
+    async def handler(sender: object) -> None:
+        await asyncio.sleep(0)
+
+    on(evt, name="shop.slow")(lambda sender: drain(PATIENCE) and None)
+    emission = emit(evt)
+    assert [name for name in counted() if name.startswith("nitro_inline_seconds_count")] == [
+        "nitro_inline_seconds_count{event=order.placed,handler=shop.slow}"
+    ]
+    assert emission.turns["shop.handler"][1] is None
+
+
 def test_an_emission_inside_an_emission_is_counted_as_well(evt: Event, counted: Samples) -> None:
     """Each by itself."""
     other = Namespace().event("order.paid")
