@@ -201,6 +201,27 @@ def test_a_database_that_is_away_is_waited_for(
     assert [record.levelname for record in caplog.records if record.name == "nitro.outbox"] == ["WARNING"] * 2
 
 
+def test_a_database_in_memory_is_left_to_the_program(
+    journal_on: journal.Journal,
+    evt: Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It has one connection: who wrote there from another thread would commit what is not finished. It is said once."""
+    monkeypatch.setenv("NITRO_DB_URL", "sqlite://")
+    monkeypatch.setattr(journal_on, "_refused", False, raising=False)
+    reset()
+    Bottle.init_db()
+    for _ in range(2):
+        with pytest.raises(InterruptedError), transaction():
+            Bottle(id="b1").save()
+            emit(heard(evt), "ada")
+            assert journal_on.flush(20)
+            raise InterruptedError
+    assert Bottle.all() == []
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["nothing is in the journal"]
+
+
 def test_what_is_too_much_is_dropped_aloud(
     held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

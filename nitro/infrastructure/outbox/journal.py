@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, func
 
-from nitro.infrastructure.database import writing
+from nitro.infrastructure.database import engine, place_of, writing
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.shown import shown
@@ -71,7 +71,7 @@ class Journal:
         self._notes: deque[Note] = deque()
         self._dropped = 0
         self._all_written = threading.Condition()
-        self._ends_well = self._ended = False
+        self._ends_well = self._ended = self._refused = False
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
@@ -114,7 +114,9 @@ class Journal:
     def _write(self) -> float:
         """Write some of what was noted; seconds until the next time."""
         some = [self._notes[position] for position in range(min(AT_ONCE, len(self._notes)))]
-        if some:
+        if some and place_of(engine().url) is None:
+            self._refuse()
+        elif some:
             _insert(some)
         for _ in some:
             self._notes.popleft()
@@ -124,6 +126,14 @@ class Journal:
             dropped, self._dropped = self._dropped, 0
             logger.warning("%d emissions are not in the journal: they came faster than they could be written", dropped)
         return 0.0 if self._notes else IDLE
+
+    def _refuse(self) -> None:
+        """Say once that nothing is recorded in memory: to write there from this thread would end open transactions."""
+        if not self._refused:
+            self._refused = True
+            logger.warning(
+                "nothing is in the journal: the database is in memory, and its one connection is the program's"
+            )
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was noted is written: a process ends; whether that was so within `timeout` seconds."""
