@@ -11,7 +11,6 @@ import pytest
 from celery import Celery
 from sqlalchemy import event as sqlalchemy_event
 
-from databases import KINDS, on_database
 from journals import only, recorded, rows
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, reset, transaction
@@ -23,6 +22,7 @@ from nitro.infrastructure.outbox import journal, registry
 from nitro.infrastructure.outbox.tables import NAME, made_at
 from waiting import until
 
+on_each_database = pytest.mark.usefixtures("database_kind")
 AWAY = "postgresql://postgres@127.0.0.1:9/away"
 
 
@@ -60,12 +60,9 @@ def heard(evt: Event) -> Event:
     return evt
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_emission_without_offloads_is_recorded(
-    request: pytest.FixtureRequest, journal_on: object, evt: Event, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+@on_each_database
+def test_an_emission_without_offloads_is_recorded(journal_on: object, evt: Event) -> None:
     """By its id, as a root without a parent."""
-    on_database(request, monkeypatch, kind)
     emission = emit(heard(evt), Bottle(id="b1"))
     found = only()
     assert (found.id, found.event, found.sender) == (emission.id, "order.placed", "Bottle:b1")
@@ -138,17 +135,9 @@ def test_a_rolled_back_emission_takes_its_record_along(journal_on: object, evt: 
     assert [found.id for found in recorded()] == [seen.id]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_tracked_emissions_story_commits_with_the_callers_data(
-    request: pytest.FixtureRequest,
-    evt: Event,
-    make_app: Callable[..., Celery],
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-) -> None:
+@on_each_database
+def test_a_tracked_emissions_story_commits_with_the_callers_data(evt: Event, app: Celery) -> None:
     """Nobody sees it before."""
-    on_database(request, monkeypatch, kind)
-    bind(make_app())
     on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
     with transaction():
         emit(evt, "ada")
@@ -256,12 +245,9 @@ def test_an_id_tells_when_its_emission_began(journal_on: object, evt: Event) -> 
     assert made_at(only().id) <= inside[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_text_can_be_recorded(
-    request: pytest.FixtureRequest, journal_on: object, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+@on_each_database
+def test_any_text_can_be_recorded(journal_on: object) -> None:
     """What a database could not store as it is keeps nothing else from being written."""
-    on_database(request, monkeypatch, kind)
     odd = Namespace().event("e\0\ud800%s" + "x" * 600)
 
     @on(odd, name="shop.ö\0%(x)s", on_error="log")

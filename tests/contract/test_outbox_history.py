@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from databases import KINDS, on_database
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.outbox import backlog, claims, registry, states
 from nitro.infrastructure.outbox.claims import Claim
@@ -16,10 +15,9 @@ from nitro.infrastructure.outbox.registry import Entry
 TRACEBACK = 'Traceback (most recent call last):\n  File "mail.py", line 3\n{}'
 
 
-@pytest.fixture(params=KINDS)
-def task_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, evt: Event, app: Celery) -> str:
+@pytest.fixture
+def task_id(database_kind: str, evt: Event, app: Celery) -> str:
     """A delivery, on each database in turn."""
-    on_database(request, monkeypatch, request.param)
     on(evt, offload=True, name="shop.mail")(lambda sender: None)
     return emit(evt, "ada").offloaded["shop.mail"]
 

@@ -11,11 +11,9 @@ import pytest
 from celery import Celery
 from sqlalchemy import select, update
 
-from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.events import Event, emit, emit_async, on
 from nitro.infrastructure.logs import said
-from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox import backlog, claims, registry
 from nitro.infrastructure.outbox.claims import Claim
 from nitro.infrastructure.outbox.registry import Entry
@@ -30,22 +28,17 @@ LONG = timedelta(milliseconds=30)
 """How long a handler runs, to be told from its begin and its end."""
 
 
-@pytest.fixture(params=KINDS)
-def shop(
-    request: pytest.FixtureRequest, evt: Event, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
-) -> Event:
+@pytest.fixture
+def shop(database_kind: str, evt: Event, app: Celery) -> Event:
     """An event with a tracked handler, whose deliveries are kept in a database of each kind."""
-    on_database(request, monkeypatch, request.param)
-    bind(make_app())
     on(evt, name="shop.mail", offload={"queue": "nobody's"})(lambda sender: None)
     return evt
 
 
-@pytest.fixture(params=KINDS)
-def app_on(request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch) -> Celery:
+@pytest.fixture
+def app_on(database_kind: str, app: Celery) -> Celery:
     """An app whose deliveries are kept in a database of each kind."""
-    on_database(request, monkeypatch, request.param)
-    return bind(make_app())
+    return app
 
 
 def entry() -> Entry:
