@@ -83,6 +83,7 @@ ENTRY = exactly(
     published=maybe(MOMENT),
     started=maybe(MOMENT),
     closed=maybe(MOMENT),
+    replayed=maybe(MOMENT),
     worker=maybe(TEXT),
     error=maybe(TEXT),
     history=array(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy import event
 
+from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.outbox import backlog, claims, registry, states
+from nitro.infrastructure.outbox import backlog, claims, lineage, registry, states
 from nitro.infrastructure.outbox.claims import Claim
 from nitro.infrastructure.outbox.registry import Entry
 
@@ -145,3 +148,20 @@ def test_each_of_many_that_are_replayed_remembers(task_id: str, evt: Event, monk
     claims.finish(begun(done))
     assert registry.replay(registry.named([*ids, done])) == 6
     assert [told(each) for each in (*ids, done)] == [*([(1, f"ValueError: {number}")] for number in range(5)), []]
+
+
+def test_replays_are_found_by_their_index(task_id: str, database_kind: str) -> None:
+    """However many deliveries there are: who follows what happens asks twice a second."""
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
+    assert lineage.replayed(datetime.fromtimestamp(0, UTC), 10) == set()
+    claims.bury(begun(task_id), "ValueError: one")
+    registry.replay(registry.named([task_id]))
+    assert lineage.replayed(datetime.fromtimestamp(0, UTC), 10) == {entry(task_id).emission}
+    assert lineage.replayed(datetime.now(UTC) + timedelta(minutes=1), 10) == set()
+    sql, values = next((sql, values) for sql, values in asked if "ORDER BY" in sql)
+    with engine().connect() as connection:
+        if database_kind == "postgresql":
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
+        assert "ix_nitro_delivery_replayed" in str(connection.exec_driver_sql(f"{explain} {sql}", values).all())

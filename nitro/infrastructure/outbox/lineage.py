@@ -91,6 +91,14 @@ def emitted(since: datetime, most: int) -> list[Told]:
     return _told(_c.id.in_(select(_c.id).where(_c.id >= first_id(since)).order_by(_c.id.desc()).limit(most)))
 
 
+def replayed(since: datetime, most: int) -> set[str]:
+    """The ids of emissions with deliveries that were replayed since a moment, the latest ones."""
+    at = deliveries.c.replayed_at
+    asked = select(deliveries.c.emission).where(at >= since.timestamp()).order_by(at.desc()).limit(most)
+    with engine().connect() as connection:
+        return set(connection.scalars(asked))
+
+
 def named(identities: Collection[str]) -> list[Told]:
     """The emissions with these ids, the earliest first, each without its children."""
     return _told(_c.id.in_(identities)) if identities else []

@@ -61,6 +61,7 @@ class Entry:
         id: Celery task id, and idempotency key.
         sender: what monitoring shows of the sender.
         due: when a relay looks at it next; None when it may at any time, or never again.
+        replayed: when somebody last had it run again after it was closed.
         history: its runs that did not close it, the earliest first.
     """
 
@@ -80,6 +81,7 @@ class Entry:
     published: datetime | None
     started: datetime | None
     closed: datetime | None
+    replayed: datetime | None
     worker: str | None
     error: str | None
     history: tuple[Run, ...]
@@ -215,6 +217,7 @@ def replay(*conditions: ColumnElement[bool]) -> int:
         "losses": 0,
         "publications": 0,
         "closed_at": None,
+        "replayed_at": now(),
         "error": None,
     }
     closed = (*conditions, _c.state.in_(CLOSED), _c.emission.in_(payload))
@@ -243,7 +246,7 @@ def _cancelled(*conditions: ColumnElement[bool], states: Sequence[str] = (WAITIN
 def _entry(row: Row[Any]) -> Entry:
     names = Entry.__dataclass_fields__.keys() - {"history"}
     facts: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
-    times = {name: _moment(getattr(row, f"{name}_at")) for name in ("published", "started", "closed")}
+    times = {name: _moment(getattr(row, f"{name}_at")) for name in ("published", "started", "closed", "replayed")}
     due = _moment(row.due_at) if row.due_at and row.state not in CLOSED else None
     return Entry(**facts | times, due=due, history=tuple(map(_run, (row.history or "").splitlines())))
 
