@@ -83,9 +83,12 @@ ENTRY = exactly(
     published=maybe(MOMENT),
     started=maybe(MOMENT),
     closed=maybe(MOMENT),
+    replayed=maybe(MOMENT),
     worker=maybe(TEXT),
     error=maybe(TEXT),
-    history=array(exactly(run=COUNT, started=maybe(MOMENT), ended=MOMENT, why=TEXT)),
+    history=array(
+        exactly(run=COUNT, started=maybe(MOMENT), ended=MOMENT, why=TEXT, outcome={"enum": ["retried", "dead"]})
+    ),
 )
 ENTRIES = array(ENTRY)
 SHOWN = array(

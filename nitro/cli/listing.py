@@ -21,7 +21,7 @@ GAP = "  "
 UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 COLOURS = {
     **dict.fromkeys(("done", "fine"), "green"),
-    **dict.fromkeys(("waiting", "queued", "running", "started", "retried", "warning"), "yellow"),
+    **dict.fromkeys(("waiting", "queued", "running", "started", "retried", "replayed", "warning"), "yellow"),
     **dict.fromkeys(("dead", "failed", "raised", "wrong"), "red"),
     **dict.fromkeys(("cancelled", "skipped"), "blue"),
 }
@@ -64,7 +64,7 @@ def in_full(entries: Iterable[Entry], payloads: Mapping[str, Any]) -> str:
 def _in_full(entry: Entry, payload: Any) -> str:
     facts = {name: value for name, value in asdict(entry).items() if value not in (None, ())}
     error = facts.pop("error", "").splitlines()
-    runs = [f"run {run['run']}, ended {_text(run['ended'])}: {run['why']}" for run in facts.pop("history", ())]
+    runs = [_run(**run) for run in facts.pop("history", ())]
     width = max(map(len, facts))
     lines = [f"{name:<{width}}{GAP}{plain(_text(value))}" for name, value in facts.items()]
     readable = [] if payload is None else json.dumps(payload, indent=2, ensure_ascii=False).splitlines()
@@ -72,6 +72,10 @@ def _in_full(entry: Entry, payload: Any) -> str:
     for name, told in more.items():
         lines += [name, *(GAP + plain(line) for line in told)] if told else []
     return "\n".join(lines)
+
+
+def _run(run: int, ended: datetime, why: str, outcome: str, **_facts: Any) -> str:
+    return f"run {run}, {'ended' if outcome == 'retried' else outcome} {_text(ended)}: {why}"
 
 
 def progress(label: str, length: int) -> Any:

@@ -16,7 +16,7 @@ class Step:
     """What a delivery came into.
 
     Attributes:
-        state: one of a delivery's, or `retried`.
+        state: one of a delivery's, `retried` or `replayed`.
         run: number of the run that began or ended; 0 for none.
     """
 
@@ -49,7 +49,9 @@ def _steps(entry: Entry) -> Iterator[Step]:
     for run in entry.history:
         if run.started is not None:
             yield Step(run.started, "running", run.run)
-        yield Step(run.ended, "retried", run.run, run.why)
+        yield Step(run.ended, run.outcome, run.run if run.outcome == "retried" else 0, run.why)
+    if entry.replayed is not None:
+        yield Step(entry.replayed, "replayed")
     if entry.published is not None:
         yield Step(entry.published, "queued")
     last = last_run_of(entry)

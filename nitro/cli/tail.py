@@ -30,7 +30,7 @@ MOST = 2000
 """Emissions that are looked at at once, the latest, and as many earlier ones with open deliveries."""
 STATES = (
     *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped"),
-    *("waiting", "queued", "running", "retried", "dead"),
+    *("waiting", "queued", "running", "retried", "dead", "replayed"),
 )
 
 
@@ -60,7 +60,7 @@ class Tail:
     """What has happened since the last look.
 
     Args:
-        since: begins with what was emitted since then.
+        since: begins with what was emitted since then, and what was replayed.
 
     Attributes:
         cut: whether there were more emissions than were looked at.
@@ -68,7 +68,7 @@ class Tail:
 
     def __init__(self, since: datetime) -> None:
         self.cut = False
-        self._since = since
+        self._begin = self._since = since
         self._open: set[str] = set()
         self._shown: dict[str, set[Hashable]] = {}
 
@@ -78,9 +78,10 @@ class Tail:
 
         begun = datetime.now(UTC)
         found = lineage.emitted(self._since, MOST + 1)
+        again = lineage.replayed(self._since, MOST)
         self.cut = len(found) > MOST
         told = found[-MOST:]
-        told += lineage.named(self._open - {each.id for each in told})
+        told += lineage.named((self._open | again) - {each.id for each in told})
         self._since = max(self._since, begun - LATE)
         goes_on = sorted(each.id for each in told if any(entry.closed is None for entry in each.deliveries))
         self._open = set(goes_on[-MOST:])
@@ -88,12 +89,15 @@ class Tail:
         return sorted((line for each in told for line in self._fresh(each)), key=lambda line: line.at)
 
     def _fresh(self, told: Told) -> Iterator[Line]:
-        shown = self._shown[told.id]
+        from nitro.infrastructure.outbox.tables import first_id
+
+        shown, is_new = self._shown[told.id], told.id >= first_id(self._begin)
         for line in _lines(told):
             key = _key(line)
             if key not in shown:
                 shown.add(key)
-                yield line
+                if is_new or line.at >= self._begin:
+                    yield line
 
 
 def _key(line: Line) -> Hashable:
@@ -106,7 +110,7 @@ def _key(line: Line) -> Hashable:
 @click.option("--handler", metavar="NAME", help="Only of this handler.")
 @click.option("--sender", metavar="Class:id", help="Only by this entity.")
 @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only this; may be given again.")
-@click.option("--since", type=Moment(), default="0s", help="Begin with what was emitted since then.")
+@click.option("--since", type=Moment(), default="0s", help="Begin with what was emitted since then, or replayed.")
 @click.option("--once", is_flag=True, help="End when all is shown that has happened.")
 @click.option("--json", "json", is_flag=True, help="For scripts: an object a line.")
 def command(
@@ -172,7 +176,7 @@ def _lines(told: Told) -> Iterator[Line]:
 
 def _delivery(told: Told, entry: Entry) -> Iterator[Line]:
     for step in steps_of(entry):
-        why = said(entry.error or "") if step.state == "dead" else step.why
+        why = step.why or (said(entry.error or "") if step.state == "dead" else "")
         run = f"run {step.run}" if step.run else ""
         yield _line(told, step.at, step.state, entry.handler, ": ".join(filter(None, (run, why))))
 

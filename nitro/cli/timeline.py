@@ -53,7 +53,7 @@ class Item:
 
 def items(told: Iterable[Told], now: datetime) -> list[Item]:
     """The items of emissions; what goes on still does so until `now`."""
-    return [_emission(each, now) for each in told]
+    return [_top(each, now) for each in told]
 
 
 def as_text(found: Iterable[Item]) -> str:
@@ -71,6 +71,14 @@ def _branches(below: Sequence[Item], indent: str) -> Iterator[str]:
 def _line(item: Item) -> str:
     parts = (plain(item.title), listing.coloured(item.state), plain(item.note))
     return listing.GAP.join(part for part in parts if part)
+
+
+def _top(told: Told, now: datetime) -> Item:
+    """An emission that is below none that is shown with it, and says below which it was made."""
+    item = _emission(told, now)
+    if told.parent:
+        item.note += f"{listing.GAP}below {told.parent}"
+    return item
 
 
 def _emission(told: Told, now: datetime) -> Item:
@@ -116,7 +124,7 @@ def _spans(entry: Entry, now: datetime) -> Iterator[Span]:
     for run in entry.history:
         if run.started is not None:
             what = f"run {run.run}: {run.why}"
-            yield Span(kind="run", state="retried", began=run.started, ended=run.ended, what=what)
+            yield Span(kind="run", state=run.outcome, began=run.started, ended=run.ended, what=what)
     if entry.published is not None:
         until = entry.started or entry.closed or now
         yield Span(kind="wait", state="queued", began=entry.published, ended=until, what="in the queue")

@@ -45,6 +45,8 @@ def command(
     told = lineage.about(what, since, limit) if ":" in what else lineage.of(what)
     if not told:
         raise click.ClickException(f"nothing is recorded of {what}{_hint()}")
+    if lineage.is_cut(told):
+        click.echo(f"after {lineage.DEEPEST} levels a tree goes on as another one, below the same emission", err=True)
     if json or form == "json":
         text = json_.dumps([asdict(each) for each in told], indent=2, default=datetime.isoformat)
     else:

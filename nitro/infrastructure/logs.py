@@ -14,18 +14,35 @@ def plain(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def told(error: BaseException) -> str:
+    """The kind and the message of an error, also of one whose message cannot be told."""
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001  # as in a traceback
+        message = "<exception str() failed>"
+    return f"{type(error).__name__}: {message}"
+
+
+def parted(traceback: str) -> tuple[str, str]:
+    """The text of a traceback until where it says what was raised, and from there on."""
+    lines = traceback.strip("\n").splitlines(keepends=True) or [""]
+    bare = [line.removeprefix(OF_GROUP) for line in lines]
+    after_frames = max((number for number, line in enumerate(bare) if line.startswith(FRAME)), default=0)
+    own = next((number for number in range(after_frames, len(bare)) if not bare[number].startswith(" ")), 0)
+    return "".join(lines[:own]), "".join(lines[own:])
+
+
 def said(traceback: str) -> str:
     """What the text of a traceback says in the end: the first line of its exception, whose message may have many."""
-    lines = [line.removeprefix(OF_GROUP) for line in traceback.strip("\n").splitlines()] or [""]
-    after_frames = max((number for number, line in enumerate(lines) if line.startswith(FRAME)), default=0)
-    return next((line for line in lines[after_frames:] if not line.startswith(" ")), lines[0])
+    own = parted(traceback)[1].splitlines() or [""]
+    return own[0].removeprefix(OF_GROUP)
 
 
 def logger_named(name: str) -> logging.Logger:
-    """The logger of that name; tracebacks in its lines are indented, and so cannot pass for lines of their own."""
+    """The logger of that name; nothing that its lines say can break them, and tracebacks below them are indented."""
     logger = logging.getLogger(name)
-    if _indented not in logger.filters:
-        logger.addFilter(_indented)
+    if _guarded not in logger.filters:
+        logger.addFilter(_guarded)
     return logger
 
 
@@ -34,7 +51,10 @@ def facts(**known: object) -> dict[str, object]:
     return {f"nitro_{name}": value for name, value in known.items()}
 
 
-def _indented(record: logging.LogRecord) -> bool:
+def _guarded(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if not message.isprintable():
+        record.msg, record.args = plain(message), None
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and not record.exc_text:
         lines = "".join(format_exception(error)).splitlines()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from nitro.errors import ContextStays
@@ -26,18 +30,46 @@ SIGNATURE = "nitro_context_signature"
 """Message header: of that text, where messages are signed."""
 
 
+NAMESAKE = (
+    "another variable of that name travels already; give it another name, or if it is the same one of a module "
+    "that was reloaded, call carry() in that module, at its top level"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a module has called `carry` while it was executed.
+
+    Attributes:
+        first: whether that was its first import, and no reload.
+    """
+
+    file: str
+    line: int
+    first: bool
+
+    def is_again(self, earlier: Place | None) -> bool:
+        """Whether this is the same call anew; two calls within one first import are different ones."""
+        if earlier is None or earlier.file != self.file:
+            return False
+        return not self.first or earlier.line == self.line
+
+
 def carry(*variables: ContextVar[Any]) -> None:
     """Have context variables travel with every emission to its offloaded handlers, under their names.
 
     Their values must be JSON: texts, numbers, truth values, None, lists and dicts of these. Call it where emitters and
     workers import it, before the first emit.
 
+    One that is made anew when its module is reloaded takes the place of the older one, if this is called there, at the
+    top level.
+
     Raises:
         ContextStays: two different variables have one name.
     """
+    place = _place(sys._getframe(1))
     for variable in variables:
-        if _carried.variables.setdefault(variable.name, variable) is not variable:
-            raise ContextStays(variable.name, "another variable of that name travels already")
+        _carried.add(variable, place)
     if _carried not in carriers:
         carriers.append(_carried)
 
@@ -47,6 +79,20 @@ class ContextVariables:
 
     def __init__(self) -> None:
         self.variables: dict[str, ContextVar[Any]] = {}
+        self._places: dict[str, Place | None] = {}
+
+    def add(self, variable: ContextVar[Any], place: Place | None) -> None:
+        """Have one more travel, or one that takes the place of its older self.
+
+        Raises:
+            ContextStays: another one has its name.
+        """
+        known = self.variables.get(variable.name)
+        if known is variable:
+            return
+        if known is not None and (place is None or not place.is_again(self._places[variable.name])):
+            raise ContextStays(variable.name, NAMESAKE)
+        self.variables[variable.name], self._places[variable.name] = variable, place
 
     def give(self, emission: Emission) -> Headers:
         """The values of those that are set.
@@ -81,6 +127,18 @@ class ContextVariables:
 
 
 _carried = ContextVariables()
+
+
+def _place(caller: FrameType) -> Place | None:
+    """The place of a call at the top level of a module; in an interactive session each cell is a file of its own."""
+    if caller.f_code.co_name != "<module>":
+        return None
+    module = caller.f_globals
+    is_script = module.get("__name__") == "__main__"
+    if is_script and "__file__" not in module:
+        return Place("", caller.f_lineno, first=False)
+    first = is_script or getattr(module.get("__spec__"), "_initializing", False)
+    return Place(os.path.realpath(caller.f_code.co_filename), caller.f_lineno, first=first)
 
 
 def _check(name: str, value: Any) -> None:

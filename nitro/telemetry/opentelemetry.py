@@ -30,16 +30,21 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
     Spans: `emit EVENT` around an emit with its inline handlers; `run HANDLER` around each run in a worker, a child of
     the emit whenever and by whomever it was published; `publish` around a batch of a relay, with a link to each emit.
+
+    Called again for the same provider it does nothing.
     """
-    tracing = _Tracing(trace.get_tracer("nitro", tracer_provider=tracer_provider))
+    if any(isinstance(carrier, _Tracing) and carrier.provider is tracer_provider for carrier in carriers):
+        return
+    tracing = _Tracing(tracer_provider)
     watchers.append(tracing.watch)
     carriers.append(tracing)
     publishing.append(tracing.publish)
 
 
 class _Tracing:
-    def __init__(self, tracer: trace.Tracer) -> None:
-        self._tracer = tracer
+    def __init__(self, provider: TracerProvider | None) -> None:
+        self.provider = provider
+        self._tracer = trace.get_tracer("nitro", tracer_provider=provider)
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:

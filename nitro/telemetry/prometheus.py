@@ -61,12 +61,19 @@ def instrument(registry: CollectorRegistry = REGISTRY) -> None:
 
     - `nitro_emissions_total{event}`, `nitro_cancellations_total{event, handler}`, `nitro_emit_errors_total{event}`.
     - `nitro_inline_seconds{event, handler}`: a histogram of how long inline handlers take.
+
+    Called again for the same registry it does nothing.
     """
-    watchers.append(_Counting(registry).watch)
+    counting = [
+        each for each in (getattr(watch, "__self__", None) for watch in watchers) if isinstance(each, _Counting)
+    ]
+    if not any(each.registry is registry for each in counting):
+        watchers.append(_Counting(registry).watch)
 
 
 class _Counting:
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self._emissions = Counter("nitro_emissions", "Emissions.", ["event"], registry=registry)
         self._errors = Counter("nitro_emit_errors", "Emissions that raised.", ["event"], registry=registry)
         self._cancelled = Counter(

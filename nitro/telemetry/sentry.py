@@ -21,7 +21,9 @@ HEADER = "nitro_sentry"
 
 
 def instrument() -> None:
-    """Have every emission from now on send the trace along that Sentry is in."""
+    """Have every emission from now on send the trace along that Sentry is in; called again it does nothing."""
+    if any(isinstance(carrier, _Trace) for carrier in carriers):
+        return
     carriers.append(_Trace())
     before_task_publish.connect(_unpack, weak=False)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stacks import Stack
+from stacks import Stack, embedded
 from worker import Worker, end, until
 
 BEGINS_AGAIN = 60.0
@@ -120,6 +122,33 @@ def test_a_worker_stops_although_a_thread_holds_the_database(stack: Stack, hire:
     assert worker.process.wait(GRACE) == 0
     hire()
     in_state(stack, facts, "done")
+
+
+@EMBEDDED
+def test_a_worker_that_waits_for_what_is_not_tracked_ends_with_it(stack: Stack, hire: Hire, key: str) -> None:
+    """A run that is not tracked cannot begin anew, and is left to end; the tracked ones do not outlast it."""
+    untracked, facts = stack.emit("mortal.untracked", f"{key}.other"), stack.emit("mortal.least", key)
+    worker = hire("-P", "prefork", "-c", "2", *QUICK)
+    stack.effect(f"{key}.other")
+    stack.effect(key)
+    worker.process.send_signal(signal.SIGTERM)
+    until(lambda: "the worker goes on: 1 tasks" in worker.text)
+    Path(stack.project.environ["ACCEPTANCE_EFFECTS"], f"{key}.other.go").touch()
+    assert worker.process.wait(GRACE) == 0
+    assert stack.ended(*untracked["offloaded"].values()) == "SUCCESS"
+    assert delivery(stack, facts).state == "waiting"
+
+
+def test_a_worker_ends_although_its_folder_and_its_database_are_gone(tmp_path: Path, key: str) -> None:
+    """Nothing is left that its runs could be closed in, and they are not waited for."""
+    with embedded(tmp_path / "project") as stack:
+        stack.emit("mortal.least", key)
+        worker = stack.worker("mortal", "-c", "1", *QUICK)
+        stack.effect(key)
+        shutil.rmtree(stack.project.environ["NITRO_HOME"])
+        for file in stack.project.logs.glob("nitro.db*"):
+            file.unlink()
+        worker.process.wait(GRACE)
 
 
 @EMBEDDED

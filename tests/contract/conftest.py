@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from databases import KINDS, on_database
 from nitro.infrastructure import scope
 from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace, dispatcher
 from nitro.infrastructure.events.dispatcher import Call
@@ -162,6 +163,13 @@ def celery_app() -> Iterator[Callable[..., Celery]]:
     yield make
     for app in made:
         app.close()
+
+
+@pytest.fixture(params=KINDS)
+def database_kind(request: pytest.FixtureRequest, offloading: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Emissions and deliveries are kept in a database of each kind in turn; the name of the kind."""
+    on_database(request, monkeypatch, request.param)
+    return str(request.param)
 
 
 @pytest.fixture

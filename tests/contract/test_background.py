@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import threading
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -178,6 +179,23 @@ def test_in_a_transaction_they_start_after_the_commit(evt: Event, open_transacti
     open_transaction.commit()
     assert drain(WAIT)
     assert ran == ["ada"]
+
+
+def test_in_a_transaction_they_keep_the_context_of_their_emit(evt: Event, open_transaction: Any) -> None:
+    """As outside of one: context variables, such as a request id, are what they were, and not the committer's."""
+    request: ContextVar[str] = ContextVar("request")
+    seen: list[str] = []
+
+    @on(evt)
+    async def handler(sender: object) -> None:
+        seen.append(request.get())
+
+    request.set("first")
+    emit(evt)
+    request.set("second")
+    open_transaction.commit()
+    assert drain(WAIT)
+    assert seen == ["first"]
 
 
 def test_after_a_rollback_they_never_start(evt: Event, open_transaction: Any) -> None:

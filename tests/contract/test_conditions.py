@@ -20,6 +20,18 @@ def named(name: str, order: list[str], result: Any = None) -> Any:
     return handler
 
 
+class Unspeakable(Exception):
+    """Fails where it is told."""
+
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def unspeakable(sender: object) -> bool:
+    """A condition that raises one."""
+    raise Unspeakable
+
+
 def test_condition_that_is_false_skips(evt: Event) -> None:
     """The condition is called as the handler would be; a false one skips it and says so."""
     asked: list[Any] = []
@@ -53,6 +65,15 @@ def test_condition_that_raises_skips_and_is_logged(evt: Event, caplog: pytest.Lo
     (record,) = caplog.records
     assert "shop.alert" in record.getMessage()
     assert record.exc_info is not None
+
+
+def test_condition_whose_error_cannot_be_told_skips(evt: Event) -> None:
+    """An error of the user's may raise where its message is asked for."""
+    on(evt, condition=unspeakable, name="shop.alert")(lambda sender: "ran")
+    on(evt, name="shop.count")(lambda sender: "counted")
+    emission = emit(evt, "ada")
+    assert emission == ["counted"]
+    assert emission.skipped == {"shop.alert": "condition raised Unspeakable: <exception str() failed>"}
 
 
 def test_condition_is_asked_just_before_its_handlers_turn(evt: Event) -> None:

@@ -11,17 +11,18 @@ import pytest
 from celery import Celery
 from sqlalchemy import event as sqlalchemy_event
 
-from databases import KINDS, on_database
 from journals import only, recorded, rows
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, reset, transaction
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox import journal, registry
 from nitro.infrastructure.outbox.tables import NAME, made_at
 from waiting import until
 
+on_each_database = pytest.mark.usefixtures("database_kind")
 AWAY = "postgresql://postgres@127.0.0.1:9/away"
 
 
@@ -59,12 +60,9 @@ def heard(evt: Event) -> Event:
     return evt
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_emission_without_offloads_is_recorded(
-    request: pytest.FixtureRequest, journal_on: object, evt: Event, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+@on_each_database
+def test_an_emission_without_offloads_is_recorded(journal_on: object, evt: Event) -> None:
     """By its id, as a root without a parent."""
-    on_database(request, monkeypatch, kind)
     emission = emit(heard(evt), Bottle(id="b1"))
     found = only()
     assert (found.id, found.event, found.sender) == (emission.id, "order.placed", "Bottle:b1")
@@ -95,6 +93,37 @@ def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object
     assert only().id == emission.id
 
 
+@pytest.mark.parametrize("delivery", TRACKED)
+def test_what_celery_runs_at_once_is_recorded(
+    journal_on: object, evt: Event, make_app: Callable[..., Celery], delivery: str
+) -> None:
+    """With `task_always_eager` nothing is tracked, and no row tells of it but the journal's."""
+    bind(make_app(task_always_eager=True))
+    further = type(evt)("further")
+    on(further, name="shop.count")(lambda sender: None)
+    on(evt, name="shop.mail", offload={"delivery": delivery})(lambda sender: emit(further, sender) and None)
+    emission = emit(evt, "ada")
+    first, second = recorded(2)
+    assert (first.id, first.outcomes) == (emission.id, {"shop.mail": "queued"})
+    assert first.turn("shop.mail")["delivery"] == delivery
+    assert (second.parent, second.outcomes) == (emission.id, {"shop.count": "done"})
+
+
+def test_what_celery_runs_at_once_and_raises_is_recorded(
+    journal_on: object, evt: Event, make_app: Callable[..., Celery]
+) -> None:
+    """With `task_eager_propagates` an emit raises what its handler does."""
+    bind(make_app(task_always_eager=True, task_eager_propagates=True))
+
+    @on(evt, name="shop.mail", offload={"max_retries": 0})
+    def mail(sender: str) -> None:
+        raise LookupError("no address")
+
+    with pytest.raises(LookupError):
+        emit(evt, "ada")
+    assert (only().story["error"], only().outcomes) == ("LookupError: no address", {"shop.mail": "queued"})
+
+
 def test_a_rolled_back_emission_takes_its_record_along(journal_on: object, evt: Event, app: Celery) -> None:
     """What has a tracked delivery is written with the caller's data; what has none did happen."""
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
@@ -106,17 +135,9 @@ def test_a_rolled_back_emission_takes_its_record_along(journal_on: object, evt: 
     assert [found.id for found in recorded()] == [seen.id]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_tracked_emissions_story_commits_with_the_callers_data(
-    request: pytest.FixtureRequest,
-    evt: Event,
-    make_app: Callable[..., Celery],
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-) -> None:
+@on_each_database
+def test_a_tracked_emissions_story_commits_with_the_callers_data(evt: Event, app: Celery) -> None:
     """Nobody sees it before."""
-    on_database(request, monkeypatch, kind)
-    bind(make_app())
     on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
     with transaction():
         emit(evt, "ada")
@@ -169,6 +190,27 @@ def test_a_database_that_is_away_is_waited_for(
     assert [record.levelname for record in caplog.records if record.name == "nitro.outbox"] == ["WARNING"] * 2
 
 
+def test_a_database_in_memory_is_left_to_the_program(
+    journal_on: journal.Journal,
+    evt: Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It has one connection: who wrote there from another thread would commit what is not finished. It is said once."""
+    monkeypatch.setenv("NITRO_DB_URL", "sqlite://")
+    monkeypatch.setattr(journal_on, "_refused", False, raising=False)
+    reset()
+    Bottle.init_db()
+    for _ in range(2):
+        with pytest.raises(InterruptedError), transaction():
+            Bottle(id="b1").save()
+            emit(heard(evt), "ada")
+            assert journal_on.flush(20)
+            raise InterruptedError
+    assert Bottle.all() == []
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["nothing is in the journal"]
+
+
 def test_what_is_too_much_is_dropped_aloud(
     held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,12 +245,9 @@ def test_an_id_tells_when_its_emission_began(journal_on: object, evt: Event) -> 
     assert made_at(only().id) <= inside[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_text_can_be_recorded(
-    request: pytest.FixtureRequest, journal_on: object, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+@on_each_database
+def test_any_text_can_be_recorded(journal_on: object) -> None:
     """What a database could not store as it is keeps nothing else from being written."""
-    on_database(request, monkeypatch, kind)
     odd = Namespace().event("e\0\ud800%s" + "x" * 600)
 
     @on(odd, name="shop.ö\0%(x)s", on_error="log")

@@ -11,11 +11,9 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
-from databases import KINDS, on_database
 from journals import Recorded, recorded, rows
 from nitro import cli
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox import claims, registry, retention
 from nitro.infrastructure.outbox.claims import Claim
 
@@ -135,18 +133,9 @@ def taken(event: Event) -> Claim:
     return started
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_old_emissions_are_forgotten(
-    request: pytest.FixtureRequest,
-    evt: Event,
-    further: Event,
-    make_app: Callable[..., Celery],
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-) -> None:
+@pytest.mark.usefixtures("database_kind")
+def test_old_emissions_are_forgotten(evt: Event, further: Event, app: Celery) -> None:
     """But for those that somebody looks at still: with an open delivery, a dead letter or one that is done."""
-    on_database(request, monkeypatch, kind)
-    bind(make_app())
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
     opened, dead, done = emit(evt), taken(evt), taken(evt)
     claims.bury(dead, "no mail")

@@ -14,6 +14,7 @@ from celery import Celery
 from pydantic import BaseModel
 
 from nitro.domain.entities.base_entity import Entity
+from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.logs import logger_named, plain, said
 
@@ -286,6 +287,43 @@ def test_no_name_breaks_the_line_of_a_failure(
     assert_is_one_line(first)
     assert below
     assert all(line.startswith("  ") for line in below)
+
+
+def test_no_name_breaks_the_line_of_what_its_loop_has_cancelled(evt: Event, output: io.StringIO) -> None:
+    """An async handler that nobody waits for, when its event loop is closed."""
+    on(evt, name=EVIL)(lambda sender: asyncio.sleep(60))
+
+    async def main() -> None:
+        emit(evt)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert "was cancelled before it finished" in output.getvalue()
+    assert_is_one_line(output.getvalue())
+
+
+def test_no_name_breaks_the_line_of_what_was_not_dispatched(
+    evt: Event, queue: Any, open_transaction: Any, output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a commit, when nothing can be raised any more."""
+
+    def away() -> None:
+        raise DispatchError(evt.name, [EVIL], OSError("away"))
+
+    monkeypatch.setattr(queue, "dispatch", lambda *_: away)
+    on(evt, name=EVIL, offload=True)(lambda sender: None)
+    emit(evt)
+    open_transaction.commit()
+    first, *_ = output.getvalue().splitlines(keepends=True)
+    assert "was not dispatched after its commit" in first
+    assert_is_one_line(first)
+
+
+def test_nothing_that_a_logger_of_ours_says_breaks_a_line(output: io.StringIO) -> None:
+    """Whoever writes the line need not think of it; what has a sign of per cent in it stays as it is."""
+    logger_named(NAME).warning("the database is away: %s", EVIL + "100 %")
+    assert_is_one_line(output.getvalue())
+    assert output.getvalue().endswith(r"\x00100 %" + "\n")
 
 
 def test_the_facts_apart_are_as_they_are(evt: Event, debug: pytest.LogCaptureFixture) -> None:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy import event
 
-from databases import KINDS, on_database
+from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.outbox import backlog, claims, registry, states
+from nitro.infrastructure.outbox import backlog, claims, lineage, registry, states
 from nitro.infrastructure.outbox.claims import Claim
 from nitro.infrastructure.outbox.registry import Entry
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "mail.py", line 3\n{}'
 
 
-@pytest.fixture(params=KINDS)
-def task_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, evt: Event, app: Celery) -> str:
+@pytest.fixture
+def task_id(database_kind: str, evt: Event, app: Celery) -> str:
     """A delivery, on each database in turn."""
-    on_database(request, monkeypatch, request.param)
     on(evt, offload=True, name="shop.mail")(lambda sender: None)
     return emit(evt, "ada").offloaded["shop.mail"]
 
@@ -107,4 +108,60 @@ def test_a_replayed_one_remembers(task_id: str) -> None:
     claims.put_off(begun(task_id), 0, "ValueError: one")
     claims.bury(begun(task_id), "ValueError: two")
     assert registry.replay(registry.named([task_id])) == 1
-    assert told(task_id) == [(1, "ValueError: one")]
+    assert told(task_id) == [(1, "ValueError: one"), (2, "ValueError: two")]
+
+
+@pytest.mark.parametrize("text", ["a\nb", 'a "quoted" \\ path', "\u2028", "x" * 10_000])
+def test_a_replayed_one_remembers_its_death(task_id: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its last run began and ended, and the line that said why; however often, and however full its history is."""
+    monkeypatch.setattr(states, "MOST_HISTORY", 10)
+    claims.put_off(begun(task_id), 0, "ValueError: one")
+    for _ in range(2):
+        claims.bury(begun(task_id), f"ValueError: {text}")
+        dead = entry(task_id)
+        registry.replay(registry.named([task_id]))
+        death = entry(task_id).history[-1]
+        assert (death.run, death.started, death.ended) == (dead.attempts, dead.started, dead.closed)
+        assert (death.outcome, death.why) == ("dead", f"ValueError: {text}".splitlines()[0][:300])
+    assert [run.outcome for run in entry(task_id).history] == ["retried", "dead", "dead"]
+
+
+def test_what_died_after_its_last_run_is_told_of_too(task_id: str) -> None:
+    """That run is in the history already, and is not told of as if it had been another one."""
+    for _ in range(claims.MOST_LOSSES):
+        begun(task_id)
+        claims.lose(claims.runs_of("boot"), "its worker died")
+    assert entry(task_id).state == "dead"
+    registry.replay(registry.named([task_id]))
+    *_, last, death = entry(task_id).history
+    assert (last.run, last.outcome, death.run, death.outcome) == (5, "retried", 5, "dead")
+    assert (death.started, death.why) == (None, "its worker died")
+
+
+def test_each_of_many_that_are_replayed_remembers(task_id: str, evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they are more than are read at a time; what was done has nothing to remember."""
+    monkeypatch.setattr(registry, "MOST", 2)
+    ids = [task_id, *(emit(evt, "ada").offloaded["shop.mail"] for _ in range(4))]
+    for number, each in enumerate(ids):
+        claims.bury(begun(each), f"ValueError: {number}")
+    done = emit(evt, "ada").offloaded["shop.mail"]
+    claims.finish(begun(done))
+    assert registry.replay(registry.named([*ids, done])) == 6
+    assert [told(each) for each in (*ids, done)] == [*([(1, f"ValueError: {number}")] for number in range(5)), []]
+
+
+def test_replays_are_found_by_their_index(task_id: str, database_kind: str) -> None:
+    """However many deliveries there are: who follows what happens asks twice a second."""
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
+    assert lineage.replayed(datetime.fromtimestamp(0, UTC), 10) == set()
+    claims.bury(begun(task_id), "ValueError: one")
+    registry.replay(registry.named([task_id]))
+    assert lineage.replayed(datetime.fromtimestamp(0, UTC), 10) == {entry(task_id).emission}
+    assert lineage.replayed(datetime.now(UTC) + timedelta(minutes=1), 10) == set()
+    sql, values = next((sql, values) for sql, values in asked if "ORDER BY" in sql)
+    with engine().connect() as connection:
+        if database_kind == "postgresql":
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
+        assert "ix_nitro_delivery_replayed" in str(connection.exec_driver_sql(f"{explain} {sql}", values).all())

@@ -276,6 +276,8 @@ BACK = (
     "DROP INDEX ix_nitro_delivery_dead",
     "ALTER TABLE nitro_emission DROP COLUMN story",
     "ALTER TABLE nitro_delivery DROP COLUMN history",
+    "DROP INDEX ix_nitro_delivery_replayed",
+    "ALTER TABLE nitro_delivery DROP COLUMN replayed_at",
     "UPDATE nitro_schema SET version = 1",
 )
 """What makes tables of the first version of those of this one."""

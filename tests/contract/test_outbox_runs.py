@@ -224,6 +224,22 @@ def test_any_text_of_an_error_can_be_kept(
     assert r"a NUL \0 and half a pair \ud800" in str(entry("dead").error)
 
 
+def test_an_error_that_cannot_be_told_is_a_dead_letter(evt: Event, app: Celery, work: Work) -> None:
+    """It is the one that the handler has raised, and not the one that asking for its message raises."""
+
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise LookupError
+
+    @on(evt, offload={"max_retries": 0}, name="shop.handler")
+    def failing(sender: str) -> None:
+        raise Unspeakable
+
+    work(app)
+    emit(evt, "ada")
+    assert str(entry("dead").error).endswith("Unspeakable: <exception str() failed>\n")
+
+
 def test_a_run_whose_wrapper_swallows_the_error_is_closed(
     evt: Event, make_app: Callable[..., Celery], work: Work
 ) -> None:

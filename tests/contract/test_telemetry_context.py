@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import importlib
 import json
 import logging
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +39,12 @@ Variable = ContextVar[Any]
 PROMISES = ("at-most-once", "broker", "at-least-once", "exactly-once")
 AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
 SOON = 0.001
+TENANTS = """
+from contextvars import ContextVar
+from nitro.telemetry import carry
+tenant = ContextVar("tenant")
+carry(tenant)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -440,6 +449,48 @@ def test_two_variables_of_one_name_are_an_error(tenant: Variable) -> None:
     """A handler could not know whose value it finds."""
     with pytest.raises(ContextStays, match="'tenant' cannot travel: another variable of that name"):
         carry(ContextVar("tenant"))
+
+
+@pytest.fixture
+def tenants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module that has a variable travel."""
+    (tmp_path / "tenants.py").write_text(TENANTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("tenants")
+    sys.modules.pop("tenants", None)
+
+
+@pytest.mark.parametrize("how", ["reloaded", "edited and reloaded", "imported anew"])
+def test_a_variable_of_a_module_that_is_loaded_again_takes_the_place_of_the_older(
+    evt: Event, app: Celery, sent: Sent, tenants: Any, tmp_path: Path, how: str
+) -> None:
+    """As its handlers do: what is there now is what the module says now."""
+    older = tenants.tenant
+    if how == "edited and reloaded":
+        (tmp_path / "tenants.py").write_text(f"# which tenant it is\n{TENANTS}")
+    if how == "imported anew":
+        del sys.modules["tenants"]
+    newer = importlib.import_module("tenants") if how == "imported anew" else importlib.reload(tenants)
+    assert newer.tenant is not older
+    on(evt, offload=True, name="shop.handler")(reading(newer.tenant))
+    within(newer.tenant, "t1", emit, evt)
+    (message,) = sent()
+    assert json.loads(message.headers[HEADER]) == {"tenant": "t1"}
+
+
+def test_two_variables_of_one_module_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is imported for the first time, so that they are two; the error says the way out of a reload."""
+    (tmp_path / "twice.py").write_text(f"{TENANTS}\nanother = ContextVar('tenant')\ncarry(another)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ContextStays, match="call carry\\(\\) in that module, at its top level"):
+        importlib.import_module("twice")
+
+
+def test_a_variable_of_another_module_is_an_error(tenants: Any, tmp_path: Path) -> None:
+    """Also where both are called for at the top level."""
+    (tmp_path / "others.py").write_text(TENANTS)
+    with pytest.raises(ContextStays, match="'tenant' cannot travel: another variable of that name"):
+        importlib.import_module("others")
 
 
 def test_a_variable_may_be_named_twice(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -433,15 +433,19 @@ def test_emit_async_is_a_span_around_its_handlers(evt: Event, app: Celery, work:
     assert len(spans.traces) == 2
 
 
-def test_an_async_handler_that_emit_starts_is_below_the_emit(evt: Event, spans: Spans) -> None:
-    """Nobody waits for it, and yet it is in the trace."""
+@pytest.mark.parametrize("within", [nullcontext, transaction])
+def test_an_async_handler_that_emit_starts_is_below_the_emit(
+    evt: Event, app: Celery, spans: Spans, within: Any
+) -> None:
+    """Nobody waits for it, it may even begin after a commit, and yet it is in the trace."""
 
     @on(evt)
     async def handler(sender: object) -> None:
         with spans.tracer.start_as_current_span("send mail"):
             await asyncio.sleep(0)
 
-    emit(evt)
+    with within():
+        emit(evt)
     assert drain(PATIENCE)
     assert is_child(spans.only("send mail"), spans.only("emit order.placed"))
 
@@ -501,6 +505,14 @@ def test_a_handler_that_is_called_by_a_handler_is_below_its_run(
     on(evt, offload=True, name="shop.outer")(lambda sender: inner.task(sender))
     work(app).only(emit(evt, "ada"))
     assert is_child(spans.only("run shop.inner"), spans.only("run shop.outer"))
+
+
+def test_a_second_call_traces_nothing_twice(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
+    """A module that is imported by two ways may call it twice."""
+    opentelemetry.instrument(spans.provider)
+    on(evt, offload=True, name="shop.handler")(lambda sender: None)
+    work(app).only(emit(evt))
+    assert is_child(spans.only("run shop.handler"), spans.only("emit order.placed"))
 
 
 def test_what_is_not_sampled_stays_so(evt: Event, app: Celery, work: Work) -> None:

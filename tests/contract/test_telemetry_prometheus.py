@@ -239,6 +239,21 @@ def test_async_handlers_that_emit_starts_are_not(evt: Event, counted: Samples) -
     assert "nitro_inline_seconds_count{event=order.placed,handler=shop.handler}" not in counted()
 
 
+def test_async_handlers_that_end_before_the_emit_that_has_started_them_are_not(evt: Event, counted: Samples) -> None:
+    """What is measured does not hang on who was faster."""
+
+    @on(evt, name="shop.handler", priority=1)
+    async def handler(sender: object) -> None:
+        await asyncio.sleep(0)
+
+    on(evt, name="shop.slow")(lambda sender: drain(PATIENCE) and None)
+    emission = emit(evt)
+    assert [name for name in counted() if name.startswith("nitro_inline_seconds_count")] == [
+        "nitro_inline_seconds_count{event=order.placed,handler=shop.slow}"
+    ]
+    assert emission.turns["shop.handler"][1] is None
+
+
 def test_an_emission_inside_an_emission_is_counted_as_well(evt: Event, counted: Samples) -> None:
     """Each by itself."""
     other = Namespace().event("order.paid")
@@ -261,3 +276,12 @@ def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
         watchers[:] = earlier
     emit(evt)
     assert scraped(metrics)["nitro_emissions_total{event=order.placed}"] == 1
+
+
+def test_a_second_call_counts_nothing_twice(evt: Event, counted: Samples) -> None:
+    """A module that is imported by two ways may call it twice; another registry counts for itself."""
+    first, second = CollectorRegistry(), CollectorRegistry()
+    for metrics in (first, second, first, second):
+        prometheus.instrument(metrics)
+    emit(evt)
+    assert [scraped(each)["nitro_emissions_total{event=order.placed}"] for each in (first, second)] == [1, 1]

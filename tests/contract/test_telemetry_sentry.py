@@ -228,3 +228,14 @@ def test_without_sentry_it_changes_nothing(run: Run) -> None:
         print(json.dumps(app.AsyncResult(task_id).get()))
     """
     assert run(source, sentry="never") == "done"
+
+
+def test_a_second_call_sends_nothing_twice(run: Run) -> None:
+    """A module that is imported by two ways may call it twice."""
+    source = """
+        from nitro.infrastructure.offload.carriers import carriers
+
+        sentry.instrument()
+        print(json.dumps(len(carriers)))
+    """
+    assert run(source) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from nitro import cli
 from nitro.cli import outbox
 from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
 from nitro.infrastructure.events import Namespace, emit, on
+from nitro.infrastructure.logs import said
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.line import Line
@@ -357,6 +359,14 @@ def test_replay_has_a_dead_letter_run_again(shop: Shop) -> None:
     replayed = run("outbox", "replay", task_id, "--yes")
     assert (replayed.exit_code, replayed.stdout) == (0, "run again: 1 delivery\n")
     assert (entry(task_id).state, entry(task_id).error, entry(other).state) == ("waiting", None, "dead")
+
+
+def test_a_dead_letter_that_is_replayed_shows_still_how_it_died(shop: Shop) -> None:
+    """In its own lines, and in those of its emission."""
+    task_id = shop.dead()
+    run("outbox", "replay", task_id, "--yes")
+    assert re.search(rf"^  run 1, dead .+: {said(TRACE)}$", run("outbox", "show", task_id).stdout, re.MULTILINE)
+    assert f"dead ({said(TRACE)})" in run("trace", task_id).stdout
 
 
 def test_discard_cancels_a_dead_letter(shop: Shop) -> None:

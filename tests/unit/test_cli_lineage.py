@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.outbox import backlog, claims
 from nitro.infrastructure.outbox.tables import emissions
 from schemas import TREES
+
+UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Json = dict[str, Any]
 
@@ -150,6 +154,35 @@ def test_a_chain_may_be_long(tables: str) -> None:
     for form in ("json", "html"):
         shown = trace(chain[50], "--format", form)
         assert (shown.exit_code, chain[-1] in shown.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("form", ["text", "json", "html"])
+def test_a_chain_that_is_longer_still_goes_on_in_further_trees(tables: str, form: str) -> None:
+    """Each says below which emission it was made, so that nothing is lost; and that it is so is said aloud."""
+    chain = [str(uuid7()) for _ in range(2000)]
+    facts = {"event": "placed", "sender": "Order:o1", "root": chain[0]}
+    rows = [{**facts, "id": mine, "parent": parent} for parent, mine in pairwise(chain)]
+    with writing() as connection:
+        connection.execute(insert(emissions), [{**facts, "id": chain[0], "root": None, "parent": None}, *rows])
+    for what in (chain[1500], "Order:o1"):
+        shown = trace(what, "--format", form, "--limit", 2000)
+        assert (shown.exit_code, "after 100 levels" in shown.stderr) == (0, True)
+        assert set(chain) <= set(UUID.findall(shown.stdout))
+    if form == "json":
+        found = json.loads(shown.stdout)
+        assert [(tree["id"], tree["parent"]) for tree in found[1:]] == [
+            (chain[first], chain[first - 1]) for first in range(100, 2000, 100)
+        ]
+    elif form == "text":
+        assert shown.stdout.count(f"below {chain[99]}") == 1
+
+
+def test_a_tree_that_is_whole_says_so_by_silence(tables: str) -> None:
+    """Also where what it was made below is not shown with it."""
+    root = recorded()
+    recorded("Order:o1", root=root, parent=root)
+    shown = trace("Order:o1")
+    assert (f"below {root}" in shown.stdout, shown.stderr) == (True, "")
 
 
 def test_an_emission_without_a_story_tells_when_it_was_made(tables: str) -> None:

@@ -106,6 +106,34 @@ def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) ->
     assert states(tail) == []
 
 
+def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed: Event) -> None:
+    """What comes after it is shown as ever."""
+    tail = Tail(datetime.now(UTC))
+    run = begun(emit(placed, "ada"))
+    claims.bury(run, "OSError: away")
+    assert states(tail) == ["emitted", "queued", "running", "dead"]
+    registry.replay(registry.named([run.emission]))
+    assert states(tail) == ["replayed", "waiting"]
+
+
+@pytest.mark.parametrize("end", ["done", "dead"])
+def test_a_replay_of_what_was_emitted_long_ago_is_shown(placed: Event, end: str) -> None:
+    """And what becomes of it, however soon that is; but nothing of what had become of it before."""
+    emission = emit(placed, "ada")
+    claims.bury(begun(emission), "OSError: away")
+    tail = Tail(datetime.now(UTC))
+    assert states(tail) == []
+    registry.replay(registry.named([emission.id]))
+    assert states(tail) == ["replayed", "waiting"]
+    run = begun(emission)
+    claims.finish(run) if end == "done" else claims.bury(run, "OSError: away")
+    assert states(tail) == ["queued", "running", end]
+    registry.replay(registry.named([emission.id]))
+    claims.finish(begun(emission))
+    assert states(tail)[-1] == "done"
+    assert not tail._open
+
+
 def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
     """Once, by the first look after the commit; what others have emitted meanwhile does not hide it."""
     tail = Tail(datetime.now(UTC))

@@ -40,7 +40,7 @@ def entry(state: Any, **facts: Any) -> Entry:
         "queue": "celery",
     }
     counts = {"attempts": 0, "retries": 0, "losses": 0, "publications": 1, "promise": "at-least-once"}
-    times = {"due": None, "published": at(1), "started": None, "closed": None}
+    times = {"due": None, "published": at(1), "started": None, "closed": None, "replayed": None}
     return Entry(**{**fixed, **counts, **times, "worker": None, "error": None, "history": (), "state": state, **facts})
 
 
@@ -133,6 +133,16 @@ def test_a_replayed_one_waits_after_its_last_run() -> None:
     """Which is known still, though not how it ended."""
     again = entry("waiting", attempts=3, history=(run(1, 2, 3), run(2, 4, 5)), published=at(6), started=at(7))
     assert steps(again)[-3:] == [("queued", 0), ("running", 3), ("waiting", 0)]
+
+
+def test_a_replayed_one_tells_how_it_had_died() -> None:
+    """In its place among the steps, with the bar of that run."""
+    death = Run(run=2, started=at(4), ended=at(5), why="OSError: no", outcome="dead")
+    history = (run(1, 2, 3), death)
+    again = entry("running", attempts=3, history=history, replayed=at(5.5), published=at(6), started=at(7))
+    assert steps(again)[2:] == [("running", 2), ("dead", 0), ("replayed", 0), ("queued", 0), ("running", 3)]
+    assert spans(again)[1] == ("run", "dead", 4, 5)
+    assert "dead (OSError: no) +5 s" in lines(told(deliveries=[again]))[1]
 
 
 def test_what_a_handler_of_a_worker_emitted_is_below_it() -> None:

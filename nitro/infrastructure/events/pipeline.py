@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from functools import partial
 from logging import DEBUG
 from time import perf_counter
@@ -229,7 +230,7 @@ def _raise(errors: list[BaseException], emission: Emission) -> None:
 
 
 def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
-    """Run an async handler beside the emitter, inside a transaction after its commit."""
+    """Run an async handler beside the emitter, inside a transaction after its commit; with its context as it is now."""
     from nitro.infrastructure.events import background
 
     emission.turns.setdefault(handler.name, (perf_counter(), None))
@@ -239,12 +240,12 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
     if commit is None:
         begin()
     else:
-        commit.after_commit(begin, abandoned=partial(_warn_of_drop, label))
+        commit.after_commit(partial(copy_context().run, begin), abandoned=partial(_warn_of_drop, label))
 
 
 async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
     try:
-        await run_async(handler, emission, call, pending, until_false=False)
+        await run_async(handler, emission, call, pending, awaited=False)
     except BaseException as error:
         if not is_failure(error) and not isinstance(error, SystemExit):
             raise

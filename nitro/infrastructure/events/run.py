@@ -12,7 +12,7 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.shown import shown
-from nitro.infrastructure.logs import facts, logger_named, plain
+from nitro.infrastructure.logs import facts, logger_named, plain, told
 
 logger = logger_named("nitro.events")
 
@@ -89,7 +89,7 @@ def doubted(handler: Handler, emission: Emission, sender: object, error: Excepti
         sender,
         error,
     )
-    emission.skipped[handler.name] = f"condition raised {type(error).__name__}: {error}"
+    emission.skipped[handler.name] = f"condition raised {told(error)}"
     return False
 
 
@@ -119,13 +119,13 @@ def settled(result: Any) -> Any:
 
 
 async def run_async(
-    handler: Handler, emission: Emission, call: Call, pending: Pending | None = None, *, until_false: bool = True
+    handler: Handler, emission: Emission, call: Call, pending: Pending | None = None, *, awaited: bool = True
 ) -> Any:
     """The awaited result of an async handler, in a task of its own; what it emits has the emission as its cause.
 
     Args:
         pending: what the call gave, where it was made already.
-        until_false: close an async generator when it yields False.
+        awaited: by the emission, which then knows when it ended, and which an async generator may cancel.
     """
     scope.enter_task(Within(emission, handler.name))
     began, cut_short = perf_counter(), False
@@ -133,14 +133,14 @@ async def run_async(
         made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
         if made is None:  # a weak handler that has died since
             return None
-        return await (_drained_async(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
+        return await (_drained_async(made, awaited) if isinstance(made, AsyncGeneratorType) else made)
     except BaseException as error:
         cut_short = not is_failure(error)
         if cut_short or not _forgiven(handler, emission, call.sender, error):
             raise
         return None
     finally:
-        emission.turns[handler.name] = (began, None if cut_short else perf_counter())
+        emission.turns[handler.name] = (began, perf_counter() if awaited and not cut_short else None)
 
 
 def cancels(result: Any) -> bool:
@@ -155,8 +155,8 @@ def report(handler: Handler, emission: Emission, sender: object, error: BaseExce
 
 
 def _say(line: str, handler: Handler, emission: Emission, sender: object, error: BaseException) -> None:
-    told = {"handler": handler.name, "event": emission.event, "sender": shown(sender), "emission": emission.id}
-    logger.error(line, *map(plain, told.values()), exc_info=error, extra=facts(**told))
+    known = {"handler": handler.name, "event": emission.event, "sender": shown(sender), "emission": emission.id}
+    logger.error(line, *map(plain, known.values()), exc_info=error, extra=facts(**known))
 
 
 def is_failure(error: BaseException) -> bool:

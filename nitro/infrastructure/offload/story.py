@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import cache
 from socket import gethostname
 from time import perf_counter, time
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.run import is_blamed
+from nitro.infrastructure.logs import told
 from nitro.infrastructure.offload.parcel import TRACKED
 
 LONGEST = 500
@@ -61,16 +62,20 @@ class Story(TypedDict):
     handlers: list[Turn]
 
 
-def story_of(emission: Emission, error: BaseException | None = None) -> Story:
-    """The story of an emission as far as it has come."""
+def story_of(emission: Emission, error: BaseException | None = None, *, rows: bool = True) -> Story:
+    """The story of an emission as far as it has come.
+
+    Args:
+        rows: whether its tracked deliveries have rows, which tell of them.
+    """
     now, began = perf_counter(), emission.began or 0.0
     return {
         "at": time() - (now - began),
         "took": _rounded(now - began),
         "process": _process(os.getpid()),
         "caused_in": emission.caused_in,
-        "error": None if error is None else told(error),
-        "handlers": list(_turns(emission, began, error)),
+        "error": None if error is None else told(error)[:LONGEST],
+        "handlers": list(_turns(emission, began, error, TRACKED if rows else ())),
     }
 
 
@@ -79,17 +84,10 @@ def written(story: Story) -> str:
     return _to_text(story)
 
 
-def told(error: BaseException) -> str:
-    """An error, also one that cannot be told."""
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001  # as in a traceback
-        said = "<exception str() failed>"
-    return f"{type(error).__name__}: {said}"[:LONGEST]
-
-
-def _turns(emission: Emission, began: float, error: BaseException | None) -> Iterator[Turn]:
-    """In the order of the plan; without those whose turn never came, and without tracked deliveries."""
+def _turns(
+    emission: Emission, began: float, error: BaseException | None, elsewhere: Container[str | None]
+) -> Iterator[Turn]:
+    """In the order of the plan; without those whose turn never came, and without deliveries told of elsewhere."""
     errors = [] if error is None else list(_all_of(error))
     for handler in emission.plan.handlers if emission.plan is not None else ():
         name = handler.name
@@ -97,7 +95,7 @@ def _turns(emission: Emission, began: float, error: BaseException | None) -> Ite
             yield {"handler": name, "outcome": "skipped", "why": emission.skipped[name][:LONGEST]}
         elif name in emission.turns:
             yield _inline(emission, handler, began, errors)
-        elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in TRACKED:
+        elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in elsewhere:
             promise = handler.offload.delivery or ""
             yield {"handler": name, "outcome": "queued", "id": emission.offloaded[name], "delivery": promise}
 
@@ -110,11 +108,11 @@ def _inline(emission: Emission, handler: Handler, began: float, errors: list[Bas
         turn["outcome"] = "cancelled" if emission.cancelled_by == handler.name else "done"
     failure: Any = emission.failed.get(handler.name)
     if failure is not None:
-        turn["outcome"], turn["why"] = "failed", told(failure)
+        turn["outcome"], turn["why"] = "failed", told(failure)[:LONGEST]
     unnoted = errors[0] if errors and emission.handler == handler.name else None  # such as KeyboardInterrupt
     raised = next((each for each in errors if is_blamed(handler, emission, each)), unnoted)
     if raised is not None:
-        turn["outcome"], turn["why"] = "raised", told(raised)
+        turn["outcome"], turn["why"] = "raised", told(raised)[:LONGEST]
     return turn
 
 

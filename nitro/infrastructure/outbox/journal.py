@@ -13,12 +13,13 @@ from typing import Any
 
 from sqlalchemy import bindparam, func
 
-from nitro.infrastructure.database import writing
+from nitro.infrastructure.database import engine, place_of, writing
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.shown import shown
 from nitro.infrastructure.events.watching import watchers
 from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.offload.story import Story, story_of, written
 from nitro.infrastructure.outbox.inserts import INSERT
@@ -70,7 +71,7 @@ class Journal:
         self._notes: deque[Note] = deque()
         self._dropped = 0
         self._all_written = threading.Condition()
-        self._ends_well = self._ended = False
+        self._ends_well = self._ended = self._refused = False
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
@@ -113,7 +114,9 @@ class Journal:
     def _write(self) -> float:
         """Write some of what was noted; seconds until the next time."""
         some = [self._notes[position] for position in range(min(AT_ONCE, len(self._notes)))]
-        if some:
+        if some and place_of(engine().url) is None:
+            self._refuse()
+        elif some:
             _insert(some)
         for _ in some:
             self._notes.popleft()
@@ -123,6 +126,14 @@ class Journal:
             dropped, self._dropped = self._dropped, 0
             logger.warning("%d emissions are not in the journal: they came faster than they could be written", dropped)
         return 0.0 if self._notes else IDLE
+
+    def _refuse(self) -> None:
+        """Say once that nothing is recorded in memory: to write there from this thread would end open transactions."""
+        if not self._refused:
+            self._refused = True
+            logger.warning(
+                "nothing is in the journal: the database is in memory, and its one connection is the program's"
+            )
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was noted is written: a process ends; whether that was so within `timeout` seconds."""
@@ -141,7 +152,7 @@ def _note_of(emission: Emission, call: Call, raised: BaseException | None) -> No
         root=emission.root,
         parent=emission.parent,
         sender=shown(call.sender),
-        story=story_of(emission, raised),
+        story=story_of(emission, raised, rows=_is_tracked(emission)),
     )
 
 
@@ -156,9 +167,10 @@ def _insert(notes: list[Note]) -> None:
 
 
 def _is_tracked(emission: Emission) -> bool:
+    """Whether it has rows of its own: one with tracked deliveries, but where Celery runs them at once."""
     offloaded = emission.plan.offloaded if emission.plan is not None else ()
     promises = (each.offload.delivery for each in offloaded if each.offload and each.name in emission.offloaded)
-    return any(promise in TRACKED for promise in promises)
+    return any(promise in TRACKED for promise in promises) and not current_app().conf.task_always_eager
 
 
 journal = Journal()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,8 @@ from nitro.infrastructure.outbox.versions import ensure_current
 
 _c = emissions.c
 FACTS = (_c.id, _c.event, _c.sender, _c.root, _c.parent, _c.story)
+DEEPEST = 100
+"""Levels of a tree. What is deeper is a tree of its own: neither people nor what reads JSON follow one for ever."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class Told:
 def of(identity: str) -> list[Told]:
     """The tree that an emission, or that of a delivery, is in, from its root; several when the root is not kept.
 
+    So many as well where it has more levels than `DEEPEST`.
+
     Args:
         identity: id of an emission, or of a delivery, which is its Celery task id.
     """
@@ -61,7 +65,7 @@ def of(identity: str) -> list[Told]:
     asked = select(_c.id, _c.root).where(or_(_c.id == identity, _c.id.in_(by_delivery)))
     with engine().connect() as connection:
         found = connection.execute(asked).all()
-    return _trees(_families(row.root or row.id for row in found))
+    return _shallow(_trees(_families(row.root or row.id for row in found)))
 
 
 def about(sender: str, since: datetime, most: int) -> list[Told]:
@@ -73,13 +77,26 @@ def about(sender: str, since: datetime, most: int) -> list[Told]:
         found = connection.execute(asked).all()
     mine, told = {row.id for row in found}, _families(row.root or row.id for row in found)
     _trees(told)
-    below = {child.id for each in told if each.id in mine for child in _descendants(each)}
-    return [each for each in told if each.id in mine - below]
+    tops = mine - _below(each for each in told if each.id in mine)
+    return _shallow([each for each in told if each.id in tops])
+
+
+def is_cut(told: Sequence[Told]) -> bool:
+    """Whether some of these trees go on where others of them end."""
+    return not _below(told).union(each.id for each in told).isdisjoint(each.parent for each in told)
 
 
 def emitted(since: datetime, most: int) -> list[Told]:
     """The latest emissions of since a moment, the earliest first, each without its children."""
     return _told(_c.id.in_(select(_c.id).where(_c.id >= first_id(since)).order_by(_c.id.desc()).limit(most)))
+
+
+def replayed(since: datetime, most: int) -> set[str]:
+    """The ids of emissions with deliveries that were replayed since a moment, the latest ones."""
+    at = deliveries.c.replayed_at
+    asked = select(deliveries.c.emission).where(at >= since.timestamp()).order_by(at.desc()).limit(most)
+    with engine().connect() as connection:
+        return set(connection.scalars(asked))
 
 
 def named(identities: Collection[str]) -> list[Told]:
@@ -130,7 +147,26 @@ def _trees(told: Sequence[Told]) -> list[Told]:
     return tops
 
 
-def _descendants(told: Told) -> Iterator[Told]:
-    for child in told.children:
-        yield child
-        yield from _descendants(child)
+def _below(told: Iterable[Told]) -> set[str]:
+    """The ids of all that these have caused."""
+    found: set[str] = set()
+    coming = [child for each in told for child in each.children]
+    while coming:
+        each = coming.pop()
+        if each.id not in found:
+            found.add(each.id)
+            coming += each.children
+    return found
+
+
+def _shallow(tops: Sequence[Told]) -> list[Told]:
+    """These trees, cut at every so many levels into further ones; the earliest first."""
+    trees, level, depth = list(tops), list(tops), 1
+    while level:
+        below = [child for each in level for child in each.children]
+        if depth % DEEPEST == 0:
+            trees += below
+            for each in level:
+                each.children = []
+        level, depth = below, depth + 1
+    return sorted(trees, key=lambda each: each.id)

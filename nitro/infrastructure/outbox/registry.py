@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Row, func, literal, or_, select, union_all, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, literal, or_, select, tuple_, union_all, update
 
 from nitro.errors import NotTracked
 from nitro.infrastructure.database import engine, joined, writing
 from nitro.infrastructure.outbox.rows import payload
-from nitro.infrastructure.outbox.states import AT_ONCE
+from nitro.infrastructure.outbox.states import AT_ONCE, with_death
 from nitro.infrastructure.outbox.tables import (
     CANCELLED,
     CLOSED,
@@ -34,16 +34,23 @@ from nitro.infrastructure.outbox.tables import (
 from nitro.infrastructure.outbox.versions import ensure_current
 
 _c = deliveries.c
+MOST = 500
+"""Dead letters whose errors are read at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that did not close its delivery: it was put off, or its process died."""
+    """A run that did not close its delivery: it was put off, its process died, or its delivery was replayed after it.
+
+    Attributes:
+        outcome: `dead` of what was replayed: that its delivery died, by this run or after it.
+    """
 
     run: int
     started: datetime | None
     ended: datetime
     why: str
+    outcome: Literal["retried", "dead"] = "retried"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +61,7 @@ class Entry:
         id: Celery task id, and idempotency key.
         sender: what monitoring shows of the sender.
         due: when a relay looks at it next; None when it may at any time, or never again.
+        replayed: when somebody last had it run again after it was closed.
         history: its runs that did not close it, the earliest first.
     """
 
@@ -73,6 +81,7 @@ class Entry:
     published: datetime | None
     started: datetime | None
     closed: datetime | None
+    replayed: datetime | None
     worker: str | None
     error: str | None
     history: tuple[Run, ...]
@@ -194,7 +203,10 @@ def discard(*conditions: ColumnElement[bool]) -> int:
 
 
 def replay(*conditions: ColumnElement[bool]) -> int:
-    """Have closed deliveries run again, under the same idempotency key and with all their retries; how many."""
+    """Have closed deliveries run again, under the same idempotency key and with all their retries; how many.
+
+    What a dead one has died of is added to its history.
+    """
     ensure_current()
     payload = select(emissions.c.id).where(emissions.c.snapshot.is_not(None) | emissions.c.reload.is_not(None))
     anew: dict[str, Any] = {
@@ -205,11 +217,26 @@ def replay(*conditions: ColumnElement[bool]) -> int:
         "losses": 0,
         "publications": 0,
         "closed_at": None,
+        "replayed_at": now(),
         "error": None,
     }
-    again = update(deliveries).where(*conditions, _c.state.in_(CLOSED), _c.emission.in_(payload)).values(anew)
+    closed = (*conditions, _c.state.in_(CLOSED), _c.emission.in_(payload))
     with writing() as connection:
-        return connection.execute(again).rowcount
+        _note_deaths(connection, *closed)
+        return connection.execute(update(deliveries).where(*closed).values(anew)).rowcount
+
+
+def _note_deaths(connection: Connection, *conditions: ColumnElement[bool]) -> None:
+    """Add to the histories of dead letters that are replayed why they died, some at a time."""
+    key = (_c.emission, _c.handler)
+    facts = (_c.attempts, _c.started_at, _c.closed_at, _c.error, _c.history)
+    some = select(*key, *facts).where(*conditions, is_dead()).order_by(*key).limit(MOST).with_for_update()
+    noting = update(deliveries).where(_c.emission == bindparam("of_emission"), _c.handler == bindparam("of_handler"))
+    after: tuple[str, str] = ("", "")
+    while found := connection.execute(some.where(tuple_(*key) > after)).all():
+        notes = [{"of_emission": row.emission, "of_handler": row.handler, "told": with_death(row)} for row in found]
+        connection.execute(noting.values(history=bindparam("told")), notes)
+        after = (found[-1].emission, found[-1].handler)
 
 
 def _cancelled(*conditions: ColumnElement[bool], states: Sequence[str] = (WAITING, QUEUED)) -> Any:
@@ -219,7 +246,7 @@ def _cancelled(*conditions: ColumnElement[bool], states: Sequence[str] = (WAITIN
 def _entry(row: Row[Any]) -> Entry:
     names = Entry.__dataclass_fields__.keys() - {"history"}
     facts: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
-    times = {name: _moment(getattr(row, f"{name}_at")) for name in ("published", "started", "closed")}
+    times = {name: _moment(getattr(row, f"{name}_at")) for name in ("published", "started", "closed", "replayed")}
     due = _moment(row.due_at) if row.due_at and row.state not in CLOSED else None
     return Entry(**facts | times, due=due, history=tuple(map(_run, (row.history or "").splitlines())))
 
@@ -227,7 +254,8 @@ def _entry(row: Row[Any]) -> Entry:
 def _run(line: str) -> Run:
     run = json.loads(line)
     ended = datetime.fromtimestamp(run["ended"], UTC)
-    return Run(run=run["run"], started=_moment(run["started"]), ended=ended, why=run["why"])
+    outcome = run.get("outcome", "retried")
+    return Run(run=run["run"], started=_moment(run["started"]), ended=ended, why=run["why"], outcome=outcome)
 
 
 def _moment(seconds: float | None) -> datetime | None:

@@ -50,6 +50,20 @@ def noted(why: str) -> Values:
     return {"history": case((func.length(earlier) < MOST_HISTORY, earlier + line), else_=earlier)}
 
 
+def with_death(row: Any) -> str:
+    """The history of a dead letter, and as its last line what it died of: its last run, or what came after it.
+
+    Args:
+        row: its attempts, times, error and history.
+    """
+    earlier = row.history or ""
+    last = json.loads(earlier.splitlines()[-1])["run"] if earlier else 0
+    started = row.started_at if row.attempts > last else None
+    why = said(row.error or "")[:MOST_REASON]
+    death = {"run": row.attempts, "started": started, "ended": row.closed_at, "why": why, "outcome": DEAD}
+    return f"{earlier}{json.dumps(death)}\n"
+
+
 def waiting_unless(last: ColumnElement[bool], due_at: ColumnElement[float] | float, error: str) -> Values:
     """To be published when it is due, or a dead letter if that was the last time."""
     return {

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Double,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -95,6 +96,8 @@ deliveries = Table(
     Column("published_at", Double),
     Column("started_at", Double),
     Column("closed_at", Double),
+    # Not Double, which has another name in each database: older tables get it by one and the same statement.
+    Column("replayed_at", Float, comment="when it was last made to run again after it was closed"),
     Column("worker", String(64), comment="boot id of the worker that runs it, and its process"),
     Column("error", Text),
     Column("history", Text, comment="a JSON object a line: its runs that did not close it, the first ones"),
@@ -112,6 +115,14 @@ Index(
 _dead = deliveries.c.state == literal(DEAD, literal_execute=True)
 """With the word itself in the statement, from which a database sees that the index of dead ones will do."""
 Index("ix_nitro_delivery_dead", deliveries.c.emission, sqlite_where=_dead, postgresql_where=_dead)
+
+_replayed = deliveries.c.replayed_at.is_not(None)
+Index(
+    "ix_nitro_delivery_replayed",
+    deliveries.c.replayed_at,
+    sqlite_where=_replayed,
+    postgresql_where=_replayed,
+)
 
 _caused = emissions.c.root.is_not(None)
 Index("ix_nitro_emission_root", emissions.c.root, sqlite_where=_caused, postgresql_where=_caused)

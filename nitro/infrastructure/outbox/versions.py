@@ -20,6 +20,8 @@ STEPS: dict[int, tuple[str, ...]] = {
     3: (
         "ALTER TABLE nitro_emission ADD COLUMN story TEXT",
         "ALTER TABLE nitro_delivery ADD COLUMN history TEXT",
+        "ALTER TABLE nitro_delivery ADD COLUMN replayed_at FLOAT",
+        "CREATE INDEX ix_nitro_delivery_replayed ON nitro_delivery (replayed_at) WHERE replayed_at IS NOT NULL",
         "CREATE INDEX ix_nitro_delivery_dead ON nitro_delivery (emission) WHERE state = 'dead'",
         "CREATE INDEX ix_nitro_emission_root ON nitro_emission (root) WHERE root IS NOT NULL",
     ),

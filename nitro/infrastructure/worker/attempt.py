@@ -17,7 +17,7 @@ from sqlalchemy import exc
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.failpoints import failpoint
-from nitro.infrastructure.logs import logger_named, plain
+from nitro.infrastructure.logs import logger_named, parted, plain
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.claims import Claim, Refusal
@@ -33,6 +33,9 @@ AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.Timeout
 AGAIN = 0.5
 """Seconds between two tries to reach a database that is away."""
 LONGEST_ERROR = 4000
+"""Characters of an error, of which half are left to its message."""
+OMITTED = "  …\n"
+"""Indented, so that it passes for no exception."""
 
 
 class TakenOver(Ignore):  # type: ignore[misc]  # celery has no types
@@ -150,6 +153,15 @@ def _seconds(again: Retry) -> float:
 
 
 def _told(error: BaseException) -> str:
-    """An error and where it was raised, for whoever looks at the row."""
+    """An error and where it was raised, for whoever looks at the row; of a long one the last frames and both ends."""
     told = "".join(traceback.format_exception(error))
-    return told if len(told) <= LONGEST_ERROR else f"…{told[-LONGEST_ERROR:]}"
+    if len(told) <= LONGEST_ERROR:
+        return told
+    frames, own = parted(told)
+    most = LONGEST_ERROR // 2
+    if len(frames) > most:
+        frames = OMITTED + frames[-most:].partition("\n")[2]
+    if len(own) > LONGEST_ERROR - len(frames):
+        half = (LONGEST_ERROR - len(frames) - len(OMITTED) - 1) // 2
+        own = f"{own[:half]}\n{OMITTED}{own[-half:]}"
+    return frames + own

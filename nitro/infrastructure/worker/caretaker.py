@@ -59,6 +59,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._beaten = -BEAT
         self._census = census.Census(self.boot)
         self._timer: threading.Timer | None = None
+        self._leaves = False
         self._revoked: set[str] = set()
         self._orphans: set[tuple[str, int]] = set()
         self._counted = monotonic()
@@ -80,7 +81,12 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             self._relay.start(Relay(self._worker.app).tick)
 
     def stop(self, _worker: Any) -> None:
-        """Go on: the pool stops after this, and what it leaves is seen to at the end."""
+        """Go on: the pool stops after this, and what it leaves is seen to at the end.
+
+        Nobody may have signalled: a broker whose folder was deleted ends a worker too, and so does `control shutdown`.
+        """
+        if self._timer is None and threading.current_thread() is threading.main_thread():  # else the process is others'
+            self._hurry()
 
     terminate = stop
 
@@ -117,29 +123,43 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
     def _hurry(self, **_signal: Any) -> None:
         soft = float(self._worker.app.conf.worker_soft_shutdown_timeout or 0)
-        self._timer = threading.Timer(soft + LEAVE if soft else GRACE, self._cut_short)
+        self._cut_short_in(soft + LEAVE if soft else GRACE)
+
+    def _cut_short_in(self, seconds: float, waiting: int = 0) -> None:
+        self._timer = threading.Timer(seconds, self._cut_short, (waiting,))
         self._timer.daemon = True
         self._timer.start()
+        if self._leaves:
+            self._timer.cancel()
 
-    def _cut_short(self) -> None:
-        """End the process while it is still ours to end; what it ran begins anew elsewhere."""
+    def _cut_short(self, waiting: int) -> None:
+        """End the process while it is still ours to end; what it ran begins anew elsewhere.
+
+        Args:
+            waiting: for how many that are not tracked it was waiting already; they are left to end by themselves.
+        """
         others = sum(not _is_tracked(request) for request in _snapshot(state.active_requests))
         if others:
-            logger.warning("the worker goes on: %d tasks that are not tracked run still", others)
+            if others != waiting:
+                logger.warning("the worker goes on: %d tasks that are not tracked run still", others)
+            self._cut_short_in(LOOK_AGAIN, others)
             return
         logger.warning("the worker was asked to stop and has not; what it runs is given back")
         for pid in self._children():
             _kill(pid)
-        self._return_messages()
-        # A handler on a thread, which cannot be killed, may hold the lock that giving back needs.
-        leaving = threading.Thread(target=self._leave, daemon=True)
-        leaving.start()
-        leaving.join(LEAVE)
+        # A broker that is frozen, or a handler on a thread with the lock that giving back needs, would keep this one.
+        last = monotonic() + LEAVE
+        leaving = [threading.Thread(target=step, daemon=True) for step in (self._return_messages, self._leave)]
+        for thread in leaving:
+            thread.start()
+        for thread in leaving:
+            thread.join(max(0.0, last - monotonic()))
         os._exit(0)
 
     def _return_messages(self) -> None:
         """Give back to a broker that would not notice the messages that this worker holds, for a countdown say."""
-        qos = getattr(getattr(self._worker.consumer.task_consumer, "channel", None), "qos", None)
+        consumer = getattr(self._worker.consumer, "task_consumer", None)
+        qos = getattr(getattr(consumer, "channel", None), "qos", None)
         try:
             if qos is not None:
                 qos.restore_unacked_once()
@@ -156,6 +176,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
     def _leave(self) -> None:
         """The pool has ended: give back what it was running, and leave the census."""
+        self._leaves = True
         if self._timer is not None:
             self._timer.cancel()
         worker_shutting_down.disconnect(self._hurry)

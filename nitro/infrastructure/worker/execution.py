@@ -18,7 +18,7 @@ from nitro.infrastructure.events import Emission, background
 from nitro.infrastructure.events.handler import kind_of
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
-from nitro.infrastructure.logs import facts, logger_named, plain
+from nitro.infrastructure.logs import facts, logger_named, plain, told
 from nitro.infrastructure.offload.carriers import taken
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.declarations import Declaration
@@ -72,10 +72,10 @@ def _reported(delivery: Delivery, sender: str) -> Iterator[None]:
         raise
     except Exception as error:
         known = {"handler": delivery.handler, "event": delivery.event or "", "sender": sender}
-        told = (*map(plain, known.values()), plain(f"{type(error).__name__}: {error}"))
+        texts = map(plain, (*known.values(), told(error)))
         where = {"emission": delivery.emission, "attempt": delivery.attempt}
         line = "handler %s of event %s by %s failed: %s (emission %s, attempt %d)"
-        logger.warning(line, *told, *where.values(), extra=facts(**known, **where))
+        logger.warning(line, *texts, *where.values(), extra=facts(**known, **where))
         raise
 
 

@@ -6,7 +6,7 @@ import os
 import time
 
 from nitro import Offload, current_delivery, on
-from project.effects import note
+from project.effects import FOLDER, note
 from project.handlers import LONG, Receipt
 
 QUEUE = "mortal"
@@ -31,6 +31,14 @@ def once(sender: str, key: str) -> None:
 def least(sender: str, key: str) -> None:
     note(key)
     _linger()
+
+
+@on("mortal.untracked", offload=Offload(queue=QUEUE, delivery="broker"))
+def untracked(sender: str, key: str) -> None:
+    note(key)
+    end = time.monotonic() + 2 * LONG
+    while not (FOLDER / f"{key}.go").exists() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 @on("mortal.exit", offload=Offload(queue=QUEUE))
