@@ -6,7 +6,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Generator
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import blinker
 from blinker import ANY
@@ -15,13 +15,15 @@ from nitro.errors import DeclarationError, EmitError
 from nitro.infrastructure.events import pipeline
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
-from nitro.infrastructure.events.explain import Explanation, explain
 from nitro.infrastructure.events.handler import Function, Handler, function_key, plain, sender_key
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.events.pipeline import emit
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
 from nitro.infrastructure.events.watching import prepare
+
+if TYPE_CHECKING:
+    from nitro.infrastructure.events.explain import Explanation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +96,8 @@ class Event(blinker.NamedSignal):
 
     def explain(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Explanation:
         """What an emit would do now: its handlers in order, with the verdict on each; runs conditions, no handler."""
+        from nitro.infrastructure.events.explain import explain
+
         call = Call(sender=sender, args=args, kwargs=kwargs)
         return explain(self.name, pipeline.plan_of(self, call), call)
 
