@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy import StaticPool, create_engine
 from sqlalchemy import event as sqlalchemy_event
 
 from journals import only, recorded, rows
 from nitro.domain.entities.base_entity import Entity
-from nitro.infrastructure.database import engine, reset, transaction
+from nitro.infrastructure.database import engine, reset, transaction, use_engine
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
@@ -190,16 +191,15 @@ def test_a_database_that_is_away_is_waited_for(
     assert [record.levelname for record in caplog.records if record.name == "nitro.outbox"] == ["WARNING"] * 2
 
 
-def test_a_database_in_memory_is_left_to_the_program(
+def test_an_engine_in_memory_is_left_to_the_program(
     journal_on: journal.Journal,
     evt: Event,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It has one connection: who wrote there from another thread would commit what is not finished. It is said once."""
-    monkeypatch.setenv("NITRO_DB_URL", "sqlite://")
+    use_engine(create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}))
     monkeypatch.setattr(journal_on, "_refused", False, raising=False)
-    reset()
     Bottle.init_db()
     for _ in range(2):
         with pytest.raises(InterruptedError), transaction():

@@ -12,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from sqlalchemy import create_engine, event, inspect, text
@@ -137,15 +138,39 @@ def test_lower_knows_all_of_unicode(database: Path) -> None:
         assert connection.execute(text("SELECT lower('ÄÉ')")).scalar() == "äé"
 
 
-def test_memory_is_one_database_for_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In-memory SQLite is one shared connection."""
-    monkeypatch.setenv("NITRO_DB_URL", "sqlite://")
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_memory_is_one_database_for_all_threads(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Whoever reads while a transaction is open sees what is committed, and does not end it."""
+    monkeypatch.setenv("NITRO_DB_URL", url)
     db.reset()
     with db.transaction() as session:
         add(session, "shared")
+        assert bodies() == []
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(bodies).result() == ["shared"]
     db.reset()
+    assert bodies() == []
+    db.reset()
+
+
+def test_memory_leaves_nothing_behind() -> None:
+    """Its file ends with the process that made it, and not with a forked child."""
+    source = """
+        import os, sys
+        from nitro.infrastructure.database import engine, writing
+        with writing():
+            place = engine().url.database
+        if not os.fork():
+            sys.exit()
+        os.wait()
+        assert os.path.exists(place)
+        print(place)
+    """
+    environ = {**os.environ, "NITRO_DB_URL": "sqlite://"}
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(source)], env=environ, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert not Path(done.stdout.strip()).parent.exists()
 
 
 def test_writing_takes_the_lock_at_once(statements: list[str]) -> None:

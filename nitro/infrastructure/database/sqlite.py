@@ -8,10 +8,12 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, cast
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
-from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from nitro.infrastructure.database import tables
 
@@ -23,12 +25,31 @@ FORK_SECONDS = 10.0
 
 
 def connect(url: URL) -> Engine:
-    """An engine for this URL; a file is pinned to its absolute path, memory is one shared connection."""
+    """An engine for this URL; a file is pinned to its absolute path, for memory there is one that ends with us."""
     if in_memory(url):
-        return prepare(create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False}))
+        return _passing()
     if url.database and not url.database.startswith("file:"):
         url = url.set(database=str(Path(url.database).absolute()))
     return prepare(create_engine(url, max_overflow=-1))
+
+
+def _passing() -> Engine:
+    """An engine for a database that lasts as long as this process at most.
+
+    A database in memory has one connection, on which a read would end the transaction of another thread; a file has
+    as many as are wanted, and this one need not survive a power failure.
+    """
+    folder = mkdtemp(prefix="nitro-")
+    engine = prepare(create_engine(URL.create("sqlite", database=str(Path(folder, "passing.db"))), max_overflow=-1))
+    event.listen(engine, "connect", lambda driver, _record: driver.execute("PRAGMA synchronous=OFF"))
+    finalize(engine, _remove, folder, os.getpid())
+    return engine
+
+
+def _remove(folder: str, owner: int) -> None:
+    """Not by a forked child, whose parent still uses it."""
+    if os.getpid() == owner:
+        rmtree(folder, ignore_errors=True)
 
 
 def prepare(engine: Engine) -> Engine:
