@@ -21,7 +21,7 @@ class Row:
         number: of the row in the table of goals.
         peer: what it is compared with; empty when a number stands for itself.
         package: the distribution whose version the table names.
-        goal: at most this; `at_least` turns it round.
+        goal: at most this, `at_least` turns it round; None where it is only to be known.
         needs: brokers and databases that must answer.
         environ: settings of its process.
     """
@@ -31,7 +31,7 @@ class Row:
     what: str
     peer: str
     package: str
-    goal: float
+    goal: float | None
     measure: Measure
     at_least: bool = False
     unit: str = ""
@@ -66,7 +66,7 @@ ROWS: dict[str, Row] = {}
 
 
 def row(
-    name: str, number: int, what: str, peer: str, package: str, goal: float, **more: Any
+    name: str, number: int, what: str, peer: str, package: str, goal: float | None, **more: Any
 ) -> Callable[[Measure], Measure]:
     """Put a row into the table."""
 
@@ -88,7 +88,7 @@ def result(row: Row) -> Result:
     return Result(
         **_facts(row),
         value=round(value, 3),
-        met=value >= row.goal if row.at_least else value <= row.goal,
+        met=None if row.goal is None else value >= row.goal if row.at_least else value <= row.goal,
         ours=pair and round(pair.ours * 1e6, 2),
         theirs=pair and round(pair.theirs * 1e6, 2),
     )
@@ -107,7 +107,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "number": row.number,
         "what": row.what,
         "peer": peer,
-        "goal": f"{sign} {row.goal:g}{row.unit}",
+        "goal": "floor" if row.goal is None else f"{sign} {row.goal:g}{row.unit}",
     }
 
 
@@ -115,7 +115,7 @@ def as_text(results: Iterable[Result]) -> str:
     """A Markdown table."""
     lines = ["| # | what | against | goal | measured | |", "|---|---|---|---|---|---|"]
     for each in results:
-        unit = each.goal.lstrip("≤≥ 0123456789.")
+        unit = "" if each.goal == "floor" else each.goal.lstrip("≤≥ 0123456789.")
         measured = "-" if each.value is None else f"{each.value:g}{unit}"
         sign = {True: "✓", False: "✗", None: each.note}[each.met]
         lines.append(f"| {each.number} | {each.what} | {each.peer} | {each.goal} | {measured} | {sign} |")

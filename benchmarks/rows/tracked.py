@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from time import perf_counter
 
-from celery import Celery
 from sqlalchemy import Engine, text
 
 from benchmarks.measure import Pair, looped, side_by_side
@@ -24,10 +23,11 @@ BACKLOG = 5_000
 """Rows that a relay moves in a round."""
 
 
-def _offloaded(app: Celery, count: int) -> Event:
+def offloaded(count: int, delivery: str = "at-least-once") -> Event:
+    """An event with so many offloaded handlers."""
     event = Event("bench")
     for handler in handlers(count):
-        on(event, offload={"delivery": "at-least-once"}, name=f"bench.{handler.__name__}")(handler)
+        on(event, offload={"delivery": delivery}, name=f"bench.{handler.__name__}")(handler)
     return event
 
 
@@ -36,7 +36,7 @@ def _in_a_transaction(kind: str) -> Pair:
     with database(kind) as place, empty_queue(app):
         bind(app, place)
         create_tables()
-        event = _offloaded(app, 5)
+        event = offloaded(5)
 
         def saved() -> None:
             with transaction():
@@ -69,7 +69,7 @@ def _relayed(broker: str) -> Pair:
     with database("postgresql") as place, empty_queue(app) as emptied:
         bind(app, place)
         create_tables()
-        event, sold = _offloaded(app, 5), order()
+        event, sold = offloaded(5), order()
         task = app.task(handlers(1)[0], name="plain")
         emit(event, sold, **KWARGS)
         assert courier.drain(60.0)

@@ -48,7 +48,8 @@ class LoopThread:
         """The loop, or None before its first coroutine."""
         return self._loop
 
-    def _started(self) -> asyncio.AbstractEventLoop:
+    def started(self) -> asyncio.AbstractEventLoop:
+        """The loop, which runs."""
         with self._lock:
             if self._loop is None:
                 self._loop = self._new_loop()
@@ -67,7 +68,7 @@ class LoopThread:
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> tuple[asyncio.AbstractEventLoop, Future[Any]]:
         """Run a coroutine there, in a copy of the caller's context."""
-        loop = self._started()
+        loop = self.started()
         return loop, asyncio.run_coroutine_threadsafe(work, loop)
 
 

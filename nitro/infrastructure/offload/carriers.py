@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def given(emission: Emission) -> dict[str, Any]:
 
 def taken(headers: Headers, delivery: Delivery) -> AbstractContextManager[object]:
     """What surrounds a run of a handler."""
-    return within(carrier.take(headers, delivery) for carrier in carriers)
+    return within(carrier.take(headers, delivery) for carrier in carriers) if carriers else nullcontext()
 
 
 @contextmanager

@@ -32,13 +32,13 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
     """
     rows = json.dumps([delivery_row(app, parcel, queued) for parcel in parcels])
     values = {**emission_row(parcels), "rows": rows}
-    for statement in _statements(connection.dialect.name):
+    for statement in statements(connection.dialect.name):
         connection.execute(statement, values)
 
 
 @cache
-def _statements(dialect: str) -> tuple[Insert, ...]:
-    """Made once, because making them costs more than an order does; one where one may hold both: one round trip."""
+def statements(dialect: str) -> tuple[Insert, ...]:
+    """What `insert` executes, made once, because making it costs more than an order does; one where one can be both."""
     emission, delivery = _emission(dialect), _delivery(dialect)
     return (delivery.add_cte(emission.cte("emission")),) if dialect == "postgresql" else (emission, delivery)
 

@@ -6,10 +6,10 @@ import asyncio
 import signal
 import sys
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
-from threading import Event
+from threading import Lock
 from typing import Any
 
 from billiard.common import TERM_SIGNAL
@@ -51,17 +51,47 @@ def run_coroutine(work: Coroutine[Any, Any, Any], handler: str) -> Any:
     What interrupts the waiting thread, such as a soft time limit, cancels the coroutine and is
     raised here when that has ended.
     """
-    ended = Event()
-    supervised = _supervised(work, handler, ended)
+    supervised = _supervised(work, handler)
     if asyncio._get_running_loop() is not None:
         return _run_beside(supervised)
-    _, future = _loop.submit(supervised)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        ended.wait()
-        raise
+    run = _Run(_loop.started())
+    run.loop.call_soon_threadsafe(run.begin, supervised)
+    return run.result()
+
+
+class _Run:
+    """A coroutine that another thread waits for; cheaper than the two futures of `run_coroutine_threadsafe`."""
+
+    __slots__ = ("_over", "_task", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self._over = Lock()
+        self._over.acquire()
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Start it; called on the loop, in the context of the thread that waits."""
+        self._task = self.loop.create_task(work)
+        self._task.add_done_callback(lambda _task: self._over.release())
+
+    def result(self) -> Any:
+        """Wait for its end on this thread.
+
+        Raises:
+            CancelledError: it was cancelled; the one that is an `Exception`, because this thread was not.
+            BaseException: what the coroutine raises, and what interrupts the waiting.
+        """
+        try:
+            self._over.acquire()
+        except BaseException:
+            self.loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
+            self._over.acquire()
+            raise
+        assert self._task is not None
+        if self._task.cancelled():
+            raise CancelledError
+        return self._task.result()
 
 
 def _run_beside(work: Coroutine[Any, Any, Any]) -> Any:
@@ -70,7 +100,7 @@ def _run_beside(work: Coroutine[Any, Any, Any]) -> Any:
         return thread.submit(copy_context().run, asyncio.run, work).result()
 
 
-async def _supervised(work: Coroutine[Any, Any, Any], handler: str, ended: Event) -> Any:
+async def _supervised(work: Coroutine[Any, Any, Any], handler: str) -> Any:
     """The result of a handler; its emits are waited for, and whatever else it left running is cancelled."""
     spawned: set[asyncio.Future[Any]] = set()
     _spawned.set(spawned)
@@ -79,11 +109,9 @@ async def _supervised(work: Coroutine[Any, Any, Any], handler: str, ended: Event
         with nullcontext() if opened is None else opened.lent():
             return await work
     finally:
-        try:
-            await background.settle()
+        await background.settle()
+        if spawned:
             await _cancel(spawned, handler)
-        finally:
-            ended.set()
 
 
 async def _cancel(spawned: set[asyncio.Future[Any]], handler: str) -> None:

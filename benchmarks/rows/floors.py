@@ -1,0 +1,152 @@
+"""What the layers below cost by themselves, beside the same peers: nothing that stands on them can be cheaper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from redis import Redis
+from sqlalchemy import Connection, text
+from uuid_utils import uuid7
+
+from benchmarks.measure import Pair, looped, side_by_side
+from benchmarks.rows.publishing import BROKERS, app_on, empty_queue
+from benchmarks.rows.tracked import offloaded
+from benchmarks.servers import QUEUE, database
+from benchmarks.shop import KWARGS, dump, handlers, order
+from benchmarks.table import row
+from nitro import transaction
+from nitro.infrastructure.database import create_tables, engine
+from nitro.infrastructure.events import emit
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.codec import encode
+from nitro.infrastructure.outbox import claims, inserts
+from nitro.infrastructure.worker.identity import here
+
+BYTES = "x" * 2_700
+"""As many as one message has."""
+ONCE = 400
+
+
+def _published(broker: str) -> Pair:
+    app, sold = app_on(broker), order()
+    task = app.task(handlers(1)[0], name="plain")
+    with empty_queue(app), app.connection_for_write() as connection:
+        channel = connection.default_channel
+        bare = partial(_push, Redis.from_url(BROKERS[broker])) if broker == "redis" else partial(_publish, channel)
+        return side_by_side(looped(bare), looped(lambda: task.delay(dump(sold), **KWARGS)), times=200)
+
+
+def _push(client: Redis) -> None:
+    connection = client.connection_pool.get_connection()
+    connection.send_packed_command(connection.pack_command("LPUSH", QUEUE, BYTES))
+    connection.read_response()
+    client.connection_pool.release(connection)
+
+
+def _publish(channel: Any) -> None:
+    channel.basic_publish(channel.prepare_message(BYTES), exchange="", routing_key=QUEUE)
+
+
+for _broker, _bare in (("redis", "one LPUSH of redis-py"), ("rabbitmq", "one `basic_publish` of py-amqp")):
+    row(f"floor-{_broker}", 7, f"{_bare}, as long as a message", "1 `.delay()`", "celery", None, needs=(_broker,))(
+        partial(_published, _broker)
+    )
+
+
+def _in_a_transaction(kind: str) -> Pair:
+    app = app_on("memory")
+    with database(kind) as place:
+        bind(app, place)
+        create_tables()
+        payload = encode(order(0), (), KWARGS)
+
+        def saved() -> None:
+            with transaction():
+                order(0).save()
+
+        def saved_and_inserted() -> None:
+            with transaction() as session:
+                order(0).save()
+                _insert(session.connection(), payload)
+
+        return side_by_side(looped(saved_and_inserted), looped(saved), times=100)
+
+
+def _insert(connection: Connection, payload: str) -> None:
+    """The statements of an emit to five, and nothing else of it."""
+    emission = str(uuid7())
+    facts = {"promise": "at-least-once", "mode": "snapshot", "queue": QUEUE, "state": "queued", "publications": 1}
+    own = {"at_once": True, "put_off": 10.0, "ends_at": None, "ends_after": None, "options": None}
+    rows = [
+        {"emission": emission, "handler": f"bench.handler{number}", "id": str(uuid4()), **facts, **own}
+        for number in range(5)
+    ]
+    values = {"id": emission, "event": "bench", "sender": "Order", "snapshot": payload, "rows": json.dumps(rows)}
+    values |= dict.fromkeys(("root", "parent", "story", "reload"))
+    for statement in inserts.statements(connection.dialect.name):
+        connection.execute(statement, values)
+
+
+for _kind in ("postgresql", "sqlite"):
+    row(
+        f"floor-transaction-{_kind}",
+        9,
+        f"a `transaction()` that saves an order and executes the INSERTs of an emit to 5, {_kind}",
+        "the same without them",
+        "sqlalchemy",
+        None,
+        needs=("postgresql",) if _kind == "postgresql" else (),
+    )(partial(_in_a_transaction, _kind))
+
+
+@row(
+    "floor-once",
+    12,
+    "the statements of an `exactly-once` run on PostgreSQL, without Celery",
+    "those that are made by hand",
+    "sqlalchemy",
+    None,
+    needs=("postgresql",),
+)
+def exactly_once() -> Pair:
+    """A claim and a close; counting the attempt and taking a key."""
+    with database("postgresql") as place:
+        bind(app_on("memory"), place)
+        create_tables()
+        event, (handler,) = offloaded(1, "exactly-once"), handlers(1)
+        emissions = [emit(event, order(), **KWARGS).id for _ in range(8 * ONCE)]
+        with engine().begin() as connection:
+            connection.execute(text("CREATE TABLE attempts (key text PRIMARY KEY, count int NOT NULL DEFAULT 0)"))
+            connection.execute(text("CREATE TABLE done (key text PRIMARY KEY)"))
+            keys = [{"key": str(number)} for number in range(8 * ONCE)]
+            connection.execute(text("INSERT INTO attempts (key) VALUES (:key)"), keys)
+        ours = _claimed_and_closed(f"bench.{handler.__name__}", emissions)
+        return side_by_side(looped(ours), looped(_by_hand), times=ONCE)
+
+
+def _claimed_and_closed(handler: str, emissions: list[str]) -> Callable[[], None]:
+    left, me = iter(emissions), here()
+
+    def run() -> None:
+        claim = claims.claim(next(left), handler, me)
+        assert isinstance(claim, claims.Claim)
+        with transaction() as session:
+            claims.finish(claim, session.connection())
+
+    return run
+
+
+_keys = map(str, count())
+
+
+def _by_hand() -> None:
+    key = {"key": next(_keys)}
+    with engine().begin() as connection:
+        connection.execute(text("UPDATE attempts SET count = count + 1 WHERE key = :key"), key)
+    with engine().begin() as connection:
+        connection.execute(text("INSERT INTO done (key) VALUES (:key) ON CONFLICT DO NOTHING"), key)
