@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from sqlalchemy import inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm.attributes import instance_state
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
@@ -83,7 +83,7 @@ def commit_for(values: Iterable[object]) -> Transaction | Commits | None:
         TransactionError: they are in sessions of two databases; names both.
     """
     current = current_transaction()
-    states = [inspect(value) for value in values if hasattr(type(value), "__mapper__")]
+    states = [instance_state(value) for value in values if hasattr(type(value), "__mapper__")]
     own = [state.session for state in states if state.session is not None and in_own_transaction(state.session)]
     _check_one_database([*own, *([current.session] if current is not None else [])])
     return current if current is not None or not own else commits_of(own[0])

@@ -33,8 +33,9 @@ class Batch:
         self.fate: Fate = "pending"
         self.error: BaseException | None = None
         self._once = any(parcel.promise == "at-most-once" for parcel in self.parcels)
-        self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._lock, self._under_way = threading.Lock(), threading.Lock()
+        self._under_way.acquire()
+        self._ended = False
 
     def goes_with(self, other: Batch) -> bool:
         """Whether both may leave together; one that must not come twice shares no doubt about another."""
@@ -57,13 +58,17 @@ class Batch:
         self.error = error
         with self._lock:
             withdrawn, self.fate = self.fate == "unsent", fate
-        self._over.set()
+            if not self._ended:
+                self._ended = True
+                self._under_way.release()
         if error is not None and not withdrawn:
             self._tell()
 
     def wait(self, seconds: float) -> Fate:
         """What became of it within so many seconds; what nobody has taken up by then never leaves."""
-        if not self._over.wait(seconds) and not self.withdraw() and self.fate == "sending":
+        if self._under_way.acquire(timeout=max(seconds, 0.0)):
+            self._under_way.release()
+        elif not self.withdraw() and self.fate == "sending":
             return "unknown"
         return self.fate
 

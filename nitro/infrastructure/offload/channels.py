@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any, cast
@@ -93,10 +92,13 @@ class Pushes:
             return
         connection = self._client.connection_pool.get_connection()
         self._owed = connection, len(commands)
-        with self._told():
+        try:
             packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
             connection.send_packed_command([b"".join(packed)])
             answered = patience is None or connection.can_read(patience)
+        except BaseException as error:
+            self._hang_up(error)
+            raise
         if not answered:
             raise Unanswered("Redis has not answered in time")
         self.answer()
@@ -109,9 +111,12 @@ class Pushes:
         """
         assert self._owed is not None
         connection, count = self._owed
-        with self._told():
+        try:
             for _ in range(count):
                 connection.read_response()
+        except BaseException as error:
+            self._hang_up(error)
+            raise
         self._owed = None
         self._client.connection_pool.release(connection)
 
@@ -119,19 +124,14 @@ class Pushes:
         """Drop what has gathered."""
         self._commands = []
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _hang_up(self, error: BaseException) -> None:
         """A failure is one of the batch; no answer that still comes is taken for that to something else."""
         from redis.exceptions import RedisError
 
-        try:
-            yield
-        except BaseException as error:
-            (connection, _), self._owed = cast(Owed, self._owed), None
-            connection.disconnect()
-            self._client.connection_pool.release(connection)
-            if not isinstance(error, RedisError | OSError):
-                raise
+        (connection, _), self._owed = cast(Owed, self._owed), None
+        connection.disconnect()
+        self._client.connection_pool.release(connection)
+        if isinstance(error, RedisError | OSError):
             why = f"Redis has not taken a batch, of which some may have been delivered: {error}"
             raise BatchPublishError(why) from error
 

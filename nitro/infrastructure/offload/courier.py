@@ -218,6 +218,11 @@ def _withhold(batches: Iterable[Batch], error: BaseException) -> None:
 
 def _tell(batches: Iterable[Batch], flight: Batch, fate: Fate, fault: BaseException | None) -> None:
     """Share what became of a flight out to the batches that left with it."""
+    if not flight.open:
+        for batch in batches:
+            batch.open = []
+            batch.end("sent")
+        return
     still_open = {parcel.task_id for parcel in flight.open}
     for batch in batches:
         batch.open = [parcel for parcel in batch.parcels if parcel.task_id in still_open]
