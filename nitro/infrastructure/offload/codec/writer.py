@@ -99,10 +99,14 @@ class Writer:
         self._enter(ATTRIBUTE, state)
         written, path = {}, self._path
         for name, item in state.items():
-            if only is None or name in only:
-                path[-1] = name
-                scalar = SCALARS.get(type(item))  # as in `value`, for the many columns of entities
-                written[name] = scalar(item) if scalar is not None else self._structure(item)
+            if only is not None and name not in only:
+                continue
+            if type(item) is str and item.isascii():  # as in `value`, for the many columns of entities
+                written[name] = item
+                continue
+            path[-1] = name
+            scalar = SCALARS.get(type(item))
+            written[name] = scalar(item) if scalar is not None else self._structure(item)
         self._leave()
         return written
 
