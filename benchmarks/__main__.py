@@ -30,7 +30,7 @@ def main() -> int:
     if options.here:
         print(json.dumps(as_json([result(ROWS[options.names[0]])])[0]))
         return 0
-    results = list(_results(options.names or list(ROWS)))
+    results = sorted(_results(options.names or list(ROWS)), key=lambda each: each.number)
     print(as_text(results))
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")

@@ -13,7 +13,7 @@ from redis import Redis
 from sqlalchemy import Connection, text
 from uuid_utils import uuid7
 
-from benchmarks.measure import Pair, looped, side_by_side
+from benchmarks.measure import ROUNDS, Pair, looped, side_by_side
 from benchmarks.rows.publishing import BROKERS, app_on, empty_queue
 from benchmarks.rows.tracked import offloaded
 from benchmarks.servers import QUEUE, database
@@ -29,7 +29,7 @@ from nitro.infrastructure.worker.identity import here
 
 BYTES = "x" * 2_700
 """As many as one message has."""
-ONCE = 400
+ONCE = 300
 
 
 def _published(broker: str) -> Pair:
@@ -49,7 +49,8 @@ def _push(client: Redis) -> None:
 
 
 def _publish(channel: Any) -> None:
-    channel.basic_publish(channel.prepare_message(BYTES), exchange="", routing_key=QUEUE)
+    message = channel.prepare_message(BYTES, content_type="application/json", content_encoding="utf-8")
+    channel.basic_publish(message, exchange="", routing_key=QUEUE)
 
 
 for _broker, _bare in (("redis", "one LPUSH of redis-py"), ("rabbitmq", "one `basic_publish` of py-amqp")):
@@ -119,11 +120,11 @@ def exactly_once() -> Pair:
         bind(app_on("memory"), place)
         create_tables()
         event, (handler,) = offloaded(1, "exactly-once"), handlers(1)
-        emissions = [emit(event, order(), **KWARGS).id for _ in range(8 * ONCE)]
+        emissions = [emit(event, order(), **KWARGS).id for _ in range((ROUNDS + 1) * ONCE)]
         with engine().begin() as connection:
             connection.execute(text("CREATE TABLE attempts (key text PRIMARY KEY, count int NOT NULL DEFAULT 0)"))
             connection.execute(text("CREATE TABLE done (key text PRIMARY KEY)"))
-            keys = [{"key": str(number)} for number in range(8 * ONCE)]
+            keys = [{"key": str(number)} for number in range((ROUNDS + 1) * ONCE)]
             connection.execute(text("INSERT INTO attempts (key) VALUES (:key)"), keys)
         ours = _claimed_and_closed(f"bench.{handler.__name__}", emissions)
         return side_by_side(looped(ours), looped(_by_hand), times=ONCE)

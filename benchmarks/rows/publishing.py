@@ -65,7 +65,7 @@ def _row(number: int, broker: str, count: int, delivery: str, goal: float) -> No
     peer = f"{count} `.delay()`"
     needs = () if broker == "memory" else (broker,)
     row(f"{broker}-{count}-{delivery}", number, what, peer, "celery", goal, needs=needs)(
-        partial(_publishing, broker, count, delivery, burst=200)
+        partial(_publishing, broker, count, delivery, burst=300)
     )
 
 
