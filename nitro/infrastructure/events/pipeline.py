@@ -54,8 +54,8 @@ class Source(Protocol):
 def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Emission:
     """What `emit_fully` does; where all handlers are plain just their calls, with as little around them as possible."""
     plans = event.plans
-    plan = None if plans is None else plans.everyone
-    if plan is None or plan.plain is None or watchers or debugs(DEBUG) is not False or "sender" in kwargs:
+    plain = None if plans is None else plans.plain
+    if plain is None or watchers or (kwargs and "sender" in kwargs) or debugs(DEBUG) is not False:
         return emit_fully(event, Call(sender=sender, args=args, kwargs=kwargs))[0]
     emissions = running.emissions
     emission = Emission(event.name) if emissions or in_task() is not None else _uncaused(Emission)
@@ -63,7 +63,7 @@ def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str,
     emissions.append(emission)
     alone = not (args or kwargs)  # half the price of a call
     try:
-        for condition, function, handler in plan.plain:
+        for condition, function, handler in plain:
             if condition is not None:
                 try:
                     verdict = condition(sender) if alone else condition(sender, *args, **kwargs)

@@ -79,15 +79,17 @@ class Plans:
 
     Attributes:
         everyone: the one plan, when they tell no sender from another.
+        plain: its handlers, when an emit has nothing to do but to call them.
     """
 
-    __slots__ = ("_by_sender", "_keys", "_whimsical", "everyone", "handlers")
+    __slots__ = ("_by_sender", "_keys", "_whimsical", "everyone", "handlers", "plain")
 
     def __init__(self, handlers: tuple[Handler, ...]) -> None:
         self.handlers = handlers
         self._keys = frozenset(handler.sender.key for handler in handlers if handler.sender.key is not None)
         self._whimsical = any(_asks_the_instance(handler.sender.cls) for handler in handlers)
         self.everyone = None if self._keys else build(handlers)
+        self.plain = None if self.everyone is None else self.everyone.plain
         self._by_sender: dict[Hashable, Plan] = {}
 
     def of(self, sender: object) -> Plan:
