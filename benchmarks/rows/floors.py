@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -117,7 +118,8 @@ for _kind in ("postgresql", "sqlite"):
 def exactly_once() -> Pair:
     """A claim and a close; counting the attempt and taking a key."""
     with database("postgresql") as place:
-        bind(app_on("memory"), place)
+        os.environ["NITRO_DB_URL"] = place.url.render_as_string(hide_password=False)  # as of a worker
+        bind(app_on("memory"))
         create_tables()
         event, (handler,) = offloaded(1, "exactly-once"), handlers(1)
         emissions = [emit(event, order(), **KWARGS).id for _ in range((ROUNDS + 1) * ONCE)]
@@ -127,7 +129,9 @@ def exactly_once() -> Pair:
             keys = [{"key": str(number)} for number in range((ROUNDS + 1) * ONCE)]
             connection.execute(text("INSERT INTO attempts (key) VALUES (:key)"), keys)
         ours = _claimed_and_closed(f"bench.{handler.__name__}", emissions)
-        return side_by_side(looped(ours), looped(_by_hand), times=ONCE)
+        pair = side_by_side(looped(ours), looped(_by_hand), times=ONCE)
+        engine().dispose()
+        return pair
 
 
 def _claimed_and_closed(handler: str, emissions: list[str]) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery, signals
 from celery.exceptions import SoftTimeLimitExceeded
-from kombu import Queue
+from kombu import Exchange, Queue
 from redis import Redis
 from redis.connection import Connection
 
@@ -205,6 +205,57 @@ def test_an_answer_that_does_not_come_is_left_to_the_courier(
     assert courier.drain(PATIENCE)
     later = emit(evt)
     assert later.offloaded["shop.a"] in str(taken(server))
+
+
+def test_what_overtakes_an_unanswered_message_leaves_it_as_it_is(
+    evt: Event, server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has emitted meanwhile: both are there, each once, and no connection is left behind."""
+    offloaded(evt)
+    emit(evt)
+    can_read, here, others = Connection.can_read, threading.current_thread(), list[threading.Thread]()
+
+    def late(self: Any, timeout: float = 0) -> bool:
+        if not timeout or threading.current_thread() is not here:
+            return can_read(self, timeout)
+        other = threading.Thread(target=emit, args=(evt, "other"))
+        others.append(other)
+        other.start()
+        until(lambda: courier._tray.busy_for())
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "can_read", late)
+        emit(evt, "late")
+    others[0].join(PATIENCE)
+    assert courier.drain(PATIENCE)
+    assert len(taken(server)) == 3
+    assert courier._line is not None
+    pool = courier._line._lanes[False]._pushes._client.connection_pool  # type: ignore[union-attr]  # on Redis
+    assert len(pool._in_use_connections) == 0
+
+
+def test_no_name_stands_twice_in_a_message(evt: Event, server: Redis) -> None:
+    """Readers differ in which of two they take."""
+    offloaded(evt, headers={"tenant": "t1"})
+    for _ in range(2):
+        emit(evt)
+    pairs = list[list[tuple[str, Any]]]()
+    raw: Any = server.lrange("celery", 0, 0)
+    json.loads(raw[0], object_pairs_hook=lambda found: pairs.append(found) or dict(found))
+    assert pairs
+    assert all(len(dict(found)) == len(found) for found in pairs)
+
+
+def test_a_queue_behind_a_topic_is_asked_for_by_the_courier(evt: Event, server: Redis, threads: list[str]) -> None:
+    """Whoever publishes into an exchange asks Redis for its bindings, and waits for the answer."""
+    app = Celery("shop", broker=f"redis://127.0.0.1:6379/{DATABASE}", set_as_current=False)
+    app.conf.task_queues = [Queue("celery", Exchange("shop", type="topic"), routing_key="#")]
+    bind(app)
+    offloaded(evt)
+    for _ in range(3):
+        emit(evt)
+    assert threads == [COURIER] * 3
 
 
 def test_at_most_once_is_never_stored_when_it_may_have_left(

@@ -56,11 +56,11 @@ class Connection:
 
 
 class Client:
-    """Has one connection, which must be there when it is asked for."""
+    """Has connections, of which one must be there when it is asked for."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, *connections: Connection) -> None:
         self.connection_pool = self
-        self.free = [connection]
+        self.free = list(connections)
 
     def get_connection(self) -> Connection:
         return self.free.pop()
@@ -143,17 +143,20 @@ def test_a_failure_is_one_of_the_batch(
     assert connection.sent == []
 
 
-def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection, pushes: Pushes) -> None:
-    """By whoever may wait; the connection serves nobody else until then."""
+def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection) -> None:
+    """By whoever may wait, whatever is sent meanwhile; the connection serves nobody else until then."""
+    other = Connection()
+    client = Client(other, connection)
+    pushes = Pushes(client)
     connection.silent = True
-    with pytest.raises(Unanswered):
+    with pytest.raises(Unanswered) as late:
         flushed(pushes, ("lpush", "q", "1"), patience=0.01)
     assert connection.sent == [[("LPUSH", "q", "1")]]
-    pushes.answer()
-    assert connection.answers == 0
-    connection.silent = False
     flushed(pushes, ("lpush", "q", "2"), patience=0.01)
-    assert len(connection.sent) == 2
+    assert other.sent == [[("LPUSH", "q", "2")]]
+    pushes.answer(late.value.owed)
+    assert connection.answers == 0
+    assert client.free == [other, connection]
 
 
 def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pushes: Pushes) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import Session as OwnSession
 
 from nitro.errors import TransactionError
-from nitro.infrastructure.database.connections import engine, place_of
+from nitro.infrastructure.database.connections import engine, has_own_engine, place_of
 from nitro.infrastructure.database.sessions import Commits, commits_of, must_await
 from nitro.infrastructure.database.sqlite import WRITES, begin_for_real
 from nitro.infrastructure.database.tables import ensure_tables
@@ -123,13 +123,21 @@ def writing() -> Iterator[Connection]:
 
 @contextmanager
 def writing_once() -> Iterator[Connection]:
-    """A connection whose every statement is a transaction of its own: on a server one round trip in place of three."""
-    if engine().dialect.name == "sqlite":
+    """A connection whose every statement is a transaction of its own: on a server one round trip in place of three.
+
+    Not on an engine of the user's own, where listeners may have begun a transaction, or set something for it.
+    """
+    if has_own_engine() or engine().dialect.driver != "psycopg":
         with writing() as connection:
             yield connection
         return
     with engine().connect() as connection:
-        yield connection.execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        except BaseException:  # such as a signal raises: whoever is next must not get it as it is
+            connection.invalidate()
+            raise
+        yield connection
 
 
 def write_with(commit: Transaction | Commits, work: Callable[[Connection], None]) -> None:

@@ -21,6 +21,11 @@ class Lock:
         """Take it if it is free; whether it was."""
         return self._lock.acquire(blocking=False)
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread holds it."""
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # as `threading.Condition` asks
+
     def leave(self) -> None:
         """Give back what `take` has taken."""
         self._lock.release()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from select import POLLIN, POLLOUT, poll
+from typing import Any
 
 from kombu.exceptions import BatchPublishError
 from kombu.transport import virtual
@@ -20,7 +21,15 @@ Owed = tuple[Any, int]
 
 
 class Unanswered(TimeoutError):
-    """Redis has what was sent to it, and has not answered in the time that was given; `Pushes.answer` waits for it."""
+    """Redis has what was sent to it, and has not answered in the time that was given; `Pushes.answer` waits for it.
+
+    Attributes:
+        owed: the connection on which it will, and how many times.
+    """
+
+    def __init__(self, owed: Owed) -> None:
+        super().__init__("Redis has not answered in time")
+        self.owed = owed
 
 
 def tune(channel: Any) -> Pushes | None:
@@ -65,7 +74,13 @@ class Pushes:
         self._client = client
         self._prefixed = getattr(client, "_prefix_args", tuple)  # of a client with a `global_keyprefix`
         self._commands: list[Command] = []
-        self._owed: Owed | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection that is used next stands, as far as can be seen without a wait."""
+        free = getattr(self._client.connection_pool, "_available_connections", ())
+        sock = getattr(free[-1], "_sock", None) if free else None
+        return sock is not None and not is_ready(sock, POLLIN)  # it would have been closed, or say what nobody asked
 
     def add(self, name: str, *args: Any) -> None:
         """Gather a command; called by the channel.
@@ -91,49 +106,53 @@ class Pushes:
         if not commands:
             return
         connection = self._client.connection_pool.get_connection()
-        self._owed = connection, len(commands)
         try:
             packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
             connection.send_packed_command([b"".join(packed)])
             answered = patience is None or connection.can_read(patience)
         except BaseException as error:
-            self._hang_up(error)
+            self._hang_up(connection, error)
             raise
+        owed = connection, len(commands)
         if not answered:
-            raise Unanswered("Redis has not answered in time")
-        self.answer()
+            raise Unanswered(owed)
+        self.answer(owed)
 
-    def answer(self) -> None:
+    def answer(self, owed: Owed) -> None:
         """Wait for the answer to what was sent.
 
         Raises:
             BatchPublishError: some may not have been executed.
         """
-        assert self._owed is not None
-        connection, count = self._owed
+        connection, count = owed
         try:
             for _ in range(count):
                 connection.read_response()
         except BaseException as error:
-            self._hang_up(error)
+            self._hang_up(connection, error)
             raise
-        self._owed = None
         self._client.connection_pool.release(connection)
 
     def discard(self) -> None:
         """Drop what has gathered."""
         self._commands = []
 
-    def _hang_up(self, error: BaseException) -> None:
+    def _hang_up(self, connection: Any, error: BaseException) -> None:
         """A failure is one of the batch; no answer that still comes is taken for that to something else."""
         from redis.exceptions import RedisError
 
-        (connection, _), self._owed = cast(Owed, self._owed), None
         connection.disconnect()
         self._client.connection_pool.release(connection)
         if isinstance(error, RedisError | OSError):
             why = f"Redis has not taken a batch, of which some may have been delivered: {error}"
             raise BatchPublishError(why) from error
+
+
+def is_ready(sock: Any, for_what: int) -> bool:
+    """Whether a socket can be read (`POLLIN`) or written (`POLLOUT`) at once, and nothing is wrong with it."""
+    asking = poll()
+    asking.register(sock, for_what)
+    return [event for _, event in asking.poll(0)] == [for_what] if for_what == POLLOUT else bool(asking.poll(0))
 
 
 def _merged(commands: list[Command]) -> Iterator[Command]:

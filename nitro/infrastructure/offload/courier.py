@@ -50,7 +50,6 @@ class Courier:
         self._failures = 0
         self._pause_ends = 0.0
         self._waited = False
-        self._flying = False
 
     @property
     def ready(self) -> bool:
@@ -91,9 +90,11 @@ class Courier:
 
     def _publish_here(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None) -> Batch | None:
         """None where something else is in hand, or others' code or the broker could keep this thread waiting."""
-        if self._line is None or self._flying or self._failures or not self._tray.is_idle or not self._carrying.take():
+        if self._line is None or self._failures or not self._tray.is_idle or self._carrying.is_mine:
             return None
         try:
+            if not self._carrying.take():
+                return None
             line = self._line
             ready = line.ready(parcels) if line is not None and line.app is app and self._tray.is_idle else None
             if line is None or ready is None:
@@ -102,19 +103,18 @@ class Courier:
             self._fly(line, batch, ready)
             return batch
         finally:
-            self._carrying.leave()
+            if self._carrying.is_mine:  # asked, because a signal may raise between taking it and noting that
+                self._carrying.leave()
 
     def _fly(self, line: Line, batch: Batch, ready: Ready) -> None:
-        self._flying = batch.begin()
         try:
+            batch.begin()
             failpoint("publishing")
             rest = line.publish_now(batch, ready, WAIT)
         except BaseException as error:  # such as a signal raises, at any point
             self._hang_up()
             batch.end("unknown", error)
             raise
-        finally:
-            self._flying = False
         if rest is None:
             self._land([batch], batch, None, line)
         else:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from select import POLLOUT, poll
+from select import POLLOUT
 from time import monotonic
 from typing import Any
 
 from celery import Celery
 
 from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.channels import tune
+from nitro.infrastructure.offload.channels import Unanswered, is_ready, tune
 from nitro.infrastructure.offload.confirms import Confirms
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.template import Template, Templates
@@ -52,7 +52,11 @@ class Lane:
         """The templates of all of these, if they can leave without any other code and without a wait for the broker."""
         if self._confirms is not None or sum(len(parcel.message.payload or "") for parcel in parcels) > AT_ONCE:
             return None
-        return self._templates.of(parcels) if self._pushes is not None or _is_writable(self.channel) else None
+        if not (_is_writable(self.channel) if self._pushes is None else self._pushes.is_open):
+            return None
+        templates = self._templates.of(parcels)
+        asks = self._pushes is not None and any(each.straight is None for each in templates or ())  # for its bindings
+        return None if asks else templates
 
     def publish(
         self,
@@ -93,14 +97,14 @@ class Lane:
         refused = {} if confirms is None else confirms.returned | confirms.refused
         return refusal or next(iter(refused.values()), None)
 
-    def answer(self, batch: Batch) -> None:
+    def answer(self, batch: Batch, late: Unanswered) -> None:
         """Wait for an answer that was not there in time.
 
         Raises:
-            Exception: Redis has not taken the batch.
+            Exception: Redis has not taken the batch, as far as anyone knows.
         """
         assert self._pushes is not None
-        self._pushes.answer()
+        self._pushes.answer(late.owed)
         batch.open = []
 
     def _hand_over(
@@ -130,8 +134,4 @@ class Lane:
 def _is_writable(channel: Any) -> bool:
     """Whether the socket of an AMQP channel takes something at once."""
     sock = getattr(getattr(channel.connection, "transport", None), "sock", None)
-    if sock is None:
-        return False
-    ready = poll()
-    ready.register(sock, POLLOUT)
-    return [event for _, event in ready.poll(0)] == [POLLOUT]
+    return sock is not None and is_ready(sock, POLLOUT)

@@ -102,18 +102,21 @@ class Line:
         lane, templates = ready
         try:
             refusal = lane.publish(batch, batch.parcels, templates, patience)
-        except Unanswered:
-            return partial(self._answered, batch)
+        except Unanswered as late:
+            return partial(self._answered, batch, lane, late)
         except (BatchPublishError, OSError, *self._connection.connection_errors) as error:
             return partial(self._failed, batch, error)
         self._used = monotonic()
         return None if refusal is None else lambda: refusal
 
-    def _answered(self, batch: Batch) -> Exception | None:
+    def _answered(self, batch: Batch, lane: Lane, late: Unanswered) -> Exception | None:
+        """Wait for an answer; when it cannot be had any more, nobody knows what became of the batch."""
         try:
-            self._lane().answer(batch)
-        except Exception as error:  # noqa: BLE001  # the caller decides what it means
+            lane.answer(batch, late)
+        except BatchPublishError as error:
             return self._failed(batch, error)
+        except Exception as error:  # noqa: BLE001  # such as of a connection that was closed meanwhile
+            return ConnectionResetError(f"the answer of Redis was lost: {error}")
         return None
 
     def _failed(self, batch: Batch, error: Exception) -> Exception | None:

@@ -31,6 +31,9 @@ RECKONED = ("countdown", "expires")
 OWN = ("correlation_id", "argsrepr", "kwargsrepr")
 """Properties of one message only; the last two Celery leaves there too, beside the headers where they are read."""
 
+OWN_HEADERS = ("id", "root_id", "parent_id", "retries", "kwargsrepr")
+"""Headers that are filled in."""
+
 ENVELOPE = ("type", "hostname", "utcoffset", "pid", "clock", "timestamp")
 """Fields of an event that Celery's dispatcher makes."""
 
@@ -67,7 +70,7 @@ class Template:
             carried: names of headers that belong to this message only.
         """
         (body, how), *events = recorder.published
-        headers = {name: value for name, value in how.pop("headers").items() if name not in carried}
+        headers = {name: value for name, value in how.pop("headers").items() if name not in (*carried, *OWN_HEADERS)}
         if not isinstance(body, tuple) or headers["eta"] or headers["expires"] or headers["stamped_headers"]:
             return None
         if all(entity.can_cache_declaration for entity in how["declare"] or ()):

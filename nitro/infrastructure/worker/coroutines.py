@@ -86,7 +86,8 @@ class _Run:
             self._over.acquire()
         except BaseException:
             self.loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
-            self._over.acquire()
+            if self._task is None or not self._task.done():  # else the lock may be ours already
+                self._over.acquire()
             raise
         assert self._task is not None
         if self._task.cancelled():

@@ -1,0 +1,45 @@
+"""How a thread waits for a coroutine on the worker's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+
+from nitro.infrastructure.events.background import LoopThread
+from nitro.infrastructure.worker.coroutines import _Run
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def loop() -> asyncio.AbstractEventLoop:
+    """One that runs on a thread of its own."""
+    return LoopThread("loop-of-a-test").started()
+
+
+class Interrupting:
+    """A lock that is taken, and interrupts whoever has taken it at once; taking it again would never end."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock, self._taken = lock, False
+
+    def acquire(self) -> None:
+        assert not self._taken, "waits for ever"
+        assert self._lock.acquire(timeout=PATIENCE)
+        self._taken = True
+        raise SoftTimeLimitExceeded
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def test_a_limit_that_comes_as_the_coroutine_ends_is_raised(loop: asyncio.AbstractEventLoop) -> None:
+    """The thread has been told of the end already, and nothing more is to come."""
+    run = _Run(loop)
+    run._over = Interrupting(run._over)  # type: ignore[assignment]  # in its place
+    loop.call_soon_threadsafe(run.begin, asyncio.sleep(0))
+    with pytest.raises(SoftTimeLimitExceeded):
+        run.result()
