@@ -88,7 +88,7 @@ class Event(blinker.NamedSignal):
 
     def emit(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
         """Emit it, as `nitro.emit` does."""
-        return emit(self, sender, args, kwargs)
+        return emit(self, sender, *args, **kwargs)
 
     async def emit_async(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
         """Emit it and await its inline handlers, as `nitro.emit_async` does."""

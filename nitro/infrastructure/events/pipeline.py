@@ -7,13 +7,16 @@ from contextvars import copy_context
 from functools import partial
 from logging import DEBUG
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from nitro.errors import DispatchError, EmitError
+from blinker import ANY
+
+from nitro.errors import EmitError
 from nitro.infrastructure import scope
+from nitro.infrastructure.events.committing import commit_of, publish_committed, warn_of_drop
 from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.emission import Emission
-from nitro.infrastructure.events.handler import Handler, identity_of
+from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.plan import Plan, Plans
 from nitro.infrastructure.events.run import (
     Pending,
@@ -29,10 +32,10 @@ from nitro.infrastructure.events.run import (
     settled,
 )
 from nitro.infrastructure.events.watching import debugs, watched, watchers
-from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.scope import in_task, running
 
-logger = logger_named("nitro.events")
+if TYPE_CHECKING:
+    from nitro.infrastructure.events.events import Event
 
 Outcome = tuple[Handler, Any]
 Send = Callable[[], None]
@@ -51,12 +54,28 @@ class Source(Protocol):
         """The cached plan of an emission by `sender`."""
 
 
-def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Emission:
-    """What `emit_fully` does; where all handlers are plain just their calls, with as little around them as possible."""
-    plans = event.plans
-    plain = None if plans is None else plans.plain
+def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
+    """Say that something happened: run the inline handlers, then queue the offloaded ones.
+
+    Sync handlers run here, highest priority first, and one that returns False stops the rest and
+    everything offloaded. Async ones are started and not awaited. Works in any thread.
+
+    Returns:
+        The results that are not None, and what else became of it.
+
+    Raises:
+        EmitError: a glob was emitted, or `sender=` was given by keyword.
+        PayloadError: something cannot travel to a worker; nothing was published.
+        Exception: whatever an inline handler raised; nothing was published.
+    """
+    # Where all handlers are plain just their calls, with as little around them as possible; else `emit_fully`.
+    event: Any = evt
+    try:
+        plain = event.plans.plain
+    except AttributeError:  # of a name, or of an event whose handlers have changed
+        plain = None
     if plain is None or watchers or (kwargs and "sender" in kwargs) or debugs(DEBUG) is not False:
-        return emit_fully(event, Call(sender=sender, args=args, kwargs=kwargs))[0]
+        return emit_fully(_resolved(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
     emissions = running.emissions
     emission = Emission(event.name) if emissions or in_task() is not None else _uncaused(Emission)
     emission.event = event.name
@@ -80,6 +99,12 @@ def emit(event: Source, sender: object, args: tuple[Any, ...], kwargs: dict[str,
     finally:
         del emissions[-1]
     return emission
+
+
+def _resolved(evt: Event | str) -> Source:
+    from nitro.infrastructure.events.shortcuts import resolve  # which knows the default namespace, and this module
+
+    return resolve(evt)
 
 
 def _ends(
@@ -181,12 +206,12 @@ def _dispatch(plan: Plan, emission: Emission, call: Call) -> Send | None:
     handlers = [handler for handler in plan.offloaded if holds(handler, emission, call)]
     if not handlers:
         return None
-    commit = _commit(call)
+    commit = commit_of(call)
     send = dispatcher().dispatch(emission, call, handlers, commit)
     if commit is None:
         return send
     dropped = f"what event {emission.event!r} had offloaded"
-    commit.after_commit(partial(_publish_committed, send), abandoned=partial(_warn_of_drop, dropped))
+    commit.after_commit(partial(publish_committed, send), abandoned=partial(warn_of_drop, dropped))
     return None
 
 
@@ -236,11 +261,11 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
     emission.turns.setdefault(handler.name, (perf_counter(), None))
     label = f"handler {handler.name} of event {emission.event!r}"
     begin = partial(background.start, partial(_unattended, handler, emission, call, pending), label)
-    commit = _commit(call)
+    commit = commit_of(call)
     if commit is None:
         begin()
     else:
-        commit.after_commit(partial(copy_context().run, begin), abandoned=partial(_warn_of_drop, label))
+        commit.after_commit(partial(copy_context().run, begin), abandoned=partial(warn_of_drop, label))
 
 
 async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
@@ -250,34 +275,3 @@ async def _unattended(handler: Handler, emission: Emission, call: Call, pending:
         if not is_failure(error) and not isinstance(error, SystemExit):
             raise
         report(handler, emission, call.sender, error)
-
-
-def _commit(call: Call) -> scope.Commit | None:
-    """The commit that this emit waits for, or None; only entities can be in a session of the user's own."""
-    if any(identity_of(value) is not None for value in (call.sender, *call.args, *call.kwargs.values())):
-        return dispatcher().commit(call)
-    return scope.current_transaction()
-
-
-def _warn_of_drop(what: str) -> None:
-    logger.warning("%s is dropped: its session was closed without a commit", what)
-
-
-def _publish_committed(send: Send) -> None:
-    """Publish after a commit, when nothing can be raised any more; never on a running loop's thread."""
-    import asyncio
-
-    def publish() -> None:
-        try:
-            send()
-        except DispatchError as error:
-            for handler in error.handlers:
-                logger.exception("handler %s was not dispatched after its commit", handler)
-        except Exception:
-            logger.exception("offloaded handlers were not dispatched after their commit")
-
-    loop = asyncio._get_running_loop()
-    if loop is None:
-        publish()
-    else:
-        loop.run_in_executor(None, publish)

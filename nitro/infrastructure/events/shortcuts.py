@@ -13,7 +13,6 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.events import Event, Namespace, default_namespace
 from nitro.infrastructure.events.handler import Function, OffloadOptions, OnError
-from nitro.infrastructure.events.pipeline import emit as pipeline_emit
 from nitro.infrastructure.events.registration import Offloaded
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,23 +98,6 @@ def on(
         )
 
     return decorate
-
-
-def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
-    """Say that something happened: run the inline handlers, then queue the offloaded ones.
-
-    Sync handlers run here, highest priority first, and one that returns False stops the rest and
-    everything offloaded. Async ones are started and not awaited. Works in any thread.
-
-    Returns:
-        The results that are not None, and what else became of it.
-
-    Raises:
-        EmitError: a glob was emitted, or `sender=` was given by keyword.
-        PayloadError: something cannot travel to a worker; nothing was published.
-        Exception: whatever an inline handler raised; nothing was published.
-    """
-    return pipeline_emit(evt if type(evt) is Event else resolve(evt), sender, args, kwargs)
 
 
 async def emit_async(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
