@@ -20,6 +20,9 @@ from nitro.infrastructure.events import Emission, Event, Namespace, default_name
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.watching import watchers
+from nitro.infrastructure.offload.batch import Batch
+from nitro.infrastructure.offload.lane import Lane
+from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import journal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -117,6 +120,20 @@ def queue() -> Iterator[RecordingDispatcher]:
     dispatcher.fill(recording)
     yield recording
     dispatcher._filled[:] = earlier
+
+
+@pytest.fixture
+def flights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many messages leave with each flight."""
+    sizes: list[int] = []
+    publish = Lane.publish
+
+    def counted(self: Lane, batch: Batch, parcels: Sequence[Parcel], *args: Any) -> Exception | None:
+        sizes.append(len(parcels))
+        return publish(self, batch, parcels, *args)
+
+    monkeypatch.setattr(Lane, "publish", counted)
+    return sizes
 
 
 @pytest.fixture

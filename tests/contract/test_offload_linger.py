@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from celery import Celery
@@ -12,10 +11,7 @@ from celery import Celery
 from brokers import on_server
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import tray
-from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.lane import Lane
-from nitro.infrastructure.offload.parcel import Parcel
 from waiting import until
 
 pytestmark = pytest.mark.server
@@ -23,25 +19,17 @@ pytestmark = pytest.mark.server
 PATIENCE = 20.0
 
 
-@pytest.fixture
-def flights(offloading: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many messages leave with each flight, on a server, from the second on; they linger until they are told."""
+@pytest.fixture(autouse=True)
+def lingering(offloading: None, flights: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a server, to which a first flight has just left; what follows lingers until it is told."""
     app = on_server("redis")
-    sizes: list[int] = []
-    publish = Lane.publish
-
-    def counted(self: Lane, batch: Batch, parcels: Sequence[Parcel], *args: Any) -> Exception | None:
-        sizes.append(len(parcels))
-        return publish(self, batch, parcels, *args)
-
-    monkeypatch.setattr(Lane, "publish", counted)
     first = Namespace().event("first")
     offloaded(first, "shop.first", "at-least-once")
     emit(first)
     assert courier.drain(PATIENCE)
     monkeypatch.setattr(tray, "LINGER", 10 * PATIENCE)
-    sizes.clear()
-    yield sizes
+    flights.clear()
+    yield
     assert courier.drain(PATIENCE)
     _purge(app)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -14,9 +14,6 @@ from celery.signals import before_task_publish
 
 from nitro.errors import EmitError, PayloadError
 from nitro.infrastructure.events import Event, emit, emit_async, on
-from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.lane import Lane
-from nitro.infrastructure.offload.parcel import Parcel
 
 Sent = Callable[..., list[Any]]
 
@@ -32,20 +29,6 @@ def _named(name: str) -> Any:
 
     handler.__qualname__ = name
     return handler
-
-
-@pytest.fixture
-def flights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many messages leave with each flight."""
-    sizes: list[int] = []
-    publish = Lane.publish
-
-    def counted(self: Lane, batch: Batch, parcels: Sequence[Parcel], *args: Any) -> Exception | None:
-        sizes.append(len(parcels))
-        return publish(self, batch, parcels, *args)
-
-    monkeypatch.setattr(Lane, "publish", counted)
-    return sizes
 
 
 def test_every_offloaded_handler_becomes_one_task(evt: Event, app: Celery, sent: Sent) -> None:

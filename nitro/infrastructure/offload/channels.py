@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
-from select import POLLIN, POLLOUT, poll
+from select import POLLIN, poll
 from typing import Any
 
 from kombu.exceptions import BatchPublishError
@@ -80,7 +80,7 @@ class Pushes:
         """Whether the connection that is used next stands, as far as can be seen without a wait."""
         free = getattr(self._client.connection_pool, "_available_connections", ())
         sock = getattr(free[-1], "_sock", None) if free else None
-        return sock is not None and not is_ready(sock, POLLIN)  # it would have been closed, or say what nobody asked
+        return sock is not None and not polled(sock, POLLIN)  # it would have been closed, or say what nobody asked
 
     def add(self, name: str, *args: Any) -> None:
         """Gather a command; called by the channel.
@@ -148,11 +148,11 @@ class Pushes:
             raise BatchPublishError(why) from error
 
 
-def is_ready(sock: Any, for_what: int) -> bool:
-    """Whether a socket can be read (`POLLIN`) or written (`POLLOUT`) at once, and nothing is wrong with it."""
+def polled(sock: Any, for_what: int) -> list[int]:
+    """What a socket can be used for at once, of `POLLIN` and `POLLOUT`, or what is wrong with it; empty for nothing."""
     asking = poll()
     asking.register(sock, for_what)
-    return [event for _, event in asking.poll(0)] == [for_what] if for_what == POLLOUT else bool(asking.poll(0))
+    return [event for _, event in asking.poll(0)]
 
 
 def _merged(commands: list[Command]) -> Iterator[Command]:

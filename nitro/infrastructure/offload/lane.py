@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery
 
 from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.channels import Unanswered, is_ready, tune
+from nitro.infrastructure.offload.channels import Unanswered, polled, tune
 from nitro.infrastructure.offload.confirms import Confirms
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.template import Template, Templates
@@ -81,6 +81,8 @@ class Lane:
         confirms, pushes, flown = self._confirms, self._pushes, set[str]()
         if confirms is not None:
             confirms.begin()
+        if not templates:
+            self._templates.begin()
         gathered = pushes is not None
         try:
             refusal = self._hand_over(parcels, templates or repeat(None), flown)
@@ -116,7 +118,6 @@ class Lane:
             flown: the task ids of those that were published.
         """
         refusal: Exception | None = None
-        self._templates.begin()
         for parcel, template in zip(parcels, templates, strict=False):
             began = monotonic()
             try:
@@ -134,4 +135,4 @@ class Lane:
 def _is_writable(channel: Any) -> bool:
     """Whether the socket of an AMQP channel takes something at once."""
     sock = getattr(getattr(channel.connection, "transport", None), "sock", None)
-    return sock is not None and is_ready(sock, POLLOUT)
+    return sock is not None and polled(sock, POLLOUT) == [POLLOUT]
