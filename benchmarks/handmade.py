@@ -6,8 +6,9 @@ import os
 import time
 
 from celery import Celery
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 
+from benchmarks.once import COUNT, TAKE
 from benchmarks.ticks import NAP, tick
 from nitro.infrastructure.offload.defaults import prepare
 
@@ -26,10 +27,9 @@ def plain(order: dict[str, object], **kwargs: object) -> None:
 def plain_once(key: str, order: dict[str, object], **kwargs: object) -> None:
     """Does nothing, exactly once: it counts its attempt, then takes its key and works in one transaction."""
     with engine.begin() as connection:
-        connection.execute(text("UPDATE attempts SET count = count + 1 WHERE key = :key"), {"key": key})
+        connection.execute(COUNT, {"key": key})
     with engine.begin() as connection:
-        taken = "INSERT INTO done (key) VALUES (:key) ON CONFLICT DO NOTHING"
-        if connection.execute(text(taken), {"key": key}).rowcount:
+        if connection.execute(TAKE, {"key": key}).rowcount:
             tick()
 
 

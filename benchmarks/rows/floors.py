@@ -11,9 +11,10 @@ from typing import Any
 from uuid import uuid4
 
 from redis import Redis
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from uuid_utils import uuid7
 
+from benchmarks import once
 from benchmarks.measure import ROUNDS, Pair, looped, side_by_side
 from benchmarks.rows.publishing import BROKERS, app_on, empty_queue
 from benchmarks.rows.tracked import offloaded
@@ -124,10 +125,9 @@ def exactly_once() -> Pair:
         event, (handler,) = offloaded(1, "exactly-once"), handlers(1)
         emissions = [emit(event, order(), **KWARGS).id for _ in range((ROUNDS + 1) * ONCE)]
         with engine().begin() as connection:
-            connection.execute(text("CREATE TABLE attempts (key text PRIMARY KEY, count int NOT NULL DEFAULT 0)"))
-            connection.execute(text("CREATE TABLE done (key text PRIMARY KEY)"))
+            once.create(connection)
             keys = [{"key": str(number)} for number in range((ROUNDS + 1) * ONCE)]
-            connection.execute(text("INSERT INTO attempts (key) VALUES (:key)"), keys)
+            connection.execute(once.EXPECT, keys)
         ours = _claimed_and_closed(f"bench.{handler.__name__}", emissions)
         pair = side_by_side(looped(ours), looped(_by_hand), times=ONCE)
         engine().dispose()
@@ -152,6 +152,6 @@ _keys = map(str, count())
 def _by_hand() -> None:
     key = {"key": next(_keys)}
     with engine().begin() as connection:
-        connection.execute(text("UPDATE attempts SET count = count + 1 WHERE key = :key"), key)
+        connection.execute(once.COUNT, key)
     with engine().begin() as connection:
-        connection.execute(text("INSERT INTO done (key) VALUES (:key) ON CONFLICT DO NOTHING"), key)
+        connection.execute(once.TAKE, key)

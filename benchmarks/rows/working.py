@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import text
-
+from benchmarks import once
 from benchmarks.measure import Pair, side_by_side
 from benchmarks.servers import QUEUE, REDIS, database
 from benchmarks.shop import KWARGS, dump, order
@@ -95,13 +94,12 @@ def exactly_once() -> Pair:
     sold = order()
     with workshops("-c", "2") as ((crew, workshop), (others, handmade)):
         with engine().begin() as connection:
-            connection.execute(text("CREATE TABLE attempts (key text PRIMARY KEY, count int NOT NULL DEFAULT 0)"))
-            connection.execute(text("CREATE TABLE done (key text PRIMARY KEY)"))
+            once.create(connection)
 
         def by_hand() -> None:
             key = str(uuid4())
             with engine().begin() as connection:
-                connection.execute(text("INSERT INTO attempts (key) VALUES (:key)"), {"key": key})
+                connection.execute(once.EXPECT, {"key": key})
             handmade.plain_once.delay(key, dump(sold), **KWARGS)
 
         def emitted() -> None:
