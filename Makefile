@@ -58,4 +58,4 @@ format: $(READY) ## put the code in order
 	$(BIN)/ruff format .
 
 clean: ## remove what the commands made
-	rm -rf $(VENV) .nitro nitro.db* dist benchmarks.json .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .nitro nitro.db* dist benchmarks.json .bench-* .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -8,7 +8,7 @@ import time
 from celery import Celery
 from sqlalchemy import create_engine
 
-from benchmarks.once import COUNT, TAKE
+from benchmarks import once
 from benchmarks.ticks import NAP, tick
 from nitro.infrastructure.offload.defaults import prepare
 
@@ -25,12 +25,8 @@ def plain(order: dict[str, object], **kwargs: object) -> None:
 
 @app.task
 def plain_once(key: str, order: dict[str, object], **kwargs: object) -> None:
-    """Does nothing, exactly once: it counts its attempt, then takes its key and works in one transaction."""
-    with engine.begin() as connection:
-        connection.execute(COUNT, {"key": key})
-    with engine.begin() as connection:
-        if connection.execute(TAKE, {"key": key}).rowcount:
-            tick()
+    """Does nothing, exactly once."""
+    once.run(engine, key, tick)
 
 
 @app.task

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 from sqlalchemy import Engine, create_engine, text
 
@@ -27,11 +28,12 @@ def unreachable(name: str) -> str:
 
 @contextmanager
 def database(kind: str) -> Iterator[Engine]:
-    """An engine on an empty database: a file in the working folder, or one on the server, dropped at the end."""
+    """An engine on an empty database: a file on the disk of the working folder, or one on the server; it is removed."""
     if kind == "sqlite":
-        engine = create_engine("sqlite:///bench.db")
-        yield engine
-        engine.dispose()
+        with TemporaryDirectory(prefix=".bench-", dir=".") as folder:
+            engine = create_engine(f"sqlite:///{folder}/bench.db")
+            yield engine
+            engine.dispose()
         return
     name = f"nitro_bench_{os.getpid()}"
     server = create_engine(f"{POSTGRESQL}/postgres", isolation_level="AUTOCOMMIT")

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
-from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -123,13 +122,14 @@ def exactly_once() -> Pair:
         bind(app_on("memory"))
         create_tables()
         event, (handler,) = offloaded(1, "exactly-once"), handlers(1)
-        emissions = [emit(event, order(), **KWARGS).id for _ in range((ROUNDS + 1) * ONCE)]
+        keys = list(map(str, range((ROUNDS + 1) * ONCE)))
+        emissions = [emit(event, order(), **KWARGS).id for _ in keys]
         with engine().begin() as connection:
             once.create(connection)
-            keys = [{"key": str(number)} for number in range((ROUNDS + 1) * ONCE)]
-            connection.execute(once.EXPECT, keys)
+            once.expect(connection, keys)
         ours = _claimed_and_closed(f"bench.{handler.__name__}", emissions)
-        pair = side_by_side(looped(ours), looped(_by_hand), times=ONCE)
+        left = iter(keys)
+        pair = side_by_side(looped(ours), looped(lambda: once.run(engine(), next(left), bool)), times=ONCE)
         engine().dispose()
         return pair
 
@@ -144,14 +144,3 @@ def _claimed_and_closed(handler: str, emissions: list[str]) -> Callable[[], None
             claims.finish(claim, session.connection())
 
     return run
-
-
-_keys = map(str, count())
-
-
-def _by_hand() -> None:
-    key = {"key": next(_keys)}
-    with engine().begin() as connection:
-        connection.execute(once.COUNT, key)
-    with engine().begin() as connection:
-        connection.execute(once.TAKE, key)

@@ -99,7 +99,7 @@ def exactly_once() -> Pair:
         def by_hand() -> None:
             key = str(uuid4())
             with engine().begin() as connection:
-                connection.execute(once.EXPECT, {"key": key})
+                once.expect(connection, [key])
             handmade.plain_once.delay(key, dump(sold), **KWARGS)
 
         def emitted() -> None:
