@@ -93,23 +93,24 @@ def test_a_hard_limit_is_a_failure_that_is_retried(stack: Stack, hire: Hire, key
     assert "hard time limit of 1 s" in dead.error
 
 
-@EMBEDDED
 @pytest.mark.parametrize(
     ("event", "pool"), [("mortal.once", "prefork"), ("mortal.least", "prefork"), ("mortal.least", "threads")]
 )
-def test_a_worker_that_stops_gives_back_what_takes_too_long(
-    stack: Stack, hire: Hire, key: str, event: str, pool: str
-) -> None:
-    """It exits within the grace, and another one runs it at once; that is no loss of the handler's doing."""
-    facts = stack.emit(event, key)
-    worker = hire("-P", pool, "-c", "1", *QUICK)
-    stack.effect(key)
-    worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(GRACE) == 0
-    given_back = delivery(stack, facts)
-    assert (given_back.state, given_back.losses, given_back.attempts) == ("waiting", 0, 1)
-    hire()
-    in_state(stack, facts, "done")
+def test_a_worker_that_stops_gives_back_what_takes_too_long(tmp_path: Path, key: str, event: str, pool: str) -> None:
+    """It exits within the grace, and another one runs it at once; that is no loss of the handler's doing.
+
+    On a stack of its own: any other worker there would publish at once what is given back.
+    """
+    with embedded(tmp_path / "project") as stack:
+        facts = stack.emit(event, key)
+        worker = stack.worker("mortal", "-P", pool, "-c", "1", *QUICK)
+        stack.effect(key)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(GRACE) == 0
+        given_back = delivery(stack, facts)
+        assert (given_back.state, given_back.losses, given_back.attempts) == ("waiting", 0, 1)
+        stack.workers["next"] = stack.project.worker("next", "-Q", "mortal", "-c", "1")
+        in_state(stack, facts, "done")
 
 
 @EMBEDDED
