@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ast import literal_eval
+from collections.abc import Iterator
 from contextlib import contextmanager
+from socket import socket, socketpair
 from typing import Any
 
 import pytest
@@ -22,8 +24,14 @@ class Connection:
         self.sent: list[Any] = []
         self.error: BaseException | None = None
         self.silent = False
-        self.open = True
         self.answers = 0
+        self._should_reconnect = False
+        self._sock: socket | None = None
+        self.connect()
+
+    @property
+    def open(self) -> bool:
+        return self._sock is not None
 
     def pack_command(self, *args: Any) -> list[bytes]:
         return [repr([args]).encode()]
@@ -33,7 +41,7 @@ class Connection:
 
     def send_packed_command(self, command: list[bytes]) -> None:
         self._fail()
-        self.open = True
+        assert self.open
         (whole,) = command
         self.sent.append(literal_eval(whole.decode()))
         self.answers += len(self.sent[-1])
@@ -47,8 +55,23 @@ class Connection:
         assert self.answers > 0
         self.answers -= 1
 
+    def connect(self) -> None:
+        if not self.open:
+            self._sock, self._other_end = socketpair()
+
     def disconnect(self) -> None:
-        self.open, self.answers = False, 0
+        if self._sock is not None:
+            self._sock.close()
+        self._other_end.close()
+        self._sock, self.answers = None, 0
+
+    @property
+    def hung_up(self) -> bool:
+        return self._other_end.fileno() < 0
+
+    def hang_up(self) -> None:
+        """As the server does."""
+        self._other_end.close()
 
     def _fail(self) -> None:
         if self.error is not None:
@@ -60,10 +83,18 @@ class Client:
 
     def __init__(self, *connections: Connection) -> None:
         self.connection_pool = self
-        self.free = list(connections)
+        self._available_connections = list(connections)
+
+    @property
+    def free(self) -> list[Connection]:
+        return self._available_connections
 
     def get_connection(self) -> Connection:
-        return self.free.pop()
+        connection = self.free.pop()
+        if connection.hung_up:
+            connection.disconnect()
+        connection.connect()
+        return connection
 
     def release(self, connection: Connection) -> None:
         assert not connection.answers
@@ -71,8 +102,10 @@ class Client:
 
 
 @pytest.fixture
-def connection() -> Connection:
-    return Connection()
+def connection() -> Iterator[Connection]:
+    made = Connection()
+    yield made
+    made.disconnect()
 
 
 @pytest.fixture
@@ -157,6 +190,24 @@ def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection) -> N
     pushes.answer(late.value.owed)
     assert connection.answers == 0
     assert client.free == [other, connection]
+    other.disconnect()
+
+
+def test_a_connection_that_was_closed_is_made_anew(connection: Connection, pushes: Pushes) -> None:
+    """Found out before anything is sent, because then nobody would know whether it has arrived."""
+    assert pushes.is_open
+    connection.hang_up()
+    assert not pushes.is_open
+    flushed(pushes, ("lpush", "q", "1"))
+    assert connection.sent == [[("LPUSH", "q", "1")]]
+    assert pushes.is_open
+
+
+def test_a_connection_that_a_server_wants_gone_is_used_no_more(connection: Connection, pushes: Pushes) -> None:
+    """redis-py notes that on the connection, when it reads of a maintenance to come."""
+    connection._should_reconnect = True
+    flushed(pushes, ("lpush", "q", "1"))
+    assert not connection.open
 
 
 def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pushes: Pushes) -> None:

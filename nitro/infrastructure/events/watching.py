@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from logging import DEBUG
 
@@ -19,8 +19,8 @@ Watcher = Callable[[Emission, Call], AbstractContextManager[object]]
 
 watchers: list[Watcher] = []
 
-debugs: Callable[[int], bool | None] = logger._cache.get  # type: ignore[attr-defined]  # isEnabledFor costs an emit a tenth
-"""Whether the logger is enabled for a level, as it has found out since levels changed; None when it has not."""
+debugs: Mapping[int, bool] = logger._cache  # type: ignore[attr-defined]  # isEnabledFor costs an emit a tenth
+"""Whether the logger is enabled for a level, as it has found out since levels changed; missing when it has not."""
 
 _UNWATCHED = nullcontext()
 

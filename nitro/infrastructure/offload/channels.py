@@ -41,7 +41,7 @@ def tune(channel: Any) -> Pushes | None:
     if isinstance(channel, virtual.Channel):
         channel._next_delivery_tag = delivery_tag  # type: ignore[method-assign]  # on this one channel
     client = keep_client(channel)
-    if client is None:
+    if not hasattr(getattr(client, "connection_pool", None), "_available_connections"):  # of a pool of somebody's own
         return None
     pushes = Pushes(client)
     channel.basic_publish = partial(channel.basic_publish, _publish_batch=pushes)
@@ -67,20 +67,31 @@ class Pushes:
     """What Redis is to be told, gathered: one round trip, and one LPUSH for neighbouring messages into one list.
 
     It stands where `kombu.transport.redis.PublishBatch` does, which makes a command of each, and speaks through a
-    connection of the client's pool without the client, which would say some things twice.
+    connection of the client's pool without the client, which would say some things twice. Used by one thread.
     """
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self._pool = client.connection_pool
         self._prefixed = getattr(client, "_prefix_args", tuple)  # of a client with a `global_keyprefix`
         self._commands: list[Command] = []
 
     @property
     def is_open(self) -> bool:
         """Whether the connection that is used next stands, as far as can be seen without a wait."""
-        free = getattr(self._client.connection_pool, "_available_connections", ())
-        sock = getattr(free[-1], "_sock", None) if free else None
+        free = self._pool._available_connections
+        sock = free[-1]._sock if free else None
         return sock is not None and not polled(sock, POLLIN)  # it would have been closed, or say what nobody asked
+
+    def _take(self) -> Any:
+        """A connection that stands; from the pool's list, because asking the pool costs a quarter of a round trip."""
+        if not self.is_open:
+            self._pool.release(self._pool.get_connection())  # which connects it
+        return self._pool._available_connections.pop()
+
+    def _give_back(self, connection: Any) -> None:
+        if getattr(connection, "_should_reconnect", False):  # as a server asks that is to be maintained
+            connection.disconnect()
+        self._pool._available_connections.append(connection)
 
     def add(self, name: str, *args: Any) -> None:
         """Gather a command; called by the channel.
@@ -105,7 +116,7 @@ class Pushes:
         commands, self._commands = list(map(self._prefixed, _merged(self._commands))), []
         if not commands:
             return
-        connection = self._client.connection_pool.get_connection()
+        connection = self._take()
         try:
             packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
             connection.send_packed_command([b"".join(packed)])
@@ -131,7 +142,7 @@ class Pushes:
         except BaseException as error:
             self._hang_up(connection, error)
             raise
-        self._client.connection_pool.release(connection)
+        self._give_back(connection)
 
     def discard(self) -> None:
         """Drop what has gathered."""
@@ -142,7 +153,7 @@ class Pushes:
         from redis.exceptions import RedisError
 
         connection.disconnect()
-        self._client.connection_pool.release(connection)
+        self._give_back(connection)
         if isinstance(error, RedisError | OSError):
             why = f"Redis has not taken a batch, of which some may have been delivered: {error}"
             raise BatchPublishError(why) from error
