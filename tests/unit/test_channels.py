@@ -84,6 +84,7 @@ class Client:
     def __init__(self, *connections: Connection) -> None:
         self.connection_pool = self
         self._available_connections = list(connections)
+        self._in_use_connections: set[Connection] = set()
 
     @property
     def free(self) -> list[Connection]:
@@ -94,10 +95,12 @@ class Client:
         if connection.hung_up:
             connection.disconnect()
         connection.connect()
+        self._in_use_connections.add(connection)
         return connection
 
     def release(self, connection: Connection) -> None:
         assert not connection.answers
+        self._in_use_connections.remove(connection)
         self.free.append(connection)
 
 

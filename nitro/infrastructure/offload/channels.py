@@ -63,35 +63,66 @@ def delivery_tag() -> str:
     return str(uuid4())
 
 
+class Spare:
+    """The connections of a pool that nobody uses; to have the pool look for one costs a quarter of a round trip.
+
+    Args:
+        pool: of redis-py, a `ConnectionPool`.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    @property
+    def stands(self) -> bool:
+        """Whether the one that is taken next does, as far as can be seen without a wait."""
+        free = self._pool._available_connections
+        return bool(free) and _stands(free[-1])
+
+    def take(self) -> Any:
+        """A connection that stands; a new one where there is none."""
+        free = self._pool._available_connections
+        try:
+            connection = free.pop()
+        except IndexError:
+            return self._pool.get_connection()
+        if _stands(connection):
+            return connection
+        free.append(connection)
+        return self._pool.get_connection()
+
+    def give_back(self, connection: Any) -> None:
+        """Have it used again, by whoever is next."""
+        if connection in self._pool._in_use_connections:
+            self._pool.release(connection)
+            return
+        if getattr(connection, "_should_reconnect", False):  # as a server asks that is to be maintained
+            connection.disconnect()
+        self._pool._available_connections.append(connection)
+
+
+def _stands(connection: Any) -> bool:
+    """Whether it is connected, and says nothing; it would have been closed, or say what nobody has asked."""
+    sock = connection._sock
+    return sock is not None and not polled(sock, POLLIN)
+
+
 class Pushes:
     """What Redis is to be told, gathered: one round trip, and one LPUSH for neighbouring messages into one list.
 
     It stands where `kombu.transport.redis.PublishBatch` does, which makes a command of each, and speaks through a
-    connection of the client's pool without the client, which would say some things twice. Used by one thread.
+    connection of the client's pool without the client, which would say some things twice.
     """
 
     def __init__(self, client: Any) -> None:
-        self._pool = client.connection_pool
+        self._spare = Spare(client.connection_pool)
         self._prefixed = getattr(client, "_prefix_args", tuple)  # of a client with a `global_keyprefix`
         self._commands: list[Command] = []
 
     @property
     def is_open(self) -> bool:
         """Whether the connection that is used next stands, as far as can be seen without a wait."""
-        free = self._pool._available_connections
-        sock = free[-1]._sock if free else None
-        return sock is not None and not polled(sock, POLLIN)  # it would have been closed, or say what nobody asked
-
-    def _take(self) -> Any:
-        """A connection that stands; from the pool's list, because asking the pool costs a quarter of a round trip."""
-        if not self.is_open:
-            self._pool.release(self._pool.get_connection())  # which connects it
-        return self._pool._available_connections.pop()
-
-    def _give_back(self, connection: Any) -> None:
-        if getattr(connection, "_should_reconnect", False):  # as a server asks that is to be maintained
-            connection.disconnect()
-        self._pool._available_connections.append(connection)
+        return self._spare.stands
 
     def add(self, name: str, *args: Any) -> None:
         """Gather a command; called by the channel.
@@ -116,7 +147,7 @@ class Pushes:
         commands, self._commands = list(map(self._prefixed, _merged(self._commands))), []
         if not commands:
             return
-        connection = self._take()
+        connection = self._spare.take()
         try:
             packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
             connection.send_packed_command([b"".join(packed)])
@@ -142,7 +173,7 @@ class Pushes:
         except BaseException as error:
             self._hang_up(connection, error)
             raise
-        self._give_back(connection)
+        self._spare.give_back(connection)
 
     def discard(self) -> None:
         """Drop what has gathered."""
@@ -153,7 +184,7 @@ class Pushes:
         from redis.exceptions import RedisError
 
         connection.disconnect()
-        self._give_back(connection)
+        self._spare.give_back(connection)
         if isinstance(error, RedisError | OSError):
             why = f"Redis has not taken a batch, of which some may have been delivered: {error}"
             raise BatchPublishError(why) from error

@@ -1,24 +1,105 @@
-"""Receiving: a worker on Redis notes and acknowledges each message with one kept client; kombu makes two a message."""
+"""Receiving: a worker on Redis notes and acknowledges each message in as few words as the server needs.
+
+kombu makes two clients and two pipelines a message, each of which asks the pool for a connection.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import Celery, bootsteps
 
-from nitro.infrastructure.offload.channels import keep_client
+from nitro.infrastructure.offload.channels import Command, Spare, keep_client
 
 
-class KeptClient(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+class Notes:
+    """What kombu tells Redis of one message: a transaction, in one round trip.
+
+    It stands where a pipeline of redis-py does, and tries again as often.
+    """
+
+    __slots__ = ("_commands", "_prefixed", "_spare")
+
+    def __init__(self, spare: Spare, client: Any) -> None:
+        self._spare = spare
+        self._prefixed = getattr(client, "_prefix_args", tuple)  # of a client with a `global_keyprefix`
+        self._commands: list[Command] = [("MULTI",)]
+
+    def zadd(self, key: str, scores: Mapping[str, float]) -> Notes:
+        """Add members of a sorted set."""
+        return self._add("ZADD", key, *(part for member, score in scores.items() for part in (score, member)))
+
+    def hset(self, key: str, field: str, value: str) -> Notes:
+        """Set a field of a hash."""
+        return self._add("HSET", key, field, value)
+
+    def zrem(self, key: str, member: str) -> Notes:
+        """Remove a member of a sorted set."""
+        return self._add("ZREM", key, member)
+
+    def hdel(self, key: str, field: str) -> Notes:
+        """Remove a field of a hash."""
+        return self._add("HDEL", key, field)
+
+    def execute(self) -> None:
+        """Have Redis execute it.
+
+        Raises:
+            RedisError: it has not, as far as anyone knows; what redis-py raises.
+        """
+        commands = [*self._commands, ("EXEC",)]
+        connection = self._spare.take()
+        try:
+            again = partial(_said, connection, commands)
+            connection.retry.call_with_retry(again, lambda _error: connection.disconnect())
+        finally:
+            self._spare.give_back(connection)
+
+    def _add(self, *command: Any) -> Notes:
+        self._commands.append(self._prefixed(command))
+        return self
+
+
+def _said(connection: Any, commands: list[Command]) -> None:
+    """Say it and read what Redis answers to each; no answer is left for whoever speaks next."""
+    try:
+        connection.send_packed_command([b"".join(connection.pack_commands(commands))])
+        *_, executed = [connection.read_response() for _ in commands]
+    except BaseException:
+        connection.disconnect()
+        raise
+    for answer in executed:
+        if isinstance(answer, Exception):
+            raise answer
+
+
+def tune(channel: Any) -> None:
+    """Have a channel on Redis take its notes so; any other is left as it is."""
+    client = keep_client(channel)
+    if not hasattr(getattr(client, "connection_pool", None), "_available_connections"):  # of a pool of somebody's own
+        return
+    spare = Spare(client.connection_pool)
+
+    @contextmanager
+    def pipe_or_acquire(pipe: Any = None, client: Any = client) -> Iterator[Any]:
+        yield pipe or Notes(spare, client)
+
+    channel.qos.pipe_or_acquire = pipe_or_acquire
+
+
+class Receiving(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
     """A consumer's step that is taken again with each connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
         """Before the first message: its loop begins after all steps."""
-        keep_client(consumer.task_consumer.channel)
+        tune(consumer.task_consumer.channel)
 
 
 def attach(app: Celery) -> None:
     """Have every worker of an app take this step."""
-    app.steps["consumer"].add(KeptClient)
+    app.steps["consumer"].add(Receiving)

@@ -1,0 +1,134 @@
+"""What a worker on Redis notes of each message: the same as kombu, whatever becomes of the connection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.utils.json import loads
+from redis import BlockingConnectionPool, Redis
+from redis.exceptions import ResponseError
+
+from brokers import DATABASE, on_server
+from nitro.infrastructure.worker.receiving import Notes, tune
+
+pytestmark = pytest.mark.server
+
+QUEUE = f"nitro-notes-{os.getpid()}"
+
+
+@pytest.fixture
+def server() -> Iterator[Redis]:
+    """An empty database of a real Redis."""
+    on_server("redis")
+    with Redis(db=DATABASE, decode_responses=True) as redis:
+        redis.flushdb()
+        yield redis
+        redis.flushdb()
+
+
+@pytest.fixture(params=["", "shop:"], ids=["plain", "prefixed"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    """The `global_keyprefix` of the app."""
+    return str(request.param)
+
+
+@pytest.fixture
+def channel(server: Redis, prefix: str) -> Iterator[Any]:
+    """A tuned channel that has got one message."""
+    app = Celery("shop", broker=f"redis://127.0.0.1:6379/{DATABASE}", set_as_current=False)
+    app.conf.broker_transport_options = {"global_keyprefix": prefix}
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        tune(channel)
+        app.amqp.queues.select([QUEUE])
+        app.amqp.queues[QUEUE].bind(channel).declare()
+        app.amqp.Producer(channel).publish({"sold": 1}, routing_key=QUEUE, exchange="", serializer="json")
+        yield channel
+
+
+def unacked(server: Redis, prefix: str) -> tuple[list[str], dict[str, str]]:
+    """Which messages are noted by their time, and what is noted of each."""
+    index: Any = server.zrange(f"{prefix}unacked_index", 0, -1)
+    whole: Any = server.hgetall(f"{prefix}unacked")
+    return index, whole
+
+
+def test_a_message_is_noted_until_it_is_acknowledged(server: Redis, channel: Any, prefix: str) -> None:
+    """Under its tag, with its time and where it came from."""
+    message = channel.basic_get(QUEUE)
+    index, whole = unacked(server, prefix)
+    assert index == [message.delivery_tag] == list(whole)
+    raw, exchange, key = loads(whole[message.delivery_tag])
+    assert (raw["body"], exchange, key) == (message._raw["body"], "", QUEUE)
+    channel.basic_ack(message.delivery_tag)
+    assert unacked(server, prefix) == ([], {})
+
+
+def test_what_is_noted_is_given_back(server: Redis, channel: Any, prefix: str) -> None:
+    """By kombu, when the worker stops or its visibility timeout is over."""
+    tag = channel.basic_get(QUEUE).delivery_tag
+    channel.qos.restore_unacked()
+    assert unacked(server, prefix) == ([], {})
+    assert channel.basic_get(QUEUE).delivery_tag == tag
+
+
+def cut(server: Redis) -> None:
+    """Have the server close all other connections to this database."""
+    for client in server.client_list():
+        if client["db"] == str(DATABASE) and client["id"] != str(server.client_id()):
+            server.client_kill_filter(_id=client["id"])
+
+
+def test_a_lost_connection_loses_no_note(
+    server: Redis, channel: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was closed is not spoken through; one that is cut off in mid-sentence is a loss to Celery, as always."""
+    message = channel.basic_get(QUEUE)
+    cut(server)
+    channel.basic_ack(message.delivery_tag)
+    assert unacked(server, prefix) == ([], {})
+
+    (connection,) = channel.qos.channel.pool._available_connections
+    pack, cuts = connection.pack_commands, [1]
+
+    def cut_off(commands: Any) -> Any:
+        if cuts and cuts.pop():
+            cut(server)
+        return pack(commands)
+
+    monkeypatch.setattr(connection, "pack_commands", cut_off)
+    with pytest.raises(channel.connection.client.connection_errors, match="closed by server"):
+        channel.qos.append(message, message.delivery_tag)
+    channel.qos.append(message, message.delivery_tag)
+    assert unacked(server, prefix)[0] == [message.delivery_tag]
+
+
+@pytest.mark.parametrize("prefix", [""], indirect=True)
+def test_what_redis_refuses_is_an_error(server: Redis, channel: Any) -> None:
+    """As redis-py raises it; whoever speaks next gets their own answer."""
+    message = channel.basic_get(QUEUE)
+    server.delete("unacked")
+    server.set("unacked", "a text")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        channel.basic_ack(message.delivery_tag)
+    server.delete("unacked")
+    channel.qos.append(message, message.delivery_tag)
+    assert unacked(server, "")[0] == [message.delivery_tag]
+
+
+@pytest.mark.parametrize("prefix", [""], indirect=True)
+def test_a_pool_of_somebodys_own_is_asked_as_kombu_asks(server: Redis, channel: Any) -> None:
+    """Such as one that blocks, which has no list of what is free."""
+    other = channel.connection.client.channel()
+    other._pool = BlockingConnectionPool(db=DATABASE)
+    tune(other)
+    message = other.basic_get(QUEUE)
+    with other.qos.pipe_or_acquire() as pipe:
+        assert not isinstance(pipe, Notes)
+    assert unacked(server, "")[0] == [message.delivery_tag]
+    other.basic_ack(message.delivery_tag)
+    assert unacked(server, "") == ([], {})
