@@ -90,8 +90,8 @@ def _insert(connection: Connection, payload: str) -> None:
     ]
     values = {"id": emission, "event": "bench", "sender": "Order", "snapshot": payload, "rows": json.dumps(rows)}
     values |= dict.fromkeys(("root", "parent", "story", "reload"))
-    for statement in inserts.statements(connection.dialect.name):
-        connection.execute(statement, values)
+    for statement in inserts.STATEMENTS[connection.dialect.name]:
+        statement.execute(connection, values)
 
 
 for _kind in ("postgresql", "sqlite"):

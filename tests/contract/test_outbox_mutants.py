@@ -8,6 +8,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import Update, bindparam, update
 
+from nitro.infrastructure.database import Prepared
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.outbox import backlog, claims, registry
 from nitro.infrastructure.outbox.claims import Claim, claim
@@ -15,14 +16,14 @@ from nitro.infrastructure.outbox.tables import deliveries
 
 
 @pytest.fixture(autouse=True)
-def made_anew() -> Iterator[None]:
+def made_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Statements that are made once are made by each test, of what it has put in place."""
-    kept = (claims._start, claims._mine, claims._finished)
-    for statement in kept:
-        statement.cache_clear()
+    monkeypatch.setattr(claims, "_START", Prepared(lambda dialect: claims._start(dialect)))
+    monkeypatch.setattr(claims, "_FINISH", Prepared(lambda dialect: claims._finish(dialect)))
+    mine = claims._mine
+    mine.cache_clear()
     yield
-    for statement in kept:
-        statement.cache_clear()
+    mine.cache_clear()
 
 
 @pytest.fixture

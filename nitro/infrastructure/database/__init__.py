@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from nitro.infrastructure.database.connections import create_tables, engine, has_own_engine, place_of, reset, use_engine
 from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
+from nitro.infrastructure.database.statements import Prepared
 from nitro.infrastructure.database.tables import ensure_tables, migrations
 from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
 from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
 
 __all__ = [
     "Commits",
+    "Prepared",
     "Transaction",
     "commit_for",
     "commits_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    CursorResult,
     Double,
     ScalarSelect,
     Update,
@@ -25,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from nitro.errors import DeliveryLost
-from nitro.infrastructure.database import engine, writing, writing_once
+from nitro.infrastructure.database import Prepared, engine, writing, writing_once
 from nitro.infrastructure.outbox.rows import due_after, lease, payload
 from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, noted, retried, waiting_unless
 from nitro.infrastructure.outbox.tables import (
@@ -39,11 +41,15 @@ from nitro.infrastructure.outbox.tables import (
     free,
     is_open,
     now,
+    unhurried,
 )
 
 MOST_LOSSES = 5
 """Runs whose process died, after which a delivery is dead: it is taken for what kills them."""
 
+
+Closing = Callable[[Connection, dict[str, object]], CursorResult[Any]]
+"""Executes what closes a run, or puts it off."""
 
 _KEY: tuple[BindParameter[str], BindParameter[str]] = (bindparam("of_emission"), bindparam("of_handler"))
 
@@ -80,10 +86,13 @@ class Refusal:
 
 
 def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
-    """Start a run, if the delivery waits for one; counted before it begins."""
+    """Start a run, if the delivery waits for one; counted before it begins.
+
+    It need not outlive a crash of the database: a delivery whose run is forgotten is still queued, and runs again.
+    """
     who = {"of_emission": emission, "of_handler": handler, "by": worker}
     with writing_once() as connection:
-        row = connection.execute(_start(), who).one_or_none()
+        row = _START.execute(connection, who).one_or_none()
         if row is None:
             return _refuse(connection, emission, handler)
     return Claim(
@@ -96,26 +105,30 @@ def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
     )
 
 
-@cache
-def _start() -> ReturningUpdate[Any]:
-    """Made once, because making it costs more than executing it does."""
+def _start(_dialect: str) -> ReturningUpdate[Any]:
     c = deliveries.c
     fresh = or_(c.expires_at.is_(None), c.expires_at > now())
     begun = {"state": RUNNING, "attempts": c.attempts + 1, "publications": 0, "started_at": now()}
-    mine = update(deliveries).where(_is(*_KEY), c.state == QUEUED, fresh).values(**begun, worker=bindparam("by"))
+    mine = (
+        update(deliveries)
+        .where(_is(*_KEY), c.state == QUEUED, fresh, unhurried())
+        .values(**begun, worker=bindparam("by"))
+    )
     return mine.returning(c.attempts, c.retries, c.promise, _payload().label("payload"))
 
 
 @cache
 def _mine() -> Update:
-    """The run of a claim, while nobody else has taken over; made once, as well."""
+    """The run of a claim, while nobody else has taken over; made once, because making it costs more than executing."""
     c = deliveries.c
     return update(deliveries).where(_is(*_KEY), c.attempts == bindparam("of_attempt"), c.closed_at.is_(None))
 
 
-@cache
-def _finished() -> Update:
+def _finish(_dialect: str) -> Update:
     return _mine().values(state=DONE, closed_at=now(), error=None)
+
+
+_START, _FINISH = Prepared(_start), Prepared(_finish)
 
 
 def _payload() -> ScalarSelect[str | None]:
@@ -145,7 +158,7 @@ def finish(run: Claim, connection: Connection | None = None) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, _finished(), connection)
+    _close(run, _FINISH.execute, connection)
 
 
 def put_off(run: Claim, seconds: float, error: str) -> None:
@@ -154,7 +167,7 @@ def put_off(run: Claim, seconds: float, error: str) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, _mine().values(retried(_after(seconds), error)), None)
+    _close(run, _closing(retried(_after(seconds), error)), None)
 
 
 def bury(run: Claim, error: str) -> None:
@@ -163,7 +176,7 @@ def bury(run: Claim, error: str) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, _mine().values(dead(error)), None)
+    _close(run, _closing(dead(error)), None)
 
 
 def lose(where: ColumnElement[bool], error: str) -> int:
@@ -236,10 +249,14 @@ def runs_of(worker: str) -> ColumnElement[bool]:
     return deliveries.c.worker.startswith(f"{worker}/", autoescape=True)
 
 
-def _close(run: Claim, closing: Update, connection: Connection | None) -> None:
+def _closing(values: Mapping[str, Any]) -> Closing:
+    return lambda connection, which: connection.execute(_mine().values(values), which)
+
+
+def _close(run: Claim, closing: Closing, connection: Connection | None) -> None:
     which = {"of_emission": run.emission, "of_handler": run.handler, "of_attempt": run.attempt}
     with writing_once() if connection is None else nullcontext(connection) as used:
-        closed = used.execute(closing, which).rowcount
+        closed = closing(used, which).rowcount
     if not closed:
         raise DeliveryLost(run.handler, run.emission, run.attempt)
 

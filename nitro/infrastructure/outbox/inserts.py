@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Boolean, ColumnElement, Connection, Double, Insert, Table, bindparam, case, func, select, true
+from sqlalchemy import Boolean, ColumnElement, Connection, Double, Table, bindparam, case, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
+from nitro.infrastructure.database import Prepared
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox.given import given
 from nitro.infrastructure.outbox.rows import delivery_row, due_after, emission_row
@@ -32,15 +32,8 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
     """
     rows = json.dumps([delivery_row(app, parcel, queued) for parcel in parcels])
     values = {**emission_row(parcels), "rows": rows}
-    for statement in statements(connection.dialect.name):
-        connection.execute(statement, values)
-
-
-@cache
-def statements(dialect: str) -> tuple[Insert, ...]:
-    """What `insert` executes, made once, because making it costs more than an order does; one where one can be both."""
-    emission, delivery = _emission(dialect), _delivery(dialect)
-    return (delivery.add_cte(emission.cte("emission")),) if dialect == "postgresql" else (emission, delivery)
+    for statement in STATEMENTS[connection.dialect.name]:
+        statement.execute(connection, values)
 
 
 def _emission(dialect: str) -> Any:
@@ -61,3 +54,11 @@ def _delivery(dialect: str) -> Any:
     values: list[ColumnElement[Any]] = [*(row[name] for name in KEPT), *times.values()]
     rows = select(*values).where(true())  # without WHERE SQLite takes ON CONFLICT for that of a join
     return INSERT[dialect](deliveries).from_select([*KEPT, *times], rows).on_conflict_do_nothing()
+
+
+def _both(dialect: str) -> Any:
+    return _delivery(dialect).add_cte(_emission(dialect).cte("emission"))
+
+
+STATEMENTS = {"postgresql": (Prepared(_both),), "sqlite": (Prepared(_emission), Prepared(_delivery))}
+"""What `insert` executes; one where one can be both."""
