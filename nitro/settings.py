@@ -102,6 +102,11 @@ def signing_key() -> str | None:
     return os.environ.get("NITRO_SIGNING_KEY") or None
 
 
+def db_given() -> bool:
+    """`Settings.load().db_given`, for whoever asks at each emit."""
+    return bool(os.environ.get("NITRO_DB_URL"))
+
+
 def _choice(name: str, value: str, allowed: Mapping[str, T]) -> T:
     if value not in allowed:
         raise SettingError(name, value, "one of " + ", ".join(allowed))

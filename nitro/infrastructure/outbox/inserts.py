@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery
+from pydantic_core import to_json
 from sqlalchemy import Boolean, ColumnElement, Connection, Double, Table, bindparam, case, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -30,8 +30,8 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
     Raises:
         OptionStays: an option of a message is not JSON.
     """
-    rows = json.dumps([delivery_row(app, parcel, queued) for parcel in parcels])
-    values = {**emission_row(parcels), "rows": rows}
+    rows = to_json([delivery_row(app, parcel, queued) for parcel in parcels])
+    values = {**emission_row(parcels), "rows": rows.decode()}
     for statement in STATEMENTS[connection.dialect.name]:
         statement.execute(connection, values)
 

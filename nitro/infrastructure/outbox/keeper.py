@@ -16,12 +16,12 @@ from nitro.infrastructure.offload.tracking import Commit
 from nitro.infrastructure.outbox import backlog, inserts, registry, rows
 from nitro.infrastructure.outbox.relay import emitters
 from nitro.infrastructure.outbox.versions import check
-from nitro.settings import Settings
+from nitro.settings import db_given
 
 
 def tracks(app: Celery) -> bool:
     """Whether there is a database that emitters and workers of this app share."""
-    return is_embedded(app) or Settings.load().db_given or has_own_engine()
+    return is_embedded(app) or db_given() or has_own_engine()
 
 
 class Keeper:

@@ -84,15 +84,16 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
 
 def _queue(app: Celery, parcel: Parcel) -> str:
     """The name of the queue that Celery's router finds."""
-    given = {name: parcel.options[name] for name in ("queue", "exchange", "routing_key") if name in parcel.options}
-    router = app.amqp.router
+    router, options, handler = app.amqp.router, parcel.options, parcel.handler
+    given = {name: options[name] for name in ("queue", "exchange", "routing_key") if name in options} if options else {}
     if given or not routes_alike(router):
-        return _routed(router, given, parcel.handler)
-    known = _queues.setdefault(router, {})
-    queue = known.get(parcel.handler)
-    if queue is None:
-        queue = known[parcel.handler] = _routed(router, given, parcel.handler)
-    return queue
+        return _routed(router, given, handler)
+    known = _queues.get(router)
+    if known is None:
+        known = _queues[router] = {}
+    if handler not in known:
+        known[handler] = _routed(router, given, handler)
+    return known[handler]
 
 
 def _routed(router: Any, given: Mapping[Any, Any], handler: str) -> str:
@@ -103,9 +104,10 @@ def _routed(router: Any, given: Mapping[Any, Any], handler: str) -> str:
 
 def _json(handler: str, options: dict[str, Any]) -> str | None:
     """The options as JSON; a queue or an exchange by its name."""
-    plain = {name: getattr(value, "name", value) for name, value in options.items()}
+    if not options:
+        return None
     try:
-        return json.dumps(plain) if plain else None
+        return json.dumps({name: getattr(value, "name", value) for name, value in options.items()})
     except (TypeError, ValueError) as error:
         raise OptionStays(handler, str(error)) from error
 

@@ -1,0 +1,74 @@
+"""Which commits of the outbox wait for the disk: all but that of a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from sqlalchemy import text
+
+from databases import on_database
+from nitro.infrastructure.database import writing
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.outbox import backlog, claims
+from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
+
+pytestmark = pytest.mark.server
+
+WATCH = """
+CREATE TABLE commits (state text, waits text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO commits VALUES (NEW.state, current_setting('synchronous_commit'));
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER noted AFTER INSERT OR UPDATE ON nitro_delivery
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note();
+"""
+FORGET = "DROP TRIGGER noted ON nitro_delivery; DROP FUNCTION note; DROP TABLE commits"
+
+
+@pytest.fixture(autouse=True)
+def watched(request: pytest.FixtureRequest, app: Celery, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The database notes, at the end of each commit, what it is about and whether it waits."""
+    on_database(request, monkeypatch, "postgresql")
+    with writing() as connection:
+        connection.execute(text(WATCH))
+    yield
+    with writing() as connection:
+        connection.execute(text(FORGET))
+
+
+def noted() -> list[tuple[str, ...]]:
+    with writing() as connection:
+        return [tuple(row) for row in connection.execute(text("SELECT state, waits FROM commits"))]
+
+
+def claimed(emission: str) -> Claim | Refusal:
+    return claim(emission, "shop.a", "boot/1-1")
+
+
+def test_only_a_claim_does_not_wait(evt: Event) -> None:
+    """Neither what was emitted nor that it was done may be forgotten; that it was begun may."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    emission = emit(evt).id
+    run = claimed(emission)
+    assert isinstance(run, Claim)
+    claims.finish(run)
+    assert noted() == [("queued", "on"), ("running", "off"), ("done", "on")]
+
+
+def test_a_forgotten_claim_is_made_again(evt: Event) -> None:
+    """After the crash of a database its delivery is queued as before; its run closes nothing until it has begun again."""
+    on(evt, offload=True, name="shop.a")(lambda sender: None)
+    emission = emit(evt).id
+    forgotten = claimed(emission)
+    with writing() as connection:
+        connection.execute(text("UPDATE nitro_delivery SET state = 'queued', attempts = 0, worker = NULL, due_at = 0"))
+    assert isinstance(forgotten, Claim)
+    with pytest.raises(claims.DeliveryLost):
+        claims.finish(forgotten)
+    assert backlog.look_after(lambda queues: dict.fromkeys(queues, 0)) == 1
+    backlog.take(10)
+    assert isinstance(claimed(emission), Claim)
