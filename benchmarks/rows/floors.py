@@ -10,7 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from redis import Redis
-from sqlalchemy import Connection
+from sqlalchemy import Column, Connection, MetaData, String, Table, Text
+from sqlalchemy.schema import CreateTable
 from uuid_utils import uuid7
 
 from benchmarks import once
@@ -60,12 +61,14 @@ for _broker, _bare in (("redis", "one LPUSH of redis-py"), ("rabbitmq", "one `ba
     )
 
 
-def _in_a_transaction(kind: str) -> Pair:
+def _in_a_transaction(kind: str, insert: Callable[[Connection, str], object]) -> Pair:
     app = app_on("memory")
     with database(kind) as place:
         bind(app, place)
         create_tables()
         payload = encode(order(0), (), KWARGS)
+        with place.begin() as connection:
+            connection.execute(CreateTable(_PAYLOADS))
 
         def saved() -> None:
             with transaction():
@@ -74,9 +77,18 @@ def _in_a_transaction(kind: str) -> Pair:
         def saved_and_inserted() -> None:
             with transaction() as session:
                 order(0).save()
-                _insert(session.connection(), payload)
+                insert(session.connection(), payload)
 
         return side_by_side(looped(saved_and_inserted), looped(saved), times=100)
+
+
+_PAYLOADS = Table("payload", MetaData(), Column("id", String(36), primary_key=True), Column("payload", Text))
+_ONE = _PAYLOADS.insert()
+
+
+def _insert_one(connection: Connection, payload: str) -> None:
+    """The least that an outbox can do."""
+    connection.execute(_ONE, {"id": str(uuid7()), "payload": payload})
 
 
 def _insert(connection: Connection, payload: str) -> None:
@@ -94,16 +106,20 @@ def _insert(connection: Connection, payload: str) -> None:
         statement.execute(connection, values)
 
 
-for _kind in ("postgresql", "sqlite"):
-    row(
-        f"floor-transaction-{_kind}",
-        9,
-        f"a `transaction()` that saves an order and executes the INSERTs of an emit to 5, {_kind}",
-        "the same without them",
-        "sqlalchemy",
-        None,
-        needs=("postgresql",) if _kind == "postgresql" else (),
-    )(partial(_in_a_transaction, _kind))
+for _name, _what, _inserting in (
+    ("floor-row", "INSERTs one row with the payload", _insert_one),
+    ("floor-transaction", "executes the INSERTs of an emit to 5", _insert),
+):
+    for _kind in ("postgresql", "sqlite"):
+        row(
+            f"{_name}-{_kind}",
+            9,
+            f"a `transaction()` that saves an order and {_what}, {_kind}",
+            "the same without",
+            "sqlalchemy",
+            None,
+            needs=("postgresql",) if _kind == "postgresql" else (),
+        )(partial(_in_a_transaction, _kind, _inserting))
 
 
 @row(
