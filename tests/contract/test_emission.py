@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import uuid
 from contextlib import suppress
@@ -10,6 +11,11 @@ from typing import Any
 import pytest
 
 from nitro.infrastructure.events import Emission, Event, emit, on
+
+
+def seen(sender: object) -> str:
+    """A handler that other processes find, too."""
+    return "seen"
 
 
 def test_emission_starts_empty(evt: Event) -> None:
@@ -28,6 +34,14 @@ def test_emission_id_is_a_uuid7_that_stays(evt: Event) -> None:
     assert uuid.UUID(first.id).version == 7
     assert str(uuid.UUID(first.id)) == first.id == first.id
     assert first.id < second.id
+
+
+def test_emission_travels_between_processes(evt: Event) -> None:
+    """By pickle, as of a pool of processes; the first of an event and any later one."""
+    on(evt)(seen)
+    for emission in (emit(evt), emit(evt)):
+        copied = pickle.loads(pickle.dumps(emission))
+        assert (type(emission).__name__, copied, copied.id) == ("Emission", ["seen"], emission.id)
 
 
 def test_emission_has_one_id_for_all_threads(evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from celery import Celery
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from databases import on_database
-from nitro.infrastructure.database import writing
+from nitro.infrastructure.database import engine, reset, writing
 from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.offload import Offload, bind
 from nitro.infrastructure.outbox import backlog, claims
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
+from waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -45,8 +48,8 @@ def noted() -> list[tuple[str, ...]]:
         return [tuple(row) for row in connection.execute(text("SELECT state, waits FROM commits"))]
 
 
-def claimed(emission: str) -> Claim | Refusal:
-    return claim(emission, "shop.a", "boot/1-1")
+def claimed(emission: str, worker: str = "boot/1-1") -> Claim | Refusal:
+    return claim(emission, "shop.a", worker)
 
 
 def test_only_a_claim_does_not_wait(evt: Event) -> None:
@@ -59,16 +62,40 @@ def test_only_a_claim_does_not_wait(evt: Event) -> None:
     assert noted() == [("queued", "on"), ("running", "off"), ("done", "on")]
 
 
+def test_that_one_has_expired_is_waited_for(evt: Event, app: Celery) -> None:
+    """Although it is a claim that finds it out, in one transaction on an engine of the user's own."""
+    with own_engine(app):
+        on(evt, offload=Offload(expires=0.001), name="shop.a")(lambda sender: None)
+        emission = emit(evt).id
+        until(lambda: isinstance(claimed(emission), Refusal))
+        assert noted() == [("queued", "on"), ("dead", "on")]
+
+
 def test_a_forgotten_claim_is_made_again(evt: Event) -> None:
-    """After a crash of the database its delivery is queued as before; its run closes nothing until it begins again."""
+    """After a crash of the database its delivery is queued as before; the forgotten run never closes it."""
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     emission = emit(evt).id
     forgotten = claimed(emission)
+    assert isinstance(forgotten, Claim)
     with writing() as connection:
         connection.execute(text("UPDATE nitro_delivery SET state = 'queued', attempts = 0, worker = NULL, due_at = 0"))
-    assert isinstance(forgotten, Claim)
     with pytest.raises(claims.DeliveryLost):
         claims.finish(forgotten)
     assert backlog.look_after(lambda queues: dict.fromkeys(queues, 0)) == 1
     backlog.take(10)
-    assert isinstance(claimed(emission), Claim)
+    run = claimed(emission, "boot/2-1")
+    assert isinstance(run, Claim)
+    with pytest.raises(claims.DeliveryLost):
+        claims.bury(forgotten, "the forgotten run has failed")
+    claims.finish(run)
+    assert noted()[-1][0] == "done"
+
+
+@contextmanager
+def own_engine(app: Celery) -> Iterator[None]:
+    """An engine that a user has made, on the same database."""
+    own = create_engine(engine().url)
+    bind(app, own)
+    yield
+    reset()
+    own.dispose()

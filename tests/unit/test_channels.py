@@ -6,6 +6,7 @@ from ast import literal_eval
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import socket, socketpair
+from threading import RLock
 from typing import Any
 
 import pytest
@@ -85,6 +86,7 @@ class Client:
         self.connection_pool = self
         self._available_connections = list(connections)
         self._in_use_connections: set[Connection] = set()
+        self._lock: Any = RLock()
 
     @property
     def free(self) -> list[Connection]:
@@ -100,6 +102,8 @@ class Client:
 
     def release(self, connection: Connection) -> None:
         assert not connection.answers
+        if connection._should_reconnect:
+            connection.disconnect()
         self._in_use_connections.remove(connection)
         self.free.append(connection)
 
@@ -211,6 +215,26 @@ def test_a_connection_that_a_server_wants_gone_is_used_no_more(connection: Conne
     connection._should_reconnect = True
     flushed(pushes, ("lpush", "q", "1"))
     assert not connection.open
+
+
+def test_a_connection_is_taken_with_the_lock_of_its_pool(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With which redis-py says a new password on the free ones."""
+    client, locked = Client(connection), list[bool]()
+    monkeypatch.setattr(channels, "polled", lambda *_: locked.append(client._lock._is_owned()))
+    flushed(Pushes(client), ("lpush", "q", "1"))
+    assert locked == [True]
+    assert not client._lock._is_owned()
+
+
+def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> None:
+    """So that whoever closes the pool closes it too; and it is free again afterwards."""
+    client, used = Client(connection), list[set[Connection]]()
+    connection.pack_command = lambda *args: used.append({*client._in_use_connections}) or [repr([args]).encode()]  # type: ignore[func-returns-value,method-assign]  # noted
+    flushed(Pushes(client), ("lpush", "q", "1"))
+    assert used == [{connection}]
+    assert (client.free, client._in_use_connections) == ([connection], set())
 
 
 def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pushes: Pushes) -> None:

@@ -40,8 +40,15 @@ if TYPE_CHECKING:
 Outcome = tuple[Handler, Any]
 Send = Callable[[], None]
 
-_uncaused: Callable[[], Emission] = type("Emission", (Emission,), {"__slots__": (), "__init__": list.__init__})
-"""Makes an emission that no other one has caused, for a fifth of the price: a constructor in Python costs the rest."""
+_uncaused: Callable[[], Emission] = type(
+    "Emission",
+    (Emission,),
+    {"__slots__": (), "__init__": list.__init__, "__module__": __name__, "__qualname__": "_uncaused"},
+)
+"""Makes an emission that no other one has caused, for a fifth of the price: a constructor in Python costs the rest.
+
+Its qualified name is where pickle finds it.
+"""
 
 
 class Source(Protocol):

@@ -76,35 +76,38 @@ class Spare:
     @property
     def stands(self) -> bool:
         """Whether the one that is taken next does, as far as can be seen without a wait."""
-        free = self._pool._available_connections
-        return bool(free) and _stands(free[-1])
+        with self._pool._lock:
+            return self._standing() is not None
 
     def take(self) -> Any:
         """A connection that stands; a new one where there is none."""
-        free = self._pool._available_connections
-        try:
-            connection = free.pop()
-        except IndexError:
-            return self._pool.get_connection()
-        if _stands(connection):
-            return connection
-        free.append(connection)
-        return self._pool.get_connection()
+        connection = self._taken()
+        if connection is None:
+            self._pool.release(self._pool.get_connection())  # which connects it
+            connection = self._taken() or self._pool.get_connection()
+        return connection
 
     def give_back(self, connection: Any) -> None:
         """Have it used again, by whoever is next."""
-        if connection in self._pool._in_use_connections:
-            self._pool.release(connection)
+        if getattr(connection, "_should_reconnect", False) or getattr(connection, "_re_auth_token", None) is not None:
+            self._pool.release(connection)  # which does what a server, or a new password, asks for
             return
-        if getattr(connection, "_should_reconnect", False):  # as a server asks that is to be maintained
-            connection.disconnect()
-        self._pool._available_connections.append(connection)
+        with self._pool._lock:
+            self._pool._in_use_connections.discard(connection)
+            self._pool._available_connections.append(connection)
 
+    def _taken(self) -> Any:
+        with self._pool._lock:  # which others hold while they say something on a free connection
+            connection = self._standing()
+            if connection is not None:
+                self._pool._in_use_connections.add(self._pool._available_connections.pop())
+            return connection
 
-def _stands(connection: Any) -> bool:
-    """Whether it is connected, and says nothing; it would have been closed, or say what nobody has asked."""
-    sock = connection._sock
-    return sock is not None and not polled(sock, POLLIN)
+    def _standing(self) -> Any:
+        """The one that is next, if it is connected and says nothing; it would be closed, or say what nobody asked."""
+        free = self._pool._available_connections
+        sock = free[-1]._sock if free else None
+        return None if sock is None or polled(sock, POLLIN) else free[-1]
 
 
 class Pushes:

@@ -59,6 +59,8 @@ class Claim:
     """A run of a delivery that may go on.
 
     Attributes:
+        worker: whose run it is; with the number it tells this run from any other, also from one that a crash of the
+            database has forgotten.
         attempt: number of the run, which alone may close it.
         retries: runs before that failed, as Celery counts them.
         payload: what the handler is called with, as the codec wrote it.
@@ -67,6 +69,7 @@ class Claim:
 
     emission: str
     handler: str
+    worker: str
     attempt: int
     retries: int
     promise: str
@@ -98,6 +101,7 @@ def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
     return Claim(
         emission=emission,
         handler=handler,
+        worker=worker,
         attempt=row.attempts,
         retries=row.retries,
         promise=row.promise,
@@ -109,19 +113,16 @@ def _start(_dialect: str) -> ReturningUpdate[Any]:
     c = deliveries.c
     fresh = or_(c.expires_at.is_(None), c.expires_at > now())
     begun = {"state": RUNNING, "attempts": c.attempts + 1, "publications": 0, "started_at": now()}
-    mine = (
-        update(deliveries)
-        .where(_is(*_KEY), c.state == QUEUED, fresh, unhurried())
-        .values(**begun, worker=bindparam("by"))
-    )
-    return mine.returning(c.attempts, c.retries, c.promise, _payload().label("payload"))
+    mine = update(deliveries).where(_is(*_KEY), c.state == QUEUED, fresh).values(**begun, worker=bindparam("by"))
+    return mine.returning(c.attempts, c.retries, c.promise, _payload().label("payload"), unhurried())
 
 
 @cache
 def _mine() -> Update:
     """The run of a claim, while nobody else has taken over; made once, because making it costs more than executing."""
     c = deliveries.c
-    return update(deliveries).where(_is(*_KEY), c.attempts == bindparam("of_attempt"), c.closed_at.is_(None))
+    this = (c.attempts == bindparam("of_attempt")) & (c.worker == bindparam("of_worker"))
+    return update(deliveries).where(_is(*_KEY), this, c.closed_at.is_(None))
 
 
 def _finish(_dialect: str) -> Update:
@@ -254,7 +255,12 @@ def _closing(values: Mapping[str, Any]) -> Closing:
 
 
 def _close(run: Claim, closing: Closing, connection: Connection | None) -> None:
-    which = {"of_emission": run.emission, "of_handler": run.handler, "of_attempt": run.attempt}
+    which = {
+        "of_emission": run.emission,
+        "of_handler": run.handler,
+        "of_attempt": run.attempt,
+        "of_worker": run.worker,
+    }
     with writing_once() if connection is None else nullcontext(connection) as used:
         closed = closing(used, which).rowcount
     if not closed:
