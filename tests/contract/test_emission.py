@@ -40,8 +40,9 @@ def test_emission_travels_between_processes(evt: Event) -> None:
     """By pickle, as of a pool of processes; the first of an event and any later one."""
     on(evt)(seen)
     for emission in (emit(evt), emit(evt)):
+        identity = emission.id
         copied = pickle.loads(pickle.dumps(emission))
-        assert (type(emission).__name__, copied, copied.id) == ("Emission", ["seen"], emission.id)
+        assert (type(copied).__name__, copied, copied.id) == ("Emission", ["seen"], identity)
 
 
 def test_emission_has_one_id_for_all_threads(evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
