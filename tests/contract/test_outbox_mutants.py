@@ -74,5 +74,5 @@ def test_the_fence_keeps_an_old_run_from_closing(queued: str, monkeypatch: pytes
 
 def any_run() -> Update:
     """What is closed by who asks neither for the latest attempt nor for the state."""
-    later = deliveries.c.attempts >= bindparam("of_attempt")
+    later = (deliveries.c.attempts >= bindparam("of_attempt")) | (deliveries.c.worker == bindparam("of_worker"))
     return update(deliveries).where(claims._is(*claims._KEY), later)

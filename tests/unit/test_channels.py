@@ -15,7 +15,7 @@ from kombu.exceptions import BatchPublishError
 from redis.exceptions import ResponseError
 
 from nitro.infrastructure.offload import channels
-from nitro.infrastructure.offload.channels import Pushes, Unanswered, keep_client
+from nitro.infrastructure.offload.channels import Pushes, Spare, Unanswered, keep_client
 
 
 class Connection:
@@ -117,7 +117,7 @@ def connection() -> Iterator[Connection]:
 
 @pytest.fixture
 def pushes(connection: Connection) -> Pushes:
-    return Pushes(Client(connection))
+    return Pushes(Spare(Client(connection)))
 
 
 def flushed(pushes: Pushes, *commands: Any, **how: Any) -> None:
@@ -146,7 +146,7 @@ def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
     """As whoever takes the messages looks for them there."""
     client: Any = Client(connection)
     client._prefix_args = lambda args: [args[0], f"shop:{args[1]}", *args[2:]]
-    flushed(Pushes(client), ("lpush", "q", "1"), ("publish", "topic", "x"))
+    flushed(Pushes(Spare(client)), ("lpush", "q", "1"), ("publish", "topic", "x"))
     assert connection.sent == [[("LPUSH", "shop:q", "1"), ("PUBLISH", "shop:topic", "x")]]
 
 
@@ -187,7 +187,7 @@ def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection) -> N
     """By whoever may wait, whatever is sent meanwhile; the connection serves nobody else until then."""
     other = Connection()
     client = Client(other, connection)
-    pushes = Pushes(client)
+    pushes = Pushes(Spare(client))
     connection.silent = True
     with pytest.raises(Unanswered) as late:
         flushed(pushes, ("lpush", "q", "1"), patience=0.01)
@@ -223,7 +223,7 @@ def test_a_connection_is_taken_with_the_lock_of_its_pool(
     """With which redis-py says a new password on the free ones."""
     client, locked = Client(connection), list[bool]()
     monkeypatch.setattr(channels, "polled", lambda *_: locked.append(client._lock._is_owned()))
-    flushed(Pushes(client), ("lpush", "q", "1"))
+    flushed(Pushes(Spare(client)), ("lpush", "q", "1"))
     assert locked == [True]
     assert not client._lock._is_owned()
 
@@ -232,7 +232,7 @@ def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> Non
     """So that whoever closes the pool closes it too; and it is free again afterwards."""
     client, used = Client(connection), list[set[Connection]]()
     connection.pack_command = lambda *args: used.append({*client._in_use_connections}) or [repr([args]).encode()]  # type: ignore[func-returns-value,method-assign]  # noted
-    flushed(Pushes(client), ("lpush", "q", "1"))
+    flushed(Pushes(Spare(client)), ("lpush", "q", "1"))
     assert used == [{connection}]
     assert (client.free, client._in_use_connections) == ([connection], set())
 

@@ -39,9 +39,10 @@ class Prepared:
     def execute(self, connection: Connection, values: Values) -> CursorResult[Any]:
         """What `connection.execute` does; of a row the driver's own values are returned."""
         dialect = connection.dialect
-        if dialect not in self._texts:
-            self._texts[dialect] = _text(self._made(dialect.name), dialect)
-        text = self._texts[dialect]
+        try:
+            text = self._texts[dialect]
+        except KeyError:
+            text = self._texts[dialect] = _text(self._made(dialect.name), dialect)
         if text is None or connection.get_execution_options().get("schema_translate_map"):
             return connection.execute(self._made(dialect.name), values)
         given = {**text.fixed, **values}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 from select import POLLIN, poll
@@ -40,10 +40,10 @@ def tune(channel: Any) -> Pushes | None:
     """
     if isinstance(channel, virtual.Channel):
         channel._next_delivery_tag = delivery_tag  # type: ignore[method-assign]  # on this one channel
-    client = keep_client(channel)
-    if not hasattr(getattr(client, "connection_pool", None), "_available_connections"):  # of a pool of somebody's own
+    spare = spare_of(channel)
+    if spare is None:
         return None
-    pushes = Pushes(client)
+    pushes = Pushes(spare)
     channel.basic_publish = partial(channel.basic_publish, _publish_batch=pushes)
     return pushes
 
@@ -58,20 +58,30 @@ def keep_client(channel: Any) -> Any:
     return client
 
 
+def spare_of(channel: Any) -> Spare | None:
+    """The spare connections of a channel on Redis, whose client is kept; None elsewhere, or of another kind of pool."""
+    client = keep_client(channel)
+    return Spare(client) if hasattr(getattr(client, "connection_pool", None), "_available_connections") else None
+
+
 def delivery_tag() -> str:
     """A random UUID, as kombu's."""
     return str(uuid4())
 
 
 class Spare:
-    """The connections of a pool that nobody uses; to have the pool look for one costs a quarter of a round trip.
+    """The connections of a client that nobody uses; to have its pool look for one costs a quarter of a round trip.
 
     Args:
-        pool: of redis-py, a `ConnectionPool`.
+        client: of redis-py, with a `ConnectionPool`.
+
+    Attributes:
+        prefixed: a command with the `global_keyprefix` of the client.
     """
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
+    def __init__(self, client: Any) -> None:
+        self._pool = client.connection_pool
+        self.prefixed: Callable[[Command], Command] = getattr(client, "_prefix_args", tuple)
 
     @property
     def stands(self) -> bool:
@@ -117,9 +127,8 @@ class Pushes:
     connection of the client's pool without the client, which would say some things twice.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._spare = Spare(client.connection_pool)
-        self._prefixed = getattr(client, "_prefix_args", tuple)  # of a client with a `global_keyprefix`
+    def __init__(self, spare: Spare) -> None:
+        self._spare = spare
         self._commands: list[Command] = []
 
     @property
@@ -147,13 +156,12 @@ class Pushes:
             Unanswered: it has not come within that time.
             BatchPublishError: some may not have been executed.
         """
-        commands, self._commands = list(map(self._prefixed, _merged(self._commands))), []
+        commands, self._commands = list(map(self._spare.prefixed, _merged(self._commands))), []
         if not commands:
             return
         connection = self._spare.take()
         try:
-            packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
-            connection.send_packed_command([b"".join(packed)])
+            say(connection, commands)
             answered = patience is None or connection.can_read(patience)
         except BaseException as error:
             self._hang_up(connection, error)
@@ -191,6 +199,12 @@ class Pushes:
         if isinstance(error, RedisError | OSError):
             why = f"Redis has not taken a batch, of which some may have been delivered: {error}"
             raise BatchPublishError(why) from error
+
+
+def say(connection: Any, commands: list[Command]) -> None:
+    """Send commands in one piece."""
+    packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
+    connection.send_packed_command([b"".join(packed)])
 
 
 def polled(sock: Any, for_what: int) -> list[int]:

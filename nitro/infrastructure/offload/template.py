@@ -7,16 +7,15 @@ makes in a way of his own, goes through `Task.apply_async` each time.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from celery import Celery
 from kombu.serialization import dumps, registry
 from kombu.utils.json import dumps as kombus_json
-from pydantic_core import to_json
 
 from nitro.infrastructure.offload.channels import Pushes
+from nitro.infrastructure.offload.codec import quick_json
 from nitro.infrastructure.offload.defaults import setting
 from nitro.infrastructure.offload.message import is_signing
 from nitro.infrastructure.offload.parcel import Parcel
@@ -229,8 +228,9 @@ def _serialised(args: Any, kwargs: Facts, template: Template) -> tuple[str, str,
     """Content type, encoding and body, as kombu's `dumps`; in a third of the time where its own JSON is meant."""
     codec: Any = registry._encoders.get(template.serializer)
     if codec is not None and codec.encoder is kombus_json and not any(template.embed.values()):
-        with suppress(ValueError):  # of a text that pydantic does not take, such as half of a surrogate pair
-            return codec.content_type, codec.content_encoding, to_json((args, kwargs, template.embed)).decode()
+        text = quick_json((args, kwargs, template.embed))
+        if text is not None:
+            return codec.content_type, codec.content_encoding, text
     return cast(tuple[str, str, Any], dumps((args, kwargs, template.embed), template.serializer))  # type: ignore[no-untyped-call]  # of kombu
 
 

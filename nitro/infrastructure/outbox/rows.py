@@ -84,16 +84,15 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
 
 def _queue(app: Celery, parcel: Parcel) -> str:
     """The name of the queue that Celery's router finds."""
-    router, options, handler = app.amqp.router, parcel.options, parcel.handler
-    given = {name: options[name] for name in ("queue", "exchange", "routing_key") if name in options} if options else {}
+    given = {name: parcel.options[name] for name in ("queue", "exchange", "routing_key") if name in parcel.options}
+    router = app.amqp.router
     if given or not routes_alike(router):
-        return _routed(router, given, handler)
-    known = _queues.get(router)
-    if known is None:
-        known = _queues[router] = {}
-    if handler not in known:
-        known[handler] = _routed(router, given, handler)
-    return known[handler]
+        return _routed(router, given, parcel.handler)
+    known = _queues.setdefault(router, {})
+    queue = known.get(parcel.handler)
+    if queue is None:
+        queue = known[parcel.handler] = _routed(router, given, parcel.handler)
+    return queue
 
 
 def _routed(router: Any, given: Mapping[Any, Any], handler: str) -> str:

@@ -8,7 +8,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
     ColumnElement,
     Double,
@@ -62,23 +61,6 @@ def _now_on_sqlite(*_: Any, **__: Any) -> str:
 @compiles(now)
 def _now(*_: Any, **__: Any) -> str:
     return "EXTRACT(EPOCH FROM statement_timestamp())::double precision"
-
-
-class unhurried(FunctionElement[bool]):  # noqa: N801  # reads as what it says of its statement
-    """True; the commit of this transaction does not wait for the disk, nor for another server, on PostgreSQL."""
-
-    type = Boolean()
-    inherit_cache = True
-
-
-@compiles(unhurried, "sqlite")
-def _as_ever(*_: Any, **__: Any) -> str:
-    return "1"
-
-
-@compiles(unhurried)
-def _unhurried(*_: Any, **__: Any) -> str:
-    return "set_config('synchronous_commit', 'off', true) = 'off'"
 
 
 emissions = Table(

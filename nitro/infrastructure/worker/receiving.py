@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 
-from nitro.infrastructure.offload.channels import Command, Spare, keep_client
+from nitro.infrastructure.offload.channels import Command, Spare, say, spare_of
 
 
 class Notes:
@@ -21,11 +21,10 @@ class Notes:
     It stands where a pipeline of redis-py does, and tries again as often.
     """
 
-    __slots__ = ("_commands", "_prefixed", "_spare")
+    __slots__ = ("_commands", "_spare")
 
-    def __init__(self, spare: Spare, client: Any) -> None:
+    def __init__(self, spare: Spare) -> None:
         self._spare = spare
-        self._prefixed = getattr(client, "_prefix_args", tuple)  # of a client with a `global_keyprefix`
         self._commands: list[Command] = [("MULTI",)]
 
     def zadd(self, key: str, scores: Mapping[str, float]) -> Notes:
@@ -59,14 +58,14 @@ class Notes:
             self._spare.give_back(connection)
 
     def _add(self, *command: Any) -> Notes:
-        self._commands.append(self._prefixed(command))
+        self._commands.append(self._spare.prefixed(command))
         return self
 
 
 def _said(connection: Any, commands: list[Command]) -> None:
     """Say it and read what Redis answers to each; no answer is left for whoever speaks next."""
     try:
-        connection.send_packed_command([b"".join(connection.pack_commands(commands))])
+        say(connection, commands)
         *_, executed = [connection.read_response() for _ in commands]
     except BaseException:
         connection.disconnect()
@@ -78,14 +77,13 @@ def _said(connection: Any, commands: list[Command]) -> None:
 
 def tune(channel: Any) -> None:
     """Have a channel on Redis take its notes so; any other is left as it is."""
-    client = keep_client(channel)
-    if not hasattr(getattr(client, "connection_pool", None), "_available_connections"):  # of a pool of somebody's own
+    spare = spare_of(channel)
+    if spare is None:
         return
-    spare = Spare(client.connection_pool)
 
     @contextmanager
-    def pipe_or_acquire(pipe: Any = None, client: Any = client) -> Iterator[Any]:
-        yield pipe or Notes(spare, client)
+    def pipe_or_acquire(pipe: Any = None, client: Any = None) -> Iterator[Any]:  # noqa: ARG001  # kombu gives none
+        yield pipe or Notes(spare)
 
     channel.qos.pipe_or_acquire = pipe_or_acquire
 

@@ -25,7 +25,7 @@ def _no_ledger() -> None:
 
 def _no_fence() -> None:
     """Whatever was taken over since, a run closes what it has claimed."""
-    later = deliveries.c.attempts >= bindparam("of_attempt")
+    later = (deliveries.c.attempts >= bindparam("of_attempt")) | (deliveries.c.worker == bindparam("of_worker"))
     claims._mine = lambda: update(deliveries).where(claims._is(*claims._KEY), later)
 
 

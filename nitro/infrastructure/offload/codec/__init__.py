@@ -11,6 +11,6 @@ are pointed at by `{"$entity": position}`, so that they may refer to each other 
 from __future__ import annotations
 
 from nitro.infrastructure.offload.codec.reader import Payload, decode
-from nitro.infrastructure.offload.codec.writer import encode
+from nitro.infrastructure.offload.codec.writer import encode, quick_json
 
-__all__ = ["Payload", "decode", "encode"]
+__all__ = ["Payload", "decode", "encode", "quick_json"]

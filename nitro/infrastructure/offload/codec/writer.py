@@ -48,11 +48,16 @@ def encode(
 
 def _to_text(document: Json) -> str:
     """ASCII JSON; of what pydantic nests deeply enough for, or writes in ASCII, in a third of the time."""
+    text = quick_json(document)
+    return text if text is not None and text.isascii() else _slowly(document)
+
+
+def quick_json(value: Json) -> str | None:
+    """JSON as pydantic writes it; None of what it does not take: too deep, or a text with half of a surrogate pair."""
     try:
-        text = to_json(document).decode()
-    except ValueError:  # deeper than it goes
-        return _slowly(document)
-    return text if text.isascii() else _slowly(document)
+        return to_json(value).decode()
+    except ValueError:
+        return None
 
 
 class Writer:
