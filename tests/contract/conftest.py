@@ -62,8 +62,11 @@ class RecordingDispatcher:
         emission.offloaded.update({name: f"{emission.id}:{name}" for name in names})
         return lambda: self._publish(names)
 
-    def commit(self, call: Call) -> scope.Commit | None:
+    def commit(self, call: Call, *, flush: bool) -> scope.Commit | None:
         return scope.current_transaction()
+
+    async def flush(self, call: Call) -> None:
+        self.steps.append("flush")
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         self.steps.append("weigh")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from nitro.infrastructure.database.binds import connection_of, must_await
 from nitro.infrastructure.database.connections import create_tables, engine, has_own_engine, place_of, reset, use_engine
-from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
+from nitro.infrastructure.database.joining import commit_for, flush_awaited
+from nitro.infrastructure.database.sessions import Commits, commits_of, ends_elsewhere, in_own_transaction
 from nitro.infrastructure.database.statements import Prepared
 from nitro.infrastructure.database.tables import ensure_tables, migrations
 from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
-from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
+from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction
 
 __all__ = [
     "Commits",
@@ -15,10 +17,13 @@ __all__ = [
     "Transaction",
     "commit_for",
     "commits_of",
+    "connection_of",
     "create_tables",
     "current_transaction",
+    "ends_elsewhere",
     "engine",
     "ensure_tables",
+    "flush_awaited",
     "has_own_engine",
     "in_own_transaction",
     "joined",

@@ -83,6 +83,11 @@ def place_of(url: URL) -> tuple[object, ...] | None:
     return backend, "localhost" if host in _LOOPBACK else host, url.port or 5432, url.database
 
 
+def same_database(one: Engine, other: Engine) -> bool:
+    """Whether two engines lead to one database."""
+    return one.pool is other.pool or (place_of(one.url) == place_of(other.url) is not None)
+
+
 def create_tables() -> None:
     """Create the tables of every declared class that the database lacks; safe in many processes at once."""
     with engine().begin() as connection:

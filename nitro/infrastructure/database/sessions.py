@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
-from sqlalchemy.util.concurrency import in_greenlet
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
+from nitro.infrastructure.database.binds import HOME
 from nitro.infrastructure.database.tables import CREATED
 from nitro.infrastructure.logs import logger_named
 
@@ -18,6 +19,8 @@ logger = logger_named("nitro.database")
 
 COMMITS = "nitro_commits"
 WRITTEN = "nitro_written"
+OUTER = "nitro_outer"
+"""In the `info` of a session: it takes part in a transaction that was open on its connection before."""
 
 Callback = Callable[[], None]
 
@@ -39,9 +42,10 @@ class Commits:
         session: whose commit it is.
         held: how many `transaction()` blocks are open; what is due runs when the last one has ended.
         doomed: why the session must not commit, or None.
+        mappers: of the instances that its latest emits were about.
     """
 
-    __slots__ = ("_due", "_released", "_waiting", "doomed", "held", "session")
+    __slots__ = ("_due", "_released", "_waiting", "doomed", "held", "mappers", "session")
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -50,6 +54,7 @@ class Commits:
         self._released: SessionTransaction | None = None
         self.held = 0
         self.doomed: str | None = None
+        self.mappers: dict[Mapper[Any], None] = {}
 
     def after_commit(self, callback: Callback, *, abandoned: Callback | None = None) -> None:
         """Call `callback` once after the outermost commit; never after a rollback, also of the savepoint it is in.
@@ -99,6 +104,7 @@ class Commits:
             self._abandon([entry for entry in self._waiting if entry.savepoint is transaction])
         elif transaction.parent is None:
             self.doomed = None
+            self.mappers.clear()
             self._abandon(self._waiting)
             self.release()
 
@@ -148,15 +154,22 @@ def in_own_transaction(session: Session) -> bool:
     """Whether somebody will want to commit this session: it was begun explicitly, or has pending or flushed writes."""
     transaction = session.get_transaction()
     explicit = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
-    return explicit or WRITTEN in session.info or bool(session.new or session.dirty or session.deleted)
+    return explicit or session.in_nested_transaction() or has_writes(session)
 
 
-def must_await(session: Session) -> bool:
-    """Whether it belongs to an `AsyncSession` that the calling code cannot wait for: it may add, but not ask.
+def has_writes(session: Session) -> bool:
+    """Whether it has written in its transaction, or will when it is flushed."""
+    return WRITTEN in session.info or bool(session.new or session.dirty or session.deleted)
 
-    Code within `await session.run_sync(...)` can.
-    """
-    return bool(getattr(getattr(session.bind, "dialect", None), "is_async", False)) and not in_greenlet()
+
+def note_writes(session: Session) -> None:
+    """Remember that its transaction has written something."""
+    session.info[WRITTEN] = True
+
+
+def ends_elsewhere(session: Session) -> bool:
+    """Whether its commit may be undone by whoever began the transaction of the connection that it was given."""
+    return OUTER in session.info
 
 
 @event.listens_for(Session, "before_commit")
@@ -182,21 +195,25 @@ def _rolled_back(session: Session) -> None:
         session.info[COMMITS].rolled_back()
 
 
+@event.listens_for(Session, "after_transaction_create")
+def _created(session: Session, transaction: SessionTransaction) -> None:
+    """A flush, and each of the bulk methods that no flush belongs to, writes in a part of its own."""
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        note_writes(session)
+    elif transaction.parent is None and isinstance(session.bind, Connection) and session.bind.in_transaction():
+        session.info[OUTER] = True
+
+
 @event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        session.info.pop(CREATED, None)
-        session.info.pop(WRITTEN, None)
+        for name in (CREATED, WRITTEN, OUTER, HOME):
+            session.info.pop(name, None)
     if COMMITS in session.info:
         session.info[COMMITS].ended(transaction)
-
-
-@event.listens_for(Session, "after_flush")
-def _flushed(session: Session, _context: object) -> None:
-    session.info[WRITTEN] = True
 
 
 @event.listens_for(Session, "do_orm_execute")
 def _executed(execution: ORMExecuteState) -> None:
     if execution.is_insert or execution.is_update or execution.is_delete:
-        execution.session.info[WRITTEN] = True
+        note_writes(execution.session)

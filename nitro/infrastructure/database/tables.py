@@ -9,6 +9,8 @@ from sqlalchemy import Connection, Pool
 from sqlalchemy.orm import Session
 from sqlmodel import SQLModel
 
+from nitro.infrastructure.database.binds import connection_of, home_of
+
 # PostgreSQL: two processes that create at once would otherwise collide in its catalogue.
 LOCK = 0x6E6974726F
 CREATED = "nitro_tables"
@@ -57,7 +59,9 @@ def ensure_tables(session: Session) -> None:
     declared = len(SQLModel.metadata.tables)
     if session.info.get(CREATED) == declared:
         return
-    connection = session.connection()
-    if connection.dialect.name == "sqlite" and not are_complete(connection):
-        create_missing(connection)
+    home = home_of(session)
+    if home is not None and home.dialect.name == "sqlite":
+        connection = connection_of(session)
+        if not are_complete(connection):
+            create_missing(connection)
     session.info[CREATED] = declared

@@ -18,12 +18,14 @@ from sqlalchemy.orm import Session
 from sqlmodel import Session as OwnSession
 
 from nitro.errors import TransactionError
-from nitro.infrastructure.database.connections import engine, has_own_engine, place_of
-from nitro.infrastructure.database.sessions import Commits, commits_of, must_await
-from nitro.infrastructure.database.sqlite import WRITES, begin_for_real
+from nitro.infrastructure.database.binds import HOME, Bind, bind_of, connection_of, must_await
+from nitro.infrastructure.database.connections import engine, has_own_engine, same_database
+from nitro.infrastructure.database.sessions import Commits, commits_of, note_writes
+from nitro.infrastructure.database.sqlite import WRITES
 from nitro.infrastructure.database.tables import ensure_tables
 from nitro.infrastructure.database.unit_of_work import (
     Transaction,
+    begin_in,
     current_transaction,
     entered,
     inner,
@@ -147,11 +149,12 @@ def write_with(commit: Transaction | Commits, work: Callable[[Connection], None]
         TransactionError: it is the transaction of another database than this process's; names both.
     """
     session = commit.session
-    _check_same_database(session)
+    session.info[HOME] = _home_here(session)
 
     def write() -> None:
         ensure_tables(session)
-        work(session.connection())
+        work(connection_of(session))
+        note_writes(session)
 
     if must_await(session):
         if not session.in_transaction():
@@ -161,12 +164,21 @@ def write_with(commit: Transaction | Commits, work: Callable[[Connection], None]
         write()
 
 
-def _check_same_database(session: Session) -> None:
-    theirs, own = session.get_bind().engine, engine()
-    if theirs is own or (place_of(theirs.url) == place_of(own.url) is not None):
-        return
+def _home_here(session: Session) -> Bind:
+    """The bind that its instances are written on, or rows of Nitro's would be: the first that leads to our database.
+
+    A session that can say neither takes our own engine into its transaction.
+    """
+    own = engine()
+    binds = [session.info.get(HOME), *(bind_of(session, mapper) for mapper in commits_of(session).mappers)]
+    known = [bind for bind in (*binds, bind_of(session)) if bind is not None]
+    for bind in known:
+        if same_database(bind.engine, own):
+            return bind
+    if not known:
+        return own
     raise TransactionError(
-        f"this emit joins a transaction of {theirs.url.render_as_string()}, but its deliveries are tracked in "
+        f"this emit joins a transaction of {known[0].engine.url.render_as_string()}, but its deliveries are tracked in "
         f"{own.url.render_as_string()}: give bind(app, engine) or NITRO_DB_URL the database of that session, "
         f"or the handler delivery='broker'"
     )
@@ -233,7 +245,7 @@ async def _awaited_block(session: Session | AsyncSession | None) -> AsyncIterato
     with entered(session.sync_session):
         ending: AsyncSession | AsyncSessionTransaction = session  # whose end the user may bring about himself
         if session.in_transaction():
-            await session.run_sync(lambda own: begin_for_real(own.connection()))
+            await session.run_sync(begin_in)
             ending = await session.begin_nested()
         else:
             await session.begin()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.orm.attributes import instance_state
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
-from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction
+from nitro.infrastructure.database.binds import connection_of, home_of
+from nitro.infrastructure.database.sessions import commits_of
 from nitro.infrastructure.database.sqlite import begin_for_real
 
 OVERLAP = (
@@ -74,29 +73,6 @@ def current_transaction() -> Transaction | None:
     return found if isinstance(found, Transaction) else None
 
 
-def commit_for(values: Iterable[object]) -> Transaction | Commits | None:
-    """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
-
-    A session counts when somebody will want to commit it (`in_own_transaction`).
-
-    Raises:
-        TransactionError: they are in sessions of two databases; names both.
-    """
-    current = current_transaction()
-    states = [instance_state(value) for value in values if hasattr(type(value), "__mapper__")]
-    own = [state.session for state in states if state.session is not None and in_own_transaction(state.session)]
-    _check_one_database([*own, *([current.session] if current is not None else [])])
-    return current if current is not None or not own else commits_of(own[0])
-
-
-def _check_one_database(sessions: Sequence[Session]) -> None:
-    if all(session is sessions[0] for session in sessions):
-        return
-    databases = {session.get_bind().engine.url.render_as_string() for session in sessions}
-    if len(databases) > 1:
-        raise TransactionError(f"one emit cannot wait for the commits of two databases: {', '.join(sorted(databases))}")
-
-
 @contextmanager
 def entered(session: Session) -> Iterator[None]:
     """Let the code inside find the transaction; run what waits for the commit when it has left."""
@@ -117,11 +93,15 @@ def entered(session: Session) -> Iterator[None]:
         commits.release()
 
 
+def begin_in(session: Session) -> None:
+    """Send the BEGIN that a savepoint needs; a session without a bind of its own begins each at its first use."""
+    if home_of(session) is not None:
+        begin_for_real(connection_of(session))
+
+
 @contextmanager
 def inner(session: Session) -> Iterator[None]:
-    # A session with several databases has no connection to ask for: it begins each at its first use.
-    with suppress(UnboundExecutionError):
-        begin_for_real(session.connection())
+    begin_in(session)
     savepoint = session.begin_nested()
     try:
         yield

@@ -36,8 +36,16 @@ class Dispatcher(Protocol):
             commit: the one after which that step will be taken, if there is one.
         """
 
-    def commit(self, call: Call) -> scope.Commit | None:
-        """The commit that this emit waits for: of the open transaction, else of the session its entities are in."""
+    def commit(self, call: Call, *, flush: bool) -> scope.Commit | None:
+        """The commit that this emit waits for: of the open transaction, else of the session its instances are in.
+
+        Args:
+            call: what is emitted.
+            flush: write the instances in it that wait to be.
+        """
+
+    async def flush(self, call: Call) -> None:
+        """Write the instances in it that wait to be, of sessions that must be awaited."""
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         """The bytes of payload that `dispatch` would send to each."""

@@ -13,7 +13,7 @@ from blinker import ANY
 
 from nitro.errors import EmitError
 from nitro.infrastructure import scope
-from nitro.infrastructure.events.committing import commit_of, publish_committed, warn_of_drop
+from nitro.infrastructure.events.committing import commit_of, flush_of, publish_committed, warn_of_drop
 from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
@@ -172,6 +172,8 @@ async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]
             if any(cancels(result) for _, result in outcomes):
                 break
         _conclude(emission, outcomes)
+        if plan.offloaded and emission.cancelled_by is None:
+            await flush_of(call)
         with scope.emitting(emission):
             send = _dispatch(plan, emission, call)
         if send is not None:
@@ -213,7 +215,7 @@ def _dispatch(plan: Plan, emission: Emission, call: Call) -> Send | None:
     handlers = [handler for handler in plan.offloaded if holds(handler, emission, call)]
     if not handlers:
         return None
-    commit = commit_of(call)
+    commit = commit_of(call, flush=True)
     send = dispatcher().dispatch(emission, call, handlers, commit)
     if commit is None:
         return send

@@ -11,7 +11,7 @@ from celery._state import get_current_worker_task as current_worker_task
 
 from nitro.errors import DispatchError, EmitError, PayloadError
 from nitro.infrastructure import scope
-from nitro.infrastructure.database import Commits, Transaction, commit_for
+from nitro.infrastructure.database import Commits, Transaction, commit_for, flush_awaited
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.handler import Handler
@@ -63,13 +63,17 @@ class Publisher:
             return partial(_keep_and_send, app, emission.event, parcels)
         return partial(_send, app, emission.event, _kept(app, parcels, cast(Commit, commit)))
 
-    def commit(self, call: Call) -> Transaction | Commits | None:
+    def commit(self, call: Call, *, flush: bool) -> Transaction | Commits | None:
         """The commit that this emit waits for, or None.
 
         Raises:
-            TransactionError: its entities are in sessions of two databases.
+            TransactionError: its instances are in sessions of two databases, or in two that both write.
         """
-        return commit_for((call.sender, *call.args, *call.kwargs.values()))
+        return commit_for(_values(call), flush=flush)
+
+    async def flush(self, call: Call) -> None:
+        """Write the instances in it that wait to be, of sessions that must be awaited."""
+        await flush_awaited(_values(call))
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         """The bytes of payload that `dispatch` would send to each.
@@ -78,6 +82,10 @@ class Publisher:
             PayloadError: a value cannot travel.
         """
         return [len(parcel.message.payload or "") for parcel in _parcels(Emission(""), call, handlers)]
+
+
+def _values(call: Call) -> tuple[object, ...]:
+    return call.sender, *call.args, *call.kwargs.values()
 
 
 def _keep_and_send(app: Celery, event: str, parcels: Sequence[Parcel]) -> None:

@@ -8,7 +8,7 @@ from celery import Celery
 from sqlalchemy import Connection
 
 from nitro.errors import NoDatabase
-from nitro.infrastructure.database import has_own_engine, write_with, writing
+from nitro.infrastructure.database import ends_elsewhere, has_own_engine, write_with, writing
 from nitro.infrastructure.offload.batch import Batch
 from nitro.infrastructure.offload.defaults import is_embedded
 from nitro.infrastructure.offload.parcel import Parcel
@@ -50,6 +50,8 @@ class Keeper:
             if on_sqlite:
                 check(connection)
 
+        if commit is not None and ends_elsewhere(commit.session):
+            queued = False  # a relay sees the row as soon as it is really there
         if commit is None:
             with writing() as connection:
                 write(connection)

@@ -1,0 +1,74 @@
+"""Binds: the connection of a session that Nitro's rows are written on, also where a session has several databases."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, Table, insert
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.util.concurrency import in_greenlet
+
+Bind = Engine | Connection
+
+HOME = "nitro_bind"
+"""In the `info` of a session, the bind that its transaction has Nitro's rows written on."""
+
+_insert = insert(Table("nitro_emission", MetaData()))
+
+
+def bind_of(session: Session, mapper: Mapper[Any] | None = None) -> Bind | None:
+    """The bind that a flush would write an instance on, without a mapper a row of Nitro's; None where there is none."""
+    with _as_in_a_flush(session):
+        try:
+            return session.get_bind(clause=_insert) if mapper is None else session.get_bind(mapper.base_mapper)
+        except UnboundExecutionError:
+            return None
+
+
+def home_of(session: Session) -> Bind | None:
+    """The bind that Nitro's rows are written on in the open transaction of a session."""
+    found: Bind | None = session.info.get(HOME)
+    return found if found is not None else bind_of(session)
+
+
+def connection_of(session: Session) -> Connection:
+    """The connection that Nitro's rows are written on, in the session's transaction."""
+    home = home_of(session)
+    return session.connection(bind_arguments=None if home is None else {"bind": home})
+
+
+def async_session_of(session: Session) -> Any:
+    """The `AsyncSession` that this one works for, or None."""
+    loaded = sys.modules.get("sqlalchemy.ext.asyncio")
+    return None if loaded is None else loaded.async_session(session)
+
+
+def must_await(session: Session) -> bool:
+    """Whether it belongs to an `AsyncSession` that the calling code cannot wait for: it may add, but not ask.
+
+    Code within `await session.run_sync(...)` can.
+    """
+    return async_session_of(session) is not None and not in_greenlet()
+
+
+def is_flushing(session: Session) -> bool:
+    """Whether the caller is code that a flush calls."""
+    return session._flushing
+
+
+@contextmanager
+def _as_in_a_flush(session: Session) -> Iterator[None]:
+    """Have a session that routes its statements answer as it does for a write.
+
+    SQLAlchemy's recipe of a routing session looks at `_flushing`, and there is no other word for it.
+    """
+    before = session._flushing
+    session._flushing = True
+    try:
+        yield
+    finally:
+        session._flushing = before

@@ -1,0 +1,104 @@
+"""Joining: the commit that an emit waits for, of the sessions that its instances are attached to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import InstanceState, Session
+
+from nitro.errors import TransactionError
+from nitro.infrastructure.database.binds import async_session_of, bind_of, is_flushing, must_await
+from nitro.infrastructure.database.connections import same_database
+from nitro.infrastructure.database.mapped import States, attached_in
+from nitro.infrastructure.database.sessions import Commits, commits_of, has_writes, in_own_transaction
+from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction
+
+Attached = dict[Session, States]
+
+
+def commit_for(values: Iterable[object], *, flush: bool = False) -> Transaction | Commits | None:
+    """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
+
+    A session counts when somebody will want to commit it (`in_own_transaction`).
+
+    Args:
+        values: mapped instances are found in them at any depth.
+        flush: write those of its instances that are pending, so that they have their ids.
+
+    Raises:
+        TransactionError: they are in sessions of two databases, or in two sessions that both have something to write;
+            or an instance has no primary key yet, and its session cannot be flushed here.
+    """
+    current, attached = current_transaction(), attached_in(values)
+    own = None if current is None else current.session
+    taking_part = [session for session in attached if session is own or in_own_transaction(session)]
+    if own is None and not taking_part:
+        return None
+    session = _only(own, taking_part, attached)
+    states = attached.get(session, [])
+    commits_of(session).mappers.update((state.mapper, None) for state in states)
+    if flush:
+        _flush(session, states)
+    return commits_of(session) if current is None else current
+
+
+async def flush_awaited(values: Iterable[object]) -> None:
+    """Write the pending instances among these values that are in an `AsyncSession`, so that they have their ids."""
+    for session, states in attached_in(values).items():
+        if any(state.pending for state in states) and must_await(session) and not is_flushing(session):
+            await async_session_of(session).flush()
+
+
+def _only(own: Session | None, taking_part: Sequence[Session], attached: Attached) -> Session:
+    """The session to wait for: of the open `transaction()`, else the one that writes; the others only read."""
+    chosen = own or next(filter(has_writes, taking_part), taking_part[0])
+    for other in taking_part:
+        if other is not chosen:
+            _check_databases(chosen, other, attached)
+            if has_writes(other):
+                raise TransactionError(_two_commits(own is not None, attached.get(chosen, []), attached[other]))
+    return chosen
+
+
+def _check_databases(one: Session, other: Session, attached: Attached) -> None:
+    engines = [_engine_of(session, attached.get(session, [])) for session in (one, other)]
+    first, second = engines
+    if first is not None and second is not None and not same_database(first, second):
+        urls = sorted(engine.url.render_as_string() for engine in (first, second))
+        raise TransactionError(f"one emit cannot wait for the commits of two databases: {', '.join(urls)}")
+
+
+def _engine_of(session: Session, states: States) -> Engine | None:
+    bind = bind_of(session, states[0].mapper if states else None)
+    return None if bind is None else bind.engine
+
+
+def _two_commits(in_block: bool, mine: States, theirs: States) -> str:
+    where = "an open transaction()" if in_block else f"a session that writes ({_classes(mine)})"
+    return (
+        f"one emit cannot wait for two commits: of {where}, and of another session that writes ({_classes(theirs)}); "
+        f"add all of them to one session, and emit in `transaction(session)` or outside of any transaction()"
+    )
+
+
+def _classes(states: States) -> str:
+    return ", ".join(sorted({state.mapper.class_.__name__ for state in states}))
+
+
+def _flush(session: Session, states: States) -> None:
+    pending = [state for state in states if state.pending]
+    if not pending:
+        return
+    if must_await(session):
+        _check_keys(pending, "emit() cannot flush an AsyncSession: `await session.flush()` first, or use emit_async()")
+    elif is_flushing(session):
+        _check_keys(pending, "its session is being flushed: emit when that is over, or in `after_insert`")
+    else:
+        session.flush()
+
+
+def _check_keys(pending: Iterable[InstanceState[object]], why: str) -> None:
+    for state in pending:
+        if None in state.mapper.primary_key_from_instance(state.obj()):
+            raise TransactionError(f"{state.mapper.class_.__name__} has no primary key yet, and {why}")

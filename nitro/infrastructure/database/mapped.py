@@ -1,0 +1,105 @@
+"""Mapped instances among the values of an emit, at any depth, and the sessions that they are attached to."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import Row, event, inspect
+from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
+
+States = list[InstanceState[Any]]
+Parts = Callable[[Any], Iterable[object]]
+
+MEMBERS: tuple[type, ...] = (list, tuple, set, frozenset, deque, type({}.keys()), type({}.values()), type({}.items()))
+"""Containers of which each member is looked at, also of a class derived from one."""
+
+_parts: dict[type, Parts | None] = {}
+"""By class: what gives the values that an instance holds, or None when it holds none that matter."""
+
+
+def attached_in(values: Iterable[object]) -> dict[Session, States]:
+    """The sessions that instances among these values are attached to, in the order in which they are met."""
+    found: dict[Session, States] = {}
+    for state in mapped_in(values):
+        if (session := state.session) is not None:
+            found.setdefault(session, []).append(state)
+    return found
+
+
+def mapped_in(values: Iterable[object]) -> Iterator[InstanceState[Any]]:
+    """The states of all mapped instances in these values, whatever holds them; one that holds itself is met once."""
+    waiting, seen = _holding(list(values)), set[int]()
+    for value in waiting:  # it grows meanwhile, and keeps alive what `seen` knows by its address
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        parts = _parts_of(type(value))
+        assert parts is not None
+        if parts is _attributes and (state := _state_of(value)) is not None:
+            yield state
+        waiting += _holding(list(parts(value)))
+
+
+def _holding(values: list[object]) -> list[object]:
+    """Those that may hold a mapped instance, or are one; nothing is done for each where no class of theirs may."""
+    kinds = {kind for kind in set(map(type, values)) if _parts_of(kind) is not None}
+    return [value for value in values if type(value) in kinds] if kinds else []
+
+
+def _parts_of(cls: type) -> Parts | None:
+    try:
+        return _parts[cls]
+    except KeyError:
+        _parts[cls] = found = _looked_up(cls)
+        return found
+
+
+def _looked_up(cls: type) -> Parts | None:
+    if isinstance(inspect(cls, raiseerr=False), Mapper):
+        return _attributes
+    if issubclass(cls, Enum):
+        return None
+    if issubclass(cls, (dict, MappingProxyType)):
+        return _keys_and_values
+    if issubclass(cls, (*MEMBERS, Row)):
+        return iter
+    if issubclass(cls, BaseModel):
+        return _attributes
+    return _fields if is_dataclass(cls) else None
+
+
+def _keys_and_values(mapping: Any) -> list[object]:
+    return [*mapping, *mapping.values()]
+
+
+def _attributes(instance: Any) -> list[object]:
+    """The attributes that are there, loaded relationships among them, and what pydantic keeps beside them."""
+    beside = (getattr(instance, name, None) for name in ("__pydantic_extra__", "__pydantic_private__"))
+    return [*vars(instance).values(), *(value for held in beside if held for value in held.values())]
+
+
+def _fields(instance: Any) -> list[object]:
+    held = getattr(instance, "__dict__", {})
+    in_slots = (field.name for field in fields(instance) if field.name not in held)
+    return [*held.values(), *(getattr(instance, name, None) for name in in_slots)]
+
+
+def _state_of(instance: object) -> InstanceState[Any] | None:
+    """SQLAlchemy's state of an instance; None of one of another kind, or that was made without a constructor."""
+    try:
+        return instance_state(instance)
+    except AttributeError:
+        return None
+
+
+@event.listens_for(Mapper, "instrument_class")
+def _forget(_mapper: Mapper[Any], cls: type) -> None:
+    """A class that is mapped imperatively may have been met before."""
+    _parts.pop(cls, None)
