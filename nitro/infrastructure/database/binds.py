@@ -9,8 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, Table, insert
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, Session, scoped_session
 from sqlalchemy.util.concurrency import in_greenlet
+
+from nitro.errors import TransactionError
 
 Bind = Engine | Connection
 
@@ -43,8 +45,25 @@ def connection_of(session: Session) -> Connection:
 
 def async_session_of(session: Session) -> Any:
     """The `AsyncSession` that this one works for, or None."""
-    loaded = sys.modules.get("sqlalchemy.ext.asyncio")
+    loaded = _asyncio()
     return None if loaded is None else loaded.async_session(session)
+
+
+def session_behind(given: Any) -> Any:
+    """The `Session` or `AsyncSession` that this is, or that a scoped session has for the calling code; None stays.
+
+    Raises:
+        TransactionError: it is neither.
+    """
+    loaded = _asyncio()
+    kinds, scoped = ((), ()) if loaded is None else ((loaded.AsyncSession,), (loaded.async_scoped_session,))
+    session = given() if isinstance(given, (scoped_session, *scoped)) else given
+    if session is None or isinstance(session, (Session, *kinds)):
+        return session
+    raise TransactionError(
+        f"transaction() takes nothing, a Session, an AsyncSession, or a scoped_session such as Flask-SQLAlchemy's "
+        f"db.session, and this is {_told(given)}"
+    )
 
 
 def must_await(session: Session) -> bool:
@@ -58,6 +77,18 @@ def must_await(session: Session) -> bool:
 def is_flushing(session: Session) -> bool:
     """Whether the caller is code that a flush calls."""
     return session._flushing
+
+
+def _asyncio() -> Any:
+    """The module of async sessions, if anybody has loaded it: there are none before."""
+    return sys.modules.get("sqlalchemy.ext.asyncio")
+
+
+def _told(given: object) -> str:
+    kind = (
+        f"the class {given.__qualname__}" if isinstance(given, type) else f"an instance of {type(given).__qualname__}"
+    )
+    return f"{kind}: call it, and give what it returns" if callable(given) else kind
 
 
 @contextmanager

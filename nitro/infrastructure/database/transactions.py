@@ -11,14 +11,14 @@ from contextlib import (
     contextmanager,
 )
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 from sqlmodel import Session as OwnSession
 
 from nitro.errors import TransactionError
-from nitro.infrastructure.database.binds import HOME, Bind, bind_of, connection_of, must_await
+from nitro.infrastructure.database.binds import HOME, Bind, bind_of, connection_of, must_await, session_behind
 from nitro.infrastructure.database.connections import engine, has_own_engine, same_database
 from nitro.infrastructure.database.sessions import Commits, commits_of, note_writes
 from nitro.infrastructure.database.sqlite import WRITES
@@ -33,7 +33,7 @@ from nitro.infrastructure.database.unit_of_work import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_scoped_session
 
 Given = TypeVar("Given")
 
@@ -68,11 +68,11 @@ class Block(Generic[Given], AbstractContextManager[Given], AbstractAsyncContextM
 @overload
 def transaction(session: None = None) -> Block[OwnSession]: ...
 @overload
-def transaction(session: Session) -> Block[Session]: ...
+def transaction(session: Session | scoped_session[Any]) -> Block[Session]: ...
 @overload
-def transaction(session: AsyncSession) -> Block[AsyncSession]: ...
+def transaction(session: AsyncSession | async_scoped_session[Any]) -> Block[AsyncSession]: ...
 def transaction(
-    session: Session | AsyncSession | None = None,
+    session: Session | scoped_session[Any] | AsyncSession | async_scoped_session[Any] | None = None,
 ) -> Block[OwnSession] | Block[Session] | Block[AsyncSession]:
     """A block in which every `save()` and `emit()` joins one commit: `with transaction() as session:`.
 
@@ -81,15 +81,16 @@ def transaction(
       saved and emitted is gone. There is one commit, at the end of the outermost block.
     - With a session of the user's own, saves and emits join that one. If it was not in a transaction yet, the
       block begins one and commits it; otherwise the block is a savepoint, and the user's own commit decides.
+    - A `scoped_session`, such as Flask-SQLAlchemy's `db.session`, stands for the session that it has here and now.
     - An `AsyncSession` is adopted with `async with`, with the same rules. A plain `with` can wait for nothing, so
       there the user's `await session.commit()` is what commits.
     - Works in `async def` too. Other threads take no part, even with a copied context. Objects are readable
       after the block, and detached.
 
     Raises:
-        TransactionError: inner blocks of concurrent tasks overlapped; nothing was committed.
+        TransactionError: inner blocks of concurrent tasks overlapped; nothing was committed. Or this is no session.
     """
-    return Block(session)
+    return Block(session_behind(session))
 
 
 @contextmanager

@@ -1,0 +1,431 @@
+"""Which sessions an emit joins: those of any mapped instance, at any depth, begun or written in any way."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from pydantic import BaseModel
+from sqlalchemy import Engine, delete, insert, text, update
+from sqlalchemy.event import listens_for
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlmodel import Field, Relationship, SQLModel, create_engine
+from sqlmodel import Session as ModelSession
+
+from nitro.errors import TransactionError
+from nitro.infrastructure.database import transaction
+from nitro.infrastructure.events import Event, drain, on
+from nitro.infrastructure.offload import bind
+
+Sent = Callable[..., list[Any]]
+
+
+class Basket(SQLModel, table=True):
+    """A plain table, whose ids the database gives."""
+
+    __tablename__ = "joined_basket"
+
+    id: int | None = Field(default=None, primary_key=True)
+    note: str = ""
+    apples: list["Apple"] = Relationship(back_populates="basket")
+
+
+class Apple(SQLModel, table=True):
+    """What is in one."""
+
+    __tablename__ = "joined_apple"
+
+    id: int | None = Field(default=None, primary_key=True)
+    basket_id: int | None = Field(default=None, foreign_key="joined_basket.id")
+    basket: Basket | None = Relationship(back_populates="apples")
+
+
+class Tag(SQLModel, table=True):
+    """What one has, without knowing of it."""
+
+    __tablename__ = "joined_tag"
+
+    id: int | None = Field(default=None, primary_key=True)
+    basket_id: int | None = Field(default=None, foreign_key="joined_basket.id")
+    basket: Basket | None = Relationship()
+
+
+class Base(DeclarativeBase):
+    """Of the user's own."""
+
+
+class Ledger(Base):
+    """A declarative class."""
+
+    __tablename__ = "joined_ledger"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@dataclass
+class Carried:
+    """A dataclass that holds one."""
+
+    basket: Any
+
+
+class Wrapped(BaseModel):
+    """A pydantic model that holds one."""
+
+    basket: Basket
+
+
+HELD: dict[str, Callable[[Basket], Any]] = {
+    "itself": lambda basket: basket,
+    "list": lambda basket: [basket],
+    "dict": lambda basket: {"baskets": [basket]},
+    "dataclass": Carried,
+    "model": lambda basket: Wrapped.model_construct(basket=basket),
+    "relationship": lambda basket: Carried([{"tag": Tag(basket=basket)}]),
+}
+
+WRITES: dict[str, Callable[[Session], Any]] = {
+    "begun": lambda session: session.begin(),
+    "savepoint": lambda session: session.begin_nested(),
+    "read, then savepoint": lambda session: (session.get(Basket, 1), session.begin_nested()),
+    "pending": lambda session: session.add(Basket()),
+    "flushed": lambda session: (session.add(Basket()), session.flush()),
+    "changed": lambda session: setattr(session.get_one(Basket, 1), "note", "new"),
+    "deleted": lambda session: (session.delete(session.get_one(Basket, 2)), session.flush()),
+    "merged": lambda session: session.merge(Basket(id=1, note="merged")),
+    "ORM insert": lambda session: session.execute(insert(Basket), [{"note": "a"}]),
+    "ORM update": lambda session: session.execute(update(Basket).values(note="b")),
+    "ORM delete": lambda session: session.execute(delete(Basket).where(Basket.note == "none")),
+    "bulk save": lambda session: session.bulk_save_objects([Basket()]),
+    "bulk insert": lambda session: session.bulk_insert_mappings(Basket.__mapper__, [{"note": "c"}]),  # type: ignore[attr-defined]
+    "bulk update": lambda session: session.bulk_update_mappings(Basket.__mapper__, [{"id": 1, "note": "d"}]),  # type: ignore[attr-defined]
+    "query update": lambda session: session.query(Basket).update({"note": "e"}),
+}
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A database of the user's own with two baskets."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}")
+    SQLModel.metadata.create_all(engine)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add_all([Basket(id=1), Basket(id=2)])
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def picked(evt: Event, app: Celery, engine: Engine) -> Event:
+    """An event with an offloaded handler, tracked in that database, where waiting for a lock fails at once."""
+    bind(app, engine)
+    listens_for(engine, "connect")(lambda driver, _record: driver.execute("PRAGMA busy_timeout=0"))
+    on(evt, offload=True, name="shop.pick")(lambda sender, *args, **kwargs: None)
+    return evt
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("flushed", [True, False], ids=["flushed", "pending"])
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("where", ["sender", "argument", "keyword"])
+def test_an_instance_at_any_depth_is_joined(
+    picked: Event, engine: Engine, sent: Sent, where: str, held: str, flushed: bool, end: str
+) -> None:
+    """What is emitted leaves with the commit of its session, and never after a rollback."""
+    with ModelSession(engine) as session:
+        session.add(basket := Basket())
+        if flushed:
+            session.flush()
+        value = HELD[held](basket)
+        calls: dict[str, Callable[[], Any]] = {
+            "sender": lambda: picked.emit(value),
+            "argument": lambda: picked.emit("till", value),
+            "keyword": lambda: picked.emit("till", value=value),
+        }
+        calls[where]()
+        assert sent() == []
+        getattr(session, end)()
+    assert len(sent()) == (1 if end == "commit" else 0)
+
+
+@pytest.mark.parametrize("written", WRITES)
+def test_a_session_that_somebody_will_commit_is_joined(picked: Event, engine: Engine, sent: Sent, written: str) -> None:
+    """However it was begun, or written in: a rollback takes what was emitted about something it has only read."""
+    with Session(engine) as session:
+        WRITES[written](session)
+        picked.emit([session.get_one(Basket, 1)])
+        session.rollback()
+    assert sent() == []
+
+
+def test_a_factory_that_begins_is_joined(picked: Event, engine: Engine, sent: Sent) -> None:
+    """`with sessionmaker.begin()` commits at its end, or rolls back."""
+    factory = sessionmaker(engine)
+    with pytest.raises(ZeroDivisionError), factory.begin() as session:
+        session.add(basket := Basket())
+        picked.emit(basket)
+        raise ZeroDivisionError
+    assert sent() == []
+    with factory.begin() as session:
+        picked.emit([session.get_one(Basket, 1)])
+        assert sent() == []
+    assert len(sent()) == 1
+
+
+def test_a_savepoint_in_a_session_that_has_only_read_takes_its_own(picked: Event, engine: Engine, sent: Sent) -> None:
+    """What was emitted before it was begun by itself has left."""
+    with Session(engine) as session:
+        picked.emit(session.get_one(Basket, 1), step="before")
+        session.rollback()
+        basket = session.get_one(Basket, 1)
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            picked.emit(basket, step="in it")
+            raise ZeroDivisionError
+        session.commit()
+    assert [message.payload.kwargs["step"] for message in sent()] == ["before"]
+
+
+def test_an_emit_after_another_one_waits_for_no_lock_of_its_own(picked: Event, engine: Engine, sent: Sent) -> None:
+    """A row that Nitro has written in a session is a write of that session."""
+    with Session(engine) as session:
+        basket = session.get_one(Basket, 1)
+        with session.begin_nested():
+            picked.emit(basket)
+        picked.emit(basket)
+        session.commit()
+    assert len(sent()) == 2
+
+
+def test_a_pending_instance_has_its_id(picked: Event, engine: Engine, sent: Sent) -> None:
+    """It is flushed first, and the handler gets one that is stored."""
+    with Session(engine) as session:
+        session.add(basket := Basket(note="new"))
+        picked.emit("till", baskets={"new": basket})
+        assert basket.id is not None
+        session.commit()
+        (message,) = sent()
+        assert message.payload.kwargs["baskets"]["new"].id == basket.id
+
+
+def test_a_pending_instance_can_be_reloaded(evt: Event, app: Celery, engine: Engine, sent: Sent) -> None:
+    """Only its id travels, which it has by then."""
+    bind(app, engine)
+    on(evt, offload={"entity": "reload"}, name="shop.pick")(lambda sender: None)
+    with Session(engine) as session:
+        session.add(basket := Basket())
+        evt.emit([basket])
+        session.commit()
+    assert len(sent()) == 1
+
+
+def test_a_pending_member_of_a_stored_instance_has_its_id(picked: Event, engine: Engine, sent: Sent) -> None:
+    """The relationship is part of what travels."""
+    with Session(engine) as session:
+        basket = session.get_one(Basket, 1)
+        basket.apples.append(Apple())
+        picked.emit(basket)
+        assert basket.apples[0].id is not None
+        session.commit()
+    assert len(sent()) == 1
+
+
+def test_nothing_is_flushed_for_handlers_that_run_here(evt: Event, engine: Engine) -> None:
+    """They take the instance as it is."""
+    on(evt)(lambda sender: None)
+    with Session(engine) as session:
+        session.add(basket := Basket())
+        evt.emit(basket)
+        assert basket.id is None
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_async_handlers_wait_for_a_declarative_instance(evt: Event, engine: Engine, app: Celery, end: str) -> None:
+    """Such as no codec need take."""
+    heard: list[int] = []
+
+    @on(evt)
+    async def handler(sender: list[Ledger]) -> None:
+        heard.append(len(sender))
+
+    with Session(engine) as session:
+        session.add(ledger := Ledger())
+        evt.emit([ledger])
+        assert drain(1)
+        assert heard == []
+        getattr(session, end)()
+    assert drain(5)
+    assert heard == ([1] if end == "commit" else [])
+
+
+def test_an_emit_in_a_listener_of_the_flush_is_joined(picked: Event, engine: Engine, sent: Sent) -> None:
+    """After the INSERT its instance has an id, and is flushed no second time."""
+    listens_for(Basket, "after_insert", once=True)(lambda _mapper, _connection, basket: picked.emit(basket) and None)
+    with Session(engine) as session:
+        session.add(basket := Basket())
+        session.commit()
+        assert [message.payload.sender.id for message in sent()] == [basket.id]
+
+
+def test_an_emit_before_the_insert_says_that_there_is_no_id(picked: Event, engine: Engine) -> None:
+    """There the database has not given one yet."""
+    listens_for(Basket, "before_insert", once=True)(lambda _mapper, _connection, basket: picked.emit(basket) and None)
+    with Session(engine) as session, pytest.raises(TransactionError, match=r"Basket has no primary key.*after_insert"):
+        session.add(Basket())
+        session.flush()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Engine]:
+    """Another database."""
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    SQLModel.metadata.create_all(other)
+    yield other
+    other.dispose()
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_two_databases_are_an_error_at_any_depth(
+    picked: Event, engine: Engine, other: Engine, sent: Sent, held: str
+) -> None:
+    """One commit cannot cover both; the message names them, and neither session is flushed."""
+    with Session(engine) as one, Session(other) as another:
+        one.add(mine := Basket())
+        another.add(theirs := Basket())
+        with pytest.raises(TransactionError, match=r"other\.db.*own\.db|own\.db.*other\.db"):
+            picked.emit(HELD[held](mine), there=HELD[held](theirs))
+        assert mine.id is theirs.id is None
+        one.commit()
+        another.commit()
+    assert sent() == []
+
+
+@pytest.mark.parametrize("block", ["transaction()", "another session"])
+def test_two_sessions_that_write_in_one_database_are_an_error(
+    picked: Event, engine: Engine, sent: Sent, block: str
+) -> None:
+    """Either commit could fail when the other is done; the message says so, and the way out."""
+    with (
+        Session(engine) as session,
+        pytest.raises(TransactionError, match=r"two commits.*Basket.*transaction\(session\)"),
+    ):
+        session.add(basket := Basket())
+        if block == "transaction()":
+            with transaction():
+                picked.emit(basket)
+        else:
+            with Session(engine) as second:
+                second.add(rival := Basket())
+                picked.emit(basket, rival=rival)
+    assert sent() == []
+
+
+def test_a_session_that_was_begun_and_has_only_read_is_no_rival(picked: Event, engine: Engine, sent: Sent) -> None:
+    """The one that writes is waited for."""
+    with Session(engine) as reader, reader.begin(), Session(engine) as writer:
+        read = reader.get_one(Basket, 1)
+        writer.add(written := Basket())
+        picked.emit(read, written=written)
+        writer.commit()
+        assert len(sent()) == 1
+
+
+# AsyncSession
+
+
+@pytest.fixture
+def awaiting(engine: Engine) -> Callable[[Callable[[AsyncSession], Coroutine[Any, Any, None]]], None]:
+    """Runs a coroutine function with an `AsyncSession` on that database, which is closed at the end."""
+    url = engine.url.set(drivername="sqlite+aiosqlite")
+
+    async def within(work: Callable[[AsyncSession], Coroutine[Any, Any, None]]) -> None:
+        async_engine = create_async_engine(url)
+        try:
+            async with AsyncSession(async_engine, expire_on_commit=False) as session:
+                await work(session)
+        finally:
+            await async_engine.dispose()
+
+    return lambda work: asyncio.run(within(work))
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_emit_async_flushes_an_async_session(picked: Event, sent: Sent, awaiting: Any, end: str) -> None:
+    """It can wait for it, so that the instance has its id; what is emitted leaves with the commit."""
+
+    async def work(session: AsyncSession) -> None:
+        session.add(basket := Basket())
+        await picked.emit_async([basket])
+        assert basket.id is not None
+        assert sent() == []
+        await getattr(session, end)()
+
+    awaiting(work)
+    assert len(sent()) == (1 if end == "commit" else 0)
+
+
+def test_emit_cannot_flush_an_async_session(picked: Event, sent: Sent, awaiting: Any) -> None:
+    """An instance without an id is an error that says what to do, and with one it is joined."""
+
+    async def work(session: AsyncSession) -> None:
+        session.add(basket := Basket())
+        with pytest.raises(TransactionError, match=r"Basket has no primary key.*await session\.flush\(\).*emit_async"):
+            picked.emit({"basket": basket})
+        session.expunge(basket)
+        session.add(keyed := Basket(id=7))
+        picked.emit({"basket": keyed})
+        assert sent() == []
+        await session.commit()
+
+    awaiting(work)
+    (message,) = sent()
+    assert message.payload.sender["basket"].id == 7
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_flushed_async_session_is_joined(picked: Event, sent: Sent, awaiting: Any, end: str) -> None:
+    """Also by an emit that waits for nothing."""
+
+    async def work(session: AsyncSession) -> None:
+        session.add(basket := Basket())
+        await session.flush()
+        picked.emit("till", baskets=[basket])
+        await getattr(session, end)()
+
+    awaiting(work)
+    assert len(sent()) == (1 if end == "commit" else 0)
+
+
+# A connection with a transaction of its own, as fixtures of tests have it
+
+
+@pytest.mark.parametrize("mode", ["conditional_savepoint", "create_savepoint", "rollback_only"])
+def test_nothing_tracked_leaves_before_the_transaction_around_the_session(
+    picked: Event, engine: Engine, sent: Sent, mode: Any
+) -> None:
+    """The session's commit ends nothing there; a relay publishes what the outer commit has made visible."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode=mode) as session:
+            session.add(basket := Basket())
+            picked.emit(basket)
+            session.commit()
+            assert sent() == []
+        outer.rollback()
+    assert sent() == []
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM nitro_delivery")) == 0
+
+
+def test_a_connection_without_a_transaction_of_its_own_changes_nothing(
+    picked: Event, engine: Engine, sent: Sent
+) -> None:
+    """The session begins and ends its transaction there."""
+    with engine.connect() as connection, Session(connection) as session:
+        session.add(basket := Basket())
+        picked.emit(basket)
+        session.commit()
+        assert len(sent()) == 1
