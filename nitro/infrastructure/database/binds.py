@@ -56,9 +56,10 @@ def session_behind(given: Any) -> Any:
         TransactionError: it is neither.
     """
     loaded = _asyncio()
-    kinds, scoped = ((), ()) if loaded is None else ((loaded.AsyncSession,), (loaded.async_scoped_session,))
-    session = given() if isinstance(given, (scoped_session, *scoped)) else given
-    if session is None or isinstance(session, (Session, *kinds)):
+    kinds: tuple[Any, ...] = (Session,) if loaded is None else (Session, loaded.AsyncSession)
+    scoped: tuple[Any, ...] = (scoped_session,) if loaded is None else (scoped_session, loaded.async_scoped_session)
+    session = given() if isinstance(given, scoped) else given
+    if session is None or isinstance(session, kinds):
         return session
     raise TransactionError(
         f"transaction() takes nothing, a Session, an AsyncSession, or a scoped_session such as Flask-SQLAlchemy's "
