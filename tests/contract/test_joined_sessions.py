@@ -270,6 +270,15 @@ def test_an_emit_in_a_listener_of_the_flush_is_joined(picked: Event, engine: Eng
         assert [message.payload.sender.id for message in sent()] == [basket.id]
 
 
+def test_an_emit_in_a_listener_of_the_commit_commits_by_itself(picked: Event, engine: Engine, sent: Sent) -> None:
+    """There is nothing left to wait for."""
+    with Session(engine) as session:
+        session.add(basket := Basket())
+        listens_for(session, "after_commit", once=True)(lambda _session: picked.emit([basket]))
+        session.commit()
+        assert len(sent()) == 1
+
+
 def test_an_emit_before_the_insert_says_that_there_is_no_id(picked: Event, engine: Engine) -> None:
     """There the database has not given one yet."""
     listens_for(Basket, "before_insert", once=True)(lambda _mapper, _connection, basket: picked.emit(basket) and None)

@@ -19,6 +19,8 @@ logger = logger_named("nitro.database")
 
 COMMITS = "nitro_commits"
 WRITTEN = "nitro_written"
+OVER = "nitro_over"
+"""In the `info` of a session: its transaction is committed, and what listens to that is being told."""
 OUTER = "nitro_outer"
 """In the `info` of a session: it takes part in a transaction that was open on its connection before."""
 
@@ -152,6 +154,8 @@ def commits_of(session: Session) -> Commits:
 
 def in_own_transaction(session: Session) -> bool:
     """Whether somebody will want to commit this session: it was begun explicitly, or has pending or flushed writes."""
+    if OVER in session.info:
+        return False
     transaction = session.get_transaction()
     explicit = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
     return explicit or session.in_nested_transaction() or has_writes(session)
@@ -184,6 +188,8 @@ def _committing(session: Session) -> None:
 
 @event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
+    if not session.in_nested_transaction():
+        session.info[OVER] = True
     if COMMITS in session.info:
         session.info[COMMITS].committed()
 
@@ -207,7 +213,7 @@ def _created(session: Session, transaction: SessionTransaction) -> None:
 @event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        for name in (CREATED, WRITTEN, OUTER, HOME):
+        for name in (CREATED, WRITTEN, OVER, OUTER, HOME):
             session.info.pop(name, None)
     if COMMITS in session.info:
         session.info[COMMITS].ended(transaction)

@@ -13,7 +13,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from nitro.errors import DeliveryLost, EntityVanished
 from nitro.infrastructure import scope
-from nitro.infrastructure.database import transaction
+from nitro.infrastructure.database import connection_of, transaction
 from nitro.infrastructure.events import Emission, background
 from nitro.infrastructure.events.handler import kind_of
 from nitro.infrastructure.events.lock import Lock
@@ -93,7 +93,7 @@ def _promised(run: Claim | None, declaration: Declaration) -> Iterator[None]:
     try:
         with alone, transaction() as session:
             yield
-            finish(run, session.connection())
+            finish(run, connection_of(session))
             failpoint("committing")
         run.closed = True
     except DeliveryLost as lost:
