@@ -224,8 +224,10 @@ def test_rows_of_a_result_are_looked_into(tmp_path: Any) -> None:
     with Session(engine) as session:
         session.add(Node(id=1))
         session.commit()
-        rows = session.execute(select(Node, Node.id)).all()
-        assert list(attached_in([rows])) == [session]
+        result = session.execute(select(Node, Node.id))
+        row = result.one()
+        assert list(attached_in([[row]])) == [session]
+        assert list(attached_in([row._mapping])) == [session]
     engine.dispose()
 
 
@@ -247,6 +249,17 @@ def test_what_holds_no_instance_has_none(value: object) -> None:
 def test_an_instance_made_without_a_constructor_is_no_obstacle() -> None:
     """It has no state, and is in no session."""
     assert list(mapped_in([Node.__new__(Node)])) == []
+
+
+def test_a_class_with_a_getattr_of_its_own_is_no_obstacle(session: Session) -> None:
+    """It is asked for nothing that it has not."""
+
+    class Strict(Node):
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(name) if name.startswith("_sa_") else KeyError(name)
+
+    session.add(one := Strict(id=3))
+    assert list(attached_in([one])) == [session]
 
 
 def test_a_class_may_be_mapped_after_it_was_met(session: Session) -> None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Row, event, inspect
+from sqlalchemy import Row, RowMapping, event, inspect
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 
@@ -66,7 +66,7 @@ def _looked_up(cls: type) -> Parts | None:
         return _attributes
     if issubclass(cls, Enum):
         return None
-    if issubclass(cls, (dict, MappingProxyType)):
+    if issubclass(cls, (dict, MappingProxyType, RowMapping)):
         return _keys_and_values
     if issubclass(cls, (*MEMBERS, Row)):
         return iter
@@ -81,6 +81,8 @@ def _keys_and_values(mapping: Any) -> list[object]:
 
 def _attributes(instance: Any) -> list[object]:
     """The attributes that are there, loaded relationships among them, and what pydantic keeps beside them."""
+    if not isinstance(instance, BaseModel):
+        return [*vars(instance).values()]
     beside = (getattr(instance, name, None) for name in ("__pydantic_extra__", "__pydantic_private__"))
     return [*vars(instance).values(), *(value for held in beside if held for value in held.values())]
 

@@ -170,19 +170,27 @@ def _home_here(session: Session) -> Bind:
 
     A session that can say neither takes our own engine into its transaction.
     """
-    own = engine()
-    binds = [session.info.get(HOME), *(bind_of(session, mapper) for mapper in commits_of(session).mappers)]
-    known = [bind for bind in (*binds, bind_of(session)) if bind is not None]
-    for bind in known:
+    own, foreign = engine(), list[Bind]()
+    for bind in _binds(session):
         if same_database(bind.engine, own):
             return bind
-    if not known:
+        foreign.append(bind)
+    if not foreign:
         return own
+    theirs, ours = foreign[0].engine.url.render_as_string(), own.url.render_as_string()
     raise TransactionError(
-        f"this emit joins a transaction of {known[0].engine.url.render_as_string()}, but its deliveries are tracked in "
-        f"{own.url.render_as_string()}: give bind(app, engine) or NITRO_DB_URL the database of that session, "
-        f"or the handler delivery='broker'"
+        f"this emit joins a transaction of {theirs}, but its deliveries are tracked in {ours}: "
+        f"give bind(app, engine) or NITRO_DB_URL the database of that session, or the handler delivery='broker'"
     )
+
+
+def _binds(session: Session) -> Iterator[Bind]:
+    """Those that this transaction may have Nitro's rows written on, likeliest first; each is asked for when wanted."""
+    if HOME in session.info:
+        yield session.info[HOME]
+    for mapper in (*commits_of(session).mappers, None):
+        if (bind := bind_of(session, mapper)) is not None:
+            yield bind
 
 
 def _block(session: Session | AsyncSession | None) -> AbstractContextManager[Session | AsyncSession]:
