@@ -7,7 +7,7 @@ from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_t
 from nitro.infrastructure.database.statements import Prepared
 from nitro.infrastructure.database.tables import ensure_tables, migrations
 from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
-from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
+from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction, is_of_block
 
 __all__ = [
     "Commits",
@@ -21,6 +21,7 @@ __all__ = [
     "ensure_tables",
     "has_own_engine",
     "in_own_transaction",
+    "is_of_block",
     "joined",
     "migrations",
     "must_await",

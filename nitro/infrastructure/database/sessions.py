@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import event
@@ -11,6 +12,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
+from nitro.infrastructure.database import savepoints
 from nitro.infrastructure.database.tables import CREATED
 from nitro.infrastructure.logs import logger_named
 
@@ -63,6 +65,14 @@ class Commits:
     def before_commit(self, callback: Callback) -> None:
         """Call `callback` as the last thing in the transaction; never after a rollback, nor if its savepoint is."""
         self._waiting.append(_Waiting(self.session.get_nested_transaction(), last=callback))
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of the transaction that is undone alone when the block fails; nothing where that needs an `await`."""
+        return nullcontext() if must_await(self.session) else savepoints.savepoint(self.session)
+
+    def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
+        """The same around code that awaits; of concurrent tasks one after the other."""
+        return savepoints.awaited_savepoint(self.session, awaits=must_await(self.session))
 
     def committing(self) -> None:
         """A savepoint, or the whole, is about to be committed; a failure here keeps it from being.

@@ -19,6 +19,7 @@ from sqlmodel import Session as OwnSession
 
 from nitro.errors import TransactionError
 from nitro.infrastructure.database.connections import engine, has_own_engine, place_of
+from nitro.infrastructure.database.places import Place
 from nitro.infrastructure.database.sessions import Commits, commits_of, must_await
 from nitro.infrastructure.database.sqlite import WRITES, begin_for_real
 from nitro.infrastructure.database.tables import ensure_tables
@@ -27,6 +28,7 @@ from nitro.infrastructure.database.unit_of_work import (
     current_transaction,
     entered,
     inner,
+    transaction_to_join,
     undone_with_user,
 )
 
@@ -39,28 +41,34 @@ Given = TypeVar("Given")
 class Block(Generic[Given], AbstractContextManager[Given], AbstractAsyncContextManager[Given]):
     """What `transaction()` returns: enter it with `with` or `async with`, once."""
 
-    __slots__ = ("_session", "_sync", "_waits")
+    __slots__ = ("_place", "_session", "_sync", "_waits")
 
     def __init__(self, session: Session | AsyncSession | None) -> None:
         self._session = session
 
     def __enter__(self) -> Given:
+        self._place = Place()
         self._sync = _block(self._session)
         return self._sync.__enter__()  # type: ignore[return-value]  # the overloads of transaction() say which
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sync.__exit__(kind, error, trace)
+        with self._place.left(error, self._sync) as how:
+            if how is not None:
+                self._sync.__exit__(*how)
 
     async def __aenter__(self) -> Given:
+        self._place = Place()
         self._waits = _awaited_block(self._session)
         return await self._waits.__aenter__()  # type: ignore[return-value]  # the overloads of transaction() say which
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._waits.__aexit__(kind, error, trace)
+        with self._place.left(error, self._waits) as how:
+            if how is not None:
+                await self._waits.__aexit__(*how)
 
 
 @overload
@@ -81,19 +89,26 @@ def transaction(
       block begins one and commits it; otherwise the block is a savepoint, and the user's own commit decides.
     - An `AsyncSession` is adopted with `async with`, with the same rules. A plain `with` can wait for nothing, so
       there the user's `await session.commit()` is what commits.
-    - Works in `async def` too. Other threads take no part, even with a copied context. Objects are readable
-      after the block, and detached.
+    - Works in `async def` too. Other threads take no part: one that sees the block in a copied context can read,
+      on a connection of its own, and open a block of its own; a write there, or an emit that offloads, raises.
+    - A block is left where it was entered, in thread and context, or it rolls back and raises.
+    - Objects are readable after the block, and detached.
 
     Raises:
-        TransactionError: inner blocks of concurrent tasks overlapped; nothing was committed.
+        TransactionError: inner blocks of concurrent tasks overlapped, or the block was left in another thread or
+            context than it was entered; nothing was committed.
     """
     return Block(session)
 
 
 @contextmanager
 def joined() -> Iterator[Session]:
-    """The session to write with: of the open transaction, else of one that commits at the end of the block."""
-    current = current_transaction()
+    """The session to write with: of the open transaction, else of one that commits at the end of the block.
+
+    Raises:
+        OpenElsewhere: the open transaction belongs to another thread.
+    """
+    current = transaction_to_join()
     if current is None:
         with transaction() as session:
             yield session
@@ -105,7 +120,7 @@ def joined() -> Iterator[Session]:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """The session to read with: of the open transaction, else one that is closed at the end of the block."""
+    """The session to read with: of this thread's open transaction, else one that is closed at the end of the block."""
     current = current_transaction()
     if current is not None and not must_await(current.session):
         yield current.session

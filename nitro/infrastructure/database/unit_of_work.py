@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
 
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -13,6 +11,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
+from nitro.infrastructure.database.places import this_thread
 from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction
 from nitro.infrastructure.database.sqlite import begin_for_real
 
@@ -37,7 +36,7 @@ class Transaction:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._owner = (os.getpid(), threading.get_ident())
+        self._owner = this_thread()
         self._open = True
 
     def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:
@@ -49,15 +48,28 @@ class Transaction:
         """
         commits_of(self.session).after_commit(callback, abandoned=abandoned)
 
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of it that is undone alone when the block fails; nothing where that needs an `await`."""
+        return commits_of(self.session).savepoint()
+
+    def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
+        """The same around code that awaits; of concurrent tasks one after the other."""
+        return commits_of(self.session).awaited_savepoint()
+
     @property
     def usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""
-        return self._open and self._owner == (os.getpid(), threading.get_ident())
+        return self._open and self._owner == this_thread()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is still open, and another thread is its own."""
+        return self._open and self._owner != this_thread()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Make the calling thread its own one, while the thread that it belongs to waits."""
-        lender, self._owner = self._owner, (os.getpid(), threading.get_ident())
+        lender, self._owner = self._owner, this_thread()
         try:
             yield
         finally:
@@ -74,6 +86,22 @@ def current_transaction() -> Transaction | None:
     return found if isinstance(found, Transaction) else None
 
 
+def transaction_to_join() -> Transaction | None:
+    """The same, for what is to be committed with it.
+
+    Raises:
+        OpenElsewhere: one is open that belongs to another thread.
+    """
+    found = scope.transaction_to_join()
+    return found if isinstance(found, Transaction) else None
+
+
+def is_of_block(session: Session) -> bool:
+    """Whether it is the session of the `transaction()` that is open here, be it another thread's."""
+    found = scope.transaction.get()
+    return isinstance(found, Transaction) and found.session is session and (found.usable or found.elsewhere)
+
+
 def commit_for(values: Iterable[object]) -> Transaction | Commits | None:
     """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
 
@@ -81,10 +109,13 @@ def commit_for(values: Iterable[object]) -> Transaction | Commits | None:
 
     Raises:
         TransactionError: they are in sessions of two databases; names both.
+        OpenElsewhere: it is that of a `transaction()` which belongs to another thread.
     """
     current = current_transaction()
     states = [instance_state(value) for value in values if hasattr(type(value), "__mapper__")]
     own = [state.session for state in states if state.session is not None and in_own_transaction(state.session)]
+    if not own or any(map(is_of_block, own)):
+        scope.transaction_to_join()
     _check_one_database([*own, *([current.session] if current is not None else [])])
     return current if current is not None or not own else commits_of(own[0])
 
