@@ -23,7 +23,7 @@ class Commit(Protocol):
         """
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A part of the transaction that is undone alone when the block fails; nothing where that needs an `await`."""
+        """A part of the transaction that is undone alone when the block fails."""
 
     def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
         """The same around code that awaits; of concurrent tasks one after the other."""

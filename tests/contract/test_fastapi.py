@@ -60,7 +60,9 @@ async def open_async_block() -> AsyncIterator[None]:
         yield
 
 
-def endpoint_of(evt: Event, kind: str, fails: bool, around: Callable[[], AbstractContextManager[Any]]) -> Any:
+def endpoint_of(
+    evt: Event, kind: str, fails: bool = False, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> Any:
     """An endpoint that saves, emits and perhaps fails, in a block of its own or in none."""
 
     def place() -> None:
@@ -96,7 +98,7 @@ def test_an_async_dependency_around_an_async_endpoint_is_one_commit(
 ) -> None:
     """What the endpoint writes is committed with the block, or not at all."""
     with pytest.raises(Declined) if fails else nullcontext():
-        call(endpoint_of(evt, "async def", fails, nullcontext), Depends(open_async_block, scope=scope))
+        call(endpoint_of(evt, "async def", fails), Depends(open_async_block, scope=scope))
     assert stored() == ((0, 0) if fails else (1, 1))
     assert len(sent()) == stored()[1]
 
@@ -171,7 +173,7 @@ def test_a_def_endpoint_does_not_write_in_the_block_of_an_async_dependency(
 ) -> None:
     """It runs on another thread: nothing is stored, nothing leaves."""
     with pytest.raises(TransactionError, match="`def` endpoint"):
-        call(endpoint_of(evt, "def", fails, nullcontext), Depends(open_async_block, scope=scope))
+        call(endpoint_of(evt, "def", fails), Depends(open_async_block, scope=scope))
     assert (stored(), sent()) == ((0, 0), [])
 
 
@@ -183,7 +185,7 @@ def test_the_block_of_a_def_dependency_raises_as_it_is_left_elsewhere(
 ) -> None:
     """The endpoint has not seen it and has committed by itself, which stays."""
     with pytest.raises(TransactionError, match="`async def`") as raised:
-        call(endpoint_of(evt, endpoint, fails, nullcontext), Depends(open_block, scope=scope))
+        call(endpoint_of(evt, endpoint, fails), Depends(open_block, scope=scope))
     assert isinstance(raised.value.__cause__, Declined if fails else type(None))
     assert stored() == (1, 1)
 
@@ -206,7 +208,7 @@ def test_an_error_of_http_in_an_async_dependency_rolls_back_and_is_answered(evt:
 def test_a_background_task_runs_after_the_block_of_a_function_scope(evt: Event, kind: str) -> None:
     """It writes as outside of any transaction."""
     api = FastAPI()
-    endpoint = endpoint_of(evt, kind, False, nullcontext)
+    endpoint = endpoint_of(evt, kind)
 
     @api.post("/", dependencies=[Depends(open_async_block, scope="function")])
     async def place(tasks: BackgroundTasks) -> None:
@@ -223,7 +225,7 @@ def test_a_def_background_task_inside_the_block_of_a_request_scope_raises(evt: E
 
     @api.post("/", dependencies=[Depends(open_async_block)])
     async def place(tasks: BackgroundTasks) -> None:
-        tasks.add_task(endpoint_of(evt, "def", False, nullcontext))
+        tasks.add_task(endpoint_of(evt, "def"))
 
     with TestClient(api) as client, pytest.raises(TransactionError, match="another thread"):
         client.post("/")
@@ -234,7 +236,7 @@ def test_a_def_background_task_inside_the_block_of_a_request_scope_raises(evt: E
 def test_a_middleware_around_an_async_endpoint_is_one_commit(evt: Event, kind: str) -> None:
     """Starlette runs the endpoint in a task of the same loop, or in the same one."""
     api = FastAPI()
-    api.post("/")(endpoint_of(evt, "async def", False, nullcontext))
+    api.post("/")(endpoint_of(evt, "async def"))
 
     async def around(request: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
         async with transaction():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import event
@@ -67,8 +67,11 @@ class Commits:
         self._waiting.append(_Waiting(self.session.get_nested_transaction(), last=callback))
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A part of the transaction that is undone alone when the block fails; nothing where that needs an `await`."""
-        return nullcontext() if must_await(self.session) else savepoints.savepoint(self.session)
+        """A part of the transaction that is undone alone when the block fails.
+
+        Code that cannot wait for its `AsyncSession` can only add to it: just that is taken back.
+        """
+        return self._taken_back() if must_await(self.session) else savepoints.savepoint(self.session)
 
     def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
         """The same around code that awaits; of concurrent tasks one after the other."""
@@ -123,6 +126,18 @@ class Commits:
                 _run(callback)
         finally:
             scope.transaction.reset(token)
+
+    @contextmanager
+    def _taken_back(self) -> Iterator[None]:
+        earlier, waiting = self.session.new, len(self._waiting)
+        try:
+            yield
+        except BaseException:
+            for added in self.session.new:
+                if added not in earlier:
+                    self.session.expunge(added)
+            del self._waiting[waiting:]
+            raise
 
     def _hand_up(self, savepoint: SessionTransaction) -> None:
         parent = savepoint.parent if savepoint.parent is not None and savepoint.parent.nested else None

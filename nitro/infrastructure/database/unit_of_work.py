@@ -49,7 +49,7 @@ class Transaction:
         commits_of(self.session).after_commit(callback, abandoned=abandoned)
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A part of it that is undone alone when the block fails; nothing where that needs an `await`."""
+        """A part of it that is undone alone when the block fails."""
         return commits_of(self.session).savepoint()
 
     def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
