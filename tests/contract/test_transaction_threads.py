@@ -405,13 +405,17 @@ def test_an_async_generator_that_is_closed_in_another_context_rolls_back_and_rai
 
 def test_a_block_opened_after_one_that_was_left_elsewhere_is_as_ever() -> None:
     """Nothing is left behind on the thread that entered the other one."""
-    manager = block()
-    manager.__enter__()
-    with ThreadPoolExecutor(1) as pool, pytest.raises(TransactionError):
-        pool.submit(manager.__exit__, None, None, None).result()
-    with transaction():
-        Voucher(id="v1").save()
-    Voucher(id="v2").save()
+
+    def place() -> None:
+        manager = block()
+        manager.__enter__()
+        with ThreadPoolExecutor(1) as pool, pytest.raises(TransactionError):
+            pool.submit(manager.__exit__, None, None, None).result()
+        with transaction():
+            Voucher(id="v1").save()
+        Voucher(id="v2").save()
+
+    contextvars.copy_context().run(place)
     assert stored() == (["v1", "v2"], 0)
 
 

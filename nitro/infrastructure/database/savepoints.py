@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from asyncio import Lock
 
 TURN = "nitro_turn"
-"""In the `info` of a session, the lock of its outermost savepoints that code awaits in."""
+"""In the `info` of a session, with an event loop: the lock of its outermost savepoints that code awaits in."""
 
-_turn: ContextVar[Lock | None] = ContextVar("nitro_turn", default=None)
+_turn: ContextVar[tuple[Session, Lock] | None] = ContextVar("nitro_turn", default=None)
 
 
 @contextmanager
@@ -70,10 +70,13 @@ async def awaited_savepoint(session: Session, *, awaits: bool) -> AsyncIterator[
 
 @asynccontextmanager
 async def _in_turn(session: Session) -> AsyncIterator[None]:
-    from asyncio import Lock
+    from asyncio import Lock, get_running_loop
 
-    async with _turn.get() or session.info.setdefault(TURN, Lock()):
-        token = _turn.set(Lock())  # of the savepoints that are opened inside this one
+    around, lock = _turn.get() or (None, None)
+    if around is not session or lock is None:
+        lock = session.info.setdefault((TURN, get_running_loop()), Lock())
+    async with lock:
+        token = _turn.set((session, Lock()))  # of the savepoints that are opened inside this one
         try:
             yield
         finally:
