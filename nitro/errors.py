@@ -20,6 +20,8 @@ NitroError
 │   └── NotACondition     (TypeError)   asked with something that is no condition on rows
 ├── WrongThread           (RuntimeError) a blocking wait on the thread of the loop it waits for
 ├── TransactionError      (RuntimeError) `transaction()` used in a way that cannot work
+│   ├── OpenElsewhere                   a write on another thread than the open transaction's
+│   └── LeftElsewhere                   a block left in another thread or context than it was entered
 ├── DispatchError         (RuntimeError) offloaded handlers could not be published
 └── OutboxError
     ├── OutboxOutdated  (RuntimeError) its tables are missing, or of another version
@@ -172,6 +174,34 @@ class WrongThread(NitroError, RuntimeError):
 
 class TransactionError(NitroError, RuntimeError):
     """`transaction()` was used in a way that cannot work."""
+
+
+class OpenElsewhere(TransactionError):
+    """A write, or an emit that has to wait for a commit, on another thread than the one of the open `transaction()`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the `transaction()` that is open here belongs to another thread (or to the parent process), and nothing "
+            "can be written or emitted in it from this one: open a `with transaction():` of its own in the function "
+            "that runs on this thread, such as a `def` endpoint, or make that function `async def`"
+        )
+
+
+class LeftElsewhere(TransactionError):
+    """A `transaction()` block was left in another place than it was entered, and rolled back.
+
+    Args:
+        place: the kind of place: `process`, `thread` or `context`.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        undone = "its parent process decides about it" if place == "process" else "it was rolled back"
+        super().__init__(
+            f"a `transaction()` block was left in another {place} than it was entered, so {undone}; what the code in "
+            f"between has committed by itself stays: enter and leave a block in one function on one thread, or in an "
+            f"`async def` dependency or fixture"
+        )
 
 
 class DispatchError(NitroError, RuntimeError):

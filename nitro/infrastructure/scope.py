@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from typing import Protocol
+
+from nitro.errors import OpenElsewhere
 
 
 class Commit(Protocol):
@@ -20,6 +22,12 @@ class Commit(Protocol):
             abandoned: called instead when the session is closed with neither commit nor rollback.
         """
 
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of the transaction that is undone alone when the block fails."""
+
+    def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
+        """The same around code that awaits; of concurrent tasks one after the other."""
+
 
 class Transaction(Commit, Protocol):
     """An open `transaction()`."""
@@ -27,6 +35,10 @@ class Transaction(Commit, Protocol):
     @property
     def usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is still open, and another thread is its own."""
 
     def lent(self) -> AbstractContextManager[None]:
         """Make the calling thread its own one, while the thread that it belongs to waits."""
@@ -50,6 +62,20 @@ def current_transaction() -> Transaction | None:
     """The open transaction of this thread and context, if there is one."""
     found = transaction.get()
     return found if found is not None and found.usable else None
+
+
+def transaction_to_join() -> Transaction | None:
+    """The same, for what is to be committed with it.
+
+    Raises:
+        OpenElsewhere: one is open that belongs to another thread; what is done here could not be part of it.
+    """
+    found = transaction.get()
+    if found is None or found.usable:
+        return found
+    if found.elsewhere:
+        raise OpenElsewhere
+    return None
 
 
 class _Running(threading.local):

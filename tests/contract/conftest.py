@@ -86,6 +86,7 @@ class FakeTransaction:
     """A transaction that keeps its callbacks until `commit`."""
 
     usable: bool = True
+    elsewhere: bool = False
     callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:

@@ -211,8 +211,8 @@ def test_after_a_rollback_they_never_start(evt: Event, open_transaction: Any) ->
     assert drain(WAIT)
 
 
-def test_foreign_transaction_is_not_waited_for(evt: Event, open_transaction: Any) -> None:
-    """A transaction that is over, or another thread's, postpones nothing."""
+def test_ended_transaction_is_not_waited_for(evt: Event, open_transaction: Any) -> None:
+    """A transaction that is over postpones nothing."""
     ran: list[object] = []
     open_transaction.usable = False
 

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import Session
 
 from nitro.domain.entities.base_entity import Entity
+from nitro.errors import TransactionError
 from nitro.infrastructure import database
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, on
@@ -250,6 +251,7 @@ class Run:
         tickets: ids of all that were made, also of those that were rolled back; `tasks` those of deliveries.
         sessions: of the user's own, those that are open.
         blocks: the books of each `transaction()` that is open.
+        refused: its context shows a `transaction()` of another thread, so that nothing commits by itself here.
         writer: the books of the session that has the lock, where there is one.
     """
 
@@ -261,6 +263,7 @@ class Run:
         self.tasks: set[str] = set()
         self.sessions: list[Own] = []
         self.blocks: list[Books] = []
+        self.refused = False
         self.writer: Books | None = None
 
     async def perform(self) -> Run:
@@ -290,7 +293,10 @@ class Run:
 
     async def save(self, how: str) -> None:
         """An entity that is saved, and an emit about it."""
-        if self.may_write(self.block_around):
+        if self.refused and self.block_around is None:
+            with pytest.raises(TransactionError, match="another thread"):
+                Ticket().save()
+        elif self.may_write(self.block_around):
             ticket = Ticket().save()
             await self.emit(self.block_around, ticket, new=ticket)
 
@@ -340,6 +346,7 @@ class Run:
         """Another thread, which takes no part in what is open here though it has a copy of the context."""
         if self.may_write(None):
             other = Run(self.place, ())
+            other.refused = self.refused or bool(self.blocks)
             other.steps, other.kept, other.tickets, other.tasks = self.steps, self.kept, self.tickets, self.tasks
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(contextvars.copy_context().run, at_once, other.body()).result(PATIENCE)
@@ -458,6 +465,10 @@ class Run:
     async def emit(self, books: Books | None, *args: Any, new: Ticket | None = None, **kwargs: Any) -> None:
         """Emit, and write in the books that this, and the new ticket, must be committed along with."""
         how = self.place.event.emit_async if self.place.awaits else self.place.event.emit
+        if self.refused and books is None:
+            with pytest.raises(TransactionError, match="another thread"):
+                await settled(how(*args, **kwargs))
+            return
         emission: Emission = await settled(how(*args, **kwargs))
         ids = [*emission.offloaded.values()]
         assert len(ids) == 1

@@ -9,7 +9,7 @@ from nitro.infrastructure.database.sessions import Commits, commits_of, ends_els
 from nitro.infrastructure.database.statements import Prepared
 from nitro.infrastructure.database.tables import ensure_tables, migrations
 from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
-from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction
+from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction, is_of_block
 
 __all__ = [
     "Commits",
@@ -26,6 +26,7 @@ __all__ = [
     "flush_awaited",
     "has_own_engine",
     "in_own_transaction",
+    "is_of_block",
     "joined",
     "migrations",
     "must_await",

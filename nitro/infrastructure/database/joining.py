@@ -12,7 +12,12 @@ from nitro.infrastructure.database.binds import async_session_of, bind_of, is_fl
 from nitro.infrastructure.database.connections import same_database
 from nitro.infrastructure.database.mapped import States, attached_in
 from nitro.infrastructure.database.sessions import Commits, commits_of, has_writes, in_own_transaction
-from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction
+from nitro.infrastructure.database.unit_of_work import (
+    Transaction,
+    current_transaction,
+    is_of_block,
+    transaction_to_join,
+)
 
 Attached = dict[Session, States]
 
@@ -29,10 +34,13 @@ def commit_for(values: Iterable[object], *, flush: bool = False) -> Transaction 
     Raises:
         TransactionError: they are in sessions of two databases, or in two sessions that both have something to write;
             or an instance has no primary key yet, and its session cannot be flushed here.
+        OpenElsewhere: it is the commit of a `transaction()` that belongs to another thread.
     """
     current, attached = current_transaction(), attached_in(values)
     own = None if current is None else current.session
     taking_part = [session for session in attached if session is own or in_own_transaction(session)]
+    if not taking_part or any(map(is_of_block, taking_part)):
+        transaction_to_join()
     if own is None and not taking_part:
         return None
     session = _only(own, taking_part, attached)

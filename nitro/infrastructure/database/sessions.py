@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction,
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
-from nitro.infrastructure.database.binds import HOME
+from nitro.infrastructure.database import savepoints
+from nitro.infrastructure.database.binds import HOME, must_await
 from nitro.infrastructure.database.tables import CREATED
 from nitro.infrastructure.logs import logger_named
 
@@ -71,6 +73,17 @@ class Commits:
         """Call `callback` as the last thing in the transaction; never after a rollback, nor if its savepoint is."""
         self._waiting.append(_Waiting(self.session.get_nested_transaction(), last=callback))
 
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of the transaction that is undone alone when the block fails.
+
+        Code that cannot wait for its `AsyncSession` can only add to it: just that is taken back.
+        """
+        return self._taken_back() if must_await(self.session) else savepoints.savepoint(self.session)
+
+    def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
+        """The same around code that awaits; of concurrent tasks one after the other."""
+        return savepoints.awaited_savepoint(self.session, awaits=must_await(self.session))
+
     def committing(self) -> None:
         """A savepoint, or the whole, is about to be committed; a failure here keeps it from being.
 
@@ -121,6 +134,18 @@ class Commits:
                 _run(callback)
         finally:
             scope.transaction.reset(token)
+
+    @contextmanager
+    def _taken_back(self) -> Iterator[None]:
+        earlier, waiting = self.session.new, len(self._waiting)
+        try:
+            yield
+        except BaseException:
+            for added in self.session.new:
+                if added not in earlier:
+                    self.session.expunge(added)
+            del self._waiting[waiting:]
+            raise
 
     def _hand_up(self, savepoint: SessionTransaction) -> None:
         parent = savepoint.parent if savepoint.parent is not None and savepoint.parent.nested else None

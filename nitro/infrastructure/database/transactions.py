@@ -20,15 +20,17 @@ from sqlmodel import Session as OwnSession
 from nitro.errors import TransactionError
 from nitro.infrastructure.database.binds import HOME, Bind, bind_of, connection_of, must_await, session_behind
 from nitro.infrastructure.database.connections import engine, has_own_engine, same_database
+from nitro.infrastructure.database.places import Place
+from nitro.infrastructure.database.savepoints import begin_in
 from nitro.infrastructure.database.sessions import Commits, commits_of, note_writes
 from nitro.infrastructure.database.sqlite import WRITES
 from nitro.infrastructure.database.tables import ensure_tables
 from nitro.infrastructure.database.unit_of_work import (
     Transaction,
-    begin_in,
     current_transaction,
     entered,
     inner,
+    transaction_to_join,
     undone_with_user,
 )
 
@@ -41,28 +43,34 @@ Given = TypeVar("Given")
 class Block(Generic[Given], AbstractContextManager[Given], AbstractAsyncContextManager[Given]):
     """What `transaction()` returns: enter it with `with` or `async with`, once."""
 
-    __slots__ = ("_session", "_sync", "_waits")
+    __slots__ = ("_place", "_session", "_sync", "_waits")
 
     def __init__(self, session: Session | AsyncSession | None) -> None:
         self._session = session
 
     def __enter__(self) -> Given:
+        self._place = Place()
         self._sync = _block(self._session)
         return self._sync.__enter__()  # type: ignore[return-value]  # the overloads of transaction() say which
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sync.__exit__(kind, error, trace)
+        with self._place.left(error, self._sync) as how:
+            if how is not None:
+                self._sync.__exit__(*how)
 
     async def __aenter__(self) -> Given:
+        self._place = Place()
         self._waits = _awaited_block(self._session)
         return await self._waits.__aenter__()  # type: ignore[return-value]  # the overloads of transaction() say which
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._waits.__aexit__(kind, error, trace)
+        with self._place.left(error, self._waits) as how:
+            if how is not None:
+                await self._waits.__aexit__(*how)
 
 
 @overload
@@ -84,19 +92,26 @@ def transaction(
     - A `scoped_session`, such as Flask-SQLAlchemy's `db.session`, stands for the session that it has here and now.
     - An `AsyncSession` is adopted with `async with`, with the same rules. A plain `with` can wait for nothing, so
       there the user's `await session.commit()` is what commits.
-    - Works in `async def` too. Other threads take no part, even with a copied context. Objects are readable
-      after the block, and detached.
+    - Works in `async def` too. Other threads take no part: one that sees the block in a copied context can read,
+      on a connection of its own, and open a block of its own; a write there, or an emit that offloads, raises.
+    - A block is left where it was entered, in thread and context, or it rolls back and raises.
+    - Objects are readable after the block, and detached.
 
     Raises:
-        TransactionError: inner blocks of concurrent tasks overlapped; nothing was committed. Or this is no session.
+        TransactionError: inner blocks of concurrent tasks overlapped, or the block was left in another thread or
+            context than it was entered; nothing was committed. Or this is no session.
     """
     return Block(session_behind(session))
 
 
 @contextmanager
 def joined() -> Iterator[Session]:
-    """The session to write with: of the open transaction, else of one that commits at the end of the block."""
-    current = current_transaction()
+    """The session to write with: of the open transaction, else of one that commits at the end of the block.
+
+    Raises:
+        OpenElsewhere: the open transaction belongs to another thread.
+    """
+    current = transaction_to_join()
     if current is None:
         with transaction() as session:
             yield session
@@ -108,7 +123,7 @@ def joined() -> Iterator[Session]:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """The session to read with: of the open transaction, else one that is closed at the end of the block."""
+    """The session to read with: of this thread's open transaction, else one that is closed at the end of the block."""
     current = current_transaction()
     if current is not None and not must_await(current.session):
         yield current.session

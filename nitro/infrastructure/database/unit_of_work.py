@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
 
 from sqlalchemy.orm import Session, SessionTransaction
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
-from nitro.infrastructure.database.binds import connection_of, home_of
+from nitro.infrastructure.database.places import this_thread
+from nitro.infrastructure.database.savepoints import begin_in
 from nitro.infrastructure.database.sessions import commits_of
-from nitro.infrastructure.database.sqlite import begin_for_real
 
 OVERLAP = (
     "transaction() blocks of one transaction overlap: one ended while another, begun later inside it, was open. "
@@ -36,7 +34,7 @@ class Transaction:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._owner = (os.getpid(), threading.get_ident())
+        self._owner = this_thread()
         self._open = True
 
     def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:
@@ -48,15 +46,28 @@ class Transaction:
         """
         commits_of(self.session).after_commit(callback, abandoned=abandoned)
 
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of it that is undone alone when the block fails."""
+        return commits_of(self.session).savepoint()
+
+    def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
+        """The same around code that awaits; of concurrent tasks one after the other."""
+        return commits_of(self.session).awaited_savepoint()
+
     @property
     def usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""
-        return self._open and self._owner == (os.getpid(), threading.get_ident())
+        return self._open and self._owner == this_thread()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is still open, and another thread is its own."""
+        return self._open and self._owner != this_thread()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Make the calling thread its own one, while the thread that it belongs to waits."""
-        lender, self._owner = self._owner, (os.getpid(), threading.get_ident())
+        lender, self._owner = self._owner, this_thread()
         try:
             yield
         finally:
@@ -71,6 +82,22 @@ def current_transaction() -> Transaction | None:
     """The open transaction of this thread and context, with its session."""
     found = scope.current_transaction()
     return found if isinstance(found, Transaction) else None
+
+
+def transaction_to_join() -> Transaction | None:
+    """The same, for what is to be committed with it.
+
+    Raises:
+        OpenElsewhere: one is open that belongs to another thread.
+    """
+    found = scope.transaction_to_join()
+    return found if isinstance(found, Transaction) else None
+
+
+def is_of_block(session: Session) -> bool:
+    """Whether it is the session of the `transaction()` that is open here, be it another thread's."""
+    found = scope.transaction.get()
+    return isinstance(found, Transaction) and found.session is session and (found.usable or found.elsewhere)
 
 
 @contextmanager
@@ -91,12 +118,6 @@ def entered(session: Session) -> Iterator[None]:
             scope.transaction.reset(token)
         commits.held -= 1
         commits.release()
-
-
-def begin_in(session: Session) -> None:
-    """Send the BEGIN that a savepoint needs; a session without a bind of its own begins each at its first use."""
-    if home_of(session) is not None:
-        begin_for_real(connection_of(session))
 
 
 @contextmanager

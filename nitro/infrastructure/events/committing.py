@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
 
 from blinker import ANY
 
-from nitro.errors import DispatchError
+from nitro.errors import DispatchError, TransactionError
 from nitro.infrastructure import scope
 from nitro.infrastructure.events.dispatcher import Call, dispatcher
+from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.logs import logger_named
 
 logger = logger_named("nitro.events")
@@ -25,8 +27,11 @@ def commit_of(call: Call, *, flush: bool = False) -> scope.Commit | None:
     Args:
         call: what is emitted.
         flush: write the instances in it that wait to be, so that they have their ids.
+
+    Raises:
+        TransactionError: there is none that this thread can wait for, or there are those of two databases.
     """
-    return dispatcher().commit(call, flush=flush) if _may_be_mapped(call) else scope.current_transaction()
+    return dispatcher().commit(call, flush=flush) if _may_be_mapped(call) else scope.transaction_to_join()
 
 
 async def flush_of(call: Call) -> None:
@@ -39,6 +44,41 @@ def _may_be_mapped(call: Call) -> bool:
     """Whether anything in it can be in a session of the user's own; nothing is mapped before SQLAlchemy is loaded."""
     values = (call.sender, *call.args, *call.kwargs.values())
     return "sqlalchemy.orm" in sys.modules and not PLAIN.issuperset(map(type, values))
+
+
+def commit_around(call: Call) -> scope.Commit | None:
+    """The commit of the transaction that this emit's inline handlers run in, or None."""
+    current = scope.current_transaction()
+    if current is not None:
+        return current
+    try:
+        return commit_of(call)
+    except TransactionError:  # raised once something has to wait for it
+        return None
+
+
+def begun_savepoint(handler: Handler, call: Call) -> ExitStack | None:
+    """What undoes a sync handler alone whose failure is only logged, begun; None where there is nothing to keep apart.
+
+    Raises:
+        Exception: what the emitter has not flushed yet cannot be written, which is no failure of the handler.
+    """
+    commit = None if handler.on_error == "raise" else commit_around(call)
+    if commit is None:
+        return None
+    begun = ExitStack()
+    begun.enter_context(commit.savepoint())
+    return begun
+
+
+async def begun_awaited_savepoint(handler: Handler, call: Call) -> AsyncExitStack | None:
+    """The same of an async handler that is awaited."""
+    commit = None if handler.on_error == "raise" else commit_around(call)
+    if commit is None:
+        return None
+    begun = AsyncExitStack()
+    await begun.enter_async_context(commit.awaited_savepoint())
+    return begun
 
 
 def warn_of_drop(what: str) -> None:

@@ -21,6 +21,7 @@ from nitro.infrastructure.events.plan import Plan, Plans
 from nitro.infrastructure.events.run import (
     Pending,
     approves,
+    attempts,
     blame,
     cancels,
     doubted,
@@ -226,8 +227,6 @@ def _dispatch(plan: Plan, emission: Emission, call: Call) -> Send | None:
 
 async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call) -> list[Outcome]:
     """The outcomes of handlers of equal priority, in plan order: the sync ones run first, the async ones together."""
-    import asyncio
-
     results: dict[Handler, Any] = {}
     errors: dict[Handler, BaseException] = {}
     waiting: dict[Handler, Pending | None] = {}
@@ -241,19 +240,13 @@ async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call)
                 errors[handler] = error
                 continue
             (waiting if handler.is_async or isinstance(result, Pending) else results)[handler] = result
-    awaited = (_attempt(handler, emission, call, pending) for handler, pending in waiting.items())
-    for handler, outcome in zip(waiting, await asyncio.gather(*awaited, return_exceptions=True), strict=True):
+    for handler, outcome in (await attempts(waiting, emission, call)).items():
         if isinstance(outcome, BaseException):
             errors[handler] = outcome
         else:
             results[handler] = outcome[0]
     _raise([errors[handler] for handler in group if handler in errors], emission)
     return [(handler, results[handler]) for handler in group if handler in results]
-
-
-async def _attempt(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> tuple[Any]:
-    """A result in a tuple, so that an exception that a handler returns is not taken for one that it raised."""
-    return (await run_async(handler, emission, call, pending),)
 
 
 def _raise(errors: list[BaseException], emission: Emission) -> None:
@@ -264,7 +257,11 @@ def _raise(errors: list[BaseException], emission: Emission) -> None:
 
 
 def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
-    """Run an async handler beside the emitter, inside a transaction after its commit; with its context as it is now."""
+    """Run an async handler beside the emitter, inside a transaction after its commit and with its context as it is now.
+
+    Raises:
+        TransactionError: it would have to wait for a commit that this thread cannot wait for.
+    """
     from nitro.infrastructure.events import background
 
     emission.turns.setdefault(handler.name, (perf_counter(), None))
@@ -274,7 +271,9 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
     if commit is None:
         begin()
     else:
-        commit.after_commit(partial(copy_context().run, begin), abandoned=partial(warn_of_drop, label))
+        context = copy_context()
+        context.run(scope.transaction.set, None)
+        commit.after_commit(partial(context.run, begin), abandoned=partial(warn_of_drop, label))
 
 
 async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:

@@ -8,6 +8,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from nitro.infrastructure import scope
+from nitro.infrastructure.events.committing import begun_awaited_savepoint, begun_savepoint, commit_around
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
@@ -97,8 +98,13 @@ def run(handler: Handler, emission: Emission, call: Call) -> Any:
     """The result of a handler: of a generator `Yielded`, of one that turns out to be async `Pending`."""
     emission.handler, result = handler.name, None
     began = perf_counter()
+    apart = None if handler.on_error == "raise" else begun_savepoint(handler, call)
     try:
-        result = settled(handler.call(call.sender, *call.args, **call.kwargs))
+        if apart is None:
+            result = settled(handler.call(call.sender, *call.args, **call.kwargs))
+        else:
+            with apart:
+                result = settled(handler.call(call.sender, *call.args, **call.kwargs))
     except Exception as error:
         if not _forgiven(handler, emission, call.sender, error):
             raise
@@ -129,11 +135,12 @@ async def run_async(
     """
     scope.enter_task(Within(emission, handler.name))
     began, cut_short = perf_counter(), False
+    apart = await begun_awaited_savepoint(handler, call) if awaited and handler.on_error == "log" else None
     try:
-        made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
-        if made is None:  # a weak handler that has died since
-            return None
-        return await (_drained_async(made, awaited) if isinstance(made, AsyncGeneratorType) else made)
+        if apart is None:
+            return await _awaited(handler, call, pending, awaited)
+        async with apart:
+            return await _awaited(handler, call, pending, awaited)
     except BaseException as error:
         cut_short = not is_failure(error)
         if cut_short or not _forgiven(handler, emission, call.sender, error):
@@ -141,6 +148,32 @@ async def run_async(
         return None
     finally:
         emission.turns[handler.name] = (began, perf_counter() if awaited and not cut_short else None)
+
+
+async def _awaited(handler: Handler, call: Call, pending: Pending | None, until_false: bool) -> Any:
+    made: Any = pending.made if pending else handler.call(call.sender, *call.args, **call.kwargs)
+    if made is None:  # a weak handler that has died since
+        return None
+    return await (_drained_async(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
+
+
+async def attempts(waiting: dict[Handler, Pending | None], emission: Emission, call: Call) -> dict[Handler, Any]:
+    """Await async handlers together; in a transaction those with a savepoint of their own last, one after the other."""
+    import asyncio
+
+    apart = [handler for handler in waiting if handler.on_error == "log"]
+    if apart and commit_around(call) is None:
+        apart = []
+    outcomes: dict[Handler, Any] = {}
+    for group in ([handler for handler in waiting if handler not in apart], *([handler] for handler in apart)):
+        awaited = (_attempt(handler, emission, call, waiting[handler]) for handler in group)
+        outcomes.update(zip(group, await asyncio.gather(*awaited, return_exceptions=True), strict=True))
+    return outcomes
+
+
+async def _attempt(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> tuple[Any]:
+    """A result in a tuple, so that an exception that a handler returns is not taken for one that it raised."""
+    return (await run_async(handler, emission, call, pending),)
 
 
 def cancels(result: Any) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import SQLModel
 
 from nitro.errors import EntityVanished, InvalidEntity, NotACondition
-from nitro.infrastructure.database import current_transaction, ensure_tables, joined, must_await
+from nitro.infrastructure.database import current_transaction, ensure_tables, is_of_block, joined, must_await
 from nitro.infrastructure.repository.graph import make_room, outdated_references, reachable, renew_deleted, state_of
 from nitro.infrastructure.repository.query import Condition, E, conditions, mapper_of
 from nitro.infrastructure.repository.snapshot import unharmed
@@ -81,10 +81,9 @@ def delete_where(entity: type[E], *given: Condition) -> int:
 
 def _users_session(objects: Iterable[SQLModel]) -> Session | None:
     """The session of the user's own that one of the objects is attached to."""
-    current = current_transaction()
     for found in objects:
         session = object_session(found)
-        if session is not None and (current is None or session is not current.session):
+        if session is not None and not is_of_block(session):
             return session
     return None
 

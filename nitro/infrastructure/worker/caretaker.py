@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 from click import Option
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -72,6 +72,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         """Begin, when the pool's processes are there: a thread would not survive their fork."""
         reports.heard_by(self._watch.nudge, self._relay.nudge)
         worker_shutting_down.connect(self._hurry)
+        worker_ready.connect(self._replace_killed)
         blueprint = self._worker.blueprint  # whose steps end in reverse, this one before the pool
         blueprint.on_stopped = partial(self._stopped, blueprint.on_stopped)
         if not tracks(self._worker.app):
@@ -89,6 +90,17 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             self._hurry()
 
     terminate = stop
+
+    def _replace_killed(self, **_signal: Any) -> None:
+        """Have the pool replace processes that were killed while the worker started, as it does later.
+
+        Celery, which looks right after this signal, would end the worker. It still does so for processes that end by
+        themselves, which would do it again.
+        """
+        ended = [process.exitcode for process in self._processes() if process.exitcode is not None]
+        if ended and all(code == -signal.SIGKILL for code in ended):
+            logger.warning("pool processes that were killed while the worker started: %d; replaced", len(ended))
+            self._worker.pool.maintain_pool()
 
     def _see_to_it(self) -> float:
         """On a thread of its own, so that no broker that hangs keeps it from saying that this worker lives."""
@@ -145,8 +157,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             self._cut_short_in(LOOK_AGAIN, others)
             return
         logger.warning("the worker was asked to stop and has not; what it runs is given back")
-        for pid in self._children():
-            _kill(pid)
+        for process in self._processes():
+            _kill(process.pid)
         # A broker that is frozen, or a handler on a thread with the lock that giving back needs, would keep this one.
         last = monotonic() + LEAVE
         leaving = [threading.Thread(target=step, daemon=True) for step in (self._return_messages, self._leave)]
@@ -166,9 +178,9 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         except Exception:
             logger.warning("messages that this worker held could not be given back", exc_info=True)
 
-    def _children(self) -> list[int]:
+    def _processes(self) -> list[Any]:
         pool = getattr(self._worker.pool, "_pool", None)
-        return [process.pid for process in getattr(pool, "_pool", None) or () if getattr(process, "pid", None)]
+        return [process for process in getattr(pool, "_pool", None) or () if getattr(process, "pid", None)]
 
     def _stopped(self, then: Callable[[], None]) -> None:
         then()
@@ -180,6 +192,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         if self._timer is not None:
             self._timer.cancel()
         worker_shutting_down.disconnect(self._hurry)
+        worker_ready.disconnect(self._replace_killed)
         self._relay.stop(LEAVE)
         self._watch.stop(LEAVE)
         courier.drain(LEAVE)

@@ -51,7 +51,7 @@ def run_coroutine(work: Coroutine[Any, Any, Any], handler: str) -> Any:
     What interrupts the waiting thread, such as a soft time limit, cancels the coroutine and is
     raised here when that has ended.
     """
-    supervised = _supervised(work, handler)
+    supervised = _supervised(work, handler, scope.current_transaction())
     if asyncio._get_running_loop() is not None:
         return _run_beside(supervised)
     run = _Run(_loop.started())
@@ -101,11 +101,14 @@ def _run_beside(work: Coroutine[Any, Any, Any]) -> Any:
         return thread.submit(copy_context().run, asyncio.run, work).result()
 
 
-async def _supervised(work: Coroutine[Any, Any, Any], handler: str) -> Any:
-    """The result of a handler; its emits are waited for, and whatever else it left running is cancelled."""
+async def _supervised(work: Coroutine[Any, Any, Any], handler: str, opened: scope.Transaction | None) -> Any:
+    """The result of a handler; its emits are waited for, and whatever else it left running is cancelled.
+
+    Args:
+        opened: the transaction of the thread that waits, in which the handler runs.
+    """
     spawned: set[asyncio.Future[Any]] = set()
     _spawned.set(spawned)
-    opened = scope.transaction.get()
     try:
         with nullcontext() if opened is None else opened.lent():
             return await work

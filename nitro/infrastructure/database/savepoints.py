@@ -1,0 +1,106 @@
+"""Savepoints of handlers whose failure is only logged, so that it does not reach the transaction around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session, SessionTransaction
+
+from nitro.infrastructure.database.binds import connection_of, home_of
+from nitro.infrastructure.database.sqlite import begin_for_real
+
+if TYPE_CHECKING:
+    from asyncio import Lock
+
+TURN = "nitro_turn"
+"""In the `info` of a session, with an event loop: the lock of its outermost savepoints that code awaits in."""
+
+_turn: ContextVar[tuple[Session, Lock] | None] = ContextVar("nitro_turn", default=None)
+
+
+def begin_in(session: Session) -> None:
+    """Send the BEGIN that a savepoint needs; a session without a bind of its own begins each at its first use."""
+    if home_of(session) is not None:
+        begin_for_real(connection_of(session))
+
+
+@contextmanager
+def savepoint(session: Session) -> Iterator[None]:
+    """A part of a session's transaction that is undone alone when the block fails.
+
+    A transaction that is broken already has nothing to keep: the block runs in it as it is. What the block ends by
+    itself, such as by a commit of the session, stays ended.
+    """
+    if not session.is_active:
+        yield
+        return
+    begin_in(session)
+    point = session.begin_nested()
+    try:
+        yield
+        if _is_open(session, point):
+            point.commit()
+    except BaseException:
+        if _is_open(session, point):
+            point.rollback()
+        raise
+
+
+def _is_open(session: Session, point: SessionTransaction) -> bool:
+    found = session.get_nested_transaction()
+    while found is not None and found is not point:
+        found = found.parent
+    return found is point
+
+
+@asynccontextmanager
+async def awaited_savepoint(session: Session, *, awaits: bool) -> AsyncIterator[None]:
+    """The same around code that awaits; concurrent tasks of one session take turns, as savepoints must not overlap.
+
+    Args:
+        awaits: the session belongs to an `AsyncSession`.
+    """
+    async with _in_turn(session):
+        if not awaits:
+            with savepoint(session):
+                yield
+            return
+        async with _of_async_session(session):
+            yield
+
+
+@asynccontextmanager
+async def _in_turn(session: Session) -> AsyncIterator[None]:
+    from asyncio import Lock, get_running_loop
+
+    around, lock = _turn.get() or (None, None)
+    if around is not session or lock is None:
+        lock = session.info.setdefault((TURN, get_running_loop()), Lock())
+    async with lock:
+        token = _turn.set((session, Lock()))  # of the savepoints that are opened inside this one
+        try:
+            yield
+        finally:
+            _turn.reset(token)
+
+
+@asynccontextmanager
+async def _of_async_session(session: Session) -> AsyncIterator[None]:
+    from sqlalchemy.ext.asyncio import async_session
+
+    owner = async_session(session)
+    if owner is None:
+        yield
+        return
+    point = savepoint(session)
+    await owner.run_sync(lambda _: point.__enter__())
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+        await owner.run_sync(lambda _: point.__exit__(type(failure), failure, failure.__traceback__))
+        raise
+    await owner.run_sync(lambda _: point.__exit__(None, None, None))
