@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery import Celery
 from sqlalchemy import ColumnElement, case, literal
 
 from nitro.errors import OptionStays
+from nitro.infrastructure.offload.destinations import foreseen
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
-from nitro.infrastructure.offload.plain import routes_alike
 from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
 
@@ -25,10 +24,6 @@ LONGEST_LEASE = 600.0
 
 CARRIED = "carried"
 """Where the options of a row keep the headers that its emission sends along."""
-
-
-_queues: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
-"""What a router has found for handlers whose messages say nothing of it."""
 
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
@@ -65,13 +60,14 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
     options = {**parcel.options, **({CARRIED: parcel.carried} if parcel.carried else {})}
     countdown, expires = options.pop("countdown", None) or 0.0, options.pop("expires", None)
     at_once = leaves_at_once(parcel, queued)
+    parcel.queue = foreseen(app, parcel)
     return {
         "emission": parcel.message.emission,
         "handler": parcel.handler,
         "id": parcel.task_id,
         "promise": parcel.promise,
         "mode": parcel.mode,
-        "queue": _queue(app, parcel),
+        "queue": parcel.queue,
         "options": _json(parcel.handler, options),
         "state": QUEUED if at_once else WAITING,
         "publications": int(at_once),
@@ -80,25 +76,6 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
         "ends_at": expires.timestamp() if isinstance(expires, datetime) else None,
         "ends_after": None if isinstance(expires, datetime) or expires is None else float(expires),
     }
-
-
-def _queue(app: Celery, parcel: Parcel) -> str:
-    """The name of the queue that Celery's router finds."""
-    given = {name: parcel.options[name] for name in ("queue", "exchange", "routing_key") if name in parcel.options}
-    router = app.amqp.router
-    if given or not routes_alike(router):
-        return _routed(router, given, parcel.handler)
-    known = _queues.setdefault(router, {})
-    queue = known.get(parcel.handler)
-    if queue is None:
-        queue = known[parcel.handler] = _routed(router, given, parcel.handler)
-    return queue
-
-
-def _routed(router: Any, given: Mapping[Any, Any], handler: str) -> str:
-    route = router.route(given, handler, (), {})
-    queue = route.get("queue")
-    return str(route.get("routing_key") if queue is None else queue.name)
 
 
 def _json(handler: str, options: dict[str, Any]) -> str | None:
@@ -118,6 +95,8 @@ def parcel_of(row: Any) -> Parcel:
     )
     options = json.loads(row.options or "{}")
     carried = options.pop(CARRIED, {})
+    if row.expires_at is not None:
+        options["expires"] = datetime.fromtimestamp(row.expires_at, UTC)
     return Parcel(
         handler=row.handler,
         task_id=row.id,
@@ -126,6 +105,7 @@ def parcel_of(row: Any) -> Parcel:
         mode=row.mode,
         options={**options, "retries": row.retries},
         carried=carried,
+        queue=row.queue,
     )
 
 
@@ -142,6 +122,8 @@ PARCEL = (
     deliveries.c.mode,
     deliveries.c.options,
     deliveries.c.retries,
+    deliveries.c.queue,
+    deliveries.c.expires_at,
     emissions.c.event,
     emissions.c.sender,
     emissions.c.root,

@@ -13,6 +13,7 @@ from nitro.infrastructure.outbox.tables import DEAD, WAITING, deliveries, now, s
 AT_ONCE = 0.0
 """Due whatever becomes of the clock."""
 EXPIRED = "expired before it started"
+EXPIRED_LATER = "expired before it ran again"
 
 MOST_HISTORY = 4000
 """Characters of history after which no more of it is written."""
@@ -25,6 +26,11 @@ Values = dict[str, Any]
 def dead(error: str | ColumnElement[str]) -> Values:
     """A dead letter."""
     return {"state": DEAD, "closed_at": now(), "error": _storable(error)}
+
+
+def expired() -> Values:
+    """A dead letter that was not run in time."""
+    return dead(case((deliveries.c.attempts == 0, EXPIRED), else_=EXPIRED_LATER))
 
 
 def waiting(due_at: ColumnElement[float] | float, error: str) -> Values:
