@@ -20,6 +20,9 @@ class Commit(Protocol):
             abandoned: called instead when the session is closed with neither commit nor rollback.
         """
 
+    def after_rollback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+
 
 class Transaction(Commit, Protocol):
     """An open `transaction()`."""

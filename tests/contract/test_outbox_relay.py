@@ -259,7 +259,7 @@ def test_a_stored_at_most_once_delivery_is_never_sent_twice(evt: Event, app: Cel
     courier._failures, courier._pause_ends = 1, float("inf")
     emit(evt)
     courier._failures, courier._pause_ends = 0, 0.0
-    until(lambda: only().state == "done")
+    until(lambda: only().state == "published")
     with writing() as connection:
         connection.execute(deliveries.update().values(state="queued", closed_at=None))
     age(3600)

@@ -27,6 +27,7 @@ class _Waiting:
     savepoint: SessionTransaction | None
     callback: Callback | None = None
     abandoned: Callback | None = None
+    undone: Callback | None = None
     last: Callback | None = None
     written: bool = False
     written_in: SessionTransaction | None = None
@@ -60,6 +61,12 @@ class Commits:
         """
         self._waiting.append(_Waiting(self.session.get_nested_transaction(), callback, abandoned))
 
+    def after_rollback(self, callback: Callback) -> None:
+        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+        if not self.session.in_transaction():  # in which case SQLAlchemy would not tell of its rollback
+            self.session.begin()
+        self._waiting.append(_Waiting(self.session.get_nested_transaction(), undone=callback))
+
     def before_commit(self, callback: Callback) -> None:
         """Call `callback` as the last thing in the transaction; never after a rollback, nor if its savepoint is."""
         self._waiting.append(_Waiting(self.session.get_nested_transaction(), last=callback))
@@ -89,7 +96,8 @@ class Commits:
         for entry in self._waiting:
             if entry.written_in is savepoint:
                 entry.written, entry.written_in = False, None
-        self._waiting = [entry for entry in self._waiting if savepoint is not None and entry.savepoint is not savepoint]
+        undone = [entry for entry in self._waiting if savepoint is None or entry.savepoint is savepoint]
+        self._drop(undone)
 
     def ended(self, transaction: SessionTransaction) -> None:
         """A savepoint or the whole is over, however it went."""
@@ -123,10 +131,17 @@ class Commits:
                 entry.written_in = parent
 
     def _abandon(self, entries: list[_Waiting]) -> None:
-        self._waiting = [entry for entry in self._waiting if entry not in entries]
+        self._drop(entries)
         for entry in entries:
             if entry.abandoned is not None:
                 _run(entry.abandoned)
+
+    def _drop(self, entries: list[_Waiting]) -> None:
+        """Wait no more for the commit of these."""
+        self._waiting = [entry for entry in self._waiting if not any(entry is each for each in entries)]
+        for entry in entries:
+            if entry.undone is not None:
+                _run(entry.undone)
 
 
 def _run(callback: Callback) -> None:

@@ -49,6 +49,10 @@ class Transaction:
         """
         commits_of(self.session).after_commit(callback, abandoned=abandoned)
 
+    def after_rollback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+        commits_of(self.session).after_rollback(callback)
+
     @property
     def usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""

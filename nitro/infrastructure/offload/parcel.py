@@ -74,7 +74,8 @@ class Parcel:
         given = self.given
         headers = {**given.get("headers", {}), **self.carried, DELIVERY_HEADER: self.promise}
         shown = {"argsrepr": "()", "kwargsrepr": str(self.message)}
-        options = {**given, **shown, **how, "headers": headers, "task_id": self.task_id}
+        by_row = {"expires": None} if self.tracked else {}  # else the class of the task may have the message expire
+        options = {**given, **by_row, **shown, **how, "headers": headers, "task_id": self.task_id}
         task = app.tasks.get(self.handler)
         if task is None:
             app.send_task(self.handler, (), self.kwargs, **options)

@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
+from celery.utils.time import maybe_iso8601
 from sqlalchemy import ColumnElement, case, literal
 
 from nitro.errors import OptionStays
 from nitro.infrastructure.offload.destinations import foreseen
 from nitro.infrastructure.offload.message import Message
+from nitro.infrastructure.offload.options import in_utc
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
@@ -58,7 +60,8 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
         OptionStays: an option of its message is not JSON.
     """
     options = {**parcel.options, **({CARRIED: parcel.carried} if parcel.carried else {})}
-    countdown, expires = options.pop("countdown", None) or 0.0, options.pop("expires", None)
+    countdown, expires = options.pop("countdown", None) or 0.0, _expiry(app, parcel)
+    options.pop("expires", None)
     at_once = leaves_at_once(parcel, queued)
     parcel.queue = foreseen(app, parcel)
     return {
@@ -76,6 +79,17 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
         "ends_at": expires.timestamp() if isinstance(expires, datetime) else None,
         "ends_after": None if isinstance(expires, datetime) or expires is None else float(expires),
     }
+
+
+def _expiry(app: Celery, parcel: Parcel) -> datetime | float | None:
+    """When a parcel expires, by its own option or by the class of its task."""
+    given = parcel.options["expires"] if "expires" in parcel.options else _of_class(app, parcel.handler)
+    moment = maybe_iso8601(given) if isinstance(given, str) else given
+    return in_utc(moment) if isinstance(moment, datetime) else moment
+
+
+def _of_class(app: Celery, handler: str) -> Any:
+    return getattr(app.tasks.get(handler), "expires", None)
 
 
 def _json(handler: str, options: dict[str, Any]) -> str | None:
