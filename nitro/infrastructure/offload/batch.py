@@ -79,7 +79,7 @@ class Batch:
         try:
             self.failed(self)
         except Exception:
-            logger.exception("the rows of %d messages do not say what became of them", len(self.parcels))
+            logger.exception("what became of %d messages could not be put back into their rows", len(self.parcels))
 
     def _move(self, old: Fate, new: Fate) -> bool:
         with self._lock:
