@@ -12,7 +12,7 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 TRUTH: Schema = {"type": "boolean"}
 MOMENT: Schema = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00$"}
 ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}
-STATE: Schema = {"enum": ["waiting", "queued", "running", "done", "dead", "cancelled"]}
+STATE: Schema = {"enum": ["waiting", "queued", "running", "done", "published", "dead", "cancelled"]}
 PROMISE: Schema = {"enum": ["at-most-once", "broker", "at-least-once", "exactly-once"]}
 
 
@@ -102,7 +102,7 @@ SHOWN = array(
 TURN = {
     **some(
         handler=TEXT,
-        outcome={"enum": ["done", "started", "failed", "raised", "cancelled", "skipped", "queued"]},
+        outcome={"enum": ["done", "started", "failed", "raised", "cancelled", "skipped", "queued", "dropped"]},
         at=NUMBER,
         took=NUMBER,
         why=TEXT,
@@ -124,6 +124,7 @@ TREES = {
             process=maybe(TEXT),
             caused_in=maybe(TEXT),
             error=maybe(TEXT),
+            rolled_back=TRUTH,
             turns=array(TURN),
             deliveries=ENTRIES,
             children=array({"$ref": "#/$defs/emission"}),

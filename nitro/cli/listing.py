@@ -21,9 +21,11 @@ GAP = "  "
 UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 COLOURS = {
     **dict.fromkeys(("done", "fine"), "green"),
-    **dict.fromkeys(("waiting", "queued", "running", "started", "retried", "replayed", "warning"), "yellow"),
+    **dict.fromkeys(
+        ("waiting", "queued", "running", "published", "started", "retried", "replayed", "warning"), "yellow"
+    ),
     **dict.fromkeys(("dead", "failed", "raised", "wrong"), "red"),
-    **dict.fromkeys(("cancelled", "skipped"), "blue"),
+    **dict.fromkeys(("cancelled", "skipped", "dropped"), "blue"),
 }
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
 OPEN = ("waiting", "queued", "running")
-CLOSED = ("done", "dead", "cancelled")
+CLOSED = ("done", "published", "dead", "cancelled")
+"""`published`: untracked, and left to the broker."""
 GIVEN_UP = ("waiting", "queued", "dead")
 """States that `discard` can end."""
 
@@ -133,7 +134,7 @@ def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes:
 
 @commands.command()
 @click.option("--before", required=True, type=Moment(), help="Emitted before: 14d, 12h, 30m ago, or a date (UTC).")
-@_state(CLOSED, default=("done", "cancelled"), show_default=True)
+@_state(CLOSED, default=("done", "published", "cancelled"), show_default=True)
 @_yes
 def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
     """Delete closed deliveries, and with those that are done what the journal has recorded.

@@ -24,8 +24,8 @@ h1 { font-size: 1.2rem; }
 .wait { background: #dfe3ea; }
 .done { background: #2e8b57; }
 .dead, .failed, .raised { background: #c0392b; }
-.retried, .running, .started, .waiting, .queued { background: #c98a1b; }
-.cancelled, .skipped { background: #4a6fa5; }
+.retried, .running, .started, .waiting, .queued, .published { background: #c98a1b; }
+.cancelled, .skipped, .dropped { background: #4a6fa5; }
 """
 TICKS = 5
 

@@ -29,8 +29,8 @@ LATE = timedelta(seconds=60)
 MOST = 2000
 """Emissions that are looked at at once, the latest, and as many earlier ones with open deliveries."""
 STATES = (
-    *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped"),
-    *("waiting", "queued", "running", "retried", "dead", "replayed"),
+    *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped", "dropped"),
+    *("waiting", "queued", "published", "running", "retried", "dead", "replayed"),
 )
 
 

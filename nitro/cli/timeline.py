@@ -84,7 +84,8 @@ def _top(told: Told, now: datetime) -> Item:
 def _emission(told: Told, now: datetime) -> Item:
     item = Item(title=f"{told.event or 'a call of the task'} by {told.sender}")
     facts = [f"{told.at:%Y-%m-%d} {clock(told.at)} UTC", told.process, told.id]
-    item.note = listing.GAP.join([*filter(None, facts), *([f"raised {told.error}"] if told.error else [])])
+    fate = [*([f"raised {told.error}"] if told.error else []), *(["rolled back"] if told.rolled_back else [])]
+    item.note = listing.GAP.join([*filter(None, facts), *fate])
     if told.took is not None:
         ended = told.at + timedelta(seconds=told.took)
         item.spans.append(Span(kind="inline", state="", began=told.at, ended=ended, what="inline handlers"))
@@ -100,14 +101,15 @@ def _turn(told: Told, turn: Turn) -> Item:
     """A handler that ran inline or was skipped, or was queued without a row."""
     state, took = turn["outcome"], turn.get("took")
     began = told.at + timedelta(seconds=turn.get("at", 0))
-    item = Item(title=f"{'queue ' if state == 'queued' else 'inline'} {turn['handler']}", state=state)
+    item = Item(title=f"{'queue ' if state in ('queued', 'dropped') else 'inline'} {turn['handler']}", state=state)
     notes = [turn["why"]] if "why" in turn else []
     if took is not None:
         notes.insert(0, f"took {_length(took)}")
         ended = began + timedelta(seconds=took)
         item.spans.append(Span(kind="inline", state=state, began=began, ended=ended, what=turn["handler"]))
     if "id" in turn:
-        notes.append(f"{turn['delivery']}, without a row; task {turn['id']}")
+        fate = "rolled back" if state == "dropped" else "without a row"
+        notes.append(f"{turn['delivery']}, {fate}; task {turn['id']}")
     item.note = ", ".join(notes)
     return item
 

@@ -28,6 +28,9 @@ class Commit(Protocol):
     def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
         """The same around code that awaits; of concurrent tasks one after the other."""
 
+    def after_rollback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+
 
 class Transaction(Commit, Protocol):
     """An open `transaction()`."""

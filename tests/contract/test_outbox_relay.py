@@ -259,7 +259,7 @@ def test_a_stored_at_most_once_delivery_is_never_sent_twice(evt: Event, app: Cel
     courier._failures, courier._pause_ends = 1, float("inf")
     emit(evt)
     courier._failures, courier._pause_ends = 0, 0.0
-    until(lambda: only().state == "done")
+    until(lambda: only().state == "published")
     with writing() as connection:
         connection.execute(deliveries.update().values(state="queued", closed_at=None))
     age(3600)
@@ -343,7 +343,10 @@ def test_retention_keeps_what_is_open_or_young(handled: Event, app: Celery) -> N
 def test_polling_stays_flat(
     request: pytest.FixtureRequest, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """However many closed rows there are, a relay's look at the table reads the index of open ones."""
+    """However many closed rows there are, a relay's look at the table reads an index of open ones.
+
+    Of those that expire there is one of its own, because all that is queued would be read otherwise.
+    """
     on_database(request, monkeypatch, kind)
     asked: list[tuple[str, Any]] = []
 
@@ -362,8 +365,9 @@ def test_polling_stays_flat(
             connection.exec_driver_sql("SET enable_seqscan = off")
         explain = "EXPLAIN QUERY PLAN" if kind == "sqlite" else "EXPLAIN"
         plans = [str(connection.exec_driver_sql(f"{explain} {sql}", values).all()) for sql, values in asked]
-    assert len(plans) == 3
-    assert all("ix_nitro_delivery_open" in plan for plan in plans), plans
+    assert len(plans) == 4
+    assert all("ix_nitro_delivery_" in plan for plan in plans), plans
+    assert kind == "postgresql" or any("ix_nitro_delivery_expiring" in plan for plan in plans), plans  # of few rows any
 
 
 @pytest.mark.parametrize("kind", KINDS)

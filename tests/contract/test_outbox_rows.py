@@ -274,6 +274,7 @@ BACK = (
     "CREATE INDEX ix_nitro_delivery_open ON nitro_delivery (state, due_at)",
     "DROP INDEX ix_nitro_emission_root",
     "DROP INDEX ix_nitro_delivery_dead",
+    "DROP INDEX ix_nitro_delivery_expiring",
     "ALTER TABLE nitro_emission DROP COLUMN story",
     "ALTER TABLE nitro_delivery DROP COLUMN history",
     "DROP INDEX ix_nitro_delivery_replayed",

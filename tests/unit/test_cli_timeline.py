@@ -47,7 +47,7 @@ def entry(state: Any, **facts: Any) -> Entry:
 def told(**facts: Any) -> Told:
     """An emission that took 10 ms."""
     fixed = {"id": "e1", "event": "placed", "sender": "ada", "root": None, "parent": None, "at": BEGIN, "took": 0.01}
-    more = {"process": "host/1", "caused_in": None, "error": None, "turns": [], "deliveries": []}
+    more = {"process": "host/1", "caused_in": None, "error": None, "rolled_back": False, "turns": [], "deliveries": []}
     return Told(**{**fixed, **more, **facts})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -60,6 +60,11 @@ def test_unknown_option_without_a_near_one_suggests_nothing() -> None:
         ("ignore_result", "yes"),
         ("headers", ["a"]),
         ("expires", "tomorrow"),
+        ("expires", timedelta(hours=1)),
+        ("expires", float("inf")),
+        ("expires", float("nan")),
+        ("countdown", float("inf")),
+        ("countdown", 1e300),
         ("base", "Task"),
     ],
 )
@@ -112,6 +117,11 @@ def test_at_most_once_tells_the_worker() -> None:
 def test_expires_is_seconds_or_a_time(value: Any) -> None:
     """As in Celery."""
     assert Offload(expires=value).message == {"expires": value}
+
+
+def test_a_time_without_an_offset_is_utc() -> None:
+    """As in Celery, whatever the time zone of the process."""
+    assert Offload(expires=datetime(2030, 1, 1)).message == {"expires": datetime(2030, 1, 1, tzinfo=UTC)}
 
 
 def test_task_options_are_attributes_of_celerys_task() -> None:

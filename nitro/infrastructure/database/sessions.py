@@ -34,6 +34,7 @@ class _Waiting:
     savepoint: SessionTransaction | None
     callback: Callback | None = None
     abandoned: Callback | None = None
+    undone: Callback | None = None
     last: Callback | None = None
     written: bool = False
     written_in: SessionTransaction | None = None
@@ -68,6 +69,12 @@ class Commits:
             abandoned: called instead when the session is closed with neither commit nor rollback.
         """
         self._waiting.append(_Waiting(self.session.get_nested_transaction(), callback, abandoned))
+
+    def after_rollback(self, callback: Callback) -> None:
+        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+        if not self.session.in_transaction():  # in which case SQLAlchemy would not tell of its rollback
+            self.session.begin()
+        self._waiting.append(_Waiting(self.session.get_nested_transaction(), undone=callback))
 
     def before_commit(self, callback: Callback) -> None:
         """Call `callback` as the last thing in the transaction; never after a rollback, nor if its savepoint is."""
@@ -109,7 +116,8 @@ class Commits:
         for entry in self._waiting:
             if entry.written_in is savepoint:
                 entry.written, entry.written_in = False, None
-        self._waiting = [entry for entry in self._waiting if savepoint is not None and entry.savepoint is not savepoint]
+        undone = [entry for entry in self._waiting if savepoint is None or entry.savepoint is savepoint]
+        self._drop(undone)
 
     def ended(self, transaction: SessionTransaction) -> None:
         """A savepoint or the whole is over, however it went."""
@@ -144,7 +152,7 @@ class Commits:
             for added in self.session.new:
                 if added not in earlier:
                     self.session.expunge(added)
-            del self._waiting[waiting:]
+            self._drop(self._waiting[waiting:])
             raise
 
     def _hand_up(self, savepoint: SessionTransaction) -> None:
@@ -156,10 +164,18 @@ class Commits:
                 entry.written_in = parent
 
     def _abandon(self, entries: list[_Waiting]) -> None:
-        self._waiting = [entry for entry in self._waiting if entry not in entries]
+        self._drop(entries)
         for entry in entries:
             if entry.abandoned is not None:
                 _run(entry.abandoned)
+
+    def _drop(self, entries: list[_Waiting]) -> None:
+        """Wait no more for the commit of these."""
+        dropped = set(map(id, entries))
+        self._waiting = [entry for entry in self._waiting if id(entry) not in dropped]
+        for entry in entries:
+            if entry.undone is not None:
+                _run(entry.undone)
 
 
 def _run(callback: Callback) -> None:

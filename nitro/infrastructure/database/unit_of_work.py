@@ -54,6 +54,10 @@ class Transaction:
         """The same around code that awaits; of concurrent tasks one after the other."""
         return commits_of(self.session).awaited_savepoint()
 
+    def after_rollback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+        commits_of(self.session).after_rollback(callback)
+
     @property
     def usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""

@@ -28,6 +28,7 @@ class Emission(list[Any]):
         plan: the handlers that it meets; None where they are all plain, and nobody watches.
         began: when its handlers began, in seconds of `perf_counter`; None as above.
         handler: name of the sync handler that runs now; None as above.
+        waits: whether its offloads wait for a commit; None as above.
     """
 
     __slots__ = (
@@ -44,6 +45,7 @@ class Emission(list[Any]):
         "parent",
         "plan",
         "root",
+        "waits",
     )
 
     event: str
@@ -54,6 +56,7 @@ class Emission(list[Any]):
     plan: Plan | None
     began: float | None
     handler: str | None
+    waits: bool | None
     _turns: dict[str, Turn] | None
     _id: str | None
     _skipped: dict[str, str] | None

@@ -220,6 +220,7 @@ def _dispatch(plan: Plan, emission: Emission, call: Call) -> Send | None:
     send = dispatcher().dispatch(emission, call, handlers, commit)
     if commit is None:
         return send
+    emission.waits = True
     dropped = f"what event {emission.event!r} had offloaded"
     commit.after_commit(partial(publish_committed, send), abandoned=partial(warn_of_drop, dropped))
     return None

@@ -61,7 +61,7 @@ class Batch:
             if not self._ended:
                 self._ended = True
                 self._under_way.release()
-        if error is not None and not withdrawn:
+        if (error is not None and not withdrawn) or any(parcel.strayed for parcel in self.parcels):
             self._tell()
 
     def wait(self, seconds: float) -> Fate:
@@ -73,13 +73,13 @@ class Batch:
         return self.fate
 
     def _tell(self) -> None:
-        """Say that it has failed; where even that does, its rows are looked after when their lease is over."""
+        """Say what its rows do not; where even that fails, they are looked after when their lease is over."""
         if self.failed is None:
             return
         try:
             self.failed(self)
         except Exception:
-            logger.exception("%d messages that were not sent could not be put back", len(self.open))
+            logger.exception("what became of %d messages could not be put back into their rows", len(self.parcels))
 
     def _move(self, old: Fate, new: Fate) -> bool:
         with self._lock:

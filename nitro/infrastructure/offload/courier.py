@@ -67,7 +67,7 @@ class Courier:
         return self._tray.busy_for() > WAIT
 
     def post(self, app: Celery, parcels: Sequence[Parcel], failed: Failed | None = None) -> Batch:
-        """Publish them soon; `failed` is called when not all of them have surely left."""
+        """Publish them soon; `failed` is called when not all have surely left, or some to other queues."""
         return self._post(Batch(app, parcels, failed), hurry=False)
 
     def _post(self, batch: Batch, *, hurry: bool) -> Batch:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,7 +27,16 @@ OnMissing = Literal["fail", "skip"]
 BrokerDown = Literal["store", "raise"]
 
 Hook = Callable[..., Any] | None
-Seconds = Annotated[float, Field(ge=0)] | None
+Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)] | None
+"""Up to some 3,000 years, so that a time so far ahead is one that Python and a database know."""
+
+
+def in_utc(moment: datetime) -> datetime:
+    """Returns a moment with its offset; one without an offset is UTC, as Celery reads `expires` and `eta`."""
+    return moment.replace(tzinfo=UTC) if moment.utcoffset() is None else moment
+
+
+Moment = Annotated[datetime, AfterValidator(in_utc)]
 
 
 def _tuple(value: object) -> object:
@@ -47,7 +57,7 @@ class MessageOptions(BaseModel):
     countdown: Seconds = None
     delivery_mode: int | str | None = None
     exchange: Any = None
-    expires: Seconds | datetime = None
+    expires: Seconds | Moment = None
     headers: dict[str, Any] | None = None
     priority: Annotated[int, Field(ge=0, le=255)] | None = None
     queue: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,8 @@ class Parcel:
         carried: headers of its message that its emission sends along.
         store: what cannot be sent waits in the outbox; else it is an error.
         story: what became of its emission before, as JSON text.
+        queue: the queue that its row names; empty without a row.
+        strayed: whether its message went to that queue and the row still names another one.
     """
 
     handler: str
@@ -40,6 +43,8 @@ class Parcel:
     carried: dict[str, Any] = field(default_factory=dict)
     store: bool = True
     story: str | None = None
+    queue: str = ""
+    strayed: bool = False
 
     @property
     def tracked(self) -> bool:
@@ -59,12 +64,18 @@ class Parcel:
         message = replace(self.message, payload=None) if self.tracked else self.message
         return message.kwargs(self.handler)
 
+    def went_to(self, queues: Sequence[str]) -> None:
+        """Notes the queues that its message went to; any of them is good for its row."""
+        if self.queue and self.queue not in queues:
+            self.queue, self.strayed = queues[0], True
+
     def publish(self, app: Celery, **how: Any) -> None:
         """Have Celery send it as a task of the app, which need not have a handler of that name."""
         given = self.given
         headers = {**given.get("headers", {}), **self.carried, DELIVERY_HEADER: self.promise}
         shown = {"argsrepr": "()", "kwargsrepr": str(self.message)}
-        options = {**given, **shown, **how, "headers": headers, "task_id": self.task_id}
+        by_row = {"expires": None} if self.tracked else {}  # else the class of the task may have the message expire
+        options = {**given, **by_row, **shown, **how, "headers": headers, "task_id": self.task_id}
         task = app.tasks.get(self.handler)
         if task is None:
             app.send_task(self.handler, (), self.kwargs, **options)

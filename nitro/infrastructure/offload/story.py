@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterator
 from functools import cache
 from socket import gethostname
 from time import perf_counter, time
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.handler import Handler
@@ -19,8 +19,9 @@ from nitro.infrastructure.offload.parcel import TRACKED
 LONGEST = 500
 """Characters of a reason or an error."""
 
-Outcome = Literal["done", "started", "failed", "raised", "cancelled", "skipped", "queued"]
-"""`started`: it is async, and nobody waited for its end; `failed`: it stopped nothing; `raised`: it ended the emission.
+Outcome = Literal["done", "started", "failed", "raised", "cancelled", "skipped", "queued", "dropped"]
+"""`started`: it is async, and nobody waited for its end; `failed`: it stopped nothing; `raised`: it ended the emission;
+`dropped`: it would have been queued, but for a rollback.
 """
 
 
@@ -52,6 +53,7 @@ class Story(TypedDict):
         process: host and process id of the emitter.
         caused_in: the handler that emitted it.
         error: what ended it.
+        rolled_back: whether the transaction that it was in was not committed; missing where it was.
     """
 
     at: float
@@ -60,6 +62,7 @@ class Story(TypedDict):
     caused_in: str | None
     error: str | None
     handlers: list[Turn]
+    rolled_back: NotRequired[bool]
 
 
 def story_of(emission: Emission, error: BaseException | None = None, *, rows: bool = True) -> Story:
@@ -77,6 +80,14 @@ def story_of(emission: Emission, error: BaseException | None = None, *, rows: bo
         "error": None if error is None else told(error)[:LONGEST],
         "handlers": list(_turns(emission, began, error, TRACKED if rows else ())),
     }
+
+
+def undone(story: Story) -> Story:
+    """The same story of an emission whose transaction was rolled back: nothing that it would have queued was."""
+    turns: list[Turn] = [
+        {**turn, "outcome": "dropped"} if turn["outcome"] == "queued" else turn for turn in story["handlers"]
+    ]
+    return {**story, "handlers": turns, "rolled_back": True}
 
 
 def written(story: Story) -> str:

@@ -17,6 +17,7 @@ from kombu.utils.json import dumps as kombus_json
 from nitro.infrastructure.offload.channels import Pushes
 from nitro.infrastructure.offload.codec import quick_json
 from nitro.infrastructure.offload.defaults import setting
+from nitro.infrastructure.offload.destinations import reached
 from nitro.infrastructure.offload.message import is_signing
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.plain import is_plain, is_watched
@@ -51,6 +52,7 @@ class Template:
         how: the other arguments of `Producer.publish`.
         sent: the event that tells monitors of each message, or None.
         straight: their way into the queue where kombu need not be asked for it, or None.
+        queues: the queues that they go to.
     """
 
     task: Any
@@ -60,9 +62,10 @@ class Template:
     how: Facts
     sent: Facts | None
     straight: Straight | None
+    queues: tuple[str, ...]
 
     @classmethod
-    def of(cls, task: Any, recorder: Recorder, carried: Collection[str]) -> Template | None:
+    def of(cls, app: Celery, task: Any, recorder: Recorder, carried: Collection[str]) -> Template | None:
         """The template of what Celery published, a message and perhaps an event, if there can be one.
 
         Args:
@@ -77,7 +80,9 @@ class Template:
         serializer = how.pop("serializer")
         sent = {name: value for name, value in events[0][0].items() if name not in ENVELOPE} if events else None
         way = None if "declare" in how or how["compression"] else recorder.straight(headers)
-        return cls(task=task, embed=body[2], serializer=serializer, headers=headers, how=how, sent=sent, straight=way)
+        queues = reached(app, how["exchange"], how["routing_key"])
+        facts = {"task": task, "embed": body[2], "serializer": serializer, "headers": headers}
+        return cls(**facts, how=how, sent=sent, straight=way, queues=queues)
 
     def publish(self, app: Celery, producer: Any, parcel: Parcel, body: Body) -> None:
         """Publish the message of a parcel, and the event."""
@@ -99,6 +104,7 @@ class Template:
         if self.sent is not None:
             event = {**self.sent, **facts, "uuid": task_id, "kwargs": body.shown}
             app.amqp._event_dispatcher.publish("task-sent", event, producer, retry=False)
+        parcel.went_to(self.queues)
 
 
 class Body(NamedTuple):
@@ -155,7 +161,7 @@ class Templates:
         elif key is not None:
             self._kept[key] = self._recorded(parcel)
         else:
-            parcel.publish(self._app, producer=self._producer, **self._how)
+            self._noted(parcel, Recorder(self._producer, self._pushes))
 
     def _template(self, key: Any, parcel: Parcel) -> Template | None:
         template = self._kept.get(key)
@@ -170,8 +176,16 @@ class Templates:
         """Have Celery publish it; the template of what it has published, unless others have a hand in it."""
         task, recorder = self._tasks.get(parcel.handler), Recorder(self._producer, self._pushes)
         with recorder:
-            parcel.publish(self._app, producer=recorder, **self._how)
-        return Template.of(task, recorder, parcel.carried) if is_plain(self._app, self._producer, task) else None
+            self._noted(parcel, recorder)
+        plain = is_plain(self._app, self._producer, task)
+        return Template.of(self._app, task, recorder, parcel.carried) if plain else None
+
+    def _noted(self, parcel: Parcel, recorder: Recorder) -> None:
+        """Has Celery publish it, and notes where it went."""
+        parcel.publish(self._app, producer=recorder, **self._how)
+        if parcel.queue and recorder.published:  # not by a task that publishes in a way of its own
+            how = recorder.published[0][1]
+            parcel.went_to(reached(self._app, how.get("exchange"), how.get("routing_key")))
 
     def _serialised(self, parcel: Parcel, template: Template) -> Body:
         """Made once for all handlers of an emission."""

@@ -29,7 +29,7 @@ class Outbox(Protocol):
         """
 
     def put_back(self, batch: Batch) -> None:
-        """Have a relay publish what of a batch was kept as queued and has not surely left."""
+        """Have a relay publish what was kept as queued and has not surely left; note queues other than foreseen."""
 
     def cancel(self, emission: str, handler: str | None) -> int:
         """Cancel what has not started; how many."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from celery import Celery
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -22,11 +23,14 @@ from sqlalchemy import (
 
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.batch import Fate
+from nitro.infrastructure.offload.destinations import foreseen_anew, is_queue
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.outbox.given import given
 from nitro.infrastructure.outbox.rows import LEASE, LONGEST_LEASE, PARCEL, lease, parcel_of
-from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, waiting, waiting_unless
+from nitro.infrastructure.outbox.states import AT_ONCE, dead, expired, waiting, waiting_unless
 from nitro.infrastructure.outbox.tables import (
     DONE,
     QUEUED,
@@ -47,21 +51,27 @@ LONGEST_LOOK = 60.0
 """Seconds after which at the latest a message that nobody has taken is looked after again."""
 RECENT = 1000
 """Deliveries in which a started one is sought, to see how far the workers have come."""
+MOST_EXPIRED = 500
+"""Deliveries that are closed at once because they have expired."""
 MAY_BE_PUBLISHED = "it may have been published, and may not be again"
+
+logger = logger_named("nitro.outbox")
 
 _c = deliveries.c
 
 
 def due() -> bool:
     """Whether anything waits to be published; asked before the lock that taking it needs."""
-    with engine().connect() as connection:
-        return connection.scalar(select(literal(1)).where(_waits()).limit(1)) is not None
+    return _is_any(_waits())
 
 
-def take(most: int) -> list[Parcel]:
+def take(most: int, app: Celery | None = None) -> list[Parcel]:
     """Take so many deliveries that are due, the oldest first, and note them as queued.
 
     Nobody else takes them until their lease has run out.
+
+    Args:
+        app: its routes say into which queues they go; the current one unless given.
     """
     oldest = (
         select(*PARCEL, (_c.expires_at <= now()).label("overdue"))
@@ -73,14 +83,45 @@ def take(most: int) -> list[Parcel]:
     )
     with writing() as connection:
         rows = connection.execute(oldest).all()
-        good = [row for row in rows if not row.overdue]
-        for chosen, values in ((good, _queued()), ([row for row in rows if row.overdue], dead(EXPIRED))):
-            keys = [(row.emission, row.handler) for row in chosen]
-            if keys:
-                connection.execute(update(deliveries).where(_among(connection, keys)).values(values))
+        parcels = [_placed(app or current_app(), parcel_of(row)) for row in rows if not row.overdue]
+        overdue = [(row.emission, row.handler) for row in rows if row.overdue]
+        _place(connection, parcels, _queued())
+        if overdue:
+            connection.execute(update(deliveries).where(_among(connection, overdue)).values(expired()))
         failpoint("claiming")
     failpoint("claimed")
-    return [parcel_of(row) for row in good]
+    return parcels
+
+
+def _placed(app: Celery, parcel: Parcel) -> Parcel:
+    """Have a parcel name the queue that it goes to by today's routes."""
+    try:
+        parcel.queue = foreseen_anew(app, parcel)
+    except Exception as error:  # noqa: BLE001  # publishing it raises the same, and its row says so
+        logger.debug("no queue is found for %s: %s", parcel.handler, error)
+    return parcel
+
+
+def relocate(parcels: Sequence[Parcel]) -> None:
+    """Have the rows of messages that went into other queues than foreseen name those."""
+    strayed = [parcel for parcel in parcels if parcel.strayed]
+    if strayed:
+        with writing() as connection:
+            _place(connection, strayed, {})
+        for parcel in strayed:
+            parcel.strayed = False
+
+
+def expire() -> int:
+    """Close what has expired before it began, wherever its message is; how many.
+
+    A message of it that comes to a worker later finds it closed. One that runs goes on.
+    """
+    overdue = _c.closed_at.is_(None) & (_c.expires_at <= now()) & (_c.state != RUNNING)
+    number = 0
+    while _is_any(overdue) and (some := _update(free(overdue, most=MOST_EXPIRED), expired())):
+        number += some
+    return number
 
 
 def put_back(parcels: Sequence[Parcel], error: BaseException, fate: Fate) -> None:
@@ -116,23 +157,25 @@ def look_after(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
     asked = select(_c.queue).where(is_open(QUEUED), over).distinct()
     with engine().connect() as connection:
         queues = list(connection.scalars(asked))
-    if not queues:
-        return 0
-    ready = sizes(queues)
-    return sum(_look_after(queue, over, empty=not ready[queue]) for queue in queues)
+    named = [queue for queue in queues if is_queue(queue)]
+    ready = sizes(named) if named else {}
+    return sum(_look_after(queue, over, _seems_lost(queue, ready)) for queue in queues)
 
 
 def waits_long(queues: Sequence[str]) -> bool:
     """Whether a message in one of these queues was published longer ago than its first lease."""
     long_ago = _c.published_at < now() - LEASE
-    with engine().connect() as connection:
-        asked = select(literal(1)).where(is_open(QUEUED), _c.queue.in_(queues), long_ago).limit(1)
-        return connection.scalar(asked) is not None
+    return _is_any(is_open(QUEUED), _c.queue.in_(queues), long_ago)
 
 
-def _look_after(queue: str, over: ColumnElement[bool], *, empty: bool) -> int:
+def _seems_lost(queue: str, ready: Mapping[str, int]) -> ColumnElement[bool]:
+    """Whether its queue is empty; where the broker cannot be asked about it, whether it is there for very long."""
+    return literal(not ready[queue]) if is_queue(queue) else _c.published_at + LONGEST_LEASE < now()
+
+
+def _look_after(queue: str, over: ColumnElement[bool], seems_lost: ColumnElement[bool]) -> int:
     mine = (is_open(QUEUED), _c.queue == queue, over)
-    lost = literal(empty) | (_c.published_at + LEASE < _frontier(queue))
+    lost = seems_lost | (_c.published_at + LEASE < _frontier(queue))
     last = (_c.promise == "at-most-once") | (_c.publications >= MOST_PUBLICATIONS)
     never = f"published {MOST_PUBLICATIONS} times and never started: does a worker of queue {queue} know its handler?"
     why = case((_c.promise == "at-most-once", MAY_BE_PUBLISHED), else_=never)
@@ -151,6 +194,17 @@ def _frontier(queue: str) -> ColumnElement[float]:
     started = union_all(running, select(recent.subquery())).subquery()
     latest = select(func.max(started.c.published_at)).where(started.c.queue == queue, started.c.started_at.is_not(None))
     return func.coalesce(latest.scalar_subquery(), 0.0)
+
+
+def _is_any(*conditions: ColumnElement[bool]) -> bool:
+    """Whether a delivery meets all conditions; asked without the lock that changing it needs."""
+    with engine().connect() as connection:
+        return connection.scalar(select(literal(1)).select_from(deliveries).where(*conditions).limit(1)) is not None
+
+
+def _update(which: ColumnElement[bool], values: Mapping[str, Any]) -> int:
+    with writing() as connection:
+        return connection.execute(update(deliveries).where(which).values(values)).rowcount
 
 
 def _waits() -> ColumnElement[bool]:
@@ -174,6 +228,17 @@ def _update_queued(parcels: Sequence[Parcel], values: Mapping[str, Any]) -> None
         with writing() as connection:
             mine = update(deliveries).where(_among(connection, keys), _c.state == QUEUED)
             connection.execute(mine.values(values))
+
+
+def _place(connection: Connection, parcels: Sequence[Parcel], values: Mapping[str, Any]) -> None:
+    """Change the rows of these parcels, and have each name the queue of its parcel."""
+    if parcels:
+        columns = {name: _c[name].type for name in ("emission", "handler", "queue")}
+        facts = ((parcel.message.emission, parcel.handler, parcel.queue) for parcel in parcels)
+        rows = [dict(zip(columns, each, strict=True)) for each in facts]
+        new = given(connection.dialect.name, bindparam(None, json.dumps(rows)), columns)
+        mine = (_c.emission == new.c.emission) & (_c.handler == new.c.handler)
+        connection.execute(update(deliveries).where(mine).values({**values, "queue": new.c.queue}))
 
 
 def _among(connection: Connection, keys: Iterable[tuple[str, str]]) -> ColumnElement[bool]:

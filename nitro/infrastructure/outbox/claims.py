@@ -31,7 +31,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.database import Prepared, engine, writing, writing_once
 from nitro.infrastructure.outbox.rows import due_after, lease, payload
-from nitro.infrastructure.outbox.states import AT_ONCE, EXPIRED, dead, noted, retried, waiting_unless
+from nitro.infrastructure.outbox.states import AT_ONCE, dead, expired, noted, retried, waiting_unless
 from nitro.infrastructure.outbox.tables import (
     DONE,
     QUEUED,
@@ -146,7 +146,7 @@ def _payload() -> ScalarSelect[str | None]:
 
 def _refuse(connection: Connection, emission: str, handler: str) -> Refusal:
     mine, overdue = _is(emission, handler), (deliveries.c.state == QUEUED) & (deliveries.c.expires_at <= now())
-    connection.execute(update(deliveries).where(mine, overdue).values(dead(EXPIRED)))
+    connection.execute(update(deliveries).where(mine, overdue).values(expired()))
     return Refusal(state=connection.scalar(select(deliveries.c.state).where(mine)))
 
 

@@ -7,7 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -15,13 +16,14 @@ from sqlalchemy import bindparam, func
 
 from nitro.infrastructure.database import engine, place_of, writing
 from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events.committing import commit_of
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.shown import shown
 from nitro.infrastructure.events.watching import watchers
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.parcel import TRACKED
-from nitro.infrastructure.offload.story import Story, story_of, written
+from nitro.infrastructure.offload.story import Story, story_of, undone, written
 from nitro.infrastructure.outbox.inserts import INSERT
 from nitro.infrastructure.outbox.tables import NAME, emissions, storable
 from nitro.infrastructure.outbox.ticker import Ticker
@@ -75,7 +77,7 @@ class Journal:
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
-        """Note an emission when it has ended; one with tracked deliveries has its row already."""
+        """Note an emission when it has ended; one with tracked deliveries has its row already, unless it is undone."""
         identity = emission.id  # tells when it was made, and so is made now
         raised: BaseException | None = None
         try:
@@ -84,11 +86,22 @@ class Journal:
             raised = error
             raise
         finally:
-            if raised is not None or not _is_tracked(emission):
-                try:
-                    self._note(_note_of(emission, call, raised))
-                except Exception:  # of the user's classes, such as a sender that cannot be shown
-                    logger.exception("emission %s is not in the journal", identity)
+            try:
+                self._tell(emission, call, raised)
+            except Exception:  # of the user's classes, such as a sender that cannot be shown
+                logger.exception("emission %s is not in the journal", identity)
+
+    def _tell(self, emission: Emission, call: Call, raised: BaseException | None) -> None:
+        """Note an emission now, or when it is known whether the commit that it waits for has come."""
+        tracked = raised is None and _is_tracked(emission)
+        commit = commit_of(call) if raised is None and emission.waits else None
+        if commit is not None:
+            note = _note_of(emission, call, None, rows=False)
+            commit.after_rollback(partial(self._note, replace(note, story=undone(note.story))))
+            if not tracked:
+                commit.after_commit(partial(self._note, note))
+        elif not tracked:
+            self._note(_note_of(emission, call, raised, rows=_is_tracked(emission)))
 
     def _note(self, note: Note) -> None:
         if len(self._notes) >= MOST:
@@ -145,14 +158,14 @@ class Journal:
         return written
 
 
-def _note_of(emission: Emission, call: Call, raised: BaseException | None) -> Note:
+def _note_of(emission: Emission, call: Call, raised: BaseException | None, *, rows: bool) -> Note:
     return Note(
         id=emission.id,
         event=emission.event,
         root=emission.root,
         parent=emission.parent,
         sender=shown(call.sender),
-        story=story_of(emission, raised, rows=_is_tracked(emission)),
+        story=story_of(emission, raised, rows=rows),
     )
 
 

@@ -62,7 +62,8 @@ class Keeper:
         return [parcel for parcel in parcels if rows.leaves_at_once(parcel, queued)]
 
     def put_back(self, batch: Batch) -> None:
-        """Have a relay publish what of a batch was kept as queued and has not surely left."""
+        """Have a relay publish what was kept as queued and has not surely left; note queues other than foreseen."""
+        backlog.relocate(batch.parcels)
         tracked = [parcel for parcel in batch.open if parcel.tracked]
         if tracked and batch.error is not None:
             backlog.put_back(tracked, batch.error, batch.fate)

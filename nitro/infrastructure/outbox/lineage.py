@@ -32,6 +32,7 @@ class Told:
         took: seconds until its inline handlers had ended; None without a story.
         process: host and process id of the emitter; None without a story.
         caused_in: the handler that emitted it.
+        rolled_back: whether the transaction that it was in was not committed; the journal tells.
         turns: its inline handlers, those that were skipped, and those that were queued without a row, in order.
         deliveries: the others, by handler.
         children: what its handlers emitted, the earliest first.
@@ -47,6 +48,7 @@ class Told:
     process: str | None
     caused_in: str | None
     error: str | None
+    rolled_back: bool
     turns: list[Turn]
     deliveries: list[Entry]
     children: list[Told] = field(default_factory=list)
@@ -132,6 +134,7 @@ def _tell(row: Any, sent: list[Entry]) -> Told:
         process=story and story["process"],
         caused_in=story and story["caused_in"],
         error=story and story["error"],
+        rolled_back=story is not None and story.get("rolled_back", False),
         turns=story["handlers"] if story is not None else [],
         deliveries=sent,
     )

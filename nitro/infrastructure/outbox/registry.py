@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, literal,
 from nitro.errors import NotTracked
 from nitro.infrastructure.database import engine, joined, writing
 from nitro.infrastructure.outbox.rows import payload
-from nitro.infrastructure.outbox.states import AT_ONCE, with_death
+from nitro.infrastructure.outbox.states import AT_ONCE, Shown, in_states, shown_state, with_death
 from nitro.infrastructure.outbox.tables import (
     CANCELLED,
     CLOSED,
@@ -22,7 +23,6 @@ from nitro.infrastructure.outbox.tables import (
     QUEUED,
     RUNNING,
     WAITING,
-    State,
     deliveries,
     emissions,
     first_id,
@@ -32,6 +32,8 @@ from nitro.infrastructure.outbox.tables import (
     now,
 )
 from nitro.infrastructure.outbox.versions import ensure_current
+
+__all__ = ["in_states"]
 
 _c = deliveries.c
 MOST = 500
@@ -60,6 +62,7 @@ class Entry:
     Attributes:
         id: Celery task id, and idempotency key.
         sender: what monitoring shows of the sender.
+        state: as it is shown; `published` where no row says whether the handler has run.
         due: when a relay looks at it next; None when it may at any time, or never again.
         replayed: when somebody last had it run again after it was closed.
         history: its runs that did not close it, the earliest first.
@@ -70,7 +73,7 @@ class Entry:
     handler: str
     event: str | None
     sender: str
-    state: State
+    state: Shown
     promise: str
     queue: str
     attempts: int
@@ -114,11 +117,14 @@ def payloads(*conditions: ColumnElement[bool]) -> dict[str, str | None]:
 
 
 def tally(*conditions: ColumnElement[bool]) -> dict[str, int]:
-    """How many deliveries meet all conditions, by their state."""
+    """How many deliveries meet all conditions, by their state as it is shown."""
     ensure_current()
-    counted = select(_c.state, func.count()).where(*conditions).group_by(_c.state)
+    counted = select(_c.state, _c.promise, func.count()).where(*conditions).group_by(_c.state, _c.promise)
+    numbers: Counter[str] = Counter()
     with engine().connect() as connection:
-        return dict(connection.execute(counted).all())
+        for state, promise, number in connection.execute(counted):
+            numbers[shown_state(state, promise)] += number
+    return dict(numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +151,6 @@ def health() -> Health:
         oldest = connection.scalar(waiting)
     age = None if oldest is None else max(0.0, (datetime.now(UTC) - made_at(oldest)).total_seconds())
     return Health(deliveries=deliveries_, oldest=age)
-
-
-def in_states(states: Iterable[str]) -> ColumnElement[bool]:
-    """Deliveries in one of these states."""
-    return _c.state.in_(list(states))
 
 
 def named(identities: Sequence[str]) -> ColumnElement[bool]:
@@ -248,6 +249,7 @@ def _entry(row: Row[Any]) -> Entry:
     facts: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
     times = {name: _moment(getattr(row, f"{name}_at")) for name in ("published", "started", "closed", "replayed")}
     due = _moment(row.due_at) if row.due_at and row.state not in CLOSED else None
+    facts["state"] = shown_state(row.state, row.promise)
     return Entry(**facts | times, due=due, history=tuple(map(_run, (row.history or "").splitlines())))
 
 

@@ -48,6 +48,7 @@ class Relay:
         ensure_current()
         if monotonic() - self._looked >= LOOK_AFTER:
             self._looked = monotonic()
+            backlog.expire()
             self._look_after()
             retention.sweep()
         return 0 if courier.pausing or not backlog.due() else self._publish()
@@ -61,13 +62,17 @@ class Relay:
             logger.info("the broker does not say how long its queues are: %s", error)
 
     def _publish(self) -> int:
-        parcels = backlog.take(MOST if courier.ready else PROBE)
+        parcels = backlog.take(MOST if courier.ready else PROBE, self._app)
         with within(around(parcels) for around in publishing):
-            batch = courier.post(self._app, parcels)
+            batch = courier.post(self._app, parcels, _relocate)
             if batch.wait(PATIENCE) != "sent":
                 _put_back(batch)
         backlog.settle([parcel for parcel in backlog.untracked(parcels) if parcel not in batch.open], None)
         return len(parcels) - len(batch.open)
+
+
+def _relocate(batch: Batch) -> None:
+    backlog.relocate(batch.parcels)
 
 
 def _put_back(batch: Batch) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery import Celery
+from celery.utils.time import maybe_iso8601
 from sqlalchemy import ColumnElement, case, literal
 
 from nitro.errors import OptionStays
+from nitro.infrastructure.offload.destinations import foreseen
 from nitro.infrastructure.offload.message import Message
+from nitro.infrastructure.offload.options import in_utc
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
-from nitro.infrastructure.offload.plain import routes_alike
 from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
 
@@ -25,10 +26,6 @@ LONGEST_LEASE = 600.0
 
 CARRIED = "carried"
 """Where the options of a row keep the headers that its emission sends along."""
-
-
-_queues: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
-"""What a router has found for handlers whose messages say nothing of it."""
 
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
@@ -63,15 +60,17 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
         OptionStays: an option of its message is not JSON.
     """
     options = {**parcel.options, **({CARRIED: parcel.carried} if parcel.carried else {})}
-    countdown, expires = options.pop("countdown", None) or 0.0, options.pop("expires", None)
+    countdown, expires = options.pop("countdown", None) or 0.0, _expiry(app, parcel)
+    options.pop("expires", None)
     at_once = leaves_at_once(parcel, queued)
+    parcel.queue = foreseen(app, parcel)
     return {
         "emission": parcel.message.emission,
         "handler": parcel.handler,
         "id": parcel.task_id,
         "promise": parcel.promise,
         "mode": parcel.mode,
-        "queue": _queue(app, parcel),
+        "queue": parcel.queue,
         "options": _json(parcel.handler, options),
         "state": QUEUED if at_once else WAITING,
         "publications": int(at_once),
@@ -82,23 +81,15 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
     }
 
 
-def _queue(app: Celery, parcel: Parcel) -> str:
-    """The name of the queue that Celery's router finds."""
-    given = {name: parcel.options[name] for name in ("queue", "exchange", "routing_key") if name in parcel.options}
-    router = app.amqp.router
-    if given or not routes_alike(router):
-        return _routed(router, given, parcel.handler)
-    known = _queues.setdefault(router, {})
-    queue = known.get(parcel.handler)
-    if queue is None:
-        queue = known[parcel.handler] = _routed(router, given, parcel.handler)
-    return queue
+def _expiry(app: Celery, parcel: Parcel) -> datetime | float | None:
+    """When a parcel expires, by its own option or by the class of its task."""
+    given = parcel.options["expires"] if "expires" in parcel.options else _of_class(app, parcel.handler)
+    moment = maybe_iso8601(given) if isinstance(given, str) else given
+    return in_utc(moment) if isinstance(moment, datetime) else moment
 
 
-def _routed(router: Any, given: Mapping[Any, Any], handler: str) -> str:
-    route = router.route(given, handler, (), {})
-    queue = route.get("queue")
-    return str(route.get("routing_key") if queue is None else queue.name)
+def _of_class(app: Celery, handler: str) -> Any:
+    return getattr(app.tasks.get(handler), "expires", None)
 
 
 def _json(handler: str, options: dict[str, Any]) -> str | None:
@@ -118,6 +109,8 @@ def parcel_of(row: Any) -> Parcel:
     )
     options = json.loads(row.options or "{}")
     carried = options.pop(CARRIED, {})
+    if row.expires_at is not None:
+        options["expires"] = datetime.fromtimestamp(row.expires_at, UTC)
     return Parcel(
         handler=row.handler,
         task_id=row.id,
@@ -126,6 +119,7 @@ def parcel_of(row: Any) -> Parcel:
         mode=row.mode,
         options={**options, "retries": row.retries},
         carried=carried,
+        queue=row.queue,
     )
 
 
@@ -142,6 +136,8 @@ PARCEL = (
     deliveries.c.mode,
     deliveries.c.options,
     deliveries.c.retries,
+    deliveries.c.queue,
+    deliveries.c.expires_at,
     emissions.c.event,
     emissions.c.sender,
     emissions.c.root,

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, String, Text, case, cast, func, literal
 
 from nitro.infrastructure.logs import said
-from nitro.infrastructure.outbox.tables import DEAD, WAITING, deliveries, now, storable
+from nitro.infrastructure.offload.parcel import TRACKED
+from nitro.infrastructure.outbox.tables import CLOSED, DEAD, DONE, OPEN, WAITING, State, deliveries, now, storable
 
 AT_ONCE = 0.0
 """Due whatever becomes of the clock."""
 EXPIRED = "expired before it started"
+EXPIRED_LATER = "expired before it ran again"
+
+PUBLISHED: Final = "published"
+"""A row of an untracked delivery that is done: its message has left, and what becomes of it only the broker knows."""
+Shown = State | Literal["published"]
+"""A state as people and scripts see it."""
+SHOWN: tuple[Shown, ...] = (*OPEN, DONE, PUBLISHED, *(state for state in CLOSED if state != DONE))
 
 MOST_HISTORY = 4000
 """Characters of history after which no more of it is written."""
@@ -22,9 +31,34 @@ Values = dict[str, Any]
 """Of the columns of a delivery."""
 
 
+def shown_state(state: State, promise: str) -> Shown:
+    """Returns the state of a delivery as it is shown: only of a tracked one does `done` say that its handler has run.
+
+    Args:
+        state: of its row.
+        promise: `delivery=` of its handler.
+    """
+    return PUBLISHED if state == DONE and promise not in TRACKED else state
+
+
+def in_states(states: Iterable[str]) -> ColumnElement[bool]:
+    """Deliveries that are shown in one of these states."""
+    c, wanted = deliveries.c, set(states)
+    stored = c.state.in_(sorted((wanted | {DONE}) - {PUBLISHED} if PUBLISHED in wanted else wanted))
+    if (PUBLISHED in wanted) == (DONE in wanted):
+        return stored
+    unwanted = c.promise.in_(TRACKED) if PUBLISHED in wanted else c.promise.not_in(TRACKED)
+    return stored & ~((c.state == DONE) & unwanted)
+
+
 def dead(error: str | ColumnElement[str]) -> Values:
     """A dead letter."""
     return {"state": DEAD, "closed_at": now(), "error": _storable(error)}
+
+
+def expired() -> Values:
+    """A dead letter that was not run in time."""
+    return dead(case((deliveries.c.attempts == 0, EXPIRED), else_=EXPIRED_LATER))
 
 
 def waiting(due_at: ColumnElement[float] | float, error: str) -> Values:

@@ -112,6 +112,9 @@ Index(
     postgresql_where=deliveries.c.closed_at.is_(None),
 )
 
+_expiring = deliveries.c.closed_at.is_(None) & deliveries.c.expires_at.is_not(None)
+Index("ix_nitro_delivery_expiring", deliveries.c.expires_at, sqlite_where=_expiring, postgresql_where=_expiring)
+
 _dead = deliveries.c.state == literal(DEAD, literal_execute=True)
 """With the word itself in the statement, from which a database sees that the index of dead ones will do."""
 Index("ix_nitro_delivery_dead", deliveries.c.emission, sqlite_where=_dead, postgresql_where=_dead)
@@ -147,10 +150,14 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
-def free(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Deliveries that meet the conditions and that no transaction holds, be it one of a worker that is frozen in it."""
+def free(*conditions: ColumnElement[bool], most: int | None = None) -> ColumnElement[bool]:
+    """Deliveries that meet the conditions and that no transaction holds, be it one of a worker that is frozen in it.
+
+    Args:
+        most: so many of them.
+    """
     key = (deliveries.c.emission, deliveries.c.handler)
-    return tuple_(*key).in_(select(*key).where(*conditions).with_for_update(skip_locked=True))
+    return tuple_(*key).in_(select(*key).where(*conditions).limit(most).with_for_update(skip_locked=True))
 
 
 def is_open(state: State) -> ColumnElement[bool]:

@@ -7,18 +7,20 @@ import time
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 from billiard.common import terminate_handler_fired
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.utils.time import maybe_iso8601
 from sqlalchemy import exc
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.logs import logger_named, parted, plain
 from nitro.infrastructure.offload.message import Message
+from nitro.infrastructure.offload.options import in_utc
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.claims import Claim, Refusal
 from nitro.infrastructure.outbox.tables import CLOSED
@@ -146,10 +148,11 @@ def _refuse(refusal: Refusal, message: Message, task: Any) -> None:
 
 
 def _seconds(again: Retry) -> float:
-    when = again.when
+    """Returns the seconds until a retry, from what Celery takes for `eta` and `countdown`."""
+    when = maybe_iso8601(again.when) if isinstance(again.when, str) else again.when
     if isinstance(when, datetime):
-        return max(0.0, (when - datetime.now(when.tzinfo and UTC)).total_seconds())
-    return float(when or 0)
+        return max(0.0, (in_utc(when) - datetime.now(UTC)).total_seconds())
+    return when.total_seconds() if isinstance(when, timedelta) else float(when or 0)
 
 
 def _told(error: BaseException) -> str:

@@ -1,0 +1,237 @@
+"""What expires becomes a dead letter in time, read as Celery reads it, wherever its message is: contract section 7."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.exceptions import Retry
+from sqlalchemy import select
+
+from databases import KINDS, on_database
+from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
+from nitro.infrastructure.outbox.relay import Relay
+from nitro.infrastructure.outbox.tables import deliveries
+from waiting import until
+
+Sent = Callable[..., list[Any]]
+Work = Callable[..., Any]
+HANDLER = "shop.a"
+SOON = timedelta(hours=1)
+ZONES = ["Asia/Tokyo", "America/New_York", "UTC"]
+
+
+class Expiring(Task):
+    """A task class whose messages expire."""
+
+    abstract = True
+    expires = 0.001
+
+
+@pytest.fixture(params=ZONES)
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The time zone of this process."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield request.param
+    monkeypatch.undo()
+    time.tzset()
+
+
+def handled(evt: Event, **offload: Any) -> Event:
+    """The same event, with an offloaded handler of these options."""
+    on(evt, offload=offload or True, name=HANDLER)(lambda sender: None)
+    return evt
+
+
+def naive(moment: datetime) -> datetime:
+    """The same in UTC, without an offset."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def expire_now() -> None:
+    """Let all that expires have expired."""
+    with writing() as connection:
+        connection.execute(deliveries.update().where(deliveries.c.expires_at.is_not(None)).values(expires_at=1.0))
+
+
+def only(state: str | None = None) -> registry.Entry:
+    """The only delivery, when it has come into a state."""
+    return until(lambda: next(iter(found), None) if (found := in_state(state)) else None)
+
+
+def in_state(state: str | None) -> list[registry.Entry]:
+    """The deliveries in a state."""
+    return [entry for entry in registry.entries() if state in (None, entry.state)]
+
+
+def expires_at() -> float:
+    """When the only delivery expires."""
+    with engine().connect() as connection:
+        return float(connection.scalar(select(deliveries.c.expires_at)) or 0.0)
+
+
+@pytest.mark.parametrize("shape", [naive, lambda moment: moment, lambda m: m.astimezone(timezone(timedelta(hours=9)))])
+def test_a_time_is_read_as_celery_reads_it(
+    zone: str, evt: Event, app: Celery, shape: Callable[[datetime], datetime]
+) -> None:
+    """Without an offset it is UTC, whatever the time zone of the process."""
+    moment = datetime.now(UTC) + SOON
+    emit(handled(evt, expires=shape(moment)))
+    assert expires_at() == pytest.approx(moment.timestamp(), abs=0.01)
+    assert isinstance(claim(registry.entries()[0].emission, HANDLER, "worker/1-1"), Claim)
+
+
+@pytest.mark.parametrize("promise", ["broker", "at-most-once"])
+def test_the_message_says_the_same_as_the_row(zone: str, evt: Event, app: Celery, sent: Sent, promise: str) -> None:
+    """An untracked one, sent at once or when the broker is back."""
+    moment = datetime.now(UTC) + SOON
+    emit(handled(evt, expires=naive(moment), delivery=promise))
+    courier._failures, courier._pause_ends = 1, float("inf")
+    emit(evt)
+    courier._failures, courier._pause_ends = 0, 0.0
+    only("published")
+    said = [datetime.fromisoformat(message.headers["expires"]) for message in sent()]
+    assert [abs(each - moment) < timedelta(seconds=0.01) for each in said] == [True, True]
+
+
+def test_a_call_of_the_task_says_the_same(zone: str, evt: Event, app: Celery, sent: Sent) -> None:
+    """It is Celery's own."""
+    moment = datetime.now(UTC) + SOON
+    handler = on(evt, offload={"expires": naive(moment)}, name=HANDLER)(lambda sender: None)
+    handler.task.delay("ada")
+    handler.task.apply_async(("ada",), expires=naive(moment))
+    declared, given = (datetime.fromisoformat(message.headers["expires"]) for message in sent())
+    assert declared == given.replace(tzinfo=UTC) == moment
+
+
+def times_of(moment: datetime) -> list[Any]:
+    """A moment in each way in which Celery takes `eta`."""
+    return [naive(moment), moment, naive(moment).isoformat(), moment.isoformat()]
+
+
+@pytest.mark.parametrize("way", range(len(times_of(datetime.now(UTC)))))
+def test_a_retry_at_a_time_is_due_at_it(zone: str, evt: Event, app: Celery, work: Work, way: int) -> None:
+    """As Celery reads `eta`."""
+    moment = datetime.now(UTC) + SOON
+
+    @on(evt, offload=True, name=HANDLER)
+    def handler(sender: Any) -> None:
+        raise Retry("later", when=times_of(moment)[way])
+
+    work(app)
+    emit(evt)
+    due = only("waiting").due
+    assert due is not None
+    assert abs(due - moment) < timedelta(seconds=1)
+
+
+def test_what_has_expired_when_it_is_declared_is_a_dead_letter(evt: Event, app: Celery, sent: Sent) -> None:
+    """No worker need look at it."""
+    emit(handled(evt, expires=datetime(2020, 1, 1)))
+    Relay(app).step()
+    assert (only().state, only().error) == ("dead", "expired before it started")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_expires_in_a_queue_that_nobody_reads_is_a_dead_letter(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    make_app: Callable[..., Celery],
+    evt: Event,
+    kind: str,
+) -> None:
+    """Its message is there still, and comes to nothing when a worker takes it."""
+    on_database(request, monkeypatch, kind)
+    app = bind(make_app())
+    emission = emit(handled(evt, expires=3600, queue="nobody"))
+    Relay(app).step()
+    assert only().state == "queued"
+    expire_now()
+    Relay(app).step()
+    assert (only().state, only().error, only().attempts) == ("dead", "expired before it started", 0)
+    assert claim(emission.id, HANDLER, "worker/1-1") == Refusal(state="dead")
+
+
+def test_what_expires_while_the_broker_is_away_is_a_dead_letter(evt: Event, app: Celery) -> None:
+    """A row needs no broker to be closed."""
+    emit(handled(evt, expires=3600, countdown=1800))
+    expire_now()
+    courier._failures, courier._pause_ends = 1, float("inf")
+    Relay(app).step()
+    courier._failures, courier._pause_ends = 0, 0.0
+    assert only().state == "dead"
+
+
+def test_what_no_worker_knows_expires(evt: Event, app: Celery) -> None:
+    """It waits for a worker that does, until then."""
+    emission = emit(handled(evt, expires=3600))
+    claims.misdirected(emission.id, HANDLER, 10, "unknown")
+    expire_now()
+    assert backlog.expire() == 1
+    assert only().state == "dead"
+
+
+def test_a_retry_does_not_outlive_its_delivery(evt: Event, app: Celery) -> None:
+    """It says that it has run, and of which error in its history."""
+    run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
+    assert isinstance(run, Claim)
+    claims.put_off(run, 1800.0, "ValueError: no stock")
+    expire_now()
+    assert backlog.expire() == 1
+    assert (only().state, only().error) == ("dead", "expired before it ran again")
+    assert [run.why for run in only().history] == ["ValueError: no stock"]
+
+
+def test_a_run_goes_on_after_its_expiry(evt: Event, app: Celery) -> None:
+    """It has begun in time."""
+    run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
+    assert isinstance(run, Claim)
+    expire_now()
+    assert backlog.expire() == 0
+    claims.finish(run)
+    assert only().state == "done"
+
+
+def test_many_expire_together(evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some at a time, until none is left."""
+    monkeypatch.setattr(backlog, "MOST_EXPIRED", 2)
+    handled(evt, expires=3600)
+    for _ in range(5):
+        emit(evt)
+    expire_now()
+    assert backlog.expire() == 5
+
+
+def test_what_is_replayed_does_not_expire_again(evt: Event, app: Celery) -> None:
+    """Somebody wants it to run now."""
+    emit(handled(evt, expires=0))
+    assert backlog.expire() == 1
+    assert registry.replay() == 1
+    assert backlog.expire() == 0
+
+
+def test_the_class_of_a_task_may_say_when_it_expires(evt: Event, app: Celery, work: Work) -> None:
+    """Its row sees to it then too: in a message it would be taken for cancelled."""
+    handled(evt, base=Expiring)
+    emit(evt)
+    assert courier.drain(20)
+    work(app)
+    assert only("dead").error == "expired before it started"
+
+
+def test_none_says_that_it_does_not_expire(evt: Event, app: Celery, work: Work) -> None:
+    """Whatever the class of its task says."""
+    handled(evt, base=Expiring, expires=None)
+    emit(evt)
+    work(app)
+    assert only("done").attempts == 1

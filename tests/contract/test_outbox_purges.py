@@ -1,0 +1,108 @@
+"""Purges side by side: none deletes what another one does, and each counts what it has deleted: contract section 10."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from threading import Barrier
+
+import pytest
+from celery import Celery
+from sqlalchemy import func, select, update
+
+from databases import KINDS, on_database
+from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.events import Event, Namespace, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.outbox import retention
+from nitro.infrastructure.outbox.tables import deliveries, emissions, now
+
+MANY = 60
+PURGES = 3
+FUTURE = datetime.now(UTC) + timedelta(days=1)
+STATES = ("done", "published", "cancelled")
+
+
+@pytest.fixture(params=KINDS)
+def app_of_kind(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_app: Callable[..., Celery]
+) -> Celery:
+    """An app whose deliveries are kept in a database of each kind in turn."""
+    on_database(request, monkeypatch, request.param)
+    return bind(make_app())
+
+
+def left() -> tuple[int, int]:
+    """How many deliveries and emissions there are."""
+    with engine().connect() as connection:
+        counts = [connection.scalar(select(func.count()).select_from(table)) or 0 for table in (deliveries, emissions)]
+    return counts[0], counts[1]
+
+
+def at_once(work: Callable[[], int]) -> list[int]:
+    """What so many calls give that begin together."""
+    begin = Barrier(PURGES)
+
+    def one(_number: int) -> int:
+        begin.wait()
+        return work()
+
+    with ThreadPoolExecutor(PURGES) as threads:
+        return list(threads.map(one, range(PURGES)))
+
+
+def all_of(purge: Callable[[], int]) -> Callable[[], int]:
+    """Purge until nothing is left to do."""
+
+    def work() -> int:
+        return sum(iter(purge, 0))
+
+    return work
+
+
+def test_purges_side_by_side_share_what_there_is(app_of_kind: Celery, evt: Event) -> None:
+    """Together they report as many as there were, and leave no emission to each other."""
+    for name in ("shop.a", "shop.b"):
+        on(evt, offload={"countdown": 3600}, name=name)(lambda sender: None)
+    for _ in range(MANY):
+        emit(evt)
+    with writing() as connection:
+        connection.execute(update(deliveries).values(state="done", closed_at=now()))
+    deleted = at_once(all_of(lambda: retention.purge(FUTURE, STATES, most=7)))
+    assert sum(deleted) == 2 * MANY
+    assert left() == (0, 0)
+
+
+def test_the_journal_is_shared_too(app_of_kind: Celery) -> None:
+    """What it has recorded is counted once."""
+    event = Namespace().event("seen")
+    on(event, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
+    for _ in range(MANY):
+        emit(event)
+    with writing() as connection:
+        connection.execute(deliveries.delete())
+    assert sum(at_once(all_of(lambda: retention.forget(FUTURE, most=7)))) == MANY
+    assert left() == (0, 0)
+
+
+def test_a_purge_keeps_what_has_changed_meanwhile(app_of_kind: Celery, evt: Event) -> None:
+    """What is open again is no longer to be deleted."""
+    on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
+    emit(evt)
+    assert retention.purge(FUTURE, STATES) == 0
+    assert left() == (1, 1)
+
+
+@pytest.mark.parametrize(("states", "deleted"), [(("done",), 1), (("published",), 1), (("done", "published"), 2)])
+def test_what_was_left_to_the_broker_is_a_state_of_its_own(
+    app_of_kind: Celery, evt: Event, states: tuple[str, ...], deleted: int
+) -> None:
+    """Only of a tracked delivery is it known that its handler has run."""
+    on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
+    on(evt, offload={"countdown": 3600}, name="shop.b")(lambda sender: None)
+    emit(evt)
+    with writing() as connection:
+        connection.execute(update(deliveries).values(state="done", closed_at=now()))
+        connection.execute(update(deliveries).where(deliveries.c.handler == "shop.b").values(promise="broker"))
+    assert retention.purge(FUTURE, states) == deleted

@@ -1,0 +1,270 @@
+"""A row names the queue that its message is in, whatever has become of the routes: contract sections 7 and 14."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import cycle
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.signals import before_task_publish
+from kombu import Exchange, Queue, binding
+from kombu.common import Broadcast
+from kombu.transport import memory
+
+from databases import KINDS, on_database
+from nitro.infrastructure.database import writing
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.outbox import backlog, registry
+from nitro.infrastructure.outbox.relay import Relay
+from nitro.infrastructure.outbox.rows import LONGEST_LEASE
+from nitro.infrastructure.outbox.tables import deliveries
+
+MakeApp = Callable[..., Celery]
+HANDLER = "shop.a"
+PATIENCE = 20.0
+MANY = 5
+SHOP = Exchange("shop", type="topic")
+TOPICS = [Queue("celery"), Queue("mail", SHOP, routing_key="mail.#"), Queue("bills", SHOP, routing_key="*.bill")]
+
+
+class OfClass(Task):
+    """A task class that names a queue."""
+
+    abstract = True
+    queue = "classy"
+
+
+class Elsewhere(Task):
+    """A task class that chooses a queue when it is published."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Publish into a queue of its own choice."""
+        return super().apply_async(args, kwargs, **{**options, "queue": "chosen"})
+
+
+def release(make_app: MakeApp, evt: Event, offload: Any = True, **conf: Any) -> Celery:
+    """An app with these settings and the handler, as a deploy has it; what it emits goes through it."""
+    on(evt, offload=offload, name=HANDLER)(handle)
+    return bind(make_app(**conf))
+
+
+def age(seconds: float) -> None:
+    """Let time pass for all rows."""
+    older = {"due_at": deliveries.c.due_at - seconds, "published_at": deliveries.c.published_at - seconds}
+    with writing() as connection:
+        connection.execute(deliveries.update().values(older))
+
+
+def in_queues() -> dict[str, int]:
+    """How many messages lie in each queue of the broker."""
+    assert courier.drain(PATIENCE)
+    return {name: found for name, queue in memory.Channel.queues.items() if (found := queue.qsize())}
+
+
+def named_queues() -> list[str]:
+    """The queues that the rows name."""
+    return [entry.queue for entry in registry.entries()]
+
+
+def handle(sender: object) -> None:
+    """Take what is sent."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_waits_goes_by_the_routes_of_today(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    make_app: MakeApp,
+    evt: Event,
+    kind: str,
+) -> None:
+    """After a deploy that has moved a handler into another queue its row names that queue."""
+    on_database(request, monkeypatch, kind)
+    release(make_app, evt, {"countdown": 3600}, task_routes={"shop.*": {"queue": "old"}})
+    for _ in range(MANY):
+        emit(evt)
+    assert named_queues() == ["old"] * MANY
+    age(3600)
+    assert Relay(bind(make_app(task_routes={"shop.*": {"queue": "new"}}))).step() == MANY
+    assert in_queues() == {"new": MANY}
+    assert named_queues() == ["new"] * MANY
+
+
+def test_a_change_of_routes_multiplies_nothing(make_app: MakeApp, evt: Event) -> None:
+    """A broker that has lost its messages gets each of them once more, into the queue that is looked after then."""
+    release(make_app, evt, task_routes={"shop.*": {"queue": "old"}})
+    for _ in range(MANY):
+        emit(evt)
+    assert in_queues() == {"old": MANY}
+    memory.Channel.queues.clear()
+    for _ in range(8):
+        age(90)
+        Relay(bind(make_app(task_routes={"shop.*": {"queue": "new"}}))).step()
+    assert in_queues() == {"new": MANY}
+    assert {(entry.state, entry.queue, entry.publications) for entry in registry.entries()} == {("queued", "new", 2)}
+
+
+def test_two_releases_side_by_side_multiply_nothing(make_app: MakeApp, evt: Event) -> None:
+    """The relay of each looks after the rows of the other."""
+    old = release(make_app, evt, task_routes={"shop.*": {"queue": "old"}})
+    new = make_app(task_routes={"shop.*": {"queue": "new"}})
+    for _ in range(MANY):
+        emit(evt)
+    in_queues()
+    for _ in range(4):
+        for app in (new, old):
+            age(90)
+            Relay(bind(app)).step()
+    assert in_queues() == {"old": MANY}
+
+
+def by_emission(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_more: Any) -> dict[str, str]:
+    """Route each emission into a queue of its own."""
+    return {"queue": kwargs["__nitro__"]["emission"]}
+
+
+def test_a_router_may_go_by_the_message(make_app: MakeApp, evt: Event) -> None:
+    """It is asked with what it will be asked with when the message leaves."""
+    release(make_app, evt, task_routes=(by_emission,))
+    emitted = [emit(evt).id, emit(evt).id]
+    assert in_queues() == dict.fromkeys(emitted, 1)
+    assert sorted(named_queues()) == emitted
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "by-a-relay"])
+def test_a_router_that_changes_its_mind_is_believed_at_last(make_app: MakeApp, evt: Event, late: bool) -> None:
+    """The row names the queue that the message went to, and not the one that was foreseen."""
+    turns = cycle(["first", "second", "third"])
+    app = release(make_app, evt, {"countdown": 3600 if late else 0}, task_routes=(lambda *_, **__: next(turns),))
+    for _ in range(MANY):
+        emit(evt)
+    if late:
+        age(3600)
+        assert Relay(app).step() == MANY
+    found = in_queues()
+    assert sum(found.values()) == MANY
+    assert {name: named_queues().count(name) for name in found} == found
+
+
+@pytest.mark.parametrize("base", [OfClass, Elsewhere])
+def test_a_task_class_may_choose_the_queue(make_app: MakeApp, evt: Event, base: type[Task]) -> None:
+    """By an attribute, or when it publishes."""
+    release(make_app, evt, {"base": base})
+    emit(evt)
+    assert in_queues() == dict.fromkeys(named_queues(), 1)
+
+
+def test_a_watched_message_is_noted_too(make_app: MakeApp, evt: Event) -> None:
+    """Somebody who hears of each message changes nothing."""
+    watcher = before_task_publish.connect(lambda **_: None, weak=False)
+    turns = cycle(["first", "second", "third"])
+    release(make_app, evt, task_routes=(lambda *_, **__: next(turns),))
+    try:
+        emit(evt)
+        assert in_queues() == dict.fromkeys(named_queues(), 1)
+    finally:
+        before_task_publish.disconnect(watcher)
+
+
+@pytest.mark.parametrize(
+    ("route", "queue"),
+    [
+        ({"exchange": "shop", "routing_key": "mail.new.now"}, "mail"),
+        ({"exchange": "shop", "routing_key": "paid.bill"}, "bills"),
+        ({"queue": "bills", "routing_key": "paid.bill"}, "bills"),
+        ({"queue": "bills", "exchange": "shop", "routing_key": "mail.new"}, "mail"),
+        ({"exchange": "celery", "routing_key": "celery"}, "celery"),
+    ],
+)
+def test_an_exchange_leads_to_the_queue_that_is_bound_to_it(
+    make_app: MakeApp, evt: Event, route: dict[str, str], queue: str
+) -> None:
+    """As the app declares it; also where the route names another queue besides."""
+    app = release(make_app, evt, task_routes={"shop.*": route}, task_queues=TOPICS)
+    with app.connection_for_write() as connection:
+        for each in app.amqp.queues.values():
+            each(connection.default_channel).declare()
+    emit(evt)
+    assert named_queues() == [queue]
+    assert in_queues() == {queue: 1}
+
+
+def test_a_queue_may_have_several_bindings(make_app: MakeApp, evt: Event) -> None:
+    """Each of them leads to it."""
+    direct = Exchange("direct", type="direct")
+    several = Queue("several", [binding(direct, routing_key="one"), binding(direct, routing_key="two")])
+    release(make_app, evt, {"exchange": "direct", "routing_key": "two"}, task_queues=[Queue("celery"), several])
+    emit(evt)
+    assert named_queues() == ["several"]
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"task_routes": {"shop.*": {"exchange": "theirs", "routing_key": "k"}}},
+        {"task_routes": {"shop.*": {"queue": "all"}}, "task_queues": [Queue("celery"), Broadcast("all")]},
+    ],
+    ids=["unknown", "broadcast"],
+)
+def test_queues_that_the_app_does_not_have_are_not_taken_for_empty(
+    make_app: MakeApp, evt: Event, conf: dict[str, Any]
+) -> None:
+    """Nobody can be asked about them: a message is taken for lost only when it has been there for very long."""
+    release(make_app, evt, **conf)
+
+    def none(queues: Iterable[str]) -> Mapping[str, int]:
+        return dict.fromkeys(queues, 0)
+
+    emit(evt)
+    assert courier.drain(PATIENCE)
+    age(LONGEST_LEASE - 60)
+    assert backlog.look_after(none) == 0
+    age(120)
+    assert backlog.look_after(none) == 1
+
+
+def test_a_queue_that_is_gone_is_left_to_the_routes(
+    make_app: MakeApp, evt: Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A release without it, which makes none, publishes what an older one has left for it."""
+    release(make_app, evt, {"queue": "gone", "countdown": 3600})
+    emit(evt)
+    age(3600)
+    later = bind(make_app(task_create_missing_queues=False, task_queues=[Queue("celery")]))
+    assert Relay(later).step() == 1
+    assert in_queues() == {"celery": 1}
+    assert named_queues() == ["celery"]
+    assert "has no gone any more" in caplog.text
+
+
+def test_a_route_that_fails_keeps_no_other_from_leaving(make_app: MakeApp, evt: Event) -> None:
+    """Its row says why, and is tried again."""
+    release(make_app, evt, {"countdown": 3600})
+    on(evt, offload={"countdown": 3600}, name="shop.b")(lambda sender: None)
+    emit(evt)
+    age(3600)
+    later = make_app(
+        task_create_missing_queues=False, task_queues=[Queue("celery")], task_routes={HANDLER: {"queue": "missing"}}
+    )
+    assert Relay(bind(later)).step() == 1
+    failed, left = sorted(registry.entries(), key=lambda entry: entry.handler)
+    assert (failed.state, left.state) == ("waiting", "queued")
+    assert "missing" in str(failed.error)
+
+
+def test_a_queue_of_the_handler_stays_with_the_delivery(make_app: MakeApp, evt: Event) -> None:
+    """A new `queue=` is for what is emitted with it: the old one is still where the message is."""
+    app = release(make_app, evt, {"queue": "before"})
+    emit(evt)
+    evt.disconnect(handle)
+    on(evt, offload={"queue": "after"}, name=HANDLER)(handle)
+    emit(evt)
+    age(90)
+    assert Relay(app).step() == 0
+    assert in_queues() == dict.fromkeys(named_queues(), 1)
