@@ -11,7 +11,7 @@ from nitro.errors import DeclarationError
 from nitro.infrastructure.database import use_engine
 from nitro.infrastructure.events.dispatcher import dispatcher
 from nitro.infrastructure.events.lock import Lock
-from nitro.infrastructure.offload.defaults import prepare
+from nitro.infrastructure.offload.defaults import lend, prepare
 from nitro.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ _own: list[Celery] = []
 def bind(app: Celery, engine: Engine | None = None) -> Celery:
     """Use this Celery app, and this database engine, for offloaded handlers; returns the app.
 
-    Safe settings are put in where the app has none of its own; its `task_cls`, routes,
-    annotations and signals stay.
+    Its settings and its other tasks stay as they are: what handlers need is set on their own tasks, and on
+    connections of Nitro's own. An app that names no broker in any way gets Nitro's.
 
     Raises:
         SettingError: a `NITRO_*` variable has a value that is not allowed.
     """
     Settings.load()
     dispatcher()
-    prepare(app)
+    lend(app)
     for tell in adopted:
         tell(app)
     if engine is not None:
@@ -60,7 +60,7 @@ def current_app() -> Celery:
         if not _own:
             app = Celery("nitro", set_as_current=False)
             app.config_from_object("celeryconfig", silent=True)
-            _own.append(prepare(app, own=True))
+            _own.append(prepare(app, queue=True))
     return _own[0]
 
 

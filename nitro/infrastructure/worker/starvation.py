@@ -12,7 +12,7 @@ from typing import Any
 from celery.worker import state
 
 from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.offload.defaults import is_embedded
+from nitro.infrastructure.offload.broker import is_embedded
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.outbox import backlog
 
