@@ -3,6 +3,7 @@
 NitroError
 ├── SettingError          (ValueError)  a NITRO_* variable has a value that is not allowed
 │   └── HandlersFailed                  a module of NITRO_HANDLERS cannot be imported
+├── DriverOptionStays     (ValueError)  an option of an asynchronous driver that the synchronous one lacks
 ├── DeclarationError      (TypeError)   `@on` or `event` was used in a way that cannot work
 │   ├── UnknownOption                   an offload option that does not exist
 │   ├── OptionConflict                  one task declared twice with differing task options
@@ -63,6 +64,10 @@ class HandlersFailed(SettingError):
         why = " ".join(f"{type(error).__name__}: {error}".split())
         self.module = module
         NitroError.__init__(self, f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: {why}{where}")
+
+
+class DriverOptionStays(NitroError, ValueError):
+    """An option of an asynchronous driver that the synchronous one cannot be told."""
 
 
 class DeclarationError(NitroError, TypeError):
