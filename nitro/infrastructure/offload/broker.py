@@ -65,8 +65,11 @@ _pools: WeakKeyDictionary[Celery, tuple[Facts, Any]] = WeakKeyDictionary()
 
 
 def facts(app: Celery) -> Facts:
-    """What decides which broker the app publishes through; another value means another broker."""
-    return (*found(app, DECISIVE), *map(os.environ.get, VARIABLES[:2]))
+    """The settings that decide which broker the app publishes through; others mean another broker.
+
+    The environment is not asked, which costs more than all else and changes at most before a program's first emit.
+    """
+    return tuple(found(app, DECISIVE))
 
 
 def names_one(app: Celery) -> bool:
