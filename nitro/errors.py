@@ -2,11 +2,15 @@
 
 NitroError
 ├── SettingError          (ValueError)  a NITRO_* variable has a value that is not allowed
+│   └── HandlersFailed                  a module of NITRO_HANDLERS cannot be imported
+├── DriverOptionStays     (ValueError)  an option of an asynchronous driver that the synchronous one lacks
 ├── DeclarationError      (TypeError)   `@on` or `event` was used in a way that cannot work
 │   ├── UnknownOption                   an offload option that does not exist
 │   ├── OptionConflict                  one task declared twice with differing task options
 │   ├── DuplicateHandler                two offloaded functions under one name
-│   └── NotOffloadable                  a callable that a worker could never find
+│   ├── NotOffloadable                  a callable that a worker could never find
+│   ├── NotAccepted                     workers that would refuse the messages of handlers
+│   └── DatabaseRefused                 `bind` was given a database that Nitro cannot use
 ├── EmitError             (TypeError)   `emit` was called in a way that cannot work
 │   └── ContextStays                    a context variable that cannot travel
 ├── PayloadError          (TypeError)   a value cannot travel to a worker
@@ -54,6 +58,20 @@ class SettingError(NitroError, ValueError):
         super().__init__(f"{name}={value!r} is not allowed; give {allowed}")
 
 
+class HandlersFailed(SettingError):
+    """A module of NITRO_HANDLERS cannot be imported."""
+
+    def __init__(self, module: str, error: BaseException, place: str | None) -> None:
+        where = "" if place is None else f" ({place})"
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        self.module = module
+        NitroError.__init__(self, f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: {why}{where}")
+
+
+class DriverOptionStays(NitroError, ValueError):
+    """An option of an asynchronous driver that the synchronous one cannot be told."""
+
+
 class DeclarationError(NitroError, TypeError):
     """`@on`, `event` or `bind` was used in a way that cannot work."""
 
@@ -89,6 +107,26 @@ class NotOffloadable(DeclarationError):
 
     def __init__(self, handler: str, why: str, way_out: str) -> None:
         super().__init__(f"{handler} cannot be offloaded: {why}; {way_out}")
+
+
+class NotAccepted(DeclarationError):
+    """A worker would get the messages of handlers, which are JSON, and refuse them."""
+
+    def __init__(self, app: str, accepted: Iterable[str], handlers: Sequence[str]) -> None:
+        super().__init__(
+            f"accept_content of the app {app!r} is {', '.join(accepted)}, and the messages of {', '.join(handlers)} "
+            f"are JSON: add 'json' to it, or leave their queues to other workers with -Q"
+        )
+
+
+class DatabaseRefused(DeclarationError):
+    """`bind` was given a database that Nitro cannot use."""
+
+    def __init__(self, given: str, why: str) -> None:
+        super().__init__(
+            f"bind cannot use {given}: {why}; give an Engine or AsyncEngine of SQLAlchemy, or a URL, "
+            f"for SQLite or PostgreSQL"
+        )
 
 
 class EmitError(NitroError, TypeError):

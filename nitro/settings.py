@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import parse_qsl, urlencode
 
-from nitro.errors import SettingError
+from nitro.errors import DriverOptionStays, SettingError
 
 T = TypeVar("T")
 
@@ -27,6 +28,27 @@ NAMES = (
 DELIVERIES = ("at-most-once", "broker", "at-least-once", "exactly-once")
 BROKERS = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp", "sentinel", "sqs")
 DATABASES = ("sqlite", "postgresql", "postgres")
+SYNCHRONOUS = {"aiosqlite": "", "asyncpg": "+psycopg", "psycopg_async": "+psycopg"}
+"""The driver for each asynchronous one."""
+ASYNCPG = {
+    "ssl": "sslmode",
+    "timeout": "connect_timeout",
+    **{same: same for same in ("host", "port", "user", "password", "passfile", "target_session_attrs", "krbsrvname")},
+    **{same: same for same in ("service", "gsslib")},
+    "database": "dbname",
+}
+"""Options of asyncpg, as psycopg calls them."""
+UNKNOWN_TO_PSYCOPG = (
+    "statement_cache_size",
+    "prepared_statement_cache_size",
+    "prepared_statement_name_func",
+    "max_cached_statement_lifetime",
+    "max_cacheable_statement_size",
+    "command_timeout",
+    "async_fallback",
+    "loop",
+)
+"""Options of asyncpg about what psycopg does not do."""
 JOURNAL = {"off": False, "on": True}
 EMBEDDED_BROKER = "filesystem://localhost//"
 
@@ -116,16 +138,51 @@ def _choice(name: str, value: str, allowed: Mapping[str, T]) -> T:
 def _scheme(name: str, url: str, allowed: tuple[str, ...]) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme.partition("+")[0] not in allowed:
-        raise SettingError(
-            name, re.sub(r"//[^/@]*@", "//***@", url), "a URL that starts with " + ", ".join(f"{s}://" for s in allowed)
-        )
+        raise SettingError(name, _masked(url), "a URL that starts with " + ", ".join(f"{s}://" for s in allowed))
     return scheme
 
 
+def _masked(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", url)
+
+
 def _database(url: str) -> str:
-    """The URL with the driver that the `postgres` extra installs, where it names none."""
-    scheme = _scheme("NITRO_DB_URL", url, DATABASES)
-    return f"postgresql+psycopg{url[len(scheme) :]}" if scheme in ("postgres", "postgresql") else url
+    """The URL with a synchronous driver."""
+    _scheme("NITRO_DB_URL", url, DATABASES)
+    try:
+        return synchronous(url)
+    except DriverOptionStays as error:
+        raise SettingError("NITRO_DB_URL", _masked(url), f"one without it: {error}") from error
+
+
+def synchronous(url: str) -> str:
+    """The URL with the synchronous driver for an asynchronous one; with psycopg, where PostgreSQL names none.
+
+    Raises:
+        DriverOptionStays: it has an option that the synchronous driver cannot be told.
+    """
+    scheme, _, rest = url.partition("://")
+    backend, _, driver = scheme.partition("+")
+    backend = "postgresql" if backend == "postgres" else backend
+    if backend == "postgresql" and not driver:
+        return f"postgresql+psycopg://{rest}"
+    if driver not in SYNCHRONOUS:
+        return url
+    place, mark, query = rest.partition("?")
+    if driver == "asyncpg" and mark:
+        query = urlencode([(_of_psycopg(name), value) for name, value in parse_qsl(query) if _is_said(name)])
+        mark = "?" if query else ""
+    return f"{backend}{SYNCHRONOUS[driver]}://{place}{mark}{query}"
+
+
+def _is_said(name: str) -> bool:
+    return name not in UNKNOWN_TO_PSYCOPG
+
+
+def _of_psycopg(name: str) -> str:
+    if name not in ASYNCPG:
+        raise DriverOptionStays(f"psycopg has nothing like its option {name}")
+    return ASYNCPG[name]
 
 
 def _broker(url: str) -> str:

@@ -8,7 +8,8 @@ import os
 from celery import Celery
 
 from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.defaults import prepare
 
 os.environ.setdefault("NITRO_HANDLERS", "examples.shop.handlers")
 
-app = bind(Celery("tasks", config_source="celeryconfig"))
+app = bind(prepare(Celery("tasks", config_source="celeryconfig")))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import signal
 import socket
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
+import redis
 from celery import Celery
 
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.outbox.relay import emitters
+from waiting import until
 
 DATABASE = 10
 """Of Redis; tests empty it."""
@@ -53,3 +60,61 @@ def on_server(broker: str) -> Celery:
             raise
         pytest.skip(f"MISSING SERVER: {broker} does not answer at 127.0.0.1:{port}: {error}")
     return bound(url)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRedis:
+    """A Redis server of a test's own, which it may stop."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """Where it is, for Celery."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def freeze(self) -> None:
+        """Have it take connections and answer nothing."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have it go on."""
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def end(self) -> None:
+        """Kill it, frozen or not."""
+        self.process.kill()
+        self.process.wait()
+
+    def length(self, queue: str) -> int:
+        """How many messages are ready in a queue."""
+        with redis.Redis(port=self.port) as client:
+            return int(client.llen(queue))  # type: ignore[arg-type]  # the client is not async
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis(port=self.port) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+
+@contextmanager
+def own_redis() -> Iterator[OwnRedis]:
+    """A Redis server for as long as the block lasts; skips loudly where none is installed."""
+    program = shutil.which("redis-server")
+    if program is None:
+        assert os.environ.get("NITRO_TEST_SERVERS") != "required", "redis-server is not installed"
+        pytest.skip("MISSING SERVER: redis-server is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder]
+        server = OwnRedis(port, subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        try:
+            until(server._answers)
+            yield server
+        finally:
+            server.end()

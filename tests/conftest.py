@@ -95,6 +95,7 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     apps._own.clear()
     _state._tls.current_app, _state.default_app = None, None
     memory.Channel.queues.clear()
+    memory.Transport.global_state.clear()
     courier._failures, courier._waited = 0, False
     yield
     courier.drain(PATIENCE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -63,6 +65,20 @@ def init() -> None:
     load()
     create_tables()
     click.echo(f"tables are there: {_place()}")
+
+
+def _import_handlers(sender: Any, **_signal: Any) -> None:
+    """Have a worker import the handlers' modules also where nothing of its app imports the library."""
+    if os.environ.get("NITRO_HANDLERS"):
+        from nitro.infrastructure.events.dispatcher import dispatcher
+        from nitro.infrastructure.worker.modules import import_handlers
+
+        dispatcher()
+        import_handlers(sender)
+
+
+if "celery.signals" in sys.modules:  # as in every `celery` command; this module alone loads no celery
+    sys.modules["celery.signals"].import_modules.connect(_import_handlers, weak=False)
 
 
 def _place() -> str:

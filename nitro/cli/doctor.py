@@ -73,7 +73,7 @@ def _database(_app: Celery) -> Iterator[Finding]:
 
 
 def _broker(app: Celery) -> Iterator[Finding]:
-    from nitro.infrastructure.offload.defaults import is_embedded
+    from nitro.infrastructure.offload.broker import is_embedded
     from nitro.infrastructure.offload.line import Line
     from nitro.settings import Settings
 
@@ -120,7 +120,7 @@ def _tracking(app: Celery) -> Iterator[Finding]:
 
 def _settings(app: Celery) -> Iterator[Finding]:
     """What an app of one's own sets that a promise cannot bear."""
-    from nitro.infrastructure.offload.defaults import REDIS, is_embedded, transport_of
+    from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
     from nitro.infrastructure.offload.message import is_signing
 
     conf = app.conf
@@ -129,12 +129,34 @@ def _settings(app: Celery) -> Iterator[Finding]:
     if conf.task_always_eager:
         yield _warning("settings", "task_always_eager: handlers run where it is emitted, nothing is tracked")
     limit, visible = conf.task_time_limit or 0, conf.broker_transport_options.get("visibility_timeout", 3600)
-    if transport_of(app) in REDIS and limit > visible:
+    if driver_of(app) == REDIS and limit > visible:
         shorter = f"visibility_timeout={visible} is shorter than task_time_limit={limit}"
         yield _warning("settings", f"{shorter}: Redis delivers what runs still once more")
 
 
-CHECKS: tuple[Callable[[Celery], Iterator[Finding]], ...] = (_database, _broker, _tracking, _settings)
+def _worker_settings(app: Celery) -> Iterator[Finding]:
+    """What a worker has only once, so that `bind` leaves it as it is: what keeps deliveries waiting, or out."""
+    from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
+    from nitro.infrastructure.offload.conf import accepts_json
+
+    conf = app.conf
+    if not accepts_json(app):
+        accepted = ", ".join(map(str, conf.accept_content))
+        yield _wrong("settings", f"accept_content is {accepted}: workers refuse the messages of handlers; add json")
+    if is_embedded(app):
+        return
+    if conf.worker_prefetch_multiplier != 1:
+        kept = f"worker_prefetch_multiplier={conf.worker_prefetch_multiplier}"
+        yield _warning("settings", f"{kept}: a busy worker keeps deliveries that an idle one could run; recommended: 1")
+    if conf.broker_connection_max_retries is not None:
+        tries = f"broker_connection_max_retries={conf.broker_connection_max_retries}"
+        yield _warning("settings", f"{tries}: a worker then gives up a broker that is away; recommended: None")
+    if driver_of(app) == REDIS and not conf.broker_transport_options.get("socket_timeout"):
+        silent = "broker_transport_options has no socket_timeout"
+        yield _warning("settings", f"{silent}: a worker waits for ever for a Redis that is frozen; recommended: 5")
+
+
+CHECKS: tuple[Callable[[Celery], Iterator[Finding]], ...] = (_database, _broker, _tracking, _settings, _worker_settings)
 
 
 def _fine(check: str, found: str) -> Finding:

@@ -11,15 +11,14 @@ if TYPE_CHECKING:
 
 
 def load() -> None:
-    """Wire the library, and declare the handlers and entities of the modules of `NITRO_HANDLERS`."""
-    from importlib import import_module
+    """Wire the library, and import what a worker of the app would.
 
+    That is its `include` and `imports`, what it discovers, and the modules of `NITRO_HANDLERS`.
+    """
     from nitro.infrastructure.events.dispatcher import dispatcher
-    from nitro.settings import Settings
 
     dispatcher()
-    for module in Settings.load().handlers:
-        import_module(module)
+    app_of(click.get_current_context()).loader.import_default_modules()
 
 
 def app_of(ctx: click.Context) -> Celery:

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from sqlalchemy import update
+from celery.worker import state
+from sqlalchemy import func, select, update
 
-from brokers import on_server
+from brokers import bound, on_server, own_redis
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox.tables import deliveries, now
+from nitro.infrastructure.offload.line import sizes
+from nitro.infrastructure.outbox.tables import deliveries, now, workers
 from nitro.infrastructure.worker.starvation import Starvation
 from waiting import until
 
@@ -58,6 +60,71 @@ def test_a_worker_that_gets_nothing_connects_anew(evt: Event, app: Celery, caplo
         for _ in range(3):
             starvation.look()
         assert "connecting anew" not in caplog.text, "a worker that has nothing to do does not starve"
+
+
+@pytest.mark.server
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")
+def test_a_worker_that_holds_messages_does_not_starve(
+    evt: Event, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It holds as many as it may for the rate limit of their handler; the broker is not to blame for the others."""
+    queue, handled = f"nitro-limited-{os.getpid()}", threading.Event()
+    on(evt, offload={"queue": queue, "rate_limit": "1/h"}, name="shop.limited")(lambda sender: handled.set())
+    app.amqp.queues.select_add(queue, durable=False, auto_delete=True)
+    app.amqp.queues.select([queue])
+    solo = {"pool": "solo", "loglevel": "WARNING", "without_heartbeat": False}
+    with start_worker(app, perform_ping_check=False, **solo) as worker:
+        for _ in range(20):
+            emit(evt)
+        until(handled.is_set)
+        assert courier.drain(LONG)
+        publish_long_ago()
+        until(lambda: sizes(app, [queue])[queue] > 0 and not state.active_requests)
+        starvation = Starvation(worker)
+        for _ in range(4):
+            starvation.look()
+        assert "connecting anew" not in caplog.text
+        with app.connection_for_write() as connection:
+            connection.default_channel.queue_purge(queue)
+
+
+@pytest.mark.server
+def test_a_frozen_broker_keeps_no_worker_from_beating(
+    offloading: None, evt: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes the runs of a worker for lost while its broker does not say what its queues hold."""
+    asking, told = threading.Event(), threading.Event()
+
+    def ask(*question: Any) -> dict[str, int]:
+        asking.set()
+        try:
+            return sizes(*question)
+        finally:
+            told.set()
+
+    monkeypatch.setattr("nitro.infrastructure.worker.starvation.sizes", ask)
+    monkeypatch.setattr("nitro.infrastructure.outbox.backlog.waits_long", lambda _queues: True)
+    monkeypatch.setattr("nitro.infrastructure.worker.caretaker.COUNT", 0.1)
+    monkeypatch.setattr("nitro.infrastructure.worker.caretaker.BEAT", 0.1)
+    on(evt, offload=True, name="shop.fed")(lambda sender: None)
+    with own_redis() as server:
+        solo = {"pool": "solo", "loglevel": "ERROR", "without_heartbeat": False}
+        with start_worker(bound(server.url), perform_ping_check=False, **solo):
+            until(asking.is_set)
+            server.freeze()
+            asking.clear()
+            until(asking.is_set)
+            told.clear()
+            first = beats()
+            until(lambda: beats() >= first + 2)
+            assert not told.is_set(), "nobody was waiting for the broker"
+            server.thaw()
+
+
+def beats() -> int:
+    """How often the workers have beaten."""
+    with engine().connect() as connection:
+        return connection.scalar(select(func.sum(workers.c.beat))) or 0
 
 
 def forget(worker: Any) -> None:

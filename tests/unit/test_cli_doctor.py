@@ -142,3 +142,32 @@ def test_settings_that_endanger_a_promise_are_a_warning(
     bind(make_app(broker_url=NOBODY, **conf))
     told = CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout
     assert [each["verdict"] for each in json.loads(told) if says in each["found"]] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    "says", ["worker_prefetch_multiplier=4", "broker_connection_max_retries=100", "no socket_timeout"]
+)
+def test_settings_of_a_worker_that_make_deliveries_wait_are_a_warning(
+    make_app: Callable[..., Celery], says: str
+) -> None:
+    """`bind` leaves them as they are, and each line names the value that is recommended."""
+    bind(make_app(broker_url=NOBODY))
+    told = CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout
+    (finding,) = [each for each in json.loads(told) if says in each["found"]]
+    assert (finding["verdict"], "recommended: " in finding["found"]) == ("warning", True)
+
+
+def test_recommended_settings_of_a_worker_are_no_finding(make_app: Callable[..., Celery]) -> None:
+    """Nothing is left to recommend."""
+    options = {"broker_transport_options": {"socket_timeout": 5}}
+    more = {"worker_prefetch_multiplier": 1, "broker_connection_max_retries": None}
+    bind(make_app(broker_url=NOBODY, **options, **more))
+    assert "recommended: " not in CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout
+
+
+@pytest.mark.parametrize(("accepted", "wrong"), [(["yaml"], True), (["application/json"], False), (["json"], False)])
+def test_workers_that_refuse_json_are_wrong(make_app: Callable[..., Celery], accepted: list[str], wrong: bool) -> None:
+    """No handler of theirs would run."""
+    bind(make_app(accept_content=accepted))
+    told = json.loads(CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout)
+    assert any("accept_content" in each["found"] and each["verdict"] == "wrong" for each in told) is wrong

@@ -78,8 +78,8 @@ def test_postgres_gets_the_driver_of_the_extra(url: str) -> None:
 
 
 def test_named_driver_stays() -> None:
-    """Who names a driver has it."""
-    assert Settings.load({"NITRO_DB_URL": "postgresql+asyncpg://u@h/db"}).db_url == "postgresql+asyncpg://u@h/db"
+    """A synchronous one that is named is used."""
+    assert Settings.load({"NITRO_DB_URL": "postgresql+psycopg2://u@h/db"}).db_url == "postgresql+psycopg2://u@h/db"
 
 
 def test_results_go_to_a_server_database() -> None:

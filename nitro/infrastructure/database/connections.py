@@ -17,6 +17,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import PoolProxiedConnection
 
 from nitro.infrastructure.database import sqlite, tables
+from nitro.infrastructure.database.drivers import engine_for
 from nitro.settings import Settings
 
 IDLE = 1.0
@@ -30,11 +31,11 @@ _LOOPBACK = ("127.0.0.1", "::1")
 class _Process:
     """What this process has opened."""
 
-    __slots__ = ("engine", "inherited", "lock", "own")
+    __slots__ = ("engine", "given", "inherited", "lock", "own")
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
-        self.own = False
+        self.own = self.given = False
         self.lock = threading.Lock()
         self.inherited: list[Pool] = []
 
@@ -48,21 +49,29 @@ def engine() -> Engine:
         return _process.engine
     with _process.lock:
         if _process.engine is None:
-            _process.engine, _process.own = _connect(Settings.load().db_url), True
+            _process.engine, _process.own = _connect(make_url(Settings.load().db_url)), True
         return _process.engine
 
 
-def use_engine(own: Engine) -> None:
-    """Make an engine of the user's own the one of this process; an SQLite one is set up like Nitro's."""
+def use_engine(given: object) -> None:
+    """Make a database of the user's own the one of this process.
+
+    Args:
+        given: an engine, asynchronous ones too, or a URL; one of SQLite is set up like Nitro's.
+
+    Raises:
+        DatabaseRefused: it cannot be used; says why.
+    """
+    engine, made = engine_for(given, _connect)
     reset()
-    if own.dialect.name == "sqlite":
-        sqlite.prepare(own)
-    _process.engine, _process.own = own, False
+    if engine.dialect.name == "sqlite":
+        sqlite.prepare(engine)
+    _process.engine, _process.own, _process.given = engine, made, True
 
 
 def has_own_engine() -> bool:
-    """Whether the engine was given to `use_engine`."""
-    return _process.engine is not None and not _process.own
+    """Whether the database was given to `use_engine`."""
+    return _process.given
 
 
 def reset() -> None:
@@ -70,7 +79,7 @@ def reset() -> None:
     with _process.lock:
         if _process.engine is not None and _process.own:
             _process.engine.dispose()
-        _process.engine, _process.own = None, False
+        _process.engine, _process.own, _process.given = None, False, False
     tables.forget()
 
 
@@ -94,11 +103,10 @@ def create_tables() -> None:
         tables.create_missing(connection)
 
 
-def _connect(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        return sqlite.connect(parsed)
-    made = create_engine(parsed, max_overflow=-1)  # a worker's concurrency is its limit
+def _connect(url: URL) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        return sqlite.connect(url)
+    made = create_engine(url, max_overflow=-1)  # a worker's concurrency is its limit
     listen(made, "checkin", _note_use)
     listen(made, "checkout", partial(_ping, made.dialect))
     return made

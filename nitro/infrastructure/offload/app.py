@@ -11,11 +11,14 @@ from nitro.errors import DeclarationError
 from nitro.infrastructure.database import use_engine
 from nitro.infrastructure.events.dispatcher import dispatcher
 from nitro.infrastructure.events.lock import Lock
-from nitro.infrastructure.offload.defaults import prepare
+from nitro.infrastructure.offload.defaults import lend, prepare
 from nitro.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    Database = Engine | AsyncEngine | URL | str
 
 _lock = Lock()
 adopted: list[Callable[[Celery], None]] = []
@@ -25,22 +28,26 @@ _bound: list[Celery] = []
 _own: list[Celery] = []
 
 
-def bind(app: Celery, engine: Engine | None = None) -> Celery:
+def bind(app: Celery, engine: Database | None = None) -> Celery:
     """Use this Celery app, and this database engine, for offloaded handlers; returns the app.
 
-    Safe settings are put in where the app has none of its own; its `task_cls`, routes,
-    annotations and signals stay.
+    Its settings and its other tasks stay as they are: what handlers need is set on their own tasks, and on
+    connections of Nitro's own. An app that names no broker in any way gets Nitro's.
+
+    Args:
+        engine: an `Engine`, an `AsyncEngine`, for whose database Nitro makes a synchronous one, or a URL.
 
     Raises:
         SettingError: a `NITRO_*` variable has a value that is not allowed.
+        DatabaseRefused: the engine cannot be used; says why.
     """
     Settings.load()
     dispatcher()
-    prepare(app)
-    for tell in adopted:
-        tell(app)
     if engine is not None:
         use_engine(engine)
+    lend(app)
+    for tell in adopted:
+        tell(app)
     _bound[:] = [app]
     return app
 
@@ -60,7 +67,7 @@ def current_app() -> Celery:
         if not _own:
             app = Celery("nitro", set_as_current=False)
             app.config_from_object("celeryconfig", silent=True)
-            _own.append(prepare(app, own=True))
+            _own.append(prepare(app, queue=True))
     return _own[0]
 
 

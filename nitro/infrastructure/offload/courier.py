@@ -190,7 +190,7 @@ class Courier:
         _tell(begun, flight, "unknown" if broken else "refused", fault)
 
     def _connected(self, app: Celery) -> Line:
-        if self._line is None or self._line.app is not app:
+        if self._line is None or not self._line.leads_to(app):
             self._hang_up()
             self._line = Line(app)
         self._line.check()
@@ -202,7 +202,8 @@ class Courier:
         first, longest = PAUSE
         self._pause_ends = monotonic() + min(first * 2**self._failures, longest)
         self._failures = min(self._failures + 1, 10)
-        self._hang_up()
+        if self._line is not None:
+            self._line.move_on()
 
     def _hang_up(self) -> None:
         line, self._line = self._line, None

@@ -1,17 +1,15 @@
-"""Safe Celery settings, put into an app where it has none of its own."""
+"""Settings that Nitro puts into Celery apps: safe ones into its own, and a broker into one that names none."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 from weakref import WeakSet
 
 from celery import Celery
-from celery.utils.collections import ConfigurationView
 from kombu.transport import TRANSPORT_ALIASES
 
+from nitro.infrastructure.offload.broker import AMQP, OPTIONS, REDIS, driver_of, names_one
 from nitro.settings import Settings
 
 SAFE: dict[str, Any] = {
@@ -38,117 +36,95 @@ TRANSPORT_ALIASES[FOLDER] = "nitro.infrastructure.offload.folder:Transport"
 POLLING = 0.02
 """Seconds between two looks into the folder of the embedded broker."""
 
-_REDIS = {
-    "socket_timeout": 5,
-    "socket_connect_timeout": 3,
-    "socket_keepalive": True,
-    "health_check_interval": 25,
+QUORUM = {
+    "task_default_queue_type": "quorum",
+    "task_default_exchange_type": "topic",
+    "task_create_missing_queue_type": "quorum",
+    "task_create_missing_queue_exchange_type": "topic",
 }
 
-REDIS = ("redis", "rediss", "sentinel")
-AMQP = ("amqp", "amqps", "pyamqp")
-
-_FINITE = {"read_timeout": 5, "write_timeout": 5}
-"""Seconds after which a broker that says nothing is taken for dead."""
-
-_prepared: WeakSet[Celery] = WeakSet()
+_own: WeakSet[Celery] = WeakSet()
+_bound: WeakSet[Celery] = WeakSet()
 
 
-def prepare(app: Celery, *, own: bool = False) -> Celery:
-    """Put the settings into an app, now and after each time it reads its configuration; returns the app."""
-    if app not in _prepared:
-        _prepared.add(app)
+def prepare(app: Celery, *, queue: bool = False) -> Celery:
+    """Put safe settings into an app of Nitro's own, where it has none; returns the app.
 
-        def fill(**_signal: object) -> None:
-            _fill(app, own)
+    Args:
+        queue: whether it has Nitro's queue, too.
+    """
 
-        app.on_after_configure.connect(fill, weak=False)
-        if app.configured:
-            fill()
-    return app
+    def fill() -> None:
+        _add(app, SAFE)
+        _lend_broker(app)
+        _lend_results(app)
+        _add(app, _of_driver(driver_of(app), queue=queue))
+
+    return _whenever_configured(app, _own, fill)
 
 
-def _fill(app: Celery, own: bool) -> None:
+def lend(app: Celery) -> Celery:
+    """Put Nitro's broker, and its results, into an app that names no broker in any way; returns the app."""
+
+    def fill() -> None:
+        if _lend_broker(app):
+            _lend_results(app)
+
+    return _whenever_configured(app, _bound, fill)
+
+
+def _lend_broker(app: Celery) -> bool:
+    """Whether the app has named none."""
+    if names_one(app):
+        return False
     settings = Settings.load()
-    _add(app, SAFE)
-    if app.conf.broker_url in (None, settings.broker_url):
-        _add(app, {"broker_url": settings.broker_url, "result_backend": settings.result_backend})
-    transport = str(app.conf.broker_url).partition("://")[0]
-    _add(app, _of_transport(transport, settings))
-    if own:
-        _add(app, _of_own_queue(transport))
-    if str(app.conf.result_backend).startswith("db+sqlite"):
+    if app.conf.value_set_for("broker_url"):  # an empty one, over which no default comes
+        app.conf.broker_url = settings.broker_url
+    _add(app, {"broker_url": settings.broker_url})
+    if driver_of(app) == "filesystem":
+        _add(app, _folder(settings))
+    return True
+
+
+def _lend_results(app: Celery) -> None:
+    if app.conf.value_set_for("result_backend"):
+        return
+    settings = Settings.load()
+    _add(app, {"result_backend": settings.result_backend})
+    if settings.result_backend.startswith("db+sqlite"):
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         _add(app, {"database_engine_options": {"connect_args": {"timeout": 30}}})
 
 
-def setting(app: Celery, name: str) -> Any:
-    """`app.conf[name]`, for whoever asks at each message: without an exception for each mapping that lacks it."""
-    conf = app.conf
-    if isinstance(conf, ConfigurationView) and conf.key_t is None:
-        keys = _keys(name, conf.prefix, conf._keys)
-        for mapping in conf.maps:
-            for key in keys:
-                if key in mapping:
-                    return mapping[key]
-    return conf[name]
-
-
-@cache
-def _keys(name: str, prefix: str | None, converters: tuple[Callable[[str], str], ...] | None) -> tuple[str, ...]:
-    """The names under which a setting may be found in a mapping, as Celery looks for them."""
-    return tuple(dict.fromkeys(ConfigurationView({}, keys=converters, prefix=prefix)._to_keys(name)))
-
-
-def transport_of(app: Celery) -> str:
-    """The scheme of the app's broker URL, such as `redis`."""
-    url = os.environ.get("CELERY_BROKER_URL") or setting(app, "broker_url") or app.conf.broker_url  # as Celery looks
-    return str(url).partition("://")[0].partition("+")[0]
-
-
-def line_options(app: Celery) -> dict[str, Any]:
-    """Transport options of a connection that confirms where it can and never blocks for ever, over the app's own."""
-    transport = transport_of(app)
-    if transport in REDIS:
-        return {**_REDIS, **app.conf.broker_transport_options}
-    if transport in AMQP:
-        return {**_FINITE, **app.conf.broker_transport_options, "confirm_publish": False}  # see `Confirms`
-    return {}
-
-
-def is_embedded(app: Celery) -> bool:
-    """Whether its broker serves this machine only, as the default database does."""
-    return transport_of(app) in ("filesystem", "memory")
+def _whenever_configured(app: Celery, done: WeakSet[Celery], fill: Callable[[], None]) -> Celery:
+    """Fill in settings now, and after each time that the app reads its configuration."""
+    if app not in done:
+        done.add(app)
+        app.on_after_configure.connect(lambda **_signal: fill(), weak=False)
+        if app.configured:
+            fill()
+    return app
 
 
 def _add(app: Celery, defaults: dict[str, Any]) -> None:
     app.conf.add_defaults({key: value for key, value in defaults.items() if not app.conf.value_set_for(key)})
 
 
-def _of_transport(transport: str, settings: Settings) -> dict[str, Any]:
-    """What a broker needs to be safe, by the scheme of its URL."""
-    if transport == "filesystem":
-        queue, control = settings.home / "queue", settings.home / "control"
-        for folder in (settings.home, queue, control):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        options = {"data_folder_in": str(queue), "data_folder_out": str(queue), "control_folder": str(control)}
-        return {"broker_transport": FOLDER, "broker_transport_options": {**options, "polling_interval": POLLING}}
-    if transport in REDIS:
-        return {"broker_transport_options": _REDIS}
-    if transport in AMQP:
-        return {"broker_transport_options": {"confirm_publish": True}}
-    return {}
+def _folder(settings: Settings) -> dict[str, Any]:
+    """The embedded broker."""
+    queue, control = settings.home / "queue", settings.home / "control"
+    for folder in (settings.home, queue, control):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = {"data_folder_in": str(queue), "data_folder_out": str(queue), "control_folder": str(control)}
+    return {"broker_transport": FOLDER, "broker_transport_options": {**options, "polling_interval": POLLING}}
 
 
-def _of_own_queue(transport: str) -> dict[str, Any]:
-    """The queues of Nitro's own app; on RabbitMQ quorum queues behind topic exchanges, which a countdown needs."""
-    queue = {"task_default_queue": "nitro"}
-    if transport not in AMQP:
-        return queue
-    return {
-        **queue,
-        "task_default_queue_type": "quorum",
-        "task_default_exchange_type": "topic",
-        "task_create_missing_queue_type": "quorum",
-        "task_create_missing_queue_exchange_type": "topic",
-    }
+def _of_driver(driver: str, *, queue: bool) -> dict[str, Any]:
+    """What the broker of Nitro's own app needs; on RabbitMQ quorum queues behind topic exchanges, for countdowns."""
+    named = {"task_default_queue": "nitro"} if queue else {}
+    if driver == REDIS:
+        return {**named, "broker_transport_options": dict(OPTIONS[REDIS])}
+    if driver != AMQP:
+        return named
+    confirmed = {**named, "broker_transport_options": {"confirm_publish": True}}
+    return {**confirmed, **QUORUM} if queue else confirmed

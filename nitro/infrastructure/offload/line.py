@@ -13,8 +13,8 @@ from kombu.exceptions import BatchPublishError, OperationalError
 
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch
+from nitro.infrastructure.offload.broker import AMQP, facts, reach
 from nitro.infrastructure.offload.channels import Unanswered
-from nitro.infrastructure.offload.defaults import line_options
 from nitro.infrastructure.offload.lane import Lane
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.template import Template
@@ -37,9 +37,15 @@ class Line:
 
     def __init__(self, app: Celery) -> None:
         self.app = app
-        self._connection = app.connection_for_write(transport_options=line_options(app))
+        self._facts = facts(app)
+        self._options = app.conf.broker_transport_options
+        self._connection = app.connection_for_write()
         self._lanes: dict[bool, Lane] = {}
         self._used = 0.0
+
+    def leads_to(self, app: Celery) -> bool:
+        """Whether it is a line to the broker of this app, as it was set when the line connected."""
+        return self.app is app and (bool(self._lanes) or self._facts == facts(app))
 
     def check(self) -> None:
         """See that the broker is at the other end; nothing has been sent when this fails.
@@ -48,7 +54,7 @@ class Line:
             Exception: it is not; what the transport raises.
         """
         if not self._lanes:
-            self._connection.connect()
+            reach(self._connection, self._options)
             self._ask()
         elif monotonic() - self._used > IDLE:
             self._ask()
@@ -76,7 +82,7 @@ class Line:
 
     @property
     def _is_amqp(self) -> bool:
-        return bool(self._connection.transport.driver_type == "amqp")
+        return bool(self._connection.transport.driver_type == AMQP)
 
     def ready(self, parcels: Sequence[Parcel]) -> Ready | None:
         """What `publish_now` needs, if all of these can leave without other code and without a wait for the broker."""
@@ -149,7 +155,7 @@ class Line:
         """Connect anew where an error has closed a channel; with the old one Celery forgets what it has declared."""
         if self._is_amqp:
             self.close()
-            self._connection.connect()
+            reach(self._connection, self._options)
 
     def _concerns_one(self, error: BaseException) -> bool:
         others = (SoftTimeLimitExceeded, *self._connection.channel_errors)
@@ -162,6 +168,11 @@ class Line:
         refused = (*self._connection.channel_errors, LookupError)  # KeyError is an error of the connection to kombu
         broken = (*self._connection.connection_errors, BatchPublishError, OperationalError, OSError)
         return isinstance(error, broken) and not isinstance(error, refused)
+
+    def move_on(self) -> None:
+        """Hang up, and connect to another server next time, where the app names several."""
+        self.close()
+        self._connection.maybe_switch_next()
 
     def close(self) -> None:
         """Hang up, without waiting for a broker that does not answer."""
@@ -178,8 +189,9 @@ def sizes(app: Celery, queues: Iterable[str]) -> dict[str, int]:
     Raises:
         ConnectionError: the broker does not answer.
     """
-    with app.connection_for_read(transport_options=line_options(app)) as connection:
+    with app.connection_for_read() as connection:
         try:
+            reach(connection, app.conf.broker_transport_options)
             return {queue: _size(connection, queue) for queue in queues}
         except (*connection.connection_errors, OperationalError) as error:
             raise ConnectionError(f"the broker does not answer: {error}") from error

@@ -18,10 +18,11 @@ from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.batch import Batch, Fate
+from nitro.infrastructure.offload.broker import AMQP, driver_of, is_embedded
 from nitro.infrastructure.offload.carriers import given
+from nitro.infrastructure.offload.conf import setting
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import declare, declared, header
-from nitro.infrastructure.offload.defaults import AMQP, is_embedded, setting, transport_of
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.offload.options import Delivery, Entities, Offload
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
@@ -206,7 +207,7 @@ def _causes() -> dict[str, str]:
 def _check_size(handler: str, options: Offload, message: Message) -> None:
     """Find out here what RabbitMQ would refuse after the emit; a tracked payload stays in the database."""
     size = len(message.payload or "")
-    if size > MOST_BYTES and options.delivery not in TRACKED and transport_of(current_app()) in AMQP:
+    if size > MOST_BYTES and options.delivery not in TRACKED and driver_of(current_app()) == AMQP:
         why = (
             f"its payload has {size} bytes, and RabbitMQ takes {MOST_BYTES}; use a tracked delivery, or entity='reload'"
         )

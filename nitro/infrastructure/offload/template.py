@@ -16,7 +16,7 @@ from kombu.utils.json import dumps as kombus_json
 
 from nitro.infrastructure.offload.channels import Pushes
 from nitro.infrastructure.offload.codec import quick_json
-from nitro.infrastructure.offload.defaults import setting
+from nitro.infrastructure.offload.conf import setting
 from nitro.infrastructure.offload.destinations import reached
 from nitro.infrastructure.offload.message import is_signing
 from nitro.infrastructure.offload.parcel import Parcel

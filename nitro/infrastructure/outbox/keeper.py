@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from nitro.errors import NoDatabase
 from nitro.infrastructure.database import ends_elsewhere, has_own_engine, write_with, writing
 from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.defaults import is_embedded
+from nitro.infrastructure.offload.broker import is_embedded
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.tracking import Commit
 from nitro.infrastructure.outbox import backlog, inserts, registry, rows

@@ -65,6 +65,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._counted = monotonic()
         self._starvation = Starvation(worker)
         self._watch, self._relay = Ticker("nitro-caretaker"), Ticker("nitro-relay")
+        self._looks = Ticker("nitro-starvation")
         self._relays = not without_relay
         super().__init__(worker)
 
@@ -78,6 +79,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         if not tracks(self._worker.app):
             return
         self._watch.start(self._see_to_it)
+        self._looks.start(self._look)
         if self._relays:
             self._relay.start(Relay(self._worker.app).tick)
 
@@ -103,7 +105,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             self._worker.pool.maintain_pool()
 
     def _see_to_it(self) -> float:
-        """On a thread of its own, so that no broker that hangs keeps it from saying that this worker lives."""
+        """On a thread that asks no broker, so that none that hangs keeps it from saying that this worker lives."""
         ensure_current()
         if monotonic() - self._beaten >= BEAT:
             census.beat(self.boot, str(self._worker.hostname))
@@ -112,11 +114,15 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         if monotonic() - self._counted >= COUNT:
             self._counted = monotonic()
             self._take_back_orphans()
-            self._starvation.look()
         self._cancel_revoked()
         if reports.act():
             self._relay.nudge()
         return LOOK_AGAIN
+
+    def _look(self) -> float:
+        """On a thread of its own, because it asks the broker, which may be frozen."""
+        self._starvation.look()
+        return COUNT
 
     def _cancel_revoked(self) -> None:
         """`revoke` reaches a worker's memory only; here it reaches the rows, which outlive it."""
@@ -195,6 +201,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         worker_ready.disconnect(self._replace_killed)
         self._relay.stop(LEAVE)
         self._watch.stop(LEAVE)
+        self._looks.stop(0.0)  # which may be waiting for the broker
         courier.drain(LEAVE)
         if not tracks(self._worker.app):
             return

@@ -12,7 +12,7 @@ from typing import Any
 from celery.worker import state
 
 from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.offload.defaults import is_embedded
+from nitro.infrastructure.offload.broker import is_embedded
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.outbox import backlog
 
@@ -47,13 +47,18 @@ class Starvation:
     def _starves(self) -> bool:
         """Whether nothing has come since the last look, nothing is in hand, and messages have been waiting for long."""
         received, self._received = self._received, sum(state.total_count.values())
-        if received != self._received or state.reserved_requests or state.active_requests:
-            return False
-        if is_embedded(self._worker.app):
+        if received != self._received or self._holds_some() or is_embedded(self._worker.app):
             return False
         consumer = getattr(self._worker.consumer, "task_consumer", None)
         queues = [queue.name for queue in consumer.queues] if consumer is not None else []
         return backlog.waits_long(queues) and any(sizes(self._worker.app, queues).values())
+
+    def _holds_some(self) -> bool:
+        """Whether messages are in hand: being run, or held for a time or for a rate limit, which take its prefetch."""
+        if state.reserved_requests or state.active_requests or state.scheduled_requests:
+            return True
+        buckets = list(getattr(self._worker.consumer, "task_buckets", {}).values())
+        return any(bucket.contents for bucket in buckets if bucket is not None)
 
 
 def _break() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import Any, ClassVar, cast
 
 from celery import Celery, Task, _state
@@ -19,6 +18,8 @@ from nitro.infrastructure.events import ANY, Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.app import adopted, is_used
+from nitro.infrastructure.offload.broker import producer_of
+from nitro.infrastructure.offload.conf import setting
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
 from nitro.infrastructure.offload.message import KEY, Message
@@ -26,12 +27,11 @@ from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.journal import journal
-from nitro.infrastructure.worker import caretaker, inspecting, receiving, reports
+from nitro.infrastructure.worker import accepting, caretaker, inspecting, modules, receiving, reports
 from nitro.infrastructure.worker.attempt import attempt, claimed
 from nitro.infrastructure.worker.coroutines import unwind_on_termination
 from nitro.infrastructure.worker.execution import execute
 from nitro.infrastructure.worker.request import HandlerRequest, emission_in
-from nitro.settings import Settings
 
 logger = logger_named("nitro.worker")
 
@@ -53,6 +53,7 @@ class HandlerTask:
 
     declaration: Declaration
     wrapped: bool
+    app: Celery
     request: Any
     run: Callable[..., Any]
     typing: bool
@@ -78,7 +79,11 @@ class HandlerTask:
         message, kwargs = self._signed(args or (), kwargs)
         options.setdefault("argsrepr", "()")
         options.setdefault("kwargsrepr", str(message))
-        return cast(Any, super()).apply_async(args, kwargs, **options)
+        publish = partial(cast(Any, super()).apply_async, args, kwargs)
+        if options.get("producer") or options.get("connection") or setting(self.app, "task_always_eager"):
+            return publish(**options)
+        with producer_of(self.app) as producer:
+            return publish(**{**options, "producer": producer})
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Run the handler here, through the codec as a worker does."""
@@ -197,7 +202,7 @@ def _body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
 
 def wire() -> None:
     """Make a task of every handler on every app: those known when it is finalized, and later ones at once."""
-    import_modules.connect(_import_handlers, weak=False)
+    import_modules.connect(modules.import_handlers, weak=False)
     worker_process_shutdown.connect(unwind_on_termination, weak=False)
     worker_process_shutdown.connect(_send_what_is_in_hand, weak=False)
     task_unknown.connect(_report_unknown, weak=False)
@@ -217,11 +222,6 @@ def _send_what_is_in_hand(**_signal: object) -> None:
     journal.flush(IN_HAND)
 
 
-def _import_handlers(**_signal: object) -> None:
-    for module in Settings.load().handlers:
-        import_module(module)
-
-
 def _report_unknown(name: str, message: Any, **_signal: Any) -> None:
     """A message that this worker has no handler for, which Celery drops: if it is tracked, its row takes it back."""
     body = message.decode()
@@ -232,6 +232,7 @@ def _report_unknown(name: str, message: Any, **_signal: Any) -> None:
 
 
 def _attend(app: Celery) -> None:
+    accepting.attach(app)
     caretaker.attach(app)
     receiving.attach(app)
 

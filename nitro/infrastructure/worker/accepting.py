@@ -1,0 +1,41 @@
+"""Accepting: a worker that would refuse what it gets of handlers does not start, so that no delivery is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery import Celery, bootsteps
+
+from nitro.errors import NotAccepted
+from nitro.infrastructure.offload.conf import accepts_json
+from nitro.infrastructure.offload.declarations import declared
+
+BY_MESSAGE = ("queue", "exchange", "routing_key")
+"""Options of a message that decide on its queue."""
+
+
+class Accepting(bootsteps.Step):  # type: ignore[misc]  # celery has no types
+    """A worker's step that only looks, when its queues and its handlers are known."""
+
+    def __init__(self, worker: Any, **_options: Any) -> None:
+        app = worker.app
+        refused = [] if accepts_json(app) else sorted(_consumed(app))
+        if refused:
+            raise SystemExit(str(NotAccepted(app.main, app.conf.accept_content, refused)))
+        super().__init__(worker)
+
+
+def attach(app: Celery) -> None:
+    """Have every worker of an app look."""
+    app.steps["worker"].add(Accepting)
+
+
+def _consumed(app: Celery) -> Iterator[str]:
+    """The handlers whose messages come into a queue that this worker consumes."""
+    consumed = app.amqp.queues.consume_from
+    for name, declaration in declared.items():
+        given = {key: value for key, value in declaration.offload.message.items() if key in BY_MESSAGE}
+        queue = app.amqp.router.route(given, name, (), {}).get("queue")
+        if getattr(queue, "name", queue) in consumed:
+            yield name

@@ -1,0 +1,183 @@
+"""Brokers that are named otherwise than by one URL, and several of which some are away: contract sections 2 and 7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.transport import redis as kombus
+
+from brokers import PLACES, OwnRedis, own_redis
+from nitro.infrastructure.events import Event, emit, on
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.broker import driver_of, is_embedded
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.line import sizes
+from waiting import until
+
+pytestmark = pytest.mark.usefixtures("offloading")
+
+QUEUE = "celery"
+
+
+class Renamed(kombus.Transport):  # type: ignore[misc]  # kombu's is not typed
+    """A transport of the user's own."""
+
+
+DRIVERS: dict[str, tuple[dict[str, Any], str]] = {
+    "list": ({"broker_url": ["redis://a", "redis://b"]}, "redis"),
+    "several": ({"broker_url": "amqp://a;amqp://b"}, "amqp"),
+    "only to write": ({"broker_write_url": "redis://a"}, "redis"),
+    "to write and to read": ({"broker_write_url": "redis://a", "broker_read_url": "amqp://a"}, "redis"),
+    "write before url": ({"broker_url": "amqp://a", "broker_write_url": "redis://a"}, "redis"),
+    "host": ({"broker_host": "a", "broker_transport": "redis"}, "redis"),
+    "host alone": ({"broker_host": "a"}, "amqp"),
+    "tls": ({"broker_url": "rediss://a"}, "redis"),
+    "sentinel": ({"broker_url": "sentinel://a:26379;sentinel://b:26379"}, "redis"),
+    "socket": ({"broker_url": "redis+socket:///run/redis.sock"}, "redis"),
+    "capitals": ({"broker_url": "REDIS://a"}, "redis"),
+    "pyamqp": ({"broker_url": "pyamqp://a"}, "amqp"),
+    "class": ({"broker_transport": f"{__name__}:Renamed", "broker_host": "a"}, "redis"),
+    "alias": ({"broker_transport": "memory"}, "memory"),
+    "not installed": ({"broker_url": "nosuch://a"}, ""),
+}
+
+
+@pytest.mark.parametrize(("settings", "driver"), DRIVERS.values(), ids=DRIVERS)
+def test_the_kind_of_broker_is_asked_of_the_connection(
+    celery_app: Callable[..., Celery], settings: dict[str, Any], driver: str
+) -> None:
+    """However the app names it."""
+    app = celery_app("shop")
+    app.config_from_object(settings)
+    assert driver_of(bind(app)) == driver
+    assert is_embedded(app) is (driver == "memory")
+
+
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL"])
+def test_the_kind_of_broker_may_come_from_the_environment(
+    celery_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It comes before the settings, as in Celery."""
+    monkeypatch.setenv(name, "redis://a")
+    assert driver_of(bind(celery_app("shop", broker="memory://"))) == "redis"
+
+
+@pytest.mark.parametrize("name", ["broker_url", "broker_write_url", "broker_transport"])
+def test_a_change_of_the_broker_is_seen(celery_app: Callable[..., Celery], name: str) -> None:
+    """The answer is kept only as long as it is true."""
+    app = bind(celery_app("shop", broker="amqp://a"))
+    assert driver_of(app) == "amqp"
+    app.conf.broker_url = None
+    app.conf[name] = "redis" if name == "broker_transport" else "redis://a"
+    assert driver_of(app) == "redis"
+
+
+@pytest.fixture
+def servers() -> Iterator[list[OwnRedis]]:
+    """Three servers of Redis."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(own_redis()) for _ in range(3)]
+
+
+def listed(servers: list[OwnRedis]) -> list[str]:
+    return [server.url for server in servers]
+
+
+def joined(servers: list[OwnRedis]) -> str:
+    return ";".join(listed(servers))
+
+
+@pytest.fixture(params=["at-least-once", "broker"])
+def place(evt: Event, request: pytest.FixtureRequest) -> Callable[[], object]:
+    """Emits something for one handler of that delivery."""
+    on(evt, offload={"delivery": request.param}, name="shop.handler")(lambda sender: None)
+    return lambda: emit(evt)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time-outs of a second, so that a test need not wait for three of five."""
+    options = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+    monkeypatch.setattr("nitro.infrastructure.offload.broker.OPTIONS", {"redis": options})
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("put_away", [OwnRedis.freeze, OwnRedis.end], ids=["frozen", "dead"])
+@pytest.mark.parametrize("written", [listed, joined])
+def test_what_is_emitted_leaves_through_a_server_that_answers(
+    celery_app: Callable[..., Celery], servers: list[OwnRedis], place: Any, written: Any, put_away: Any
+) -> None:
+    """The last of the list, when those before it are away from the start."""
+    for server in servers[:2]:
+        put_away(server)
+    app = celery_app("shop")
+    app.conf.broker_url = written(servers)
+    bind(app)
+    for _ in range(5):
+        place()
+    until(lambda: servers[2].length(QUEUE) == 5)
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("put_away", [OwnRedis.freeze, OwnRedis.end], ids=["frozen", "dead"])
+def test_the_publisher_moves_on_when_its_server_goes_away(
+    celery_app: Callable[..., Celery], servers: list[OwnRedis], place: Any, put_away: Any
+) -> None:
+    """From each to the next one."""
+    app = celery_app("shop")
+    app.conf.broker_url = listed(servers)
+    bind(app)
+    place()
+    assert courier.drain(10)
+    for server, other in pairwise(servers):
+        assert server.length(QUEUE) == 1
+        put_away(server)
+        place()
+        until(lambda server=other: server.length(QUEUE) == 1)  # type: ignore[misc]  # mypy knows no default of a lambda
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("quick", "servers")
+def test_a_call_of_the_task_finds_a_server_that_answers(
+    celery_app: Callable[..., Celery], servers: list[OwnRedis], evt: Event
+) -> None:
+    """`handler.task.delay()` has no row to wait in."""
+    servers[0].freeze()
+    app = celery_app("shop")
+    app.conf.broker_url = listed(servers[:2])
+    bind(app)
+    on(evt, offload=True, name="shop.handler")(lambda sender: None).task.delay("ada")
+    assert servers[1].length(QUEUE) == 1
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("quick")
+def test_a_list_of_queues_is_asked_of_a_server_that_answers(
+    celery_app: Callable[..., Celery], servers: list[OwnRedis]
+) -> None:
+    """Also when only reading has a list."""
+    servers[0].freeze()
+    app = celery_app("shop")
+    app.config_from_object({"broker_read_url": listed(servers), "broker_write_url": servers[1].url})
+    assert sizes(bind(app), [QUEUE]) == {QUEUE: 0}
+
+
+@pytest.mark.server
+def test_the_second_server_of_rabbitmq_is_found(celery_app: Callable[..., Celery], place: Any) -> None:
+    """A list whose first server is down."""
+    app = celery_app("shop")
+    app.conf.broker_url = ["amqp://guest:guest@127.0.0.1:1//", PLACES["amqp"][0]]
+    app.conf.task_default_queue = "nitro-failover"
+    bind(app)
+    with app.connection_for_write(url=PLACES["amqp"][0]) as connection:
+        connection.default_channel.queue_delete("nitro-failover")
+        place()
+        until(lambda: sizes(app, ["nitro-failover"]) == {"nitro-failover": 1})
+        connection.default_channel.queue_delete("nitro-failover")
