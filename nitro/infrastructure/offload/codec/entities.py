@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -71,7 +71,7 @@ class TableEntity:
     """
 
     __slots__ = (
-        *("_beside", "_cls", "_columns", "_eager", "_fields", "_keys", "_mapper", "_order", "_queried"),
+        *("_beside", "_cls", "_columns", "_eager", "_fields", "_key_set", "_keys", "_mapper", "_order", "_queried"),
         "_relationships",
     )
 
@@ -79,6 +79,7 @@ class TableEntity:
         mapper: Mapper[Any] = inspect(cls)
         self._cls, self._mapper = cls, mapper
         self._keys = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        self._key_set = frozenset(self._keys)
         self._order = tuple(mapper.column_attrs.keys())
         self._columns = frozenset(self._order)
         eager = frozenset(attribute.key for attribute in mapper.column_attrs if not attribute.deferred)
@@ -89,13 +90,15 @@ class TableEntity:
         self._beside = BesideFields(cls) if issubclass(cls, BaseModel) else None
         keep_queries_readable(mapper)
 
-    def snapshot(self, writer: Writer, entity: object) -> Json:
+    def snapshot(self, writer: Writer, entity: Any) -> Json:
         """Its row: class, columns and relationships, and whether it was stored before."""
         held, state = vars(entity), instance_state(entity)
         stored = state.key is not None
         if stored and state.expired_attributes:
             self._load_expired(entity, state)
-        known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held} if stored else held
+        known = held
+        if stored and not held.keys() >= self._key_set:
+            known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held}
         links = {name: _linked(held[name], link) for name, link in self._relationships.items() if name in held}
         if self._queried and not stored:
             links |= {name: list(state.attrs[name].history.added) for name in self._queried}
@@ -107,7 +110,9 @@ class TableEntity:
             "links": writer.attributes(links),
             "absent": NOTHING if len(columns) == len(self._columns) else sorted(self._columns.difference(columns)),
         }
-        return row if self._beside is None else row | self._beside.written(writer, cast(BaseModel, entity))
+        if self._beside is not None:
+            self._beside.write(writer, entity, row)
+        return row
 
     def key(self, writer: Writer, entity: object) -> Json:
         """Class and primary key, for reading the row again."""
@@ -123,7 +128,7 @@ class TableEntity:
         held.update((name, reader.value(columns[name])) for name in self._keys if name in columns)
         return entity
 
-    def fill(self, reader: Reader, entity: object, row: dict[str, Json]) -> None:
+    def fill(self, reader: Reader, entity: Any, row: dict[str, Json]) -> None:
         """Put in the columns; a column that no longer exists is left out."""
         held, columns, lost = vars(entity), self._columns, False
         for name, item in row["columns"].items():
@@ -134,29 +139,29 @@ class TableEntity:
         if lost or len(row["columns"]) < len(columns):
             self._complete(entity, row)
         if self._beside is not None:
-            self._beside.restore(reader, cast(BaseModel, entity), row)
+            self._beside.restore(reader, entity, row)
 
     def connect(self, reader: Reader, entity: object, row: dict[str, Json]) -> None:
         """Put in the relationships and make the instance what it was: detached, or not stored yet."""
-        links = {name: reader.value(item) for name, item in row["links"].items()}
-        for name in links.keys() & self._relationships:
-            set_committed_value(entity, name, links[name])
+        links = {name: reader.value(item) for name, item in row["links"].items() if name in self._relationships}
+        for name, linked in links.items():
+            set_committed_value(entity, name, linked)
         if row["stored"]:
             make_transient_to_detached(entity)
         else:
-            self._mark_added(entity, links)
+            self._mark_added(reader, entity, links, row)
         # As after a query: tracked JSON columns get their tracking back, and reconstructors run.
         loaded = self._mapper.class_manager.dispatch.load
         if loaded:
             loaded(instance_state(entity), None)
 
-    def _mark_added(self, entity: object, links: dict[str, Any]) -> None:
+    def _mark_added(self, reader: Reader, entity: object, links: dict[str, Any], row: dict[str, Json]) -> None:
         """A flush sets the foreign keys of those that count as added only."""
-        for name in links.keys() & self._relationships:
-            if links[name]:
+        for name, linked in links.items():
+            if linked:
                 flag_modified(entity, name)
-        for name in links.keys() & self._queried:
-            getattr(entity, name).add_all(links[name])
+        for name in self._queried:
+            getattr(entity, name).add_all(reader.value(row["links"].get(name, [])))
 
     def _complete(self, entity: object, row: dict[str, Json]) -> None:
         """Put in defaults for columns that the class has gained; one that was absent at the emit stays unread."""

@@ -146,7 +146,8 @@ class ModelShape:
         state = {"class": reference_of(self.cls), "fields": writer.attributes(fields)}
         if len(fields) < len(self.fields):
             state["absent"] = sorted(self.fields.keys() - fields.keys())
-        return state | self._beside.written(writer, model)
+        self._beside.write(writer, model, state)
+        return state
 
     def restore(self, reader: Reader, model: BaseModel, state: dict[str, Json]) -> None:
         """Put the state into a model that has none; a field added since takes its default."""
@@ -178,15 +179,14 @@ class BesideFields:
         self._extra = cls.model_config.get("extra") == "allow"
         self._private = cls.__private_attributes__
 
-    def written(self, writer: Writer, model: BaseModel) -> dict[str, Json]:
-        """As far as there is any: which fields were set, extra and private attributes."""
-        state: dict[str, Json] = {"set": sorted(model.__pydantic_fields_set__)}
+    def write(self, writer: Writer, model: BaseModel, state: dict[str, Json]) -> None:
+        """Put into a state, as far as there is any: which fields were set, extra and private attributes."""
+        state["set"] = sorted(model.__pydantic_fields_set__)
         if model.__pydantic_extra__ is not None:
             state["extra"] = writer.attributes(model.__pydantic_extra__)
         if self._private:  # a model that SQLAlchemy has loaded has None
             private = model.__pydantic_private__
             state["private"] = None if private is None else writer.attributes(private)
-        return state
 
     def restore(self, reader: Reader, model: BaseModel, state: dict[str, Json]) -> None:
         """Put back what was written; the fields stay as they are."""
