@@ -20,6 +20,8 @@ NitroError
 │   ├── NotATable         (TypeError)   stored a class without `table=True`
 │   ├── InvalidEntity     (ValueError)  `save()` of values that the fields do not allow
 │   ├── EntityVanished    (LookupError) the row behind an entity is gone
+│   ├── NotLoaded         (LookupError) a column that had not been loaded when its entity was emitted
+│   ├── NotSaved          (RuntimeError) asked for related rows while some are not saved
 │   ├── UnknownField      (TypeError)   asked for a field that the entity does not have
 │   └── NotACondition     (TypeError)   asked with something that is no condition on rows
 ├── WrongThread           (RuntimeError) a blocking wait on the thread of the loop it waits for
@@ -183,6 +185,24 @@ class EntityVanished(EntityError, LookupError):
 
     def __init__(self, entity: str, action: str) -> None:
         super().__init__(f"{entity} has no row any more, so {action} is impossible")
+
+
+class NotLoaded(EntityError, LookupError):
+    """Read a column that was not loaded when its entity was emitted; the row may hold a later value."""
+
+    def __init__(self, entity: str, names: Sequence[str]) -> None:
+        listed = ", ".join(names)
+        super().__init__(
+            f"{entity} arrived without {listed}, which had not been loaded when it was emitted; load it before the "
+            f"emit, or call refresh() to read what the row holds now"
+        )
+
+
+class NotSaved(EntityError, RuntimeError):
+    """Asked the database for members of a relationship while some are not saved yet."""
+
+    def __init__(self, entity: str, name: str) -> None:
+        super().__init__(f"{entity}.{name} has members that were added or removed and not saved; save() it first")
 
 
 class UnknownField(EntityError, TypeError):

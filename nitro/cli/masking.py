@@ -39,6 +39,8 @@ def _declared(reference: Any) -> Collection[str]:
     from nitro.errors import PayloadUnreadable
     from nitro.infrastructure.offload.codec.references import find_class
 
+    while isinstance(reference, list) and reference:  # of a parametrised class its origin says it
+        reference = reference[0]
     if not isinstance(reference, str):
         return ()
     try:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
+from pydantic import BaseModel
 
 from nitro.cli.masking import MASK, masked
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.offload.codec import encode
+
+T = TypeVar("T")
+
+
+class Finding(BaseModel, Generic[T]):
+    """One that is parametrised where it is used."""
+
+    __nitro_mask__: ClassVar[tuple[str, ...]] = ("result",)
+
+    result: T
 
 
 class Patient(Entity):
@@ -59,3 +70,9 @@ def test_a_class_names_its_own_secrets() -> None:
     assert payload["entities"][0]["fields"] == {"id": "p1", "name": "Ada", "diagnosis": MASK, "password": MASK}
     assert payload["args"][0]["$dataclass"][1] == {"room": 3, "reason": MASK}
     assert "flu" not in str(payload)
+
+
+def test_a_parametrised_class_hides_what_its_origin_does() -> None:
+    """The reference to such a class is more than a name."""
+    payload = shown(Finding[str](result="flu"))
+    assert payload["sender"]["$model"]["fields"] == {"result": MASK}

@@ -196,10 +196,33 @@ def test_offset_arrives(zone: timezone) -> None:
     assert [value.utcoffset() for value in arrived] == [zone.utcoffset(None)] * 2
 
 
-def test_zone_of_a_datetime_becomes_its_offset() -> None:
-    """A datetime in a named zone arrives as the same instant with the same offset."""
-    moment = datetime(2024, 7, 1, tzinfo=ZoneInfo("Europe/Berlin"))
-    assert (carried(moment), carried(moment).utcoffset()) == (moment, timedelta(hours=2))
+@pytest.mark.parametrize("fold", [0, 1])
+@pytest.mark.parametrize(
+    "moment",
+    [datetime(2024, 7, 1), datetime(2024, 10, 27, 2, 30), datetime(2024, 3, 31, 2, 30)],
+    ids=["once", "twice", "never"],
+)
+@pytest.mark.parametrize("key", ["Europe/Berlin", "UTC", "Etc/GMT+5"])
+def test_zone_of_zoneinfo_arrives(key: str, moment: datetime, fold: int) -> None:
+    """A datetime in a named zone arrives equal, with zone and offset, also in an hour that has two offsets."""
+    sent = moment.replace(tzinfo=ZoneInfo(key), fold=fold)
+    arrived = carried(sent)
+    assert (arrived, arrived.fold, arrived.utcoffset()) == (sent, fold, sent.utcoffset())
+    assert arrived.tzinfo is sent.tzinfo
+
+
+def test_time_in_a_zone_of_zoneinfo_arrives() -> None:
+    """Without a date it has no offset, and arrives by the zone's key."""
+    sent = time(1, 2, 3, 4, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
+    assert (carried(sent), carried(sent).tzinfo, carried(sent).fold) == (sent, sent.tzinfo, 1)
+
+
+def test_zone_that_has_another_offset_here_becomes_its_offset() -> None:
+    """Where the receiver's rules differ, or it does not know the zone, the instant stays."""
+    sent = datetime(2024, 7, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    for key in ("Europe/London", "Atlantis/Capital"):
+        arrived = decode(encode(sent, (), {}).replace("Europe/Berlin", key)).sender
+        assert (arrived, arrived.utcoffset()) == (sent, timedelta(hours=2))
 
 
 def test_fold_arrives() -> None:

@@ -6,12 +6,11 @@ import dataclasses
 import sys
 from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
-from datetime import time
+from datetime import datetime, time, timedelta, tzinfo
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
-from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +22,19 @@ from nitro.infrastructure.offload.codec import decode, encode
 
 T = TypeVar("T")
 HERE = __name__
+
+
+class Station(tzinfo):
+    """A zone without a key, an hour back since the end of a summer."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta | None:
+        if moment is None:
+            return None
+        summer = moment.replace(tzinfo=None) < datetime(2024, 10, 27, 2 if moment.fold else 3)
+        return timedelta(hours=2 if summer else 1)
+
+    def dst(self, moment: datetime | None) -> timedelta | None:
+        return None
 
 
 @dataclass
@@ -76,18 +88,19 @@ def refusal(value: object, **options: Any) -> PayloadError:
 
 
 def test_time_without_an_offset_is_refused() -> None:
-    """A time in a zone that has no offset without a date is an error instead of losing its zone."""
-    assert "has no offset" in refusal(time(1, tzinfo=ZoneInfo("Europe/Berlin"))).why
+    """A time in a zone that has no offset without a date, and no key, is an error instead of losing its zone."""
+    assert "has no offset" in refusal(time(1, tzinfo=Station())).why
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_hour_with_two_offsets_is_refused(fold: int) -> None:
+    """Python would take it for unequal in any other zone, and this zone has no key to travel by."""
+    assert "zone of zoneinfo" in refusal(datetime(2024, 10, 27, 2, 30, tzinfo=Station(), fold=fold)).why
 
 
 def test_another_symbol_is_refused() -> None:
     """A symbol that is not `ANY` means nothing to a worker."""
     assert "only ANY travels" in refusal(type(ANY)("codec-other")).why
-
-
-def test_nameless_generic_model_is_refused() -> None:
-    """A parametrised model that no module names cannot be found by a worker."""
-    assert "by name" in refusal(Box[bytes](content=b"")).why
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
-from datetime import datetime, time, timedelta, timezone
+from datetime import datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag, auto
-from typing import Any
+from typing import Any, Generic, TypeVar
+from zoneinfo import ZoneInfo
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from nitro.errors import PayloadUnreadable
 from nitro.infrastructure.offload.codec import decode, encode
 from nitro.infrastructure.offload.codec.reader import TAGS
 from nitro.infrastructure.offload.codec.scalars import SCALAR_TAGS
+
+T = TypeVar("T")
 
 
 class Suit(Enum):
@@ -42,6 +45,23 @@ class Sheet(BaseModel):
     cells: object = None
 
 
+@dataclass
+class Cell(Generic[T]):
+    value: T
+
+
+class Box(BaseModel, Generic[T]):
+    content: T
+
+
+def parameters() -> st.SearchStrategy[Any]:
+    """Types that may stand in the brackets of a parametrised class."""
+    plain = st.sampled_from([int, str, Suit, Node, Sheet, datetime, None, Any])
+    return st.recursive(
+        plain, lambda inner: inner.map(lambda one: list[one]) | inner.map(lambda one: Box[one]), max_leaves=3
+    )
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two values are equal in type and value at every level; NaN equals NaN, -0.0 only itself."""
     if type(one) is not type(other):
@@ -49,7 +69,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, float | Decimal):
         return repr(one) == repr(other)
     if isinstance(one, datetime | time):
-        return (one.isoformat(), one.fold) == (other.isoformat(), other.fold)
+        return one == other and (one.isoformat(), one.fold) == (other.isoformat(), other.fold)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, set | frozenset):
@@ -63,10 +83,18 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def zones() -> st.SearchStrategy[timezone | None]:
-    """No zone, or any fixed offset, to the microsecond."""
+def zones() -> st.SearchStrategy[tzinfo | None]:
+    """No zone, any fixed offset, to the microsecond, or a named zone."""
     day = timedelta(days=1)
-    return st.none() | st.timedeltas(-day + timedelta.resolution, day - timedelta.resolution).map(timezone)
+    offsets = st.timedeltas(-day + timedelta.resolution, day - timedelta.resolution).map(timezone)
+    return st.none() | offsets | st.timezones()
+
+
+def moments() -> st.SearchStrategy[datetime]:
+    """Datetimes, also of hours that a zone has twice or never."""
+    switches = st.sampled_from([datetime(2024, 10, 27, 2, 30), datetime(2024, 3, 31, 2, 30), datetime(2024, 11, 3, 1)])
+    named = st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"]).map(ZoneInfo)
+    return st.datetimes(timezones=zones()) | st.builds(datetime.replace, switches, tzinfo=named, fold=st.integers(0, 1))
 
 
 HASHABLE_LEAVES = (
@@ -79,7 +107,7 @@ HASHABLE_LEAVES = (
     | st.text(st.characters(categories=["Cs"]), max_size=3)
     | st.sampled_from(["$tuple", "$", "$x", ""])
     | st.binary(max_size=8)
-    | st.datetimes(timezones=zones())
+    | moments()
     | st.dates()
     | st.times(timezones=zones())
     | st.timedeltas()
@@ -107,6 +135,8 @@ VALUES = st.recursive(
         | st.dictionaries(KEYS, inner, max_size=3)
         | st.builds(Node, inner, inner)
         | st.builds(Sheet, cells=inner, more=inner)
+        | st.builds(lambda cls, content: Box[cls].model_construct(content=content), parameters(), inner)
+        | st.builds(lambda cls, content: Cell[cls](content), parameters(), inner)
     ),
     max_leaves=12,
 )

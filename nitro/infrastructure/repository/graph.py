@@ -12,6 +12,9 @@ from sqlmodel import SQLModel
 
 Copies = dict[int, SQLModel]
 
+WITHOUT_COLLECTION = ("dynamic", "write_only")
+"""Kinds of relationships that are asked for each time, and hold nothing."""
+
 
 def reachable(entity: SQLModel) -> list[SQLModel]:
     """The entity, then every loaded object that is stored along with it, one object for each row.
@@ -51,7 +54,7 @@ def outdated_references(objects: Iterable[SQLModel]) -> list[tuple[SQLModel, lis
     return [(one, names) for one, names in found if names]
 
 
-def state_of(entity: SQLModel) -> InstanceState[Any]:
+def state_of(entity: object) -> InstanceState[Any]:
     """What SQLAlchemy knows of an instance."""
     state: InstanceState[Any] = inspect(entity)
     return state
@@ -66,7 +69,8 @@ def known_key(entity: SQLModel) -> object:
 
 def loaded_relationships(state: InstanceState[Any]) -> list[str]:
     """The names of the relationships that are loaded, or were given."""
-    return [relation.key for relation in state.mapper.relationships if relation.key in state.dict]
+    held = (relation for relation in state.mapper.relationships if relation.key in state.dict)
+    return [relation.key for relation in held if relation.lazy not in WITHOUT_COLLECTION]
 
 
 def members(value: Any) -> list[Any]:

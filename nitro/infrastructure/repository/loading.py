@@ -11,8 +11,11 @@ from sqlalchemy.orm import (
     InstanceState,
     InstrumentedAttribute,
     Mapper,
+    ORMExecuteState,
+    Query,
     RelationshipDirection,
     RelationshipProperty,
+    Session,
     make_transient_to_detached,
     object_session,
     with_parent,
@@ -20,14 +23,15 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import SQLModel
 
-from nitro.errors import EntityVanished
-from nitro.infrastructure.database import ensure_tables, reading
-from nitro.infrastructure.repository.graph import loaded_relationships, state_of
+from nitro.errors import EntityVanished, NotLoaded, NotSaved, TransactionError
+from nitro.infrastructure.database import ensure_tables, joined, must_await, reading
+from nitro.infrastructure.repository.graph import WITHOUT_COLLECTION, loaded_relationships, state_of
 from nitro.infrastructure.repository.query import mapper_of
 
 M = TypeVar("M", bound=SQLModel)
 
-NEVER_LAZY = {"dynamic", "write_only", "noload", "raise", "raise_on_sql"}
+UNREAD = "nitro_unread"
+NEVER_LAZY = {*WITHOUT_COLLECTION, "noload", "raise", "raise_on_sql"}
 
 
 def refresh(entity: SQLModel) -> None:
@@ -52,6 +56,43 @@ def refresh(entity: SQLModel) -> None:
         _read_related(entity, mapper.relationships[name])
 
 
+def load_expired(entity: object, names: Iterable[str]) -> None:
+    """Read expired columns now: in the session that the entity is attached to, else by a read of its own.
+
+    Raises:
+        EntityVanished: the row is gone.
+        TransactionError: its `AsyncSession` would have to be awaited.
+    """
+    session = object_session(entity)
+    if session is None:
+        _read_columns(entity, names, "reading it")
+    elif must_await(session):
+        raise TransactionError("its AsyncSession must be awaited: `await session.refresh(...)`")
+    else:
+        for name in names:
+            getattr(entity, name)
+
+
+def keep_unread(entity: object, names: frozenset[str]) -> None:
+    """Let columns that did not arrive stay unread while it is detached: the row may have changed since the emit."""
+    state_of(entity).info[UNREAD] = names
+
+
+def unread(state: InstanceState[Any]) -> frozenset[str]:
+    """The columns of a detached instance that did not arrive."""
+    names: frozenset[str] = state.info.get(UNREAD, frozenset())
+    return names if state.session is None else frozenset()
+
+
+def keep_queries_readable(mapper: Mapper[Any]) -> None:
+    """Make `lazy="dynamic"` relationships read on detached instances, where SQLAlchemy says that they are empty."""
+    for relation in mapper.relationships:
+        if relation.lazy == "dynamic":
+            impl = getattr(mapper.class_, relation.key).impl
+            if not hasattr(impl.query_class, "reads_alone"):
+                impl.query_class = _reading_alone(impl.query_class)
+
+
 def keep_readable(root: type[SQLModel]) -> None:
     """Make relationships and expired columns of detached instances readable, for every table class under `root`."""
 
@@ -73,17 +114,20 @@ def below(root: type[M]) -> Iterator[type[M]]:
 
 def _equip(mapper: Mapper[Any]) -> None:
     entity = mapper.class_
-    for relation in mapper.relationships:
-        attribute = entity.__dict__.get(relation.key)
-        if isinstance(attribute, InstrumentedAttribute) and relation.lazy not in NEVER_LAZY:
+    lazy = [relation.key for relation in mapper.relationships if relation.lazy not in NEVER_LAZY]
+    deferred = [column.key for column in mapper.column_attrs if column.deferred and not column.raiseload]
+    for name in (*lazy, *deferred):
+        attribute = entity.__dict__.get(name)
+        if isinstance(attribute, InstrumentedAttribute):
             attribute.__class__ = _Readable
+    keep_queries_readable(mapper)
     manager = mapper.class_manager
     if not isinstance(manager.expired_attribute_loader, _DetachedColumns):
         manager.expired_attribute_loader = _DetachedColumns(manager.expired_attribute_loader)
 
 
 class _Readable(InstrumentedAttribute[Any]):
-    """A relationship that loads on detached instances, too; on the class it is what it was."""
+    """A relationship or deferred column that loads on detached instances, too; on the class it is what it was."""
 
     __slots__ = ()
     inherit_cache = True
@@ -92,7 +136,7 @@ class _Readable(InstrumentedAttribute[Any]):
         if instance is not None and self.key not in instance.__dict__:
             state = state_of(instance)
             if state.key is not None and state.session is None:
-                _read_related(instance, state.mapper.relationships[self.key])
+                _read(instance, state, self.key)
         return super().__get__(instance, owner)
 
 
@@ -109,10 +153,66 @@ class _DetachedColumns:
         if state.key is None or state.session is not None or entity is None:
             self._attached(state, toload, passive)
         else:
-            _read_columns(entity, toload.intersection(state.mapper.column_attrs.keys()), "reading it")
+            _read_columns(entity, _readable(state, toload.intersection(state.mapper.column_attrs.keys())), "reading it")
 
 
-def _read_columns(entity: SQLModel, names: Iterable[str], action: str) -> None:
+def _reading_alone(query: Any) -> Any:
+    """The query class of a dynamic relationship, whose questions are reads of their own on a detached instance."""
+
+    class DetachedQuery(query):  # type: ignore[misc]  # which class it is depends on the relationship
+        reads_alone = True
+
+        @property
+        def session(self) -> Session | None:
+            state = state_of(self.instance)
+            if state.key is None or state.session is not None:
+                found: Session | None = super().session
+                return found
+            changes = state.attrs[self.attr.key].history
+            if changes.added or changes.deleted:
+                raise NotSaved(type(self.instance).__name__, self.attr.key)
+            return _asking()
+
+        @session.setter
+        def session(self, session: Session) -> None:
+            self.sess = session
+
+        def _generate(self, sess: Session | None = None) -> Query[Any]:
+            found: Query[Any] = super()._generate(sess or self.session)
+            return found
+
+    return DetachedQuery
+
+
+def _asking() -> Session:
+    """A session without a connection: each statement runs in `reading` or `joined`, and its rows are all fetched."""
+    session = Session(autoflush=False)
+
+    @event.listens_for(session, "do_orm_execute")
+    def run(asked: ORMExecuteState) -> Any:
+        with reading() if asked.is_select else joined() as own:
+            ensure_tables(own)
+            result = own.execute(asked.statement, asked.parameters, execution_options=asked.execution_options)
+            return result.freeze()() if asked.is_select else result
+
+    return session
+
+
+def _read(entity: object, state: InstanceState[Any], name: str) -> None:
+    if name in state.mapper.relationships:
+        _read_related(entity, state.mapper.relationships[name])
+    else:
+        _read_columns(entity, _readable(state, {name}), "reading it")
+
+
+def _readable(state: InstanceState[Any], names: set[str]) -> set[str]:
+    """The same names, if any of them has expired since it arrived."""
+    if names <= unread(state):
+        raise NotLoaded(state.class_.__name__, sorted(names))
+    return names
+
+
+def _read_columns(entity: object, names: Iterable[str], action: str) -> None:
     state = state_of(entity)
     mapper = state.mapper
     key = state.identity or mapper.primary_key_from_instance(entity)
@@ -129,7 +229,7 @@ def _read_columns(entity: SQLModel, names: Iterable[str], action: str) -> None:
         set_committed_value(entity, name, value)
 
 
-def _read_related(entity: SQLModel, relation: RelationshipProperty[Any]) -> None:
+def _read_related(entity: Any, relation: RelationshipProperty[Any]) -> None:
     """Load a relationship without attaching the entity, which other threads may be reading."""
     found = [] if _points_nowhere(entity, relation) else _query_related(entity, relation)
     reverse = relation.mapper.relationships.get(relation.back_populates) if relation.back_populates else None
@@ -140,15 +240,15 @@ def _read_related(entity: SQLModel, relation: RelationshipProperty[Any]) -> None
     set_committed_value(entity, relation.key, found if relation.uselist else next(iter(found), None))
 
 
-def _query_related(entity: SQLModel, relation: RelationshipProperty[Any]) -> list[SQLModel]:
-    target: type[SQLModel] = relation.mapper.class_
+def _query_related(entity: Any, relation: RelationshipProperty[Any]) -> list[Any]:
+    target: type[Any] = relation.mapper.class_
     related = select(target).where(with_parent(entity, getattr(type(entity), relation.key)))
     with reading() as session:
         ensure_tables(session)
         return list(session.scalars(related.order_by(*(relation.order_by or ()))).unique())
 
 
-def _points_nowhere(entity: SQLModel, relation: RelationshipProperty[Any]) -> bool:
+def _points_nowhere(entity: Any, relation: RelationshipProperty[Any]) -> bool:
     """Whether a reference to one object is empty: no query is needed then."""
     if relation.direction is not RelationshipDirection.MANYTOONE:
         return False

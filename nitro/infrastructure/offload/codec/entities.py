@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import inspect
-from sqlalchemy.exc import InvalidRequestError
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from sqlalchemy import Column, inspect
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, make_transient_to_detached
 from sqlalchemy.orm.attributes import flag_modified, instance_state, set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 from sqlmodel import SQLModel
 
-from nitro.infrastructure.offload.codec.references import Refused, reference_of
+from nitro.errors import NitroError
+from nitro.infrastructure.offload.codec.names import Refused
+from nitro.infrastructure.offload.codec.references import reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
-from nitro.infrastructure.offload.codec.shapes import ModelShape, pydantic_state, restore_pydantic_state
+from nitro.infrastructure.offload.codec.shapes import BesideFields, ModelShape, default_of, missing
+from nitro.infrastructure.repository.graph import WITHOUT_COLLECTION
+from nitro.infrastructure.repository.loading import keep_queries_readable, keep_unread, load_expired, unread
 
 if TYPE_CHECKING:
     from nitro.infrastructure.offload.codec.reader import Reader
     from nitro.infrastructure.offload.codec.writer import Writer
 
-WITHOUT_COLLECTION = ("dynamic", "write_only")
 PLAIN = frozenset({str, int, float, bool, type(None)})
 """Types of JSON that stand for themselves."""
+NOTHING: list[Json] = []
 
 
 class StandaloneEntity(ModelShape):
@@ -58,57 +65,83 @@ class StandaloneEntity(ModelShape):
 
 
 class TableEntity:
-    """Entities of one table class: the columns and relationships that are loaded."""
+    """Entities of one mapped class: the columns and relationships that are loaded.
 
-    __slots__ = ("_cls", "_columns", "_eager", "_keys", "_mapper", "_relationships")
+    A column that is in none of a row's `columns` and `absent` is one that the class has gained since.
+    """
 
-    def __init__(self, cls: type[SQLModel]) -> None:
+    __slots__ = (
+        *("_beside", "_cls", "_columns", "_eager", "_fields", "_key_set", "_keys", "_mapper", "_order", "_queried"),
+        "_relationships",
+    )
+
+    def __init__(self, cls: type[Any]) -> None:
         mapper: Mapper[Any] = inspect(cls)
         self._cls, self._mapper = cls, mapper
-        self._columns = frozenset(mapper.column_attrs.keys())
-        self._eager = frozenset(attribute.key for attribute in mapper.column_attrs if not attribute.deferred)
         self._keys = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        self._key_set = frozenset(self._keys)
+        self._order = tuple(mapper.column_attrs.keys())
+        self._columns = frozenset(self._order)
+        eager = frozenset(attribute.key for attribute in mapper.column_attrs if not attribute.deferred)
+        self._eager = eager.difference(self._keys)
         self._relationships = {link.key: link for link in mapper.relationships if link.lazy not in WITHOUT_COLLECTION}
+        self._queried = [link.key for link in mapper.relationships if link.lazy in WITHOUT_COLLECTION]
+        self._fields: dict[str, FieldInfo] = cls.model_fields if issubclass(cls, BaseModel) else {}
+        self._beside = BesideFields(cls) if issubclass(cls, BaseModel) else None
+        keep_queries_readable(mapper)
 
-    def snapshot(self, writer: Writer, entity: SQLModel) -> Json:
+    def snapshot(self, writer: Writer, entity: Any) -> Json:
         """Its row: class, columns and relationships, and whether it was stored before."""
         held, state = vars(entity), instance_state(entity)
-        if state.expired_attributes and state.session is not None:
-            self._load_expired(entity, state)
         stored = state.key is not None
-        known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held} if stored else held
+        if stored and state.expired_attributes:
+            self._load_expired(entity, state)
+        known = held
+        if stored and not held.keys() >= self._key_set:
+            known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held}
         links = {name: _linked(held[name], link) for name, link in self._relationships.items() if name in held}
-        return {
+        if self._queried and not stored:
+            links |= {name: list(state.attrs[name].history.added) for name in self._queried}
+        columns = writer.attributes(known, self._columns)
+        row = {
             "class": reference_of(self._cls),
             "stored": stored,
-            "columns": writer.attributes(known, self._columns),
+            "columns": columns,
             "links": writer.attributes(links),
-            **pydantic_state(writer, entity),
+            "absent": NOTHING if len(columns) == len(self._columns) else sorted(self._columns.difference(columns)),
         }
+        if self._beside is not None:
+            self._beside.write(writer, entity, row)
+        return row
 
-    def key(self, writer: Writer, entity: SQLModel) -> Json:
+    def key(self, writer: Writer, entity: object) -> Json:
         """Class and primary key, for reading the row again."""
         identity = instance_state(entity).identity or tuple(vars(entity).get(name) for name in self._keys)
         if None in identity:
             raise Refused(self._cls, "it has no primary key yet; save it first, or use entity='snapshot'")
         return [reference_of(self._cls), writer.value(identity[0] if len(identity) == 1 else tuple(identity))]
 
-    def blank(self, reader: Reader, row: dict[str, Json]) -> SQLModel:
+    def blank(self, reader: Reader, row: dict[str, Json]) -> object:
         """An instance that has its primary key, by which it hashes, and nothing else."""
-        entity: SQLModel = self._mapper.class_manager.new_instance()
+        entity: object = self._mapper.class_manager.new_instance()
         columns, held = row["columns"], vars(entity)
         held.update((name, reader.value(columns[name])) for name in self._keys if name in columns)
         return entity
 
-    def fill(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
+    def fill(self, reader: Reader, entity: Any, row: dict[str, Json]) -> None:
         """Put in the columns; a column that no longer exists is left out."""
-        held, columns = vars(entity), self._columns
+        held, columns, lost = vars(entity), self._columns, False
         for name, item in row["columns"].items():
             if name in columns:
                 held[name] = item if type(item) in PLAIN else reader.value(item)
-        restore_pydantic_state(reader, entity, row)
+            else:
+                lost = True
+        if lost or len(row["columns"]) < len(columns):
+            self._complete(entity, row)
+        if self._beside is not None:
+            self._beside.restore(reader, entity, row)
 
-    def connect(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
+    def connect(self, reader: Reader, entity: object, row: dict[str, Json]) -> None:
         """Put in the relationships and make the instance what it was: detached, or not stored yet."""
         links = {name: reader.value(item) for name, item in row["links"].items() if name in self._relationships}
         for name, linked in links.items():
@@ -116,22 +149,58 @@ class TableEntity:
         if row["stored"]:
             make_transient_to_detached(entity)
         else:
-            # A flush sets the foreign keys of those that count as added only.
-            for name, linked in links.items():
-                if linked:
-                    flag_modified(entity, name)
+            self._mark_added(reader, entity, links, row)
         # As after a query: tracked JSON columns get their tracking back, and reconstructors run.
         loaded = self._mapper.class_manager.dispatch.load
         if loaded:
             loaded(instance_state(entity), None)
 
-    def _load_expired(self, entity: SQLModel, state: InstanceState[Any]) -> None:
+    def _mark_added(self, reader: Reader, entity: object, links: dict[str, Any], row: dict[str, Json]) -> None:
+        """A flush sets the foreign keys of those that count as added only."""
+        for name, linked in links.items():
+            if linked:
+                flag_modified(entity, name)
+        for name in self._queried:
+            getattr(entity, name).add_all(reader.value(row["links"].get(name, [])))
+
+    def _complete(self, entity: object, row: dict[str, Json]) -> None:
+        """Put in defaults for columns that the class has gained; one that was absent at the emit stays unread."""
+        held, stored = vars(entity), row["stored"]
+        unsaid = self._columns if stored else ()  # payloads of older versions do not tell what was absent
+        gained = self._columns.difference(held, row.get("absent", unsaid))
+        for name in filter(gained.__contains__, self._order):
+            value = self._default(name, held)
+            if value is not PydanticUndefined:
+                held[name] = value
+            elif not stored and "absent" in row and self._is_required(name):
+                raise missing(self._cls, name)
+        if stored:
+            keep_unread(entity, self._columns.difference(held))
+
+    def _default(self, name: str, held: dict[str, Any]) -> Any:
+        value = default_of(self._fields[name], held) if name in self._fields else PydanticUndefined
+        default = getattr(self._column(name), "default", None)
+        return default.arg if value is PydanticUndefined and default is not None and default.is_scalar else value
+
+    def _is_required(self, name: str) -> bool:
+        column = self._column(name)
+        if not isinstance(column, Column) or column.default is not None or column.server_default is not None:
+            return False
+        return not column.nullable or (name in self._fields and self._fields[name].is_required())
+
+    def _column(self, name: str) -> object:
+        return self._mapper.column_attrs[name].columns[0]
+
+    def _load_expired(self, entity: object, state: InstanceState[Any]) -> None:
+        names = self._eager.intersection(state.expired_attributes).difference(vars(entity), unread(state))
         try:
-            for name in self._eager & state.expired_attributes:
-                getattr(entity, name)
-        except InvalidRequestError as error:
+            if names:
+                load_expired(entity, names)
+        except (NitroError, SQLAlchemyError, OSError) as error:
+            listed = ", ".join(sorted(names))
             raise Refused(
-                self._cls, f"its expired columns could not be read again ({error.args[0]}); refresh it before the emit"
+                self._cls,
+                f"its expired columns could not be read again ({listed}: {error}); refresh it before the emit",
             ) from error
 
 

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from sqlalchemy import inspect
 from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.orm.collections import InstrumentedList, InstrumentedSet
-from sqlmodel import SQLModel
 
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.offload.codec.entities import StandaloneEntity, TableEntity
@@ -54,7 +53,7 @@ def reason_against(cls: type) -> str:
 def _new_shape(cls: type) -> Shape | None:
     if issubclass(cls, Enum):
         return EnumShape(cls)
-    if issubclass(cls, SQLModel) and inspect(cls, raiseerr=False) is not None:
+    if inspect(cls, raiseerr=False) is not None:
         return TableEntity(cls)
     if issubclass(cls, Entity):
         return StandaloneEntity(cls)

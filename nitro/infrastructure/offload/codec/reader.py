@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from nitro.errors import EntityVanished, NitroError, PayloadUnreadable
 from nitro.infrastructure.offload.codec.entities import EntityShape, TableEntity
 from nitro.infrastructure.offload.codec.kinds import shape_of
-from nitro.infrastructure.offload.codec.references import find_class
+from nitro.infrastructure.offload.codec.references import find_class, find_parametrised
 from nitro.infrastructure.offload.codec.scalars import SCALAR_TAGS, Json
-from nitro.infrastructure.offload.codec.shapes import DataclassShape, EnumShape, ModelShape
+from nitro.infrastructure.offload.codec.shapes import PARAMETERS, DataclassShape, EnumShape, ModelShape
 from nitro.infrastructure.offload.codec.writer import FORMAT
 
 P = ParamSpec("P")
@@ -109,7 +109,10 @@ def _flag(reader: Reader, body: Json) -> object:
 
 def _dataclass(reader: Reader, body: Json) -> object:
     reference, state = body
-    return _shape(reference, DataclassShape).read(reader, state)
+    instance = _shape(reference, DataclassShape).read(reader, state)
+    if type(reference) is list:
+        vars(instance)[PARAMETERS] = find_parametrised(reference)
+    return instance
 
 
 def _model(reader: Reader, body: Json) -> object:
@@ -128,7 +131,7 @@ def _array(data: Json) -> list[Json]:
     return data
 
 
-def _shape(reference: str, kind: type[T]) -> T:
+def _shape(reference: Json, kind: type[T]) -> T:
     """The shape of a loaded class, which must be of the kind that the payload says."""
     shape = shape_of(find_class(reference))
     if type(shape) is not kind:
@@ -136,7 +139,7 @@ def _shape(reference: str, kind: type[T]) -> T:
     return shape
 
 
-def _entity_shape(reference: str) -> EntityShape:
+def _entity_shape(reference: Json) -> EntityShape:
     shape = shape_of(find_class(reference))
     if not isinstance(shape, EntityShape):
         raise PayloadUnreadable(f"{reference} is no entity")
@@ -180,7 +183,7 @@ def _rows(reader: Reader, document: dict[str, Json]) -> list[tuple[type, object]
     return [(_table(reference), reader.value(key)) for reference, key in _array(document.get("rows", []))]
 
 
-def _table(reference: str) -> type:
+def _table(reference: Json) -> type:
     _shape(reference, TableEntity)
     return find_class(reference)
 
@@ -207,7 +210,7 @@ def _payload(reader: Reader, document: dict[str, Json]) -> Payload:
 def _rebuild(reader: Reader, rows: list[Json]) -> None:
     """All entities by key, then their values, then their links: each step may need all of the one before."""
     shapes = [_entity_shape(row["class"]) for row in rows]
-    blanks = [shape.blank(reader, row) for shape, row in zip(shapes, rows, strict=True)]
+    blanks: list[Any] = [shape.blank(reader, row) for shape, row in zip(shapes, rows, strict=True)]
     reader.entities += blanks
     entities = list(zip(shapes, blanks, rows, strict=True))
     for shape, entity, row in entities:

@@ -1,27 +1,25 @@
-"""Classes by name, `module:qualname`: checked where they are written, sought in loaded modules only."""
+"""References to classes: `module:qualname`, or origin and arguments of a parametrised one."""
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
+from typing import get_origin
 
 from nitro.errors import PayloadUnreadable
-from nitro.infrastructure.events.handler import importable_module
+from nitro.infrastructure.offload.codec.generics import is_parametrised, parts_of, rebuilt, written
+from nitro.infrastructure.offload.codec.names import Refused, find_named, name_of
+from nitro.infrastructure.offload.codec.scalars import Json
+
+MOST_PARAMETRISED = 500
+"""Parametrised classes that one process makes because messages name them: each is kept for good."""
+MOST_TEXT = 4_000
+"""Characters of a reference to a parametrised class."""
+
+_references: dict[type, Json] = {}
+_parametrised: dict[str, object] = {}
 
 
-class Refused(Exception):
-    """A value that cannot travel, before it is known where in the arguments it stands."""
-
-    def __init__(self, cls: type, why: str) -> None:
-        super().__init__(why)
-        self.kind, self.why = cls.__name__, why
-
-
-_references: dict[type, str] = {}
-
-
-def reference_of(cls: type) -> str:
-    """The name under which a worker finds the class.
+def reference_of(cls: type) -> Json:
+    """What a worker finds the class by.
 
     Raises:
         Refused: it would find nothing, or another class.
@@ -31,38 +29,61 @@ def reference_of(cls: type) -> str:
     return _references[cls]
 
 
-def find_class(reference: str) -> type:
-    """The class of that name in a module that is loaded already; nothing is ever imported.
+def parametrised_reference(alias: object, otherwise: Json) -> Json:
+    """The reference to a class such as `Pair[int]` of typing, or the other one if a worker could not make it again."""
+    try:
+        reference = written(alias)
+        return reference if rebuilt(reference) == alias else otherwise
+    except (PayloadUnreadable, Refused, TypeError):
+        return otherwise
+
+
+def find_class(reference: Json) -> type:
+    """The class in a module that is loaded already; of a parametrised one its origin and arguments are.
 
     Raises:
         PayloadUnreadable: there is none.
     """
-    module, _, qualname = reference.partition(":")
-    found = _walk(_loaded(module), qualname)
+    found = find_named(reference) if type(reference) is str else find_parametrised(reference)
+    if not isinstance(found, type):
+        found = get_origin(found)  # of a dataclass such as `Pair[int]`
     if not isinstance(found, type):
         raise PayloadUnreadable(f"no loaded module has a class {reference}; name its module in NITRO_HANDLERS")
     return found
 
 
-def _checked_reference(cls: type) -> str:
-    if _walk(sys.modules.get(cls.__module__), cls.__qualname__) is not cls:
-        raise Refused(
-            cls, f"a worker cannot find {cls.__qualname__} in {cls.__module__} by name; define it at module level"
-        )
-    return f"{importable_module(cls.__module__)}:{cls.__qualname__}"
+def find_parametrised(reference: Json) -> object:
+    """A parametrised class, made only once.
+
+    Raises:
+        PayloadUnreadable: something in it is in no loaded module or may not stand there, or there are too many.
+    """
+    text = repr(reference)
+    if text not in _parametrised:
+        if len(text) > MOST_TEXT:
+            raise PayloadUnreadable("the payload has a parametrised class that is too long")
+        if len(_parametrised) >= MOST_PARAMETRISED:
+            raise PayloadUnreadable(f"messages have named {MOST_PARAMETRISED} parametrised classes in this process")
+        _parametrised[text] = rebuilt(reference)
+    return _parametrised[text]
 
 
-def _loaded(module: str) -> ModuleType | None:
-    found = sys.modules.get(module)
-    if found is None and importable_module("__main__") == module:
-        return sys.modules["__main__"]
-    return found
-
-
-def _walk(place: object, qualname: str) -> object:
-    """What stands under a dotted name, or None; past any `__getattr__`, which might import a module."""
-    for name in qualname.split("."):
-        if not isinstance(place, ModuleType | type):
-            return None
-        place = object.__getattribute__(place, "__dict__").get(name)
-    return place
+def _checked_reference(cls: type) -> Json:
+    if not is_parametrised(cls):
+        name = name_of(cls)
+        if name is None:
+            where = f"{cls.__qualname__} in {cls.__module__}"
+            raise Refused(cls, f"a worker cannot find {where} by name; define it at module level")
+        return name
+    try:
+        reference = written(cls)
+        if len(repr(reference)) <= MOST_TEXT and parts_of(rebuilt(reference)) == parts_of(cls):
+            return reference
+    except (PayloadUnreadable, Refused, TypeError) as error:
+        why: str = str(error)
+    else:
+        why = "its arguments would be others"
+    name = name_of(cls)
+    if name is None:
+        raise Refused(cls, f"a worker cannot make it again: {why}; parametrise it at module level")
+    return name

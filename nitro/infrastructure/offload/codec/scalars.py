@@ -10,13 +10,16 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from nitro.errors import PayloadUnreadable
 from nitro.infrastructure.events import ANY
-from nitro.infrastructure.offload.codec.references import Refused
+from nitro.infrastructure.offload.codec.names import Refused
 
 Json = Any  # None, bool, int, float, str, list and dict of these: what the json module writes and reads
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
+ZONE_KEY = re.compile(r"[\w+-]+(/[\w+-]+)*", re.ASCII)
 
 
 def plain_text(value: str) -> bool:
@@ -54,25 +57,65 @@ def _time(value: time) -> Json:
 
 
 def _moment(value: datetime | time) -> Json:
-    if value.tzinfo is not None and value.utcoffset() is None:
+    """ISO text; beside it fold, offset and the zone's key where the text does not tell all."""
+    zone, offset = value.tzinfo, value.utcoffset()
+    if type(zone) is ZoneInfo and zone.key is not None:
+        return [value.replace(tzinfo=None).isoformat(), value.fold, _microseconds(offset), zone.key]
+    if zone is not None and type(zone) is not timezone:
+        _check_offset(value, offset)
+    if offset is not None and offset.microseconds:  # which `fromisoformat` takes for none
+        return [value.replace(tzinfo=None).isoformat(), value.fold, _microseconds(offset)]
+    return [value.isoformat(), 1] if value.fold else value.isoformat()
+
+
+def _microseconds(offset: timedelta | None) -> int | None:
+    return None if offset is None else offset // timedelta(microseconds=1)
+
+
+def _check_offset(value: datetime | time, offset: timedelta | None) -> None:
+    """Refuse a zone that does not travel where its offset alone would not make an equal value.
+
+    Python takes a moment in a repeated or skipped hour for unequal to any in another zone.
+    """
+    if offset is None:
         raise Refused(
             type(value), "its time zone has no offset here; send it without zone, and the zone's name beside it"
         )
-    offset = value.utcoffset()
-    if offset is not None and offset.microseconds:  # which `fromisoformat` takes for none
-        return [value.replace(tzinfo=None).isoformat(), value.fold, offset // timedelta(microseconds=1)]
-    return [value.isoformat(), 1] if value.fold else value.isoformat()
+    if value.replace(fold=1 - value.fold).utcoffset() != offset:
+        raise Refused(
+            type(value), "its hour has two offsets in its time zone; pass it in UTC, or with a zone of zoneinfo"
+        )
 
 
 def _read_moment(cls: type[datetime | time]) -> Callable[[Json], datetime | time]:
     def read(body: Json) -> datetime | time:
         if isinstance(body, str):
             return cls.fromisoformat(body)
-        text, fold, *offset = body
+        text, fold, *zone = body
         moment = cls.fromisoformat(text).replace(fold=fold)
-        return moment.replace(tzinfo=timezone(timedelta(microseconds=offset[0]))) if offset else moment
+        return _in_zone(moment, *zone) if zone else moment
 
     return read
+
+
+def _in_zone(moment: datetime | time, microseconds: int | None, key: str | None = None) -> datetime | time:
+    """The moment in the named zone if it has that offset there, else with the offset alone."""
+    offset = None if microseconds is None else timedelta(microseconds=microseconds)
+    zone = None if key is None else _zone(key)
+    if zone is not None and moment.replace(tzinfo=zone).utcoffset() == offset:
+        return moment.replace(tzinfo=zone)
+    if offset is None:
+        raise PayloadUnreadable(f"this process does not know the time zone {key!r}")
+    return moment.replace(tzinfo=timezone(offset))
+
+
+def _zone(key: str) -> ZoneInfo | None:
+    if not ZONE_KEY.fullmatch(key):
+        raise PayloadUnreadable("the payload names a time zone that can be none")
+    try:
+        return ZoneInfo(key)
+    except (OSError, ValueError, ZoneInfoNotFoundError):
+        return None
 
 
 def _date(value: date) -> Json:

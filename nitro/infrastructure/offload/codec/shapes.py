@@ -6,17 +6,24 @@ import dataclasses
 from dataclasses import MISSING, Field
 from enum import Enum, Flag
 from functools import cached_property
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo, ModelPrivateAttr
+from pydantic_core import PydanticUndefined
 
 from nitro.errors import PayloadUnreadable
-from nitro.infrastructure.offload.codec.references import Refused, reference_of
+from nitro.infrastructure.offload.codec.names import Refused
+from nitro.infrastructure.offload.codec.references import parametrised_reference, reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
 
 if TYPE_CHECKING:
     from nitro.infrastructure.offload.codec.reader import Reader
     from nitro.infrastructure.offload.codec.writer import Writer
+
+PARAMETERS = "__orig_class__"
+"""Where typing keeps what a generic class was made with, as in `Pair[int](1)`."""
 
 
 class EnumShape:
@@ -37,29 +44,38 @@ class EnumShape:
 
     def member(self, name: str) -> Enum:
         """The member of that name."""
+        if name not in self._members:
+            raise PayloadUnreadable(f"{self._cls.__qualname__} has no member {name!r} any more")
         return self._members[name]
 
     def combination(self, value: object) -> Enum:
         """The flags that make up a value."""
         if not issubclass(self._cls, Flag) or not isinstance(value, int):
             raise PayloadUnreadable(f"{self._cls.__qualname__} has no combinations of flags")
-        return self._cls(value)
+        try:
+            return self._cls(value)
+        except ValueError as error:
+            raise PayloadUnreadable(f"{self._cls.__qualname__} has no combination {value} any more") from error
 
 
 class DataclassShape:
     """Instances of one dataclass: fields and what else they hold, except cached properties."""
 
-    __slots__ = ("_cached", "_cls", "_fields", "_names")
+    __slots__ = ("_checked", "_cls", "_fields", "_names", "_stays")
 
     def __init__(self, cls: type[Any]) -> None:
         self._cls: type[object] = cls
         self._fields: tuple[Field[Any], ...] = dataclasses.fields(cls)
         self._names = frozenset(field.name for field in self._fields)
-        self._cached = _cached_properties(cls)
+        self._stays = _cached_properties(cls) | {PARAMETERS}
+        self._checked: dict[str, FieldInfo] = getattr(cls, "__pydantic_fields__", {})
 
     def write(self, writer: Writer, instance: object) -> Json:
         """The tagged class and state."""
-        return {"$dataclass": [reference_of(self._cls), writer.attributes(self._state(instance))]}
+        reference = reference_of(self._cls)
+        if PARAMETERS in getattr(instance, "__dict__", ()):
+            reference = parametrised_reference(vars(instance)[PARAMETERS], reference)
+        return {"$dataclass": [reference, writer.attributes(self._state(instance))]}
 
     def read(self, reader: Reader, state: dict[str, Json]) -> object:
         """An equal instance; a field that the sender did not know yet takes its default."""
@@ -75,34 +91,43 @@ class DataclassShape:
 
     def _state(self, instance: object) -> dict[str, object]:
         held = getattr(instance, "__dict__", {})
-        state = {name: held[name] for name in held if name not in self._cached}
+        state = {name: held[name] for name in held if name not in self._stays}
         for field in self._fields:
             if field.name not in state and hasattr(instance, field.name):
                 state[field.name] = getattr(instance, field.name)
         return state
 
     def _set_default(self, instance: object, field: Field[Any]) -> None:
-        if field.default is not MISSING:
-            object.__setattr__(instance, field.name, field.default)
+        if field.name in self._checked:  # of pydantic: its default may be a description of the field
+            value = default_of(self._checked[field.name], {})
         elif field.default_factory is not MISSING:
-            object.__setattr__(instance, field.name, field.default_factory())
+            value = field.default_factory()
+        else:
+            value = PydanticUndefined if field.default is MISSING else field.default
+        if value is not PydanticUndefined:
+            object.__setattr__(instance, field.name, value)
         elif field.init:
-            raise PayloadUnreadable(f"{self._cls.__qualname__} arrived without its field {field.name}")
+            raise missing(self._cls, field.name)
 
     def _read_rest(self, reader: Reader, instance: object, state: dict[str, Json]) -> None:
-        """Keep what is no field, unless slots leave no room, as for a field that no longer exists."""
+        """Keep what is no field, unless there is no room, as for one that is gone, or it would hide a method."""
         held = getattr(instance, "__dict__", None)
         if held is not None:
-            held.update((name, reader.value(item)) for name, item in state.items() if name not in self._names)
+            rest = (name for name in state if name not in self._names and not self._is_code(name))
+            held.update((name, reader.value(state[name])) for name in rest)
+
+    def _is_code(self, name: str) -> bool:
+        return hasattr(getattr_static(self._cls, name, None), "__get__")
 
 
 class ModelShape:
     """Instances of one pydantic model: fields, extra and private attributes, and which fields were set."""
 
-    __slots__ = ("cls", "fields")
+    __slots__ = ("_beside", "cls", "fields")
 
     def __init__(self, cls: type[BaseModel]) -> None:
         self.cls, self.fields = cls, cls.model_fields
+        self._beside = BesideFields(cls)
 
     def write(self, writer: Writer, model: BaseModel) -> Json:
         """The tagged class and state."""
@@ -118,43 +143,93 @@ class ModelShape:
         """Class and state as JSON."""
         held = vars(model)
         fields = {name: held[name] for name in self.fields if name in held}
-        return {"class": reference_of(self.cls), "fields": writer.attributes(fields)} | pydantic_state(writer, model)
+        state = {"class": reference_of(self.cls), "fields": writer.attributes(fields)}
+        if len(fields) < len(self.fields):
+            state["absent"] = sorted(self.fields.keys() - fields.keys())
+        self._beside.write(writer, model, state)
+        return state
 
     def restore(self, reader: Reader, model: BaseModel, state: dict[str, Json]) -> None:
         """Put the state into a model that has none; a field added since takes its default."""
         fields = {name: reader.value(item) for name, item in state["fields"].items() if name in self.fields}
         if len(fields) < len(self.fields):
-            self._add_defaults(fields)
+            fields = self._completed(fields, frozenset(state.get("absent", ())))
         vars(model).update(fields)
-        restore_pydantic_state(reader, model, state)
+        self._beside.restore(reader, model, state)
 
-    def _add_defaults(self, fields: dict[str, object]) -> None:
+    def _completed(self, fields: dict[str, object], absent: frozenset[str]) -> dict[str, object]:
+        """With the fields that the class has gained, in its order; the absent ones the sender had not set either."""
+        complete: dict[str, object] = {}
         for name, field in self.fields.items():
-            if name not in fields and not field.is_required():
-                fields[name] = field.get_default(call_default_factory=True, validated_data=fields)
+            if name in fields:
+                complete[name] = fields[name]
+            elif name not in absent:
+                complete[name] = default_of(field, complete)
+                if complete[name] is PydanticUndefined:
+                    raise missing(self.cls, name)
+        return complete
 
 
-def pydantic_state(writer: Writer, model: BaseModel) -> dict[str, Json]:
-    """What pydantic keeps beside the fields, as far as there is any."""
-    state: dict[str, Json] = {"set": sorted(model.__pydantic_fields_set__)}
-    if model.__pydantic_extra__ is not None:
-        state["extra"] = writer.attributes(model.__pydantic_extra__)
-    if model.__pydantic_private__ is not None:
-        state["private"] = writer.attributes(model.__pydantic_private__)
-    return state
+class BesideFields:
+    """What pydantic keeps of instances of one class beside the fields."""
+
+    __slots__ = ("_extra", "_private")
+
+    def __init__(self, cls: type[BaseModel]) -> None:
+        self._extra = cls.model_config.get("extra") == "allow"
+        self._private = cls.__private_attributes__
+
+    def write(self, writer: Writer, model: BaseModel, state: dict[str, Json]) -> None:
+        """Put into a state, as far as there is any: which fields were set, extra and private attributes."""
+        state["set"] = sorted(model.__pydantic_fields_set__)
+        if model.__pydantic_extra__ is not None:
+            state["extra"] = writer.attributes(model.__pydantic_extra__)
+        if self._private:  # a model that SQLAlchemy has loaded has None
+            private = model.__pydantic_private__
+            state["private"] = None if private is None else writer.attributes(private)
+
+    def restore(self, reader: Reader, model: BaseModel, state: dict[str, Json]) -> None:
+        """Put back what was written; the fields stay as they are."""
+        private = None
+        if self._private:
+            private = self._privates(vars(model), _values(reader, state.get("private", {})))
+        BaseModel.__setstate__(
+            model,
+            {
+                "__dict__": vars(model),
+                "__pydantic_fields_set__": set(state["set"]),
+                "__pydantic_extra__": _values(reader, state.get("extra") or {}) if self._extra else None,
+                "__pydantic_private__": private,
+            },
+        )
+
+    def _privates(self, fields: dict[str, Any], given: dict[str, Any] | None) -> dict[str, object] | None:
+        """Those that the class has; one added since takes its default."""
+        if given is None:
+            return None
+        made: dict[str, object] = {}
+        for name, attribute in self._private.items():
+            value = given[name] if name in given else _private_default(attribute, fields | made)
+            if value is not PydanticUndefined:
+                made[name] = value
+        return made
 
 
-def restore_pydantic_state(reader: Reader, model: BaseModel, state: dict[str, Json]) -> None:
-    """Put back what `pydantic_state` took; the fields stay as they are."""
-    BaseModel.__setstate__(
-        model,
-        {
-            "__dict__": vars(model),
-            "__pydantic_fields_set__": set(state["set"]),
-            "__pydantic_extra__": _values(reader, state.get("extra")),
-            "__pydantic_private__": _values(reader, state.get("private")),
-        },
-    )
+def _private_default(attribute: ModelPrivateAttr, given: dict[str, object]) -> Any:
+    factory: Any = attribute.default_factory
+    if factory is None:
+        return attribute.get_default()
+    return factory(given) if getattr(attribute, "default_factory_takes_validated_data", False) else factory()
+
+
+def default_of(field: FieldInfo, given: dict[str, object]) -> Any:
+    """The default of a field, beside the values of those before it; `PydanticUndefined` if it has none."""
+    return field.get_default(call_default_factory=True, validated_data=given)
+
+
+def missing(cls: type, name: str) -> PayloadUnreadable:
+    """The error for a required field that the class has gained since."""
+    return PayloadUnreadable(f"{cls.__qualname__} arrived without its field {name}")
 
 
 def _values(reader: Reader, state: dict[str, Json] | None) -> dict[str, object] | None:

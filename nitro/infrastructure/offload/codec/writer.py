@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from nitro.errors import PayloadError
 from nitro.infrastructure.offload.codec.entities import EntityShape
 from nitro.infrastructure.offload.codec.kinds import reason_against, shape_of, stood_in_for
-from nitro.infrastructure.offload.codec.references import Refused
+from nitro.infrastructure.offload.codec.names import Refused
 from nitro.infrastructure.offload.codec.scalars import SCALARS, Json, plain_text
 
 FORMAT = 1
