@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from nitro.infrastructure.database.connections import create_tables, engine, has_own_engine, place_of, reset, use_engine
+from nitro.infrastructure.database.connections import (
+    create_tables,
+    creating,
+    engine,
+    has_own_engine,
+    place_of,
+    reset,
+    use_engine,
+)
 from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
 from nitro.infrastructure.database.statements import Prepared
-from nitro.infrastructure.database.tables import ensure_tables, migrations
+from nitro.infrastructure.database.tables import create_missing, current, ensure_tables, own, place_in, upgrades
 from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
 from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
 
@@ -15,19 +23,24 @@ __all__ = [
     "Transaction",
     "commit_for",
     "commits_of",
+    "create_missing",
     "create_tables",
+    "creating",
+    "current",
     "current_transaction",
     "engine",
     "ensure_tables",
     "has_own_engine",
     "in_own_transaction",
     "joined",
-    "migrations",
     "must_await",
+    "own",
+    "place_in",
     "place_of",
     "reading",
     "reset",
     "transaction",
+    "upgrades",
     "use_engine",
     "write_with",
     "writing",

@@ -44,6 +44,7 @@ from nitro.infrastructure.outbox.tables import (
     is_open,
     now,
 )
+from nitro.infrastructure.outbox.versions import ensure_current
 
 MOST_LOSSES = 5
 """Runs whose process died, after which a delivery is dead: it is taken for what kills them."""
@@ -97,7 +98,11 @@ def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
     """Start a run, if the delivery waits for one; counted before it begins.
 
     It need not outlive a crash of the database: a delivery whose run is forgotten is still queued, and runs again.
+
+    Raises:
+        OutboxOutdated: the tables are not there, or of a version that this library cannot use.
     """
+    ensure_current()
     who = {"of_emission": emission, "of_handler": handler, "by": worker}
     with writing_once() as connection:
         row = _START.execute(connection, who).one_or_none()
@@ -200,6 +205,7 @@ def lose(where: ColumnElement[bool], error: str) -> int:
 
 def give_back(worker: str) -> int:
     """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
+    ensure_current()
     mine = free(is_open(RUNNING), runs_of(worker))
     again = (
         update(deliveries)
