@@ -13,7 +13,15 @@ from nitro.infrastructure.database.connections import (
 )
 from nitro.infrastructure.database.sessions import Commits, commits_of, in_own_transaction, must_await
 from nitro.infrastructure.database.statements import Prepared
-from nitro.infrastructure.database.tables import create_missing, current, ensure_tables, own, place_in, upgrades
+from nitro.infrastructure.database.tables import (
+    create_missing,
+    current,
+    encodings,
+    ensure_tables,
+    own,
+    place_in,
+    upgrades,
+)
 from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
 from nitro.infrastructure.database.unit_of_work import Transaction, commit_for, current_transaction
 
@@ -28,6 +36,7 @@ __all__ = [
     "creating",
     "current",
     "current_transaction",
+    "encodings",
     "engine",
     "ensure_tables",
     "has_own_engine",

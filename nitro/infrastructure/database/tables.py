@@ -24,6 +24,9 @@ upgrades: list[Callable[[Connection], Sequence[Executable]]] = []
 current: WeakKeyDictionary[Pool, bool] = WeakKeyDictionary()
 """Databases whose Nitro tables have been seen to be there, in a version that this library can use."""
 
+encodings: set[str] = set()
+"""Python's names of the encodings that a text must have to be stored; none as long as no database says so."""
+
 _complete: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
 _files: dict[str, int] = {}
 """The same of SQLite's files, which several engines may lead to."""
@@ -66,6 +69,7 @@ def forget() -> None:
     _files.clear()
     place_in(None)
     current.clear()
+    encodings.clear()
 
 
 def place_in(schema: str | None) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, String, Text, case, cast, func, literal
 
 from nitro.infrastructure.logs import said
-from nitro.infrastructure.outbox.tables import DEAD, WAITING, deliveries, now, storable
+from nitro.infrastructure.outbox.tables import DEAD, WAITING, deliveries, now
+from nitro.infrastructure.outbox.texts import storable
 
 AT_ONCE = 0.0
 """Due whatever becomes of the clock."""

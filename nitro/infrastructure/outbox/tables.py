@@ -143,11 +143,6 @@ def made_at(identity: str) -> datetime:
         return datetime.fromtimestamp(0, UTC)
 
 
-def storable(text: str) -> str:
-    """The text as any database can keep it: PostgreSQL takes no NUL, and none takes half a surrogate pair."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-
-
 def free(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """Deliveries that meet the conditions and that no transaction holds, be it one of a worker that is frozen in it."""
     key = (deliveries.c.emission, deliveries.c.handler)

@@ -28,6 +28,7 @@ from sqlmodel import SQLModel
 
 from nitro.errors import OutboxElsewhere, OutboxOutdated
 from nitro.infrastructure.database import create_missing, creating, current, engine, own, place_in, upgrades
+from nitro.infrastructure.outbox import texts
 from nitro.infrastructure.outbox.tables import schema
 
 VERSION = 4
@@ -139,6 +140,7 @@ def check(connection: Connection) -> None:
     if pool in current:
         return
     place_in(_home(connection))
+    texts.ask(connection)
     connection.engine.clear_compiled_cache()  # in which they may be elsewhere
     there = _there(connection)
     found = _version(connection, there)

@@ -11,7 +11,7 @@ from sqlalchemy.orm.attributes import flag_modified, instance_state, set_committ
 from sqlalchemy.orm.collections import collection_adapter
 from sqlmodel import SQLModel
 
-from nitro.infrastructure.offload.codec.references import Refused, reference_of
+from nitro.infrastructure.offload.codec.references import Refused, check_id, reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
 from nitro.infrastructure.offload.codec.shapes import ModelShape, pydantic_state, restore_pydantic_state
 
@@ -36,6 +36,7 @@ class StandaloneEntity(ModelShape):
 
     def snapshot(self, writer: Writer, entity: SQLModel) -> Json:
         """Its row: class and state."""
+        check_id(self.cls, vars(entity).get("id"))
         return self.state(writer, entity)
 
     def key(self, _writer: Writer, entity: SQLModel) -> Json:
@@ -77,6 +78,8 @@ class TableEntity:
             self._load_expired(entity, state)
         stored = state.key is not None
         known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held} if stored else held
+        for name in self._keys:
+            check_id(self._cls, known.get(name))
         links = {name: _linked(held[name], link) for name, link in self._relationships.items() if name in held}
         return {
             "class": reference_of(self._cls),
@@ -91,6 +94,8 @@ class TableEntity:
         identity = instance_state(entity).identity or tuple(vars(entity).get(name) for name in self._keys)
         if None in identity:
             raise Refused(self._cls, "it has no primary key yet; save it first, or use entity='snapshot'")
+        for part in identity:
+            check_id(self._cls, part)
         return [reference_of(self._cls), writer.value(identity[0] if len(identity) == 1 else tuple(identity))]
 
     def blank(self, reader: Reader, row: dict[str, Json]) -> SQLModel:
