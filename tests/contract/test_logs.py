@@ -321,7 +321,7 @@ def test_no_name_breaks_the_line_of_what_was_not_dispatched(
 
 def test_nothing_that_a_logger_of_ours_says_breaks_a_line(output: io.StringIO) -> None:
     """Whoever writes the line need not think of it; what has a sign of per cent in it stays as it is."""
-    logger_named(NAME).warning("the database is away: %s", EVIL + "\0 100 %")
+    logger_named(NAME).warning("the database is away: %s", EVIL + "\x00100 %")
     assert_is_one_line(output.getvalue())
     assert output.getvalue().endswith(r"\x00100 %" + "\n")
 
