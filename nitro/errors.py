@@ -31,6 +31,7 @@ NitroError
 ├── DispatchError         (RuntimeError) offloaded handlers could not be published
 └── OutboxError
     ├── OutboxOutdated  (RuntimeError) its tables are missing, or of another version
+    ├── OutboxElsewhere (RuntimeError) its tables are in several schemas, or in another one
     ├── NoDatabase      (RuntimeError) a tracked delivery, and no database that workers share
     ├── OptionStays     (TypeError)    an option of a message that a row cannot keep
     ├── DeliveryLost    (RuntimeError) another run of a delivery has taken over
@@ -275,15 +276,39 @@ class OutboxError(NitroError):
 
 
 class OutboxOutdated(OutboxError, RuntimeError):
-    """The tables of the outbox are missing, or of another version than this library."""
+    """The tables of the outbox are missing, have no version, or one that this library cannot use.
 
-    def __init__(self, place: str, found: int | None, wanted: int) -> None:
+    Args:
+        place: the database.
+        found: their version; None where there are none, 0 where nothing says of which they are.
+        lacking: names of those that are missing where others are there.
+    """
+
+    def __init__(self, place: str, found: int | None, wanted: int, lacking: Sequence[str] = ()) -> None:
+        way_out = "run `celery -A tasks nitro init`"
         if found is not None and found > wanted:
             state, way_out = f"are of version {found}, and this library knows {wanted}", "update the library"
+        elif found is None:
+            state = "are missing"
+        elif not found:
+            state, way_out = "have no version: `nitro init` has not made them", f"{way_out}, which takes them over"
+        elif lacking:
+            state = f"are not complete: {', '.join(lacking)} is missing"
         else:
-            state = "are missing" if found is None else f"are of version {found}, and this library needs {wanted}"
-            way_out = "run `celery -A tasks nitro init`"
+            state = f"are of version {found}, and this library needs {wanted}"
         super().__init__(f"the tables of the outbox in {place} {state}; {way_out}")
+
+
+class OutboxElsewhere(OutboxError, RuntimeError):
+    """The tables of the outbox are in several schemas, or in another one than they are to be created in."""
+
+    def __init__(self, place: str, schemas: Sequence[str], wanted: str | None = None) -> None:
+        found = f"the tables of the outbox in {place} are in schema {' and '.join(schemas)}"
+        if wanted is None:
+            way_out = "name the right one in the search path, such as ?options=-csearch_path%3Dapp in NITRO_DB_URL"
+        else:
+            way_out = f"move them to {wanted} with ALTER TABLE … SET SCHEMA, or run `nitro init` without --schema"
+        super().__init__(f"{found}; {way_out}")
 
 
 class NoDatabase(OutboxError, RuntimeError):

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from nitro.cli import doctor, events, graph, outbox, relay, tail, trace
-from nitro.cli.project import load
+from nitro.cli import doctor, events, graph, init, outbox, relay, tail, trace
 from nitro.errors import NitroError
 
 
@@ -32,7 +31,7 @@ class Commands(click.Group):
             from sqlalchemy.exc import InterfaceError, OperationalError
 
             if isinstance(error, (OperationalError, InterfaceError)):
-                raise click.ClickException(f"{_place()}: {_line(error.orig)}") from error
+                raise click.ClickException(f"{init.place()}: {_line(error.orig)}") from error
             raise
 
 
@@ -41,6 +40,7 @@ def nitro() -> None:
     """Domain events and their side effects."""
 
 
+nitro.add_command(init.command)
 nitro.add_command(outbox.commands)
 nitro.add_command(relay.command)
 nitro.add_command(events.handlers)
@@ -49,22 +49,6 @@ nitro.add_command(doctor.command)
 nitro.add_command(graph.command)
 nitro.add_command(trace.command)
 nitro.add_command(tail.command)
-
-
-@nitro.command()
-def init() -> None:
-    """Create the missing tables, and bring older ones up to date.
-
-    They are those of the outbox, and of all entities that the handlers' modules define.
-
-    \b
-    Example: celery -A tasks nitro init
-    """
-    from nitro.infrastructure.database import create_tables
-
-    load()
-    create_tables()
-    click.echo(f"tables are there: {_place()}")
 
 
 def _import_handlers(sender: Any, **_signal: Any) -> None:
@@ -79,12 +63,6 @@ def _import_handlers(sender: Any, **_signal: Any) -> None:
 
 if "celery.signals" in sys.modules:  # as in every `celery` command; this module alone loads no celery
     sys.modules["celery.signals"].import_modules.connect(_import_handlers, weak=False)
-
-
-def _place() -> str:
-    from nitro.infrastructure.database import engine
-
-    return engine().url.render_as_string(hide_password=True)
 
 
 def _line(error: object) -> str:

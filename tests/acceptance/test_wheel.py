@@ -60,13 +60,18 @@ def installed(wheel: Path, builder: Project) -> Iterator[Project]:
 
 
 def test_it_ships_only_nitro(wheel: Path) -> None:
-    """No `tasks`, no `celeryconfig`, no tests or examples; typed, with the plug-in of the `celery` command."""
+    """No `tasks`, no `celeryconfig`, no tests or examples; typed, with the plug-ins of `celery` and `alembic`."""
     files = ZipFile(wheel).namelist()
     metadata = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
     assert {file.partition("/")[0] for file in files} == {"nitro", metadata}
     assert "nitro/py.typed" in files
     entry_points = ZipFile(wheel).read(f"{metadata}/entry_points.txt").decode()
-    assert entry_points.split() == ["[celery.commands]", "nitro", "=", "nitro.cli:nitro"]
+    assert [line for line in entry_points.splitlines() if line] == [
+        "[alembic.plugins]",
+        "alembic.autogenerate.nitro = nitro.alembic",
+        "[celery.commands]",
+        "nitro = nitro.cli:nitro",
+    ]
 
 
 def test_a_project_runs_on_the_installed_wheel(installed: Project) -> None:

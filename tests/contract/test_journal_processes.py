@@ -174,7 +174,7 @@ def test_an_outdated_database_is_said(fresh_process: Process) -> None:
         "from nitro.infrastructure.outbox.tables import schema\n"
         "create_tables()\n"
         "with writing() as connection:\n"
-        "    connection.execute(update(schema).values(version=99))\n"
+        "    connection.execute(update(schema).values(version=99, usable_from=99))\n"
         "reset()\n"
     )
     ended = fresh_process(HANDLERS + shorter + older + "emit('order.placed', 'ada')", NITRO_JOURNAL="on")

@@ -13,9 +13,8 @@ from kombu import Queue
 from kombu.serialization import registry
 from kombu.utils.json import dumps as kombus_json
 
-from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
+from nitro.infrastructure.events import Emission, Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.offload.parcel import Parcel
 
 Sent = Callable[..., list[Any]]
@@ -147,15 +146,6 @@ def test_a_serializer_of_the_users_own_writes_each_body(
     emit(evt, "grace")
     assert [message.payload.sender for message in sent()] == ["ada", "grace"]
     assert len(written) == 2
-
-
-def test_an_event_whose_name_is_no_proper_text_travels(app: Celery, sent: Sent) -> None:
-    """Half of a surrogate pair, which JSON writes and UTF-8 does not."""
-    evt = Namespace().event("half\ud83d")
-    offloaded(evt)
-    for _ in range(2):
-        emit(evt)
-    assert [message.kwargs[KEY]["event"] for message in sent()] == [evt.name] * 2
 
 
 def test_each_handler_gets_its_own_signature(

@@ -14,19 +14,18 @@ from typing import Any
 import pytest
 from celery import Celery
 from kombu import Queue
-from sqlalchemy import event, inspect, select
+from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlmodel import SQLModel
 
 from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
-from nitro.errors import OptionStays, OutboxOutdated
-from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
+from nitro.errors import OptionStays
+from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.offload import Offload, bind
+from nitro.infrastructure.offload import Offload
 from nitro.infrastructure.offload.message import KEY
-from nitro.infrastructure.outbox import registry, versions
-from nitro.infrastructure.outbox.tables import deliveries, emissions, schema
+from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.outbox.tables import deliveries, emissions
 
 Sent = Callable[..., list[Any]]
 SKEW = 1.0
@@ -82,7 +81,9 @@ def test_an_emission_is_two_inserts(
     emit(evt, "ada")
     statements = request.getfixturevalue("statements")
     emit(evt, "bob")
-    written = [re.findall(r"INSERT INTO (\w+)", statement) for statement in statements if "BEGIN" not in statement]
+    written = [
+        re.findall(r"INSERT INTO (?:\w+\.)?(\w+)", statement) for statement in statements if "BEGIN" not in statement
+    ]
     assert written == INSERTS[kind]
 
 
@@ -238,90 +239,6 @@ def test_options_that_are_not_json_are_an_error(evt: Event, app: Celery) -> None
     with pytest.raises(OptionStays, match=r"shop\.a"):
         emit(evt)
     assert registry.entries() == []
-
-
-def test_tables_of_another_version_are_refused(evt: Event, app: Celery) -> None:
-    """A library that is too old for the database says so, and what to do."""
-    offloaded(evt, "shop.a")
-    emit(evt)
-    with writing() as connection:
-        connection.execute(schema.update().values(version=versions.VERSION + 1))
-    reset()
-    with pytest.raises(OutboxOutdated, match="update the library"):
-        emit(evt)
-
-
-def test_tables_of_an_older_version_are_brought_up_to_date(
-    evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Step by step, keeping what is in them; on SQLite by itself."""
-    offloaded(evt, "shop.a")
-    first = emit(evt)
-    later = versions.VERSION + 2
-    monkeypatch.setattr(versions, "VERSION", later)
-    steps = {later - 1: ("ALTER TABLE nitro_worker ADD note TEXT",), later: ("UPDATE nitro_worker SET note = 'x'",)}
-    monkeypatch.setattr(versions, "STEPS", steps)
-    reset()
-    second = emit(evt)
-    with engine().connect() as connection:
-        assert connection.scalar(select(schema.c.version)) == later
-        connection.exec_driver_sql("SELECT note FROM nitro_worker")
-    assert {entry.emission for entry in registry.entries()} == {first.id, second.id}
-
-
-BACK = (
-    "DROP INDEX ix_nitro_delivery_open",
-    "CREATE INDEX ix_nitro_delivery_open ON nitro_delivery (state, due_at)",
-    "DROP INDEX ix_nitro_emission_root",
-    "DROP INDEX ix_nitro_delivery_dead",
-    "DROP INDEX ix_nitro_delivery_expiring",
-    "ALTER TABLE nitro_emission DROP COLUMN story",
-    "ALTER TABLE nitro_delivery DROP COLUMN history",
-    "DROP INDEX ix_nitro_delivery_replayed",
-    "ALTER TABLE nitro_delivery DROP COLUMN replayed_at",
-    "UPDATE nitro_schema SET version = 1",
-)
-"""What makes tables of the first version of those of this one."""
-
-
-def shape() -> Any:
-    """The columns and indexes of the outbox's tables."""
-    seen = inspect(engine())
-    tables = [name for name in seen.get_table_names() if name.startswith("nitro_")]
-    columns = {(table, column["name"]): str(column["type"]) for table in tables for column in seen.get_columns(table)}
-    indexes = {(table, each["name"]): each["column_names"] for table in tables for each in seen.get_indexes(table)}
-    return columns, indexes
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_tables_of_the_first_version_become_those_of_this_one(
-    evt: Event, app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """On a server by `nitro init`, which does this."""
-    on_database(request, monkeypatch, kind)
-    create_tables()
-    wanted = shape()
-    with writing() as connection:
-        for statement in BACK:
-            connection.exec_driver_sql(statement)
-    assert shape() != wanted
-    reset()
-    create_tables()
-    assert shape() == wanted
-
-
-@pytest.mark.server
-def test_a_server_database_without_tables_names_the_way_out(
-    evt: Event, make_app: Callable[..., Celery], database_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are made by `celery -A tasks nitro init`, not behind the back of its owner."""
-    monkeypatch.setenv("NITRO_DB_URL", database_server)
-    reset()
-    SQLModel.metadata.drop_all(engine())
-    bind(make_app())
-    offloaded(evt, "shop.a")
-    with pytest.raises(OutboxOutdated, match="nitro init"):
-        emit(evt)
 
 
 def test_a_rolled_back_row_is_not_published(evt: Event, app: Celery, sent: Sent) -> None:

@@ -58,7 +58,7 @@ def project(tmp_path: Path) -> Path:
 def test_init_creates_the_tables_of_the_handlers_modules(project: Path) -> None:
     """`celery -A tasks nitro init` needs no worker to have run before."""
     url = f"sqlite:///{project / 'parcels.db'}"
-    done = nitro("init", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
+    done = nitro("init", "--entities", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
     assert done.returncode == 0, done.stderr
     assert "parcel" in inspect(create_engine(url)).get_table_names()
     assert url in done.stdout
@@ -67,7 +67,7 @@ def test_init_creates_the_tables_of_the_handlers_modules(project: Path) -> None:
 def test_init_fails_when_the_database_is_away(project: Path) -> None:
     """It says so, and its exit code too."""
     url = "postgresql://postgres@127.0.0.1:9/away"
-    done = nitro("init", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
+    done = nitro("init", "--entities", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
     assert done.returncode == 1
     assert "127.0.0.1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -204,8 +204,9 @@ def test_an_error_that_nobody_expects_is_not_hidden(shop: Shop, monkeypatch: pyt
 def test_tables_of_a_later_version_are_one_line(shop: Shop, arguments: str) -> None:
     """It says which version there is, which this library knows, and what to do."""
     create_tables()
+    later = versions.VERSION + 1
     with writing() as connection:
-        connection.execute(update(schema).values(version=versions.VERSION + 1))
+        connection.execute(update(schema).values(version=later, usable_from=later))
     reset()
     failed = run(*arguments.split())
     assert failed.exit_code == 1
@@ -231,7 +232,12 @@ def test_init_creates_the_tables_of_the_outbox(project: Path, database_server: s
     server = create_engine(database_server)
     try:
         assert done.returncode == 0, done.stderr
-        assert {"nitro_delivery", "nitro_emission", "parcel"} <= set(inspect(server).get_table_names())
+        assert set(inspect(server).get_table_names()) == {
+            "nitro_delivery",
+            "nitro_emission",
+            "nitro_schema",
+            "nitro_worker",
+        }
     finally:
         with server.begin() as connection:
             connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))

@@ -98,8 +98,9 @@ def test_a_database_that_is_away_is_wrong(
 def test_tables_of_another_version_are_wrong(handled: Event, registered: dict[str, list[str]]) -> None:
     """It says what to do."""
     emit(handled)
+    later = versions.VERSION + 1
     with writing() as connection:
-        connection.execute(schema.update().values(version=versions.VERSION + 1))
+        connection.execute(schema.update().values(version=later, usable_from=later))
     reset()
     verdict, told = found(1)["tables"]
     assert verdict == "wrong"

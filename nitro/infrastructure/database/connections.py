@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import URL, Dialect, Engine, Pool, StaticPool, create_engine, make_url
+from sqlalchemy import URL, Connection, Dialect, Engine, Pool, StaticPool, create_engine, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.event import listen
 from sqlalchemy.exc import InvalidatePoolError
@@ -97,10 +99,26 @@ def same_database(one: Engine, other: Engine) -> bool:
     return one.pool is other.pool or (place_of(one.url) == place_of(other.url) is not None)
 
 
-def create_tables() -> None:
-    """Create the tables of every declared class that the database lacks; safe in many processes at once."""
-    with engine().begin() as connection:
-        tables.create_missing(connection)
+def create_tables(*, entities: bool = True) -> None:
+    """Create the tables that the database lacks, and bring Nitro's up to date; safe in many processes at once.
+
+    Args:
+        entities: those of every declared class too, not only Nitro's.
+    """
+    with creating() as connection:
+        tables.create_missing(connection, entities=entities)
+
+
+@contextmanager
+def creating() -> Iterator[Connection]:
+    """A connection to create tables with, which sees what others have created while it waited for them."""
+    with engine().connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.execution_options(**{sqlite.WRITES: True, sqlite.AS_IT_IS: True})
+        else:
+            connection.execution_options(isolation_level="READ COMMITTED")
+        with connection.begin():
+            yield connection
 
 
 def _connect(url: URL) -> Engine:

@@ -18,6 +18,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from nitro.infrastructure.database import tables
 
 WRITES = "nitro_writes"
+AS_IT_IS = "nitro_as_it_is"
+"""Execution option of a connection for which nothing is created."""
 DOORWAY = "nitro_doorway"
 BUSY_SECONDS = 30
 FORK_SECONDS = 10.0
@@ -161,10 +163,19 @@ def _lower(value: object) -> str | None:
 def _begin(connection: Connection) -> None:
     if _driver(connection).in_transaction:
         return
-    if not tables.are_complete(connection):
-        _create_tables(connection)
-    mode = "IMMEDIATE" if connection.get_execution_options().get(WRITES) else "DEFERRED"
+    options = connection.get_execution_options()
+    if not (options.get(AS_IT_IS) or tables.are_complete(connection)):
+        _see_to_tables(connection)
+    mode = "IMMEDIATE" if options.get(WRITES) else "DEFERRED"
     connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _see_to_tables(connection: Connection) -> None:
+    """Create what is missing; when nothing is, no lock is taken: another process may be writing for long."""
+    seen = tables.declared()
+    if tables.are_missing(connection):
+        _create_tables(connection)
+    tables.note_complete(connection, seen)
 
 
 def _create_tables(connection: Connection) -> None:
@@ -173,10 +184,10 @@ def _create_tables(connection: Connection) -> None:
     try:
         tables.create_missing(connection)
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+        if _driver(connection).in_transaction:  # which SQLAlchemy ends where a statement has failed
+            connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
-    tables.note_complete(connection)
 
 
 def begin_for_real(connection: Connection) -> None:

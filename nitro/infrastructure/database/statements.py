@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import ClauseElement, Connection, CursorResult, Dialect, Executable
 
@@ -25,6 +25,15 @@ class _Text(NamedTuple):
     order: tuple[str, ...] | None
 
 
+_prepared: WeakSet[Prepared] = WeakSet()
+
+
+def forget() -> None:
+    """Make all texts of all statements anew: their tables are elsewhere."""
+    for statement in _prepared:
+        statement.forget()
+
+
 class Prepared:
     """A statement whose text is kept, where SQLAlchemy looks for it each time, which costs as much as an order does.
 
@@ -35,6 +44,11 @@ class Prepared:
     def __init__(self, make: Callable[[str], Executable]) -> None:
         self._made = cache(make)
         self._texts: WeakKeyDictionary[Dialect, _Text | None] = WeakKeyDictionary()
+        _prepared.add(self)
+
+    def forget(self) -> None:
+        """Make all texts anew."""
+        self._texts.clear()
 
     def execute(self, connection: Connection, values: Values) -> CursorResult[Any]:
         """What `connection.execute` does; of a row the driver's own values are returned."""

@@ -1,54 +1,110 @@
-"""Which tables the database has: all declared classes' are created on first use of SQLite."""
+"""Which tables the database has: Nitro's own, and those of all declared classes, which SQLite gets on first use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Pool
+from sqlalchemy import Connection, Executable, MetaData, Pool, Table, event, inspect
 from sqlalchemy.orm import Session
 from sqlmodel import SQLModel
 
+from nitro.infrastructure.database import statements
 from nitro.infrastructure.database.binds import connection_of, home_of
 
 # PostgreSQL: two processes that create at once would otherwise collide in its catalogue.
 LOCK = 0x6E6974726F
 CREATED = "nitro_tables"
 
+own = MetaData()
+"""Nitro's tables: apart from the user's, so that nothing which is done with those is done with these."""
+
+upgrades: list[Callable[[Connection], Sequence[Executable]]] = []
+"""Each gives what is to be executed for Nitro's tables to be there in this version; nothing when they are."""
+
+current: WeakKeyDictionary[Pool, bool] = WeakKeyDictionary()
+"""Databases whose Nitro tables have been seen to be there, in a version that this library can use."""
+
+encodings: set[str] = set()
+"""Python's names of the encodings that a text must have to be stored; none as long as no database says so."""
+
 _complete: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
 _files: dict[str, int] = {}
 """The same of SQLite's files, which several engines may lead to."""
 
-migrations: list[Callable[[Connection], None]] = []
-"""What brings tables of an older version up to date, where missing ones have just been created."""
+_declared = 0
+"""Counts up with each table that is declared, also in the place of one that was removed."""
+
+
+@event.listens_for(Table, "after_parent_attach")
+def _count(_table: Table, metadata: MetaData) -> None:
+    global _declared  # noqa: PLW0603  # one declaration after another, in this process
+    if metadata is own or metadata is SQLModel.metadata:
+        _declared += 1
+
+
+def declared() -> int:
+    """A number that no later declaration leaves as it is."""
+    return _declared
 
 
 def are_complete(connection: Connection) -> bool:
     """Whether every class declared so far is known to have its table there."""
-    count = len(SQLModel.metadata.tables)
-    return _complete.get(connection.engine.pool) == count or _files.get(str(connection.engine.url.database)) == count
+    return _declared in (_complete.get(connection.engine.pool), _files.get(str(connection.engine.url.database)))
 
 
-def note_complete(connection: Connection) -> None:
-    """Remember that every class declared so far has its table there, committed."""
-    _complete[connection.engine.pool] = len(SQLModel.metadata.tables)
+def note_complete(connection: Connection, seen: int) -> None:
+    """Remember that every class declared until a moment has its table there, committed.
+
+    Args:
+        seen: what `declared()` gave at that moment.
+    """
+    _complete[connection.engine.pool] = seen
     if connection.engine.url.database not in (None, "", ":memory:"):
-        _files[str(connection.engine.url.database)] = len(SQLModel.metadata.tables)
+        _files[str(connection.engine.url.database)] = seen
 
 
 def forget() -> None:
     """Know nothing of any database's tables any more."""
     _complete.clear()
     _files.clear()
+    place_in(None)
+    current.clear()
+    encodings.clear()
 
 
-def create_missing(connection: Connection) -> None:
-    """Create the missing tables in the transaction of this connection, and bring older ones up to date."""
+def place_in(schema: str | None) -> None:
+    """Have all statements look for Nitro's tables in this schema, whatever the search path of a connection.
+
+    It is part of the tables themselves, because the one database of a process has them in one place, and a map from
+    schema to schema would be applied anew at each execution.
+    """
+    if all(table.schema == schema for table in own.tables.values()):
+        return
+    for table in own.tables.values():
+        table.schema = schema
+    current.clear()
+    statements.forget()
+
+
+def are_missing(connection: Connection) -> bool:
+    """Whether tables are missing or outdated, by reads alone, which on SQLite wait for nobody."""
+    return bool(_missing(connection) or any(upgrade(connection) for upgrade in upgrades))
+
+
+def create_missing(connection: Connection, *, entities: bool = True) -> None:
+    """Create the missing tables in the transaction of this connection, and bring older ones up to date.
+
+    Args:
+        entities: those of the declared classes too, not only Nitro's.
+    """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
-    SQLModel.metadata.create_all(connection)
-    for migrate in migrations:
-        migrate(connection)
+    if entities:
+        SQLModel.metadata.create_all(connection, tables=_reachable(connection))
+    for upgrade in upgrades:
+        for statement in upgrade(connection):
+            connection.execute(statement)
 
 
 def ensure_tables(session: Session) -> None:
@@ -56,12 +112,31 @@ def ensure_tables(session: Session) -> None:
 
     What is missing while the session is in a transaction is created in it, and gone if it rolls back.
     """
-    declared = len(SQLModel.metadata.tables)
-    if session.info.get(CREATED) == declared:
+    seen = _declared
+    if session.info.get(CREATED) == seen:
         return
     home = home_of(session)
     if home is not None and home.dialect.name == "sqlite":
         connection = connection_of(session)
         if not are_complete(connection):
             create_missing(connection)
-    session.info[CREATED] = declared
+    session.info[CREATED] = seen
+
+
+def _missing(connection: Connection) -> list[Table]:
+    """The declared classes' tables that are not there."""
+    seen, there = inspect(connection), {}
+    for schema in {connection.schema_for_object(table) for table in _reachable(connection)}:
+        names = (*seen.get_table_names(schema), *seen.get_view_names(schema))
+        there[schema] = {name.lower() for name in names}
+    tables = _reachable(connection)
+    return [table for table in tables if table.name.lower() not in there[connection.schema_for_object(table)]]
+
+
+def _reachable(connection: Connection) -> list[Table]:
+    """The declared classes' tables; on SQLite those that are in no schema, or in one that is attached."""
+    tables = list(SQLModel.metadata.tables.values())
+    if connection.dialect.name != "sqlite":
+        return tables
+    attached = {None, *inspect(connection).get_schema_names()}
+    return [table for table in tables if connection.schema_for_object(table) in attached]

@@ -17,6 +17,7 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Function, Handler, function_key, plain, sender_key
 from nitro.infrastructure.events.lock import Lock
+from nitro.infrastructure.events.names import check_name
 from nitro.infrastructure.events.pipeline import emit
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
@@ -47,6 +48,7 @@ class Event(blinker.NamedSignal):
     def __init__(self, name: str, doc: str | None = None, namespace: Namespace | None = None) -> None:
         if is_glob(name) and not isinstance(self, Glob):
             raise DeclarationError(f"{name!r} is a glob, not the name of an event; event({name!r}) gives what connects")
+        check_name("event", name)
         self._namespace = Namespace() if namespace is None else namespace
         self._handlers: tuple[Handler, ...] = ()
         self.plans: Plans | None = None
@@ -217,7 +219,7 @@ class Namespace(blinker.Namespace):
         """The event of that name, the same at each call.
 
         Raises:
-            DeclarationError: the name is not a text, or empty.
+            DeclarationError: the name is not a text, or empty, or cannot be stored.
         """
         if not isinstance(name, str) or not name:
             raise DeclarationError(f"{name!r} is no name of an event; give a text such as 'order-placed'")

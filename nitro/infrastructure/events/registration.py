@@ -19,6 +19,7 @@ from nitro.infrastructure.events.handler import (
     function_key,
     kind_of,
 )
+from nitro.infrastructure.events.names import check_name
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -106,6 +107,7 @@ def register(
 def _check(name: str, priority: object, condition: object, on_error: object) -> None:
     if not isinstance(name, str):
         raise DeclarationError(f"{name!r}: name= is a str such as 'shop.send_mail'")
+    check_name("handler", name)
     if not isinstance(priority, int):
         raise DeclarationError(f"{name}: priority={priority!r} is not an int; the highest runs first")
     if on_error not in get_args(OnError):

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from nitro.errors import DeclarationError, UnknownOption
+from nitro.infrastructure.events.names import check_name
 
 Delivery = Literal["at-most-once", "broker", "at-least-once", "exactly-once"]
 Entities = Literal["snapshot", "reload"]
@@ -142,6 +143,9 @@ class Offload(MessageOptions, TaskOptions):
         except ValidationError as error:
             wrong = error.errors()[0]
             raise DeclarationError(f"offload option {wrong['loc'][0]}={wrong['input']!r}: {wrong['msg']}") from error
+        for option in ("queue", "exchange", "routing_key"):
+            value = getattr(offload, option)
+            check_name(f"offload option {option}", str(getattr(value, "name", value)))
         soft, hard = offload.soft_time_limit, offload.time_limit
         if soft and hard and soft > hard:
             raise DeclarationError(f"offload option soft_time_limit={soft} is later than time_limit={hard}")

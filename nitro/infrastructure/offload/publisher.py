@@ -14,7 +14,7 @@ from nitro.infrastructure import scope
 from nitro.infrastructure.database import Commits, Transaction, commit_for, flush_awaited
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.events.handler import Handler, identity_of
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.batch import Batch, Fate
@@ -55,6 +55,7 @@ class Publisher:
         app, parcels = current_app(), _parcels(emission, call, handlers)
         emission.offloaded.update((parcel.handler, parcel.task_id) for parcel in parcels)
         if any(parcel.tracked for parcel in parcels):
+            _check_id(call.sender, parcels)
             story = written(story_of(emission))
             for parcel in parcels:
                 parcel.story = story
@@ -202,6 +203,15 @@ def _causes() -> dict[str, str]:
     request = task.request
     causes = {"root_id": request.root_id or request.id, "parent_id": request.id}
     return {name: task_id for name, task_id in causes.items() if task_id}
+
+
+def _check_id(sender: object, parcels: Sequence[Parcel]) -> None:
+    """Find out here that the database has not all characters of an id; none is without those of ASCII."""
+    identity = identity_of(sender)
+    if identity is None or (key := str(identity[1])).isascii() or outbox().can_store(key):
+        return
+    names = [parcel.handler for parcel in parcels if parcel.tracked]
+    raise PayloadError("sender", type(sender).__name__, f"the database cannot store its id {key!r}", names)
 
 
 def _check_size(handler: str, options: Offload, message: Message) -> None:

@@ -28,6 +28,9 @@ class Outbox(Protocol):
             queued: whether he can.
         """
 
+    def can_store(self, text: str) -> bool:
+        """Whether the database has all of its characters."""
+
     def put_back(self, batch: Batch) -> None:
         """Have a relay publish what was kept as queued and has not surely left; note queues other than foreseen."""
 

@@ -244,7 +244,7 @@ def _place(connection: Connection, parcels: Sequence[Parcel], values: Mapping[st
 def _among(connection: Connection, keys: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
     """Deliveries with these keys."""
     columns = {"emission": _c.emission.type, "handler": _c.handler.type}
-    rows = json.dumps([dict(zip(columns, key, strict=True)) for key in keys])
+    rows = json.dumps([dict(zip(columns, key, strict=True)) for key in keys], ensure_ascii=False)
     wanted = given(connection.dialect.name, bindparam(None, rows), columns)
     return tuple_(_c.emission, _c.handler).in_(select(wanted.c.emission, wanted.c.handler))
 

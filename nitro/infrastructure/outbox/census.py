@@ -12,7 +12,8 @@ from sqlalchemy import delete, func, insert, select, update
 
 from nitro.infrastructure.database import engine, writing
 from nitro.infrastructure.outbox.claims import lose, runs_of
-from nitro.infrastructure.outbox.tables import RUNNING, deliveries, is_open, workers
+from nitro.infrastructure.outbox.tables import NAME, RUNNING, deliveries, is_open, workers
+from nitro.infrastructure.outbox.texts import storable
 
 DEAD_AFTER = 20.0
 """Seconds for which an observer must have seen no beat."""
@@ -25,7 +26,7 @@ def beat(boot: str, name: str) -> None:
     alive = update(workers).where(workers.c.boot == boot).values(beat=workers.c.beat + 1)
     with writing() as connection:
         if not connection.execute(alive).rowcount:
-            connection.execute(insert(workers).values(boot=boot, name=name, beat=0))
+            connection.execute(insert(workers).values(boot=boot, name=storable(name)[:NAME], beat=0))
 
 
 def leave(boot: str) -> None:

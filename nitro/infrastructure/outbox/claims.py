@@ -31,9 +31,10 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.database import Prepared, engine, writing, writing_once
 from nitro.infrastructure.outbox.rows import due_after, lease, payload
-from nitro.infrastructure.outbox.states import AT_ONCE, dead, expired, noted, retried, waiting_unless
+from nitro.infrastructure.outbox.states import AT_ONCE, Values, dead, expired, noted, retried, waiting_unless
 from nitro.infrastructure.outbox.tables import (
     DONE,
+    NAME,
     QUEUED,
     RUNNING,
     WAITING,
@@ -44,6 +45,8 @@ from nitro.infrastructure.outbox.tables import (
     is_open,
     now,
 )
+from nitro.infrastructure.outbox.texts import ID, identity, storable
+from nitro.infrastructure.outbox.versions import ensure_current
 
 MOST_LOSSES = 5
 """Runs whose process died, after which a delivery is dead: it is taken for what kills them."""
@@ -97,7 +100,12 @@ def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
     """Start a run, if the delivery waits for one; counted before it begins.
 
     It need not outlive a crash of the database: a delivery whose run is forgotten is still queued, and runs again.
+
+    Raises:
+        OutboxOutdated: the tables are not there, or of a version that this library cannot use.
     """
+    ensure_current()
+    emission = storable(emission)  # which a message names, and may be anything
     who = {"of_emission": emission, "of_handler": handler, "by": worker}
     with writing_once() as connection:
         row = _START.execute(connection, who).one_or_none()
@@ -152,11 +160,18 @@ def _refuse(connection: Connection, emission: str, handler: str) -> Refusal:
 
 def park(emission: str, handler: str, task_id: str, facts: dict[str, Any], error: str) -> None:
     """Keep a message that has no row as a dead letter, so that it is seen."""
+    known = storable(emission)[:ID]
     with writing() as connection:
-        if connection.scalar(select(emissions.c.id).where(emissions.c.id == emission)) is None:
-            connection.execute(insert(emissions).values(id=emission, **facts))
-        row = {"emission": emission, "handler": handler, "id": task_id, "queue": "", "mode": "snapshot"}
+        if connection.scalar(select(emissions.c.id).where(emissions.c.id == known)) is None:
+            connection.execute(insert(emissions).values(id=known, **_named(**facts)))
+        row = {"emission": known, "handler": handler, "id": identity(task_id), "queue": "", "mode": "snapshot"}
         connection.execute(insert(deliveries).values(**row, promise="at-least-once", due_at=AT_ONCE, **dead(error)))
+
+
+def _named(*, event: str | None, sender: str, root: str | None, parent: str | None) -> Values:
+    """What a message says of its emission, as its row can keep it."""
+    names = {"event": event and storable(event)[:NAME], "sender": storable(sender)}
+    return {**names, "root": identity(root), "parent": identity(parent)}
 
 
 def finish(run: Claim, connection: Connection | None = None) -> None:
@@ -200,6 +215,7 @@ def lose(where: ColumnElement[bool], error: str) -> int:
 
 def give_back(worker: str) -> int:
     """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
+    ensure_current()
     mine = free(is_open(RUNNING), runs_of(worker))
     again = (
         update(deliveries)

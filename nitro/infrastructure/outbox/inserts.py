@@ -15,6 +15,7 @@ from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox.given import given
 from nitro.infrastructure.outbox.rows import delivery_row, due_after, emission_row
 from nitro.infrastructure.outbox.tables import deliveries, emissions, now
+from nitro.infrastructure.outbox.texts import check_names
 
 KEPT = ("emission", "handler", "id", "promise", "mode", "queue", "options", "state", "publications")
 """Values of `delivery_row` that are columns."""
@@ -28,10 +29,12 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
     """Write the emission of these parcels, which may be there already, and a delivery for each.
 
     Raises:
+        DeclarationError: the database cannot store the name of the event, of a handler or of a queue.
         OptionStays: an option of a message is not JSON.
     """
-    rows = to_json([delivery_row(app, parcel, queued) for parcel in parcels])
-    values = {**emission_row(parcels), "rows": rows.decode()}
+    rows, emission = [delivery_row(app, parcel, queued) for parcel in parcels], emission_row(parcels)
+    check_names((emission["event"], *(row[name] for row in rows for name in ("handler", "queue"))))
+    values = {**emission, "rows": to_json(rows).decode()}
     for statement in STATEMENTS[connection.dialect.name]:
         statement.execute(connection, values)
 

@@ -25,14 +25,13 @@ from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.offload.story import Story, story_of, undone, written
 from nitro.infrastructure.outbox.inserts import INSERT
-from nitro.infrastructure.outbox.tables import NAME, emissions, storable
+from nitro.infrastructure.outbox.tables import NAME, emissions
+from nitro.infrastructure.outbox.texts import identity, storable
 from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
 
 logger = logger_named("nitro.outbox")
 
-ID = 36
-"""Characters of an id of an emission; those that a message names may be anything."""
 GATHER = 0.05
 """Seconds in which emissions gather to be written together."""
 AT_ONCE = 500
@@ -56,7 +55,7 @@ class Note:
 
     def row(self) -> dict[str, Any]:
         """The values of its row, none of which a database can refuse, which would keep all others waiting."""
-        causes = {"root": self.root and self.root[:ID], "parent": self.parent and self.parent[:ID]}
+        causes = {"root": identity(self.root), "parent": identity(self.parent)}
         facts = {"id": self.id, "event": storable(self.event)[:NAME] or None, "sender": storable(self.sender)}
         return {**facts, **causes, "story": written(self.story)}
 

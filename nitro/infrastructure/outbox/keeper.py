@@ -15,7 +15,8 @@ from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.tracking import Commit
 from nitro.infrastructure.outbox import backlog, inserts, registry, rows
 from nitro.infrastructure.outbox.relay import emitters
-from nitro.infrastructure.outbox.versions import check
+from nitro.infrastructure.outbox.texts import storable
+from nitro.infrastructure.outbox.versions import check, ensure_current
 from nitro.settings import db_given
 
 
@@ -60,6 +61,11 @@ class Keeper:
         if not queued:
             emitters.start(app)
         return [parcel for parcel in parcels if rows.leaves_at_once(parcel, queued)]
+
+    def can_store(self, text: str) -> bool:
+        """Whether the database has all of its characters."""
+        ensure_current()
+        return storable(text) == text
 
     def put_back(self, batch: Batch) -> None:
         """Have a relay publish what was kept as queued and has not surely left; note queues other than foreseen."""

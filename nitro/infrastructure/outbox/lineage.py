@@ -15,6 +15,7 @@ from nitro.infrastructure.database import engine
 from nitro.infrastructure.offload.story import Story, Turn
 from nitro.infrastructure.outbox.registry import Entry, entries
 from nitro.infrastructure.outbox.tables import deliveries, emissions, first_id, made_at
+from nitro.infrastructure.outbox.texts import storable
 from nitro.infrastructure.outbox.versions import ensure_current
 
 _c = emissions.c
@@ -63,6 +64,7 @@ def of(identity: str) -> list[Told]:
         identity: id of an emission, or of a delivery, which is its Celery task id.
     """
     ensure_current()
+    identity = storable(identity)
     by_delivery = select(deliveries.c.emission).where(deliveries.c.id == identity)
     asked = select(_c.id, _c.root).where(or_(_c.id == identity, _c.id.in_(by_delivery)))
     with engine().connect() as connection:
@@ -73,6 +75,7 @@ def of(identity: str) -> list[Told]:
 def about(sender: str, since: datetime, most: int) -> list[Told]:
     """The latest emissions by a sender, such as `Order:o1`, each with what its handlers emitted; the earliest first."""
     ensure_current()
+    sender = storable(sender)  # as it is shown
     shown = or_(_c.sender == sender, func.substr(_c.sender, 1, len(sender) + 1) == f"{sender} ")
     asked = select(_c.id, _c.root).where(_c.id >= first_id(since), shown).order_by(_c.id.desc()).limit(most)
     with engine().connect() as connection:

@@ -31,6 +31,7 @@ from nitro.infrastructure.outbox.tables import (
     made_at,
     now,
 )
+from nitro.infrastructure.outbox.texts import storable
 from nitro.infrastructure.outbox.versions import ensure_current
 
 __all__ = ["in_states"]
@@ -155,17 +156,24 @@ def health() -> Health:
 
 def named(identities: Sequence[str]) -> ColumnElement[bool]:
     """Deliveries with one of these ids, or of one of these emissions."""
-    return or_(_c.emission.in_(identities), _c.id.in_(identities))
+    known = list(map(_sought, identities))
+    return or_(_c.emission.in_(known), _c.id.in_(known))
 
 
 def of_handler(handler: str) -> ColumnElement[bool]:
     """Deliveries to this handler."""
-    return _c.handler == handler
+    return _c.handler == _sought(handler)
 
 
 def of_event(event: str) -> ColumnElement[bool]:
     """Deliveries of the emissions of this event."""
-    return _c.emission.in_(select(emissions.c.id).where(emissions.c.event == event))
+    return _c.emission.in_(select(emissions.c.id).where(emissions.c.event == _sought(event)))
+
+
+def _sought(text: str) -> str:
+    """A text as the rows have it; what no database can store is in none of them."""
+    ensure_current()
+    return storable(text)
 
 
 def emitted_before(moment: datetime) -> ColumnElement[bool]:
@@ -180,7 +188,7 @@ def cancel(emission: str, handler: str | None = None) -> int:
         NotTracked: nothing of that emission, or for that handler of it, is tracked.
     """
     ensure_current()
-    mine = [_c.emission == emission, *([] if handler is None else [_c.handler == handler])]
+    mine = [_c.emission == storable(emission), *([] if handler is None else [of_handler(handler)])]
     with joined() as session:
         cancelled = session.execute(_cancelled(*mine)).rowcount  # type: ignore[attr-defined]  # an UPDATE's result
         known = cancelled or session.scalar(select(func.count()).select_from(deliveries).where(*mine))

@@ -12,12 +12,14 @@ from celery.utils.time import maybe_iso8601
 from sqlalchemy import ColumnElement, case, literal
 
 from nitro.errors import OptionStays
+from nitro.infrastructure.events.names import check_name
 from nitro.infrastructure.offload.destinations import foreseen
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.options import in_utc
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.outbox.states import AT_ONCE
 from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
+from nitro.infrastructure.outbox.texts import identity, storable
 
 LEASE = 10.0
 """Seconds after which a message that nobody has taken is looked after; doubled with each publication."""
@@ -47,8 +49,8 @@ def leaves_at_once(parcel: Parcel, queued: bool) -> bool:
 def emission_row(parcels: Sequence[Parcel]) -> dict[str, Any]:
     """The row of the emission that all of these parcels are of, with the payload of each mode."""
     message = parcels[0].message
-    facts = {"event": message.event, "sender": message.sender, "root": message.root, "parent": message.parent}
-    facts["story"] = parcels[0].story
+    causes = {"root": identity(message.root), "parent": identity(message.parent)}
+    facts = {"event": message.event, "sender": storable(message.sender), **causes, "story": parcels[0].story}
     payloads: dict[str, str | None] = {parcel.mode: parcel.message.payload for parcel in parcels}
     return {"id": message.emission, **facts, "snapshot": None, "reload": None, **payloads}
 
@@ -57,6 +59,7 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
     """The row of a parcel, but for its times, which the database's clock makes of the last four.
 
     Raises:
+        DeclarationError: its queue has a name that cannot be stored.
         OptionStays: an option of its message is not JSON.
     """
     options = {**parcel.options, **({CARRIED: parcel.carried} if parcel.carried else {})}
@@ -64,6 +67,7 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
     options.pop("expires", None)
     at_once = leaves_at_once(parcel, queued)
     parcel.queue = foreseen(app, parcel)
+    check_name(f"the queue of handler {parcel.handler}", parcel.queue)
     return {
         "emission": parcel.message.emission,
         "handler": parcel.handler,

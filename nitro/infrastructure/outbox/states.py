@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, String, Text, case, cast, func, literal
 
 from nitro.infrastructure.logs import said
 from nitro.infrastructure.offload.parcel import TRACKED
-from nitro.infrastructure.outbox.tables import CLOSED, DEAD, DONE, OPEN, WAITING, State, deliveries, now, storable
+from nitro.infrastructure.outbox.tables import CLOSED, DEAD, DONE, OPEN, WAITING, State, deliveries, now
+from nitro.infrastructure.outbox.texts import storable
 
 AT_ONCE = 0.0
 """Due whatever becomes of the clock."""

@@ -25,7 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from sqlmodel import SQLModel
+
+from nitro.infrastructure.database import own
 
 State = Literal["waiting", "queued", "running", "done", "dead", "cancelled"]
 
@@ -65,7 +66,7 @@ def _now(*_: Any, **__: Any) -> str:
 
 emissions = Table(
     "nitro_emission",
-    SQLModel.metadata,
+    own,
     Column("id", String(36), primary_key=True, comment="UUIDv7, so that it sorts by time"),
     Column("event", String(NAME)),
     Column("sender", Text, nullable=False, comment="what monitoring shows"),
@@ -78,7 +79,7 @@ emissions = Table(
 
 deliveries = Table(
     "nitro_delivery",
-    SQLModel.metadata,
+    own,
     Column("emission", String(36), ForeignKey("nitro_emission.id"), primary_key=True),
     Column("handler", String(NAME), primary_key=True),
     Column("id", String(36), nullable=False, comment="Celery task id and idempotency key"),
@@ -145,11 +146,6 @@ def made_at(identity: str) -> datetime:
         return datetime.fromtimestamp(0, UTC)
 
 
-def storable(text: str) -> str:
-    """The text as any database can keep it: PostgreSQL takes no NUL, and none takes half a surrogate pair."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-
-
 def free(*conditions: ColumnElement[bool], most: int | None = None) -> ColumnElement[bool]:
     """Deliveries that meet the conditions and that no transaction holds, be it one of a worker that is frozen in it.
 
@@ -172,10 +168,21 @@ def is_dead() -> ColumnElement[bool]:
 
 workers = Table(
     "nitro_worker",
-    SQLModel.metadata,
+    own,
     Column("boot", String(36), primary_key=True),
     Column("name", String(NAME), nullable=False, comment="Celery's node name"),
     Column("beat", BigInteger, nullable=False, comment="counts up while it lives"),
 )
 
-schema = Table("nitro_schema", SQLModel.metadata, Column("version", SmallInteger, primary_key=True))
+schema = Table(
+    "nitro_schema",
+    own,
+    Column("version", SmallInteger, primary_key=True, comment="of these tables"),
+    Column(
+        "usable_from",
+        SmallInteger,
+        nullable=False,
+        server_default="4",
+        comment="the oldest version whose library can use them",
+    ),
+)

@@ -19,11 +19,13 @@ from sqlalchemy import exc
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.logs import logger_named, parted, plain
+from nitro.infrastructure.logs import told as said_of
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.options import in_utc
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.claims import Claim, Refusal
 from nitro.infrastructure.outbox.tables import CLOSED
+from nitro.infrastructure.outbox.texts import surely_storable
 from nitro.infrastructure.worker.identity import here
 
 logger = logger_named("nitro.worker")
@@ -80,20 +82,21 @@ def attempt(task: Any, message: Message, run: Callable[[], Any]) -> Any:
 def _closed(run: Claim, body: Callable[[], Any]) -> Any:
     try:
         result = body()
-    except Retry as again:
-        _close(partial(claims.put_off, run, _seconds(again), _told(again.exc or again)))
+    except Retry as retry:
+        _close_failed(run, partial(_put_off, run, retry), retry.exc or retry)
         raise
     except Reject as rejected:
         error, pause = "rejected by its handler", float(2 ** min(run.retries, 9))
-        _close(partial(claims.put_off, run, pause, error) if rejected.requeue else partial(claims.bury, run, error))
+        again = partial(claims.put_off, run, pause, error)
+        _close(run, again if rejected.requeue else partial(claims.bury, run, error))
         raise Ignore(error) from rejected
     except TakenOver:
         raise
     except Ignore:
-        _close(partial(claims.finish, run))
+        _close(run, partial(claims.finish, run))
         raise
     except Exception as error:
-        _close(partial(claims.bury, run, _told(error)))
+        _close_failed(run, partial(claims.bury, run), error)
         raise
     except BaseException:
         if terminate_handler_fired():
@@ -102,16 +105,50 @@ def _closed(run: Claim, body: Callable[[], Any]) -> Any:
         raise
     failpoint("handled")
     if not run.closed:
-        _close(partial(claims.finish, run))
+        _close(run, partial(claims.finish, run))
     return result
 
 
-def _close(close: Callable[[], None]) -> None:
-    """Close a run, however long the database is away."""
+def _close(run: Claim, close: Callable[[], None]) -> None:
+    """Close a run, however long the database is away.
+
+    Raises:
+        TakenOver: another run has taken over.
+        Exception: whatever else went wrong with that, which the delivery has died of.
+    """
+    try:
+        _close_or_lose(close)
+    except TakenOver:
+        raise
+    except Exception as error:
+        why = surely_storable(f"its run could not be closed: {_told(error)}")
+        _close_or_lose(partial(claims.bury, run, why))
+        raise
+
+
+def _close_or_lose(close: Callable[[], None]) -> None:
     try:
         _persistently(close)
     except DeliveryLost as lost:
         raise TakenOver.told(lost) from lost
+
+
+def _close_failed(run: Claim, close: Callable[[str], None], error: BaseException) -> None:
+    """Close a run with its error: as the database keeps it, or if it refuses that one all the same, in ASCII."""
+    text = _told(error)
+
+    def close_somehow() -> None:
+        try:
+            close(text)
+        except (exc.DataError, UnicodeError) as refused:
+            logger.warning("the database refuses the text of an error: %s", refused)
+            close(surely_storable(text))
+
+    _close(run, close_somehow)
+
+
+def _put_off(run: Claim, again: Retry, error: str) -> None:
+    claims.put_off(run, _seconds(again), error)
 
 
 def _persistently(act: Callable[[], T], before_again: Callable[[], object] = lambda: None) -> T:
@@ -157,7 +194,10 @@ def _seconds(again: Retry) -> float:
 
 def _told(error: BaseException) -> str:
     """An error and where it was raised, for whoever looks at the row; of a long one the last frames and both ends."""
-    told = "".join(traceback.format_exception(error))
+    try:
+        told = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001  # of the user's class: an error that cannot be told in full is an error still
+        told = said_of(error)
     if len(told) <= LONGEST_ERROR:
         return told
     frames, own = parted(told)

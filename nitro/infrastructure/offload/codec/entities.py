@@ -15,7 +15,7 @@ from sqlalchemy.orm.collections import collection_adapter
 from sqlmodel import SQLModel
 
 from nitro.errors import NitroError
-from nitro.infrastructure.offload.codec.names import Refused
+from nitro.infrastructure.offload.codec.names import Refused, check_id
 from nitro.infrastructure.offload.codec.references import reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
 from nitro.infrastructure.offload.codec.shapes import BesideFields, ModelShape, default_of, missing
@@ -43,6 +43,7 @@ class StandaloneEntity(ModelShape):
 
     def snapshot(self, writer: Writer, entity: SQLModel) -> Json:
         """Its row: class and state."""
+        check_id(self.cls, vars(entity).get("id"))
         return self.state(writer, entity)
 
     def key(self, _writer: Writer, entity: SQLModel) -> Json:
@@ -99,6 +100,8 @@ class TableEntity:
         known = held
         if stored and not held.keys() >= self._key_set:
             known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held}
+        for name in self._keys:
+            check_id(self._cls, known.get(name))
         links = {name: _linked(held[name], link) for name, link in self._relationships.items() if name in held}
         if self._queried and not stored:
             links |= {name: list(state.attrs[name].history.added) for name in self._queried}
@@ -119,6 +122,8 @@ class TableEntity:
         identity = instance_state(entity).identity or tuple(vars(entity).get(name) for name in self._keys)
         if None in identity:
             raise Refused(self._cls, "it has no primary key yet; save it first, or use entity='snapshot'")
+        for part in identity:
+            check_id(self._cls, part)
         return [reference_of(self._cls), writer.value(identity[0] if len(identity) == 1 else tuple(identity))]
 
     def blank(self, reader: Reader, row: dict[str, Json]) -> object:

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 from nitro.infrastructure.events.handler import importable_module
+from nitro.infrastructure.events.names import reason_against
 
 
 class Refused(Exception):
@@ -14,6 +15,16 @@ class Refused(Exception):
     def __init__(self, cls: type, why: str) -> None:
         super().__init__(why)
         self.kind, self.why = cls.__name__, why
+
+
+def check_id(cls: type, value: object) -> None:
+    """See that the id of an entity is one that a database can store.
+
+    Raises:
+        Refused: it is not; says why.
+    """
+    if type(value) is str and (reason := reason_against(value)) is not None:
+        raise Refused(cls, f"its id is none: {reason}")
 
 
 def name_of(thing: object) -> str | None:

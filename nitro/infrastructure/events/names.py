@@ -1,0 +1,36 @@
+"""Names of events, handlers and queues: what every database can keep, as a key and as a column of bounded length."""
+
+from __future__ import annotations
+
+import re
+from reprlib import repr as shortened
+
+from nitro.errors import DeclarationError
+
+LONGEST = 512
+"""Characters of a name, and of an id."""
+
+_NOWHERE_STORED = re.compile("[\0\ud800-\udfff]")
+
+
+def reason_against(name: str) -> str | None:
+    """Why a text is neither a name nor an id; None of one that can be either."""
+    if len(name) > LONGEST:
+        return f"it has {len(name)} characters, and {LONGEST} is the most"
+    if not name.isprintable() and (found := _NOWHERE_STORED.search(name)):
+        return f"no database can store its character {found.group()!r}"
+    return None
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that could not be stored.
+
+    Args:
+        what: has the name, such as `event`.
+
+    Raises:
+        DeclarationError: it could not; says why.
+    """
+    reason = reason_against(name)
+    if reason is not None:
+        raise DeclarationError(f"{what} {shortened(name)}: {reason}; give it another name")
