@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 import click
@@ -9,17 +10,42 @@ import click
 if TYPE_CHECKING:
     from celery import Celery
 
+    from nitro.infrastructure.events import Event
+
+NO_HANDLER = "no handler is declared: the app imports no module with one, and NITRO_HANDLERS names none"
+
 
 def load() -> None:
-    """Wire the library, and declare the handlers and entities of the modules of `NITRO_HANDLERS`."""
-    from importlib import import_module
+    """Wire the library, and import what a worker of the app would: its `include` and `imports`, what it discovers, and
+    the modules of `NITRO_HANDLERS`.
 
+    Raises:
+        ClickException: a module cannot be imported; names it.
+    """
+    from nitro.errors import NitroError
     from nitro.infrastructure.events.dispatcher import dispatcher
-    from nitro.settings import Settings
 
     dispatcher()
-    for module in Settings.load().handlers:
-        import_module(module)
+    app = app_of(click.get_current_context())
+    try:
+        app.loader.import_default_modules()
+    except Exception as error:
+        place = _place(error)
+        if place is None and isinstance(error, NitroError):
+            raise
+        told = " ".join("".join(traceback.format_exception_only(error)).split())
+        where = f"{place}: " if place else ""
+        raise click.ClickException(f"a module of handlers cannot be imported: {where}{told}") from error
+
+
+def heard() -> list[Event]:
+    """The events that somebody hears; says on stderr when there are none."""
+    from nitro.infrastructure.events.events import heard_events
+
+    events = heard_events()
+    if not events:
+        click.echo(f"warning: {NO_HANDLER}", err=True)
+    return events
 
 
 def app_of(ctx: click.Context) -> Celery:
@@ -28,3 +54,9 @@ def app_of(ctx: click.Context) -> Celery:
 
     root = ctx.find_root()
     return root.obj.app if root.params.get("app") else current_app()
+
+
+def _place(error: BaseException) -> str | None:
+    """The file and line of the module that was being imported last; None when the import had not begun."""
+    modules = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+    return f"{modules[-1].filename}, line {modules[-1].lineno}" if modules else None

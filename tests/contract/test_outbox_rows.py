@@ -278,6 +278,8 @@ BACK = (
     "ALTER TABLE nitro_delivery DROP COLUMN history",
     "DROP INDEX ix_nitro_delivery_replayed",
     "ALTER TABLE nitro_delivery DROP COLUMN replayed_at",
+    "DROP INDEX ix_nitro_delivery_closed",
+    "ALTER TABLE nitro_delivery DROP COLUMN due_since",
     "UPDATE nitro_schema SET version = 1",
 )
 """What makes tables of the first version of those of this one."""

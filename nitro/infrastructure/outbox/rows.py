@@ -15,8 +15,7 @@ from nitro.errors import OptionStays
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
 from nitro.infrastructure.offload.plain import routes_alike
-from nitro.infrastructure.outbox.states import AT_ONCE
-from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
+from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions
 
 LEASE = 10.0
 """Seconds after which a message that nobody has taken is looked after; doubled with each publication."""
@@ -29,11 +28,6 @@ CARRIED = "carried"
 
 _queues: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
 """What a router has found for handlers whose messages say nothing of it."""
-
-
-def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
-    """When something is due that is put off; what is not is due whatever becomes of the clock."""
-    return case((seconds == 0, AT_ONCE), else_=now() + seconds)
 
 
 def lease() -> ColumnElement[float]:
@@ -71,7 +65,7 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
         "id": parcel.task_id,
         "promise": parcel.promise,
         "mode": parcel.mode,
-        "queue": _queue(app, parcel),
+        "queue": queue_of(app, parcel.handler, parcel.options),
         "options": _json(parcel.handler, options),
         "state": QUEUED if at_once else WAITING,
         "publications": int(at_once),
@@ -82,16 +76,16 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
     }
 
 
-def _queue(app: Celery, parcel: Parcel) -> str:
-    """The name of the queue that Celery's router finds."""
-    given = {name: parcel.options[name] for name in ("queue", "exchange", "routing_key") if name in parcel.options}
+def queue_of(app: Celery, handler: str, options: Mapping[str, Any]) -> str:
+    """The name of the queue that Celery's router finds for a message with these options."""
+    given = {name: options[name] for name in ("queue", "exchange", "routing_key") if name in options}
     router = app.amqp.router
     if given or not routes_alike(router):
-        return _routed(router, given, parcel.handler)
+        return _routed(router, given, handler)
     known = _queues.setdefault(router, {})
-    queue = known.get(parcel.handler)
+    queue = known.get(handler)
     if queue is None:
-        queue = known[parcel.handler] = _routed(router, given, parcel.handler)
+        queue = known[handler] = _routed(router, given, handler)
     return queue
 
 

@@ -10,7 +10,7 @@ from nitro.errors import OutboxOutdated
 from nitro.infrastructure.database import engine, migrations
 from nitro.infrastructure.outbox.tables import schema
 
-VERSION = 3
+VERSION = 4
 
 STEPS: dict[int, tuple[str, ...]] = {
     2: (
@@ -24,6 +24,10 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX ix_nitro_delivery_replayed ON nitro_delivery (replayed_at) WHERE replayed_at IS NOT NULL",
         "CREATE INDEX ix_nitro_delivery_dead ON nitro_delivery (emission) WHERE state = 'dead'",
         "CREATE INDEX ix_nitro_emission_root ON nitro_emission (root) WHERE root IS NOT NULL",
+    ),
+    4: (
+        "ALTER TABLE nitro_delivery ADD COLUMN due_since FLOAT",
+        "CREATE INDEX ix_nitro_delivery_closed ON nitro_delivery (closed_at) WHERE closed_at IS NOT NULL",
     ),
 }
 """SQL that leads to each version from the one before; version 1 is what is created."""
