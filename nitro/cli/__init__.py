@@ -9,6 +9,7 @@ import click
 from nitro.cli import doctor, events, graph, outbox, relay, tail, trace
 from nitro.cli.project import load
 from nitro.errors import NitroError
+from nitro.infrastructure.worker import questions
 
 
 class Commands(click.Group):
@@ -38,6 +39,8 @@ class Commands(click.Group):
 def nitro() -> None:
     """Domain events and their side effects."""
 
+
+questions.wire()  # for an app that imports no handler before it is a worker
 
 nitro.add_command(outbox.commands)
 nitro.add_command(relay.command)

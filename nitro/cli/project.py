@@ -38,6 +38,14 @@ def load() -> None:
         raise click.ClickException(f"a module of handlers cannot be imported: {where}{told}") from error
 
 
+def load_what_can_be() -> None:
+    """The same for a command that shows what is recorded, and needs no handler for that: says on stderr what is not."""
+    try:
+        load()
+    except click.ClickException as error:
+        click.echo(f"warning: {error.message}", err=True)
+
+
 def heard() -> list[Event]:
     """The events that somebody hears; says on stderr when there are none."""
     from nitro.infrastructure.events.events import heard_events

@@ -13,7 +13,7 @@ import click
 
 from nitro.cli import listing
 from nitro.cli.moments import Moment, clock
-from nitro.cli.project import load
+from nitro.cli.project import load_what_can_be
 from nitro.cli.steps import steps_of
 from nitro.cli.stopping import Signals, signals
 from nitro.infrastructure.logs import plain, said
@@ -131,7 +131,7 @@ def command(
     """
     from nitro.infrastructure.outbox.versions import ensure_current
 
-    load()
+    load_what_can_be()
     ensure_current()
     wanted = {"event": event, "handler": handler, "sender": sender}
     tail, warned = Tail(since), False

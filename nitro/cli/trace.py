@@ -13,7 +13,7 @@ import click
 from nitro.cli import timeline
 from nitro.cli.moments import Moment
 from nitro.cli.output import give
-from nitro.cli.project import load
+from nitro.cli.project import load_what_can_be
 
 SINCE = "14d"
 """As long as closed deliveries are kept."""
@@ -41,7 +41,7 @@ def command(
     from nitro.cli import page
     from nitro.infrastructure.outbox import lineage
 
-    load()
+    load_what_can_be()
     told = lineage.about(what, since, limit) if ":" in what else lineage.of(what)
     if not told:
         raise click.ClickException(f"nothing is recorded of {what}{_hint()}")

@@ -1,4 +1,4 @@
-"""Inspecting: what a worker answers to `celery inspect nitro_handlers` and `nitro_outbox`."""
+"""Inspecting: what a worker answers to the questions of `celery inspect`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import threading
 from time import monotonic
 from typing import Any
-
-from celery.worker.control import inspect_command
 
 from nitro.infrastructure.events.events import heard_events
 from nitro.infrastructure.offload.catalogue import catalogue
@@ -23,23 +21,17 @@ relaying: list[bool] = []
 """Whether this worker moves what waits; its caretaker says so."""
 
 
-def wire() -> None:
-    """Have every worker of this process answer, and `celery inspect` know what can be asked."""
-    for answer in (nitro_handlers, nitro_outbox):
-        inspect_command()(answer)
-
-
-def nitro_handlers(_state: Any, **_: Any) -> list[dict[str, Any]]:
+def handlers() -> list[dict[str, Any]]:
     """The handlers that this worker knows, by event."""
     rows: list[dict[str, Any]] = json.loads(json.dumps(catalogue(heard_events()), default=str))
     return rows
 
 
-def nitro_outbox(state: Any, **_: Any) -> dict[str, Any]:
+def outbox(consumer: Any) -> dict[str, Any]:
     """What waits, runs, is dead and is stuck in the outbox of this worker; and whether it reaches its broker."""
     relays = any(relaying)
     told = {"boot": identity.boot(), "broker": "reached" if courier.ready else "away", "relays": relays}
-    return {**told, **_question.answer(PATIENCE, own(state.consumer, relays=relays))}
+    return {**told, **_question.answer(PATIENCE, own(consumer, relays=relays))}
 
 
 class Question:
