@@ -56,7 +56,11 @@ def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
     assert told["deliveries"] == HEALTH.deliveries
     assert told["stuck"] == [
         {
-            **{"handler": "shop.mail", "queue": "mails", "state": "queued", "count": 2, "oldest_seconds": 600.0},
+            "handler": "shop.mail",
+            "queue": "mails",
+            "state": "queued",
+            "count": 2,
+            "oldest_seconds": 600.0,
             "why": "this worker does not consume queue mails (consumed: bills)",
         }
     ]
