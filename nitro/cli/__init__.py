@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -9,7 +10,6 @@ import click
 from nitro.cli import doctor, events, graph, outbox, relay, tail, trace
 from nitro.cli.project import load
 from nitro.errors import NitroError
-from nitro.infrastructure.worker import questions
 
 
 class Commands(click.Group):
@@ -40,7 +40,10 @@ def nitro() -> None:
     """Domain events and their side effects."""
 
 
-questions.wire()  # for an app that imports no handler before it is a worker
+if "celery.worker.control" in sys.modules:  # as in each `celery` command line, also of an app that has no handler yet
+    from nitro.infrastructure.worker import questions
+
+    questions.wire()
 
 nitro.add_command(outbox.commands)
 nitro.add_command(relay.command)
