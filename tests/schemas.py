@@ -140,8 +140,12 @@ OUTBOX = {
     "additionalProperties": exactly(
         boot=ID,
         broker={"enum": ["reached", "away"]},
+        relays={"type": "boolean"},
         deliveries=exactly(waiting=COUNT, queued=COUNT, running=COUNT, dead=COUNT),
         oldest_waiting_seconds=maybe(NUMBER),
+        stuck=array(
+            exactly(handler=TEXT, queue=TEXT, state=STATE, count=COUNT, oldest_seconds=maybe(NUMBER), why=TEXT)
+        ),
     ),
 }
 """A worker each."""

@@ -40,6 +40,11 @@ def nitro() -> None:
     """Domain events and their side effects."""
 
 
+if "celery.worker.control" in sys.modules:  # as in each `celery` command line, also of an app that has no handler yet
+    from nitro.infrastructure.worker import questions
+
+    questions.wire()
+
 nitro.add_command(init.command)
 nitro.add_command(outbox.commands)
 nitro.add_command(relay.command)

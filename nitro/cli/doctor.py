@@ -3,44 +3,57 @@
 from __future__ import annotations
 
 import json as json_
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
-from nitro.cli import listing
+from nitro.cli import consumers, listing
+from nitro.cli.findings import Finding, fine, warning, wrong
+from nitro.cli.moments import Age
 from nitro.cli.project import app_of, load
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from nitro.infrastructure.outbox.health import Health
+    from nitro.infrastructure.worker.knowledge import Seen
+
 HEADINGS = ("", "CHECK", "FOUND")
-ANSWER = 2.0
-"""Seconds in which running workers answer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What came of a check; `wrong` keeps deliveries from being made, a `warning` need not."""
+@dataclass(slots=True)
+class Look:
+    """What checks have seen that later ones need.
 
-    verdict: Literal["fine", "warning", "wrong"]
-    check: str
-    found: str
+    Attributes:
+        max_age: seconds after which a delivery is stuck.
+        health: None when the database does not say.
+        away: why the broker cannot be reached; None when it can.
+        seen: the workers that answer.
+    """
+
+    app: Celery
+    max_age: float
+    health: Health | None = None
+    away: str | None = None
+    seen: Sequence[Seen] = ()
 
 
 @click.command("doctor")
+@click.option("--max-age", type=Age(), default="5m", show_default=True, help="What is due or runs for longer is stuck.")
 @click.option("--json", "json", is_flag=True, help="For scripts.")
 @click.pass_context
-def command(ctx: click.Context, json: bool) -> None:
-    """Check broker, database, tables, workers and settings; 1 when something is wrong.
+def command(ctx: click.Context, max_age: timedelta, json: bool) -> None:
+    """Check broker, database, tables, workers, settings and what is stuck; 1 when something is wrong.
 
     \b
-    Example: celery -A tasks nitro doctor
+    Example: celery -A tasks nitro doctor --max-age 15m
     """
-    load()
-    app = app_of(ctx)
-    findings = [finding for check in CHECKS for finding in check(app)]
+    look = Look(app_of(ctx), max_age.total_seconds())
+    findings = [finding for check in CHECKS for finding in _made(check, look)]
     if json:
         click.echo(json_.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -48,124 +61,136 @@ def command(ctx: click.Context, json: bool) -> None:
     ctx.exit(int(any(finding.verdict == "wrong" for finding in findings)))
 
 
-def _database(_app: Celery) -> Iterator[Finding]:
+def _made(check: Check, look: Look) -> Iterator[Finding]:
+    """What a check finds; one that cannot be made is wrong, and keeps no other from being made."""
+    try:
+        yield from check(look)
+    except Exception as error:  # noqa: BLE001  # it is what was found
+        yield wrong(check.__name__.strip("_"), f"{type(error).__name__}: {error}")
+
+
+def _handlers(_look: Look) -> Iterator[Finding]:
+    try:
+        load()
+    except click.ClickException as error:
+        yield wrong("handlers", error.message)
+    else:
+        yield from consumers.declared()
+
+
+def _database(look: Look) -> Iterator[Finding]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from nitro.errors import OutboxOutdated
     from nitro.infrastructure.database import engine
-    from nitro.infrastructure.outbox.registry import tally
+    from nitro.infrastructure.outbox.health import health
     from nitro.infrastructure.outbox.versions import ensure_current
 
     place = engine().url.render_as_string()
     try:
         with engine().connect():
-            yield _fine("database", place)
+            yield fine("database", place)
         ensure_current()
-        yield _fine("tables", "of this version")
-        dead = tally().get("dead", 0)
+        yield fine("tables", "of this version")
+        look.health = health(look.max_age)
     except OutboxOutdated as error:
-        yield _wrong("tables", str(error))
+        yield wrong("tables", str(error))
     except SQLAlchemyError as error:
-        yield _wrong("database", f"{place}: {getattr(error, 'orig', None) or error}")
+        yield wrong("database", f"{place}: {getattr(error, 'orig', None) or error}")
     else:
+        dead = look.health.deliveries["dead"]
         see = f"{listing.deliveries(dead)}; see: nitro outbox list --state dead"
-        yield _warning("dead letters", see) if dead else _fine("dead letters", "none")
+        yield warning("dead letters", see) if dead else fine("dead letters", "none")
 
 
-def _broker(app: Celery) -> Iterator[Finding]:
+def _broker(look: Look) -> Iterator[Finding]:
     from nitro.infrastructure.offload.broker import is_embedded
     from nitro.infrastructure.offload.line import Line
     from nitro.settings import Settings
 
+    app = look.app
     line = Line(app)
     place = f"embedded, in {Settings.load().home}" if is_embedded(app) else app.connection_for_write().as_uri()
     try:
         line.check()
     except Exception as error:  # noqa: BLE001  # whatever a transport raises is what was found
-        yield _wrong("broker", f"{place}: {error or type(error).__name__}")
+        look.away = str(error) or type(error).__name__
+        yield wrong("broker", f"{place}: {look.away}")
     else:
-        yield _fine("broker", place)
-        yield from _workers(app)
+        yield fine("broker", place)
     finally:
         line.close()
 
 
-def _workers(app: Celery) -> Iterator[Finding]:
-    """Whether some running worker knows each handler that is declared here."""
-    from nitro.infrastructure.offload.declarations import declared
+def _workers(look: Look) -> Iterator[Finding]:
+    from nitro.infrastructure.worker.knowledge import answers
 
-    known = app.control.inspect(timeout=ANSWER).registered() or {}
-    if not known:
-        yield _warning("workers", "none answers; start one: celery -A … worker")
-        return
-    yield _fine("workers", ", ".join(sorted(known)))
-    tasks = {str(task).partition(" ")[0] for told in known.values() for task in told}
-    unknown = sorted(set(declared) - tasks)
-    if unknown:
-        why = f"no worker that answers knows {', '.join(unknown)}; is NITRO_HANDLERS the same there?"
-        yield _wrong("handlers", why)
-    else:
-        yield _fine("handlers", f"{len(declared)} offloaded, all known to a worker")
+    if look.away is None:
+        look.seen = answers(look.app, consumers.ANSWER)
+        yield from consumers.workers(look.app, look.seen)
 
 
-def _tracking(app: Celery) -> Iterator[Finding]:
+def _stuck(look: Look) -> Iterator[Finding]:
+    if look.health is not None:
+        yield from consumers.stuck(look.health, look.seen, look.away)
+
+
+def _tracking(look: Look) -> Iterator[Finding]:
     from nitro.infrastructure.offload.declarations import declared
     from nitro.infrastructure.offload.parcel import TRACKED
     from nitro.infrastructure.outbox.keeper import tracks
 
     tracked = [name for name, declaration in declared.items() if declaration.offload.delivery in TRACKED]
-    if tracked and not tracks(app):
-        yield _wrong("outbox", "the broker is a server and no database is set that workers share; set NITRO_DB_URL")
+    if tracked and not tracks(look.app):
+        yield wrong("outbox", "the broker is a server and no database is set that workers share; set NITRO_DB_URL")
 
 
-def _settings(app: Celery) -> Iterator[Finding]:
+def _settings(look: Look) -> Iterator[Finding]:
     """What an app of one's own sets that a promise cannot bear."""
     from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
     from nitro.infrastructure.offload.message import is_signing
 
-    conf = app.conf
+    app, conf = look.app, look.app.conf
     if not is_embedded(app) and not is_signing():
-        yield _warning("settings", "messages are not signed: whoever reaches the broker can have handlers run")
+        yield warning("settings", "messages are not signed: whoever reaches the broker can have handlers run")
     if conf.task_always_eager:
-        yield _warning("settings", "task_always_eager: handlers run where it is emitted, nothing is tracked")
+        yield warning("settings", "task_always_eager: handlers run where it is emitted, nothing is tracked")
     limit, visible = conf.task_time_limit or 0, conf.broker_transport_options.get("visibility_timeout", 3600)
     if driver_of(app) == REDIS and limit > visible:
         shorter = f"visibility_timeout={visible} is shorter than task_time_limit={limit}"
-        yield _warning("settings", f"{shorter}: Redis delivers what runs still once more")
+        yield warning("settings", f"{shorter}: Redis delivers what runs still once more")
 
 
-def _worker_settings(app: Celery) -> Iterator[Finding]:
+def _worker_settings(look: Look) -> Iterator[Finding]:
     """What a worker has only once, so that `bind` leaves it as it is: what keeps deliveries waiting, or out."""
     from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
     from nitro.infrastructure.offload.conf import accepts_json
 
-    conf = app.conf
+    app, conf = look.app, look.app.conf
     if not accepts_json(app):
         accepted = ", ".join(map(str, conf.accept_content))
-        yield _wrong("settings", f"accept_content is {accepted}: workers refuse the messages of handlers; add json")
+        yield wrong("settings", f"accept_content is {accepted}: workers refuse the messages of handlers; add json")
     if is_embedded(app):
         return
     if conf.worker_prefetch_multiplier != 1:
         kept = f"worker_prefetch_multiplier={conf.worker_prefetch_multiplier}"
-        yield _warning("settings", f"{kept}: a busy worker keeps deliveries that an idle one could run; recommended: 1")
+        yield warning("settings", f"{kept}: a busy worker keeps deliveries that an idle one could run; recommended: 1")
     if conf.broker_connection_max_retries is not None:
         tries = f"broker_connection_max_retries={conf.broker_connection_max_retries}"
-        yield _warning("settings", f"{tries}: a worker then gives up a broker that is away; recommended: None")
+        yield warning("settings", f"{tries}: a worker then gives up a broker that is away; recommended: None")
     if driver_of(app) == REDIS and not conf.broker_transport_options.get("socket_timeout"):
         silent = "broker_transport_options has no socket_timeout"
-        yield _warning("settings", f"{silent}: a worker waits for ever for a Redis that is frozen; recommended: 5")
+        yield warning("settings", f"{silent}: a worker waits for ever for a Redis that is frozen; recommended: 5")
 
 
-CHECKS: tuple[Callable[[Celery], Iterator[Finding]], ...] = (_database, _broker, _tracking, _settings, _worker_settings)
-
-
-def _fine(check: str, found: str) -> Finding:
-    return Finding(verdict="fine", check=check, found=found)
-
-
-def _warning(check: str, found: str) -> Finding:
-    return Finding(verdict="warning", check=check, found=found)
-
-
-def _wrong(check: str, found: str) -> Finding:
-    return Finding(verdict="wrong", check=check, found=" ".join(found.split()))
+Check = Callable[[Look], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (
+    _handlers,
+    _database,
+    _broker,
+    _workers,
+    _stuck,
+    _tracking,
+    _settings,
+    _worker_settings,
+)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nitro.cli import listing
-from nitro.cli.project import load
+from nitro.cli.project import heard, load
 from nitro.infrastructure.logs import plain
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def asked_for(name: str | None) -> list[Event]:
     Raises:
         ClickException: nobody hears one of that name.
     """
-    from nitro.infrastructure.events.events import heard_events
-
-    return [_known(name)] if name else heard_events()
+    return [_known(name)] if name else heard()
 
 
 def _known(name: str) -> Event:

@@ -31,14 +31,38 @@ class Moment(click.ParamType[datetime]):
             raise click.BadParameter(f"{value!r} is neither {allowed}", ctx, param) from error
 
 
+class Age(click.ParamType[timedelta]):
+    """A length of time."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """The time that a text means.
+
+        Raises:
+            BadParameter: it means none; names it and what is allowed.
+        """
+        if isinstance(value, timedelta):
+            return value
+        try:
+            return _age(value)
+        except (ValueError, OverflowError) as error:
+            raise click.BadParameter(f"{value!r} is no age such as 5m, 1h or 30s", ctx, param) from error
+
+
 def clock(moment: datetime) -> str:
     """The time of the day, with milliseconds."""
     return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
 
 
-def _moment(text: str) -> datetime:
-    if age := re.fullmatch(r"([0-9]+)([dhms])", text):
-        return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
-    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+def _age(text: str) -> timedelta:
+    age = re.fullmatch(r"([0-9]+)([dhms])", text)
+    if age is None:
         raise ValueError(text)
-    return datetime.combine(date.fromisoformat(text), time(), UTC)
+    return timedelta(**{UNITS[age[2]]: int(age[1])})
+
+
+def _moment(text: str) -> datetime:
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    return datetime.now(UTC) - _age(text)

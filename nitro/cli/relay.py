@@ -57,12 +57,13 @@ def _move_what_is_due(app: Celery) -> int:
 
 def _publish_all(app: Celery) -> int:
     from nitro.infrastructure.offload.courier import courier
-    from nitro.infrastructure.outbox import backlog, registry
+    from nitro.infrastructure.outbox import backlog
+    from nitro.infrastructure.outbox.health import health
     from nitro.infrastructure.outbox.relay import Relay
     from nitro.infrastructure.outbox.tables import WAITING
 
     relay, moved = Relay(app), 0
-    with listing.progress("moving", registry.health().deliveries[WAITING]) as bar:
+    with listing.progress("moving", health().deliveries[WAITING]) as bar:
         while (some := relay.step()) or (courier.ready and backlog.due()):
             moved += some
             bar.update(some)

@@ -7,27 +7,37 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from queue import Empty
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
 
 from nitro.cli import listing
 from nitro.cli.moments import Moment, clock
-from nitro.cli.project import load
+from nitro.cli.project import load_what_can_be
 from nitro.cli.steps import steps_of
 from nitro.cli.stopping import Signals, signals
 from nitro.infrastructure.logs import plain, said
 
 if TYPE_CHECKING:
+    from nitro.infrastructure.outbox.happenings import Wanted
     from nitro.infrastructure.outbox.lineage import Told
     from nitro.infrastructure.outbox.registry import Entry
 
 EVERY = 0.5
 """Seconds between two looks."""
+SHARE = 4
+"""Times longer than a look takes, at least, is the pause after it: who follows leaves the database to others."""
 LATE = timedelta(seconds=60)
-"""How long after it began an emission may be committed, and still be seen."""
-MOST = 2000
-"""Emissions that are looked at at once, the latest, and as many earlier ones with open deliveries."""
+"""How long after it happened something may be committed, and still be seen."""
+APART = timedelta(seconds=1)
+"""From how much on the clock of the database is taken for another one than that of this machine."""
+MOST = 50_000
+"""Emissions and deliveries that are looked at, the latest."""
+AT_ONCE = 500
+"""Emissions that are read at a time."""
+REMEMBERED = 100_000
+"""Emissions of which it is known what has been shown."""
 STATES = (
     *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped", "dropped"),
     *("waiting", "queued", "published", "running", "retried", "dead", "replayed"),
@@ -60,44 +70,56 @@ class Tail:
     """What has happened since the last look.
 
     Args:
-        since: begins with what was emitted since then, and what was replayed.
+        since: begins with what has happened since then, by the clock of this machine.
+        wanted: what is shown; all, unless given.
 
     Attributes:
-        cut: whether there were more emissions than were looked at.
+        cut: whether there was more than was looked at.
     """
 
-    def __init__(self, since: datetime) -> None:
+    def __init__(self, since: datetime, wanted: Wanted | None = None) -> None:
+        from nitro.infrastructure.outbox.happenings import Wanted, clock
+
+        apart = clock() - datetime.now(UTC)
         self.cut = False
-        self._begin = self._since = since
-        self._open: set[str] = set()
+        self._begin = self._since = since + apart if abs(apart) > APART else since
+        self._wanted = Wanted() if wanted is None else wanted
+        self._seen: set[Hashable] = set()
         self._shown: dict[str, set[Hashable]] = {}
 
     def look(self) -> list[Line]:
         """The lines that have not been there, the earliest first."""
-        from nitro.infrastructure.outbox import lineage
+        from nitro.infrastructure.outbox import happenings
 
-        begun = datetime.now(UTC)
-        found = lineage.emitted(self._since, MOST + 1)
-        again = lineage.replayed(self._since, MOST)
-        self.cut = len(found) > MOST
-        told = found[-MOST:]
-        told += lineage.named((self._open | again) - {each.id for each in told})
+        begun = happenings.clock()
+        keys, self.cut = happenings.happened(self._since, self._wanted, MOST)
+        changed = sorted({key[0] for key in keys if key not in self._seen})
+        lines = [line for told in _read(changed) for line in self._fresh(told)]
+        self._seen = set(keys)
         self._since = max(self._since, begun - LATE)
-        goes_on = sorted(each.id for each in told if any(entry.closed is None for entry in each.deliveries))
-        self._open = set(goes_on[-MOST:])
-        self._shown = {each.id: self._shown.get(each.id, set()) for each in told}
-        return sorted((line for each in told for line in self._fresh(each)), key=lambda line: line.at)
+        for oldest in list(self._shown)[: max(0, len(self._shown) - REMEMBERED)]:
+            del self._shown[oldest]
+        return sorted(lines, key=lambda line: line.at)
 
     def _fresh(self, told: Told) -> Iterator[Line]:
         from nitro.infrastructure.outbox.tables import first_id
 
-        shown, is_new = self._shown[told.id], told.id >= first_id(self._begin)
+        shown = self._shown[told.id] = self._shown.pop(told.id, set())
+        is_new = told.id >= first_id(self._begin)
         for line in _lines(told):
             key = _key(line)
-            if key not in shown:
+            if key not in shown and _is_wanted(line, self._wanted):
                 shown.add(key)
                 if is_new or line.at >= self._begin:
                     yield line
+
+
+def _read(emissions: Sequence[str]) -> Iterator[Told]:
+    """These emissions, some at a time."""
+    from nitro.infrastructure.outbox import lineage
+
+    for first in range(0, len(emissions), AT_ONCE):
+        yield from lineage.named(emissions[first : first + AT_ONCE])
 
 
 def _key(line: Line) -> Hashable:
@@ -110,7 +132,7 @@ def _key(line: Line) -> Hashable:
 @click.option("--handler", metavar="NAME", help="Only of this handler.")
 @click.option("--sender", metavar="Class:id", help="Only by this entity.")
 @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only this; may be given again.")
-@click.option("--since", type=Moment(), default="0s", help="Begin with what was emitted since then, or replayed.")
+@click.option("--since", type=Moment(), default="0s", help="Begin with what has happened since then.")
 @click.option("--once", is_flag=True, help="End when all is shown that has happened.")
 @click.option("--json", "json", is_flag=True, help="For scripts: an object a line.")
 def command(
@@ -129,39 +151,40 @@ def command(
     \b
     Example: celery -A tasks nitro tail --event order-placed --state dead --state retried
     """
+    from nitro.infrastructure.outbox.happenings import Wanted
     from nitro.infrastructure.outbox.versions import ensure_current
 
-    load()
+    load_what_can_be()
     ensure_current()
-    wanted = {"event": event, "handler": handler, "sender": sender}
-    tail, warned = Tail(since), False
+    wanted = Wanted(event=event, handler=handler, sender=sender, states=frozenset(states))
     told = signals()
+    tail, was_cut = Tail(since, wanted), False
     while True:
+        began = monotonic()
         for line in tail.look():
-            if _is_wanted(line, wanted, states):
-                click.echo(json_.dumps(asdict(line), default=datetime.isoformat) if json else line)
-        if tail.cut and not warned:
-            click.echo(f"only the latest {MOST} emissions are shown", err=True)
-            warned = True
-        if once or _came(told):
+            click.echo(json_.dumps(asdict(line), default=datetime.isoformat) if json else line)
+        if tail.cut and not was_cut:
+            click.echo(f"only the latest {MOST} are shown; give a later --since, or a filter", err=True)
+        was_cut = tail.cut
+        if once or _came(told, max(EVERY, SHARE * (monotonic() - began))):
             return
 
 
-def _came(told: Signals) -> bool:
+def _came(told: Signals, seconds: float) -> bool:
     """Whether a signal comes before it is time to look again."""
     try:
-        told.get(timeout=EVERY)
+        told.get(timeout=seconds)
     except Empty:
         return False
     return True
 
 
-def _is_wanted(line: Line, wanted: dict[str, str | None], states: Sequence[str]) -> bool:
-    facts = {"event": line.event, "handler": line.handler, "sender": line.sender}
-    if wanted["sender"] is not None and line.sender.startswith(f"{wanted['sender']} "):
-        facts["sender"] = wanted["sender"]  # with what `__nitro_show__` of its class adds
-    fits = all(value is None or facts[name] == value for name, value in wanted.items())
-    return fits and (not states or line.state in states)
+def _is_wanted(line: Line, wanted: Wanted) -> bool:
+    if wanted.sender is not None and line.sender != wanted.sender and not line.sender.startswith(f"{wanted.sender} "):
+        return False  # which `__nitro_show__` of its class adds to
+    facts = ((wanted.event, line.event), (wanted.handler, line.handler))
+    fits = all(value is None or value == found for value, found in facts)
+    return fits and (not wanted.states or line.state in wanted.states)
 
 
 def _lines(told: Told) -> Iterator[Line]:

@@ -13,7 +13,7 @@ import click
 from nitro.cli import timeline
 from nitro.cli.moments import Moment
 from nitro.cli.output import give
-from nitro.cli.project import load
+from nitro.cli.project import load_what_can_be
 
 SINCE = "14d"
 """As long as closed deliveries are kept."""
@@ -41,9 +41,16 @@ def command(
     from nitro.cli import page
     from nitro.infrastructure.outbox import lineage
 
-    load()
-    told = lineage.about(what, since, limit) if ":" in what else lineage.of(what)
+    load_what_can_be()
+    if ":" in what:
+        told, more = lineage.about(what, since, limit)
+        if more:
+            click.echo(f"only what began in the latest {limit} emissions is shown; --limit shows more", err=True)
+    else:
+        told = lineage.of(what)
     if not told:
+        if ":" in what and lineage.about(what, datetime.fromtimestamp(0, UTC), 1)[0]:
+            raise click.ClickException(f"{what} has emitted nothing since {since:%Y-%m-%d %H:%M} UTC, but before")
         raise click.ClickException(f"nothing is recorded of {what}{_hint()}")
     if lineage.is_cut(told):
         click.echo(f"after {lineage.DEEPEST} levels a tree goes on as another one, below the same emission", err=True)

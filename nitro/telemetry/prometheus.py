@@ -5,8 +5,10 @@ Needs the extra `prometheus`. Flower's `/metrics` serves the default registry, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -16,6 +18,9 @@ from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.watching import watchers
 from nitro.infrastructure.logs import logger_named
+
+if TYPE_CHECKING:
+    from nitro.infrastructure.outbox.health import Group
 
 logger = logger_named("nitro.outbox")
 
@@ -27,7 +32,8 @@ class OutboxCollector(Collector):
     """Asks the outbox at each scrape, and never counts closed deliveries that are done.
 
     - `nitro_outbox_deliveries{state}`: waiting, queued, running, dead.
-    - `nitro_outbox_oldest_waiting_seconds`: age of the oldest that is due and waits; 0 when none does.
+    - `nitro_outbox_oldest_waiting_seconds`: since when the oldest that waits is due; 0 when none is.
+    - `nitro_outbox_stuck{queue, handler}`: due, queued or running for longer than five minutes, of what is open.
     - `nitro_outbox_up`: 0 when the database does not answer; the others are missing then.
     """
 
@@ -37,11 +43,11 @@ class OutboxCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The metrics as they are now."""
-        from nitro.infrastructure.outbox import registry
+        from nitro.infrastructure.outbox.health import health
 
         up = GaugeMetricFamily("nitro_outbox_up", "Whether the database of the outbox answers.")
         try:
-            health = registry.health()
+            found = health()
         except Exception:
             logger.warning("the outbox cannot be measured", exc_info=True)
             up.add_metric([], 0)
@@ -49,11 +55,21 @@ class OutboxCollector(Collector):
             return
         up.add_metric([], 1)
         deliveries = GaugeMetricFamily("nitro_outbox_deliveries", "Deliveries, by state.", labels=["state"])
-        for state, count in health.deliveries.items():
+        for state, count in found.deliveries.items():
             deliveries.add_metric([state], count)
-        oldest = GaugeMetricFamily("nitro_outbox_oldest_waiting_seconds", "Age of the oldest that is due and waits.")
-        oldest.add_metric([], health.oldest or 0)
-        yield from (up, deliveries, oldest)
+        oldest = GaugeMetricFamily("nitro_outbox_oldest_waiting_seconds", "Since when the oldest that waits is due.")
+        oldest.add_metric([], found.oldest or 0)
+        yield from (up, deliveries, oldest, _stuck(found.groups))
+
+
+def _stuck(groups: Iterable[Group]) -> GaugeMetricFamily:
+    counts: Tally[tuple[str, str]] = Tally()
+    for group in groups:
+        counts[group.queue, group.handler] += group.stuck
+    stuck = GaugeMetricFamily("nitro_outbox_stuck", "Due, queued or running for too long.", labels=["queue", "handler"])
+    for labels, count in counts.items():
+        stuck.add_metric(labels, count)
+    return stuck
 
 
 def instrument(registry: CollectorRegistry = REGISTRY) -> None:

@@ -11,8 +11,9 @@ from sqlalchemy import event
 
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.outbox import backlog, claims, lineage, registry, states
+from nitro.infrastructure.outbox import backlog, claims, happenings, registry, states
 from nitro.infrastructure.outbox.claims import Claim
+from nitro.infrastructure.outbox.happenings import Wanted
 from nitro.infrastructure.outbox.registry import Entry
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "mail.py", line 3\n{}'
@@ -150,18 +151,21 @@ def test_each_of_many_that_are_replayed_remembers(task_id: str, evt: Event, monk
     assert [told(each) for each in (*ids, done)] == [*([(1, f"ValueError: {number}")] for number in range(5)), []]
 
 
-def test_replays_are_found_by_their_index(task_id: str, database_kind: str) -> None:
+@pytest.mark.parametrize("states", [frozenset[str](), frozenset({"dead"})])
+def test_what_has_happened_is_found_by_indexes(task_id: str, database_kind: str, states: frozenset[str]) -> None:
     """However many deliveries there are: who follows what happens asks twice a second."""
-    asked: list[tuple[str, Any]] = []
-    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
-    assert lineage.replayed(datetime.fromtimestamp(0, UTC), 10) == set()
     claims.bury(begun(task_id), "ValueError: one")
     registry.replay(registry.named([task_id]))
-    assert lineage.replayed(datetime.fromtimestamp(0, UTC), 10) == {entry(task_id).emission}
-    assert lineage.replayed(datetime.now(UTC) + timedelta(minutes=1), 10) == set()
-    sql, values = next((sql, values) for sql, values in asked if "ORDER BY" in sql)
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
+    begin = datetime.now(UTC) - timedelta(minutes=1)
+    keys, cut = happenings.happened(begin, Wanted(states=states), 10)
+    assert ({key[0] for key in keys}, cut) == ({entry(task_id).emission}, False)
+    explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
     with engine().connect() as connection:
         if database_kind == "postgresql":
             connection.exec_driver_sql("SET enable_seqscan = off")
-        explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
-        assert "ix_nitro_delivery_replayed" in str(connection.exec_driver_sql(f"{explain} {sql}", values).all())
+        questions = [(sql, values) for sql, values in asked if "FROM nitro_delivery" in sql and "LIMIT" in sql]
+        plans = [str(connection.exec_driver_sql(f"{explain} {sql}", values).all()) for sql, values in questions]
+    for plan, index in zip(plans, ("open", "closed", "replayed"), strict=True):
+        assert f"ix_nitro_delivery_{index}" in plan

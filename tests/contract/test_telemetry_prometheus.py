@@ -17,7 +17,7 @@ from nitro.infrastructure import database
 from nitro.infrastructure.database import writing
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
 from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.outbox import claims, registry
+from nitro.infrastructure.outbox import claims, health, registry
 from nitro.infrastructure.outbox.claims import Claim, claim
 from nitro.infrastructure.outbox.tables import deliveries
 from nitro.telemetry import prometheus
@@ -110,6 +110,20 @@ def test_the_oldest_is_the_one_that_is_due(
     assert 0 < ages[0] < ages[1] < PATIENCE
 
 
+def test_what_is_stuck_is_counted_by_queue_and_handler(evt: Event, app: Celery, outbox: Samples) -> None:
+    """Also zero, of what is open and not stuck."""
+    on(evt, offload={"queue": "mails"}, name="shop.mail")(lambda sender: None)
+    on(evt, offload=True, name="shop.bill")(lambda sender: None)
+    emit(evt)
+    emit(evt)
+    with writing() as connection:
+        older = deliveries.update().where(deliveries.c.handler == "shop.mail")
+        connection.execute(older.values(due_since=deliveries.c.due_since - 600))
+    samples = outbox()
+    assert samples["nitro_outbox_stuck{handler=shop.mail,queue=mails}"] == 2
+    assert samples["nitro_outbox_stuck{handler=shop.bill,queue=celery}"] == 0
+
+
 def test_a_database_that_is_away_is_a_metric(
     app: Celery, outbox: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,7 +140,7 @@ def test_a_database_that_is_away_is_a_metric(
 
 def test_to_register_asks_no_database(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower starts while the database is away."""
-    monkeypatch.setattr(registry, "health", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(health, "health", lambda: pytest.fail("asked"))
     CollectorRegistry().register(OutboxCollector())
 
 

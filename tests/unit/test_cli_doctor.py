@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from nitro.infrastructure.database import reset, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox import claims, versions
-from nitro.infrastructure.outbox.tables import schema
+from nitro.infrastructure.outbox.tables import deliveries, schema
 
 NOBODY = "redis://127.0.0.1:1/0"
 
@@ -29,10 +30,19 @@ def evt() -> Event:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What each running worker says that it knows."""
+    """What each running worker says that it knows; it consumes the default queue."""
     told: dict[str, list[str]] = {}
-    inspect = SimpleNamespace(registered=lambda: told or None)
-    monkeypatch.setattr("celery.app.control.Control.inspect", property(lambda _: lambda **_options: inspect))
+
+    def inspect(**_options: Any) -> Any:
+        return SimpleNamespace(
+            registered=lambda: told or None,
+            active_queues=lambda: {name: [{"name": "celery"}] for name in told},
+            active=dict,
+            stats=dict,
+        )
+
+    monkeypatch.setattr("celery.app.control.Control.inspect", property(lambda _: inspect))
+    monkeypatch.setattr("celery.app.control.Control.broadcast", lambda *_args, **_options: [])
     return told
 
 
@@ -54,7 +64,7 @@ def test_all_is_fine(handled: Event, registered: dict[str, list[str]]) -> None:
     """A line for each thing that was looked at."""
     registered["one@shop"] = ["celery.ping", "shop.mail [rate_limit=1/s]"]
     assert {check: verdict for check, (verdict, _) in found(0).items()} == dict.fromkeys(
-        ("database", "tables", "dead letters", "broker", "workers", "handlers"), "fine"
+        ("database", "tables", "dead letters", "broker", "workers", "handlers", "stuck"), "fine"
     )
     told = CliRunner().invoke(cli.nitro, ["doctor"]).stdout.splitlines()
     assert told[0].split() == ["CHECK", "FOUND"]
@@ -73,6 +83,90 @@ def test_a_handler_that_no_worker_knows_is_wrong(handled: Event, registered: dic
     assert verdict == "wrong"
     assert "shop.mail" in told
     assert "NITRO_HANDLERS" in told
+
+
+def late(seconds: float) -> None:
+    """Let time pass for all that is open."""
+    with writing() as connection:
+        connection.execute(deliveries.update().values(due_since=deliveries.c.due_since - seconds))
+
+
+def lines(check: str) -> list[tuple[str, str]]:
+    """Verdict and finding of each line of a check."""
+    told = json.loads(CliRunner().invoke(cli.nitro, ["doctor", "--json"], catch_exceptions=False).stdout)
+    return [(each["verdict"], each["found"]) for each in told if each["check"] == check]
+
+
+def test_what_is_stuck_is_wrong_with_its_reason(handled: Event, registered: dict[str, list[str]]) -> None:
+    """A line for each handler and queue: here one without a worker, and one whose name has changed."""
+    other = Namespace().event("order.paid")
+    on(other, offload={"queue": "bills"}, name="shop.bill")(lambda sender: None)
+    registered["one@shop"] = ["shop.mails", "shop.bill"]
+    for _ in range(3):
+        emit(other)
+    emit(handled)
+    late(600)
+    emit(handled)
+    assert found(1)["stuck"][0] == "wrong"
+    mail = "1 delivery to shop.mail in queue celery queued, the oldest for 10m"
+    bill = "3 deliveries to shop.bill in queue bills queued, the oldest for 10m"
+    assert sorted(lines("stuck")) == [
+        ("wrong", f"{mail}: no worker knows handler shop.mail (nearest: shop.mails)"),
+        ("wrong", f"{bill}: no worker consumes queue bills (consumed: celery)"),
+    ]
+
+
+def test_what_is_stuck_is_wrong_without_a_worker(handled: Event, registered: dict[str, list[str]]) -> None:
+    """Which alone is a warning."""
+    emit(handled)
+    late(600)
+    assert found(1)["stuck"][1].endswith("no worker answers")
+
+
+def test_the_greatest_age_can_be_given(handled: Event, registered: dict[str, list[str]]) -> None:
+    """A shop with slow handlers waits longer."""
+    emit(handled)
+    late(600)
+    done = CliRunner().invoke(cli.nitro, ["doctor", "--max-age", "1h"], catch_exceptions=False)
+    assert (done.exit_code, "stuck" in done.output) == (0, True)
+
+
+def test_a_broker_that_is_away_is_the_reason(
+    make_app: Callable[..., Celery], evt: Event, registered: dict[str, list[str]]
+) -> None:
+    """No worker can be asked then."""
+    bind(make_app(broker_url=NOBODY))
+    on(evt, offload=True, name="shop.mail")(lambda sender: None)
+    emit(evt)
+    late(600)
+    assert "broker away since" in found(1)["stuck"][1]
+
+
+def test_a_queue_that_no_worker_consumes_is_a_warning(
+    evt: Event, app: Celery, registered: dict[str, list[str]]
+) -> None:
+    """Before anything is stuck there."""
+    on(evt, offload={"queue": "bills"}, name="shop.bill")(lambda sender: None)
+    registered["one@shop"] = ["shop.bill"]
+    verdict, told = found(0)["queues"]
+    assert (verdict, "no worker consumes queue bills" in told) == ("warning", True)
+
+
+def test_no_handler_at_all_is_a_warning(app: Celery, registered: dict[str, list[str]]) -> None:
+    """Then nothing that was said of handlers means anything."""
+    gc.collect()  # the events of other tests
+    assert found(0)["handlers"][0] == "warning"
+
+
+def test_a_check_that_cannot_be_made_is_wrong(
+    handled: Event, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no other is left out for it."""
+    monkeypatch.setattr("celery.app.control.Control.broadcast", lambda *_args, **_options: 1 / 0)
+    registered["one@shop"] = ["shop.mail"]
+    checks = found(1)
+    assert checks["workers"] == ("wrong", "ZeroDivisionError: division by zero")
+    assert checks["stuck"][0] == "fine"
 
 
 def test_a_broker_that_is_away_is_wrong(make_app: Callable[..., Celery]) -> None:

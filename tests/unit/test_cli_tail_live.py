@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
-from sqlalchemy import update
+from sqlalchemy import delete, insert, select, update
 
 from nitro import cli
 from nitro.cli import tail as tails
@@ -28,7 +28,7 @@ from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
 from nitro.infrastructure.events.watching import watchers
 from nitro.infrastructure.outbox import backlog, claims, registry
 from nitro.infrastructure.outbox.journal import journal
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.tables import deliveries, emissions, first_id
 
 ROOT = Path(__file__).parents[2]
 TRACE = 'Traceback (most recent call last):\n  File "m.py", line 3\nOSError: no mail\nmore'
@@ -131,7 +131,6 @@ def test_a_replay_of_what_was_emitted_long_ago_is_shown(placed: Event, end: str)
     registry.replay(registry.named([emission.id]))
     claims.finish(begun(emission))
     assert states(tail)[-1] == "done"
-    assert not tail._open
 
 
 def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
@@ -155,19 +154,18 @@ def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pyt
     claims.finish(begun(emission))
     assert states(tail) == ["running", "done"]
     assert states(tail) == []
-    assert not tail._open
 
 
-def test_it_does_not_follow_more_and_more(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_remember_more_and_more(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing is closed, as with a broker that is away: the latest ones only, each shown once."""
     monkeypatch.setattr(tails, "LATE", timedelta(0))
-    monkeypatch.setattr(tails, "MOST", 3)
+    monkeypatch.setattr(tails, "REMEMBERED", 3)
     tail, shown = Tail(datetime.now(UTC)), []
     for _ in range(5):
         latest = [emit(placed, "ada") for _ in range(2)]
         shown += [line.emission for line in tail.look() if line.state == "emitted"]
         assert shown[-2:] == [emission.id for emission in latest]
-        assert len(tail._open) <= 3
+        assert len(tail._shown) <= 3
     assert len(shown) == len(set(shown)) == 10
     assert not tail.cut
 
@@ -180,7 +178,99 @@ def test_it_says_when_there_is_more_than_it_shows(placed: Event, monkeypatch: py
     emissions.append(emit(placed, "ada"))
     shown = tail("--state", "emitted", "--json")
     assert [json.loads(line)["emission"] for line in shown.stdout.splitlines()] == [each.id for each in emissions[1:]]
-    assert shown.stderr == "only the latest 2 emissions are shown\n"
+    assert shown.stderr == "only the latest 2 are shown; give a later --since, or a filter\n"
+
+
+def older(emission: Emission, days: int = 3) -> str:
+    """Have it been emitted, and queued, so long ago; its id from then on."""
+    identity = f"{first_id(datetime.now(UTC) - timedelta(days=days))}{emission.id[13:]}"
+    times = {name: deliveries.c[name] - days * 86400 for name in ("due_since", "published_at")}
+    with writing() as connection:
+        row = connection.execute(select(emissions).where(emissions.c.id == emission.id)).one()
+        connection.execute(insert(emissions).values({**row._mapping, "id": identity, "story": None}))
+        mine = update(deliveries).where(deliveries.c.emission == emission.id)
+        connection.execute(mine.values(times | {"emission": identity}))
+        connection.execute(delete(emissions).where(emissions.c.id == emission.id))
+    return identity
+
+
+def ended(identity: str, state: str) -> None:
+    """Have the delivery of an emission come into this state now."""
+    if state == "cancelled":
+        registry.cancel(identity)
+        return
+    run = claims.claim(identity, "shop.mail", "boot/1")
+    assert isinstance(run, claims.Claim)
+    if state == "retried":
+        claims.put_off(run, 600, "OSError: away")
+    elif state in ("dead", "replayed"):
+        claims.bury(run, "OSError: away")
+    elif state == "done":
+        claims.finish(run)
+    if state == "replayed":
+        registry.replay(registry.named([identity]))
+
+
+@pytest.mark.parametrize("state", ["running", "retried", "dead", "replayed", "done", "cancelled"])
+def test_it_goes_by_when_something_happened(placed: Event, state: str) -> None:
+    """Not by when it was emitted, which may have been long before."""
+    identity = older(emit(placed, "ada"))
+    assert told() == []
+    ended(identity, state)
+    assert [(line["state"], line["emission"]) for line in told("--state", state)] == [(state, identity)]
+    every = [line["state"] for line in told()]
+    assert state in every
+    assert not {"emitted", "queued"} & set(every)  # that was three days ago
+
+
+@pytest.mark.parametrize("state", ["running", "retried", "dead", "replayed", "done", "cancelled"])
+def test_what_becomes_of_an_old_emission_is_followed(placed: Event, state: str) -> None:
+    """While it runs, whatever was emitted before it began."""
+    identity = older(emit(placed, "ada"))
+    tail = Tail(datetime.now(UTC))
+    assert tail.look() == []
+    ended(identity, state)
+    assert state in {line.state for line in tail.look()}
+    assert tail.look() == []
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ("--state", "dead"),
+        ("--state", "dead", "--handler", "shop.mail"),
+        ("--state", "dead", "--event", "order.placed"),
+        ("--sender", "Pram:p1", "--state", "dead"),
+    ],
+)
+def test_a_limit_counts_what_is_asked_for(
+    placed: Event, monkeypatch: pytest.MonkeyPatch, filters: tuple[str, ...]
+) -> None:
+    """Not what a filter takes away: a few dead letters are found among many that are done."""
+    monkeypatch.setattr(tails, "MOST", 4)
+    monkeypatch.setattr(tails, "AT_ONCE", 2)
+    wanted = [emit(placed, Pram(id="p1")) for _ in range(3)]
+    for emission in wanted:
+        claims.bury(begun(emission), "OSError: away")
+    for _ in range(9):
+        claims.finish(begun(emit(placed, "bob")))
+    shown = tail("--json", *filters)
+    assert [json.loads(line)["emission"] for line in shown.stdout.splitlines()] == [each.id for each in wanted]
+    assert shown.stderr == ""
+
+
+def test_what_the_journal_tells_is_found_among_much_else(
+    placed: Event, journaled: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By handler and by outcome."""
+    monkeypatch.setattr(tails, "MOST", 3)
+    on(journaled, name="shop.gäte")(lambda sender: False)
+    emit(journaled, "ada")
+    assert journal.flush(20)
+    for _ in range(6):
+        emit(placed, "bob")
+    assert [line["state"] for line in told("--handler", "shop.gäte")] == ["cancelled"]
+    assert [line["handler"] for line in told("--state", "cancelled")] == ["shop.gäte"]
 
 
 def test_lines_of_several_emissions_come_in_the_order_of_time(placed: Event) -> None:

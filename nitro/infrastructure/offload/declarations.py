@@ -41,6 +41,12 @@ announce: list[Callable[[Declaration], None]] = []
 """Who makes a Celery task of each new one."""
 
 
+def time_limits() -> dict[str, float]:
+    """Seconds that a run of a handler may take, by the name of each that has a limit of its own."""
+    given = {name: (each.offload.soft_time_limit, each.offload.time_limit) for name, each in list(declared.items())}
+    return {name: max(limit or 0.0 for limit in limits) for name, limits in given.items() if any(limits)}
+
+
 def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[Offload, Callable[..., Any] | None]:
     """Check and keep an offloaded function; return its options, and the older definition that it replaces.
 

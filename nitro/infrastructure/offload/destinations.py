@@ -43,15 +43,20 @@ def foreseen(app: Celery, parcel: Parcel) -> str:
     """
     router = app.amqp.router
     if not routes_alike(router):
-        return _routed(app, parcel, parcel.given, parcel.kwargs)
+        return _routed(app, parcel.handler, parcel.given, parcel.kwargs)
     given = {name: parcel.options[name] for name in ROUTING if name in parcel.options}
     if given:
-        return _routed(app, parcel, given, {})
+        return _routed(app, parcel.handler, given, {})
     known = _foreseen.setdefault(router, {})
     queue = known.get(parcel.handler)
     if queue is None:
-        queue = known[parcel.handler] = _routed(app, parcel, {}, {})
+        queue = known[parcel.handler] = _routed(app, parcel.handler, {}, {})
     return queue
+
+
+def queue_of(app: Celery, handler: str, options: Mapping[str, Any]) -> str:
+    """Returns the queue that the router finds for the messages of a handler with these options, whatever they hold."""
+    return _routed(app, handler, {name: options[name] for name in ROUTING if name in options}, {})
 
 
 def foreseen_anew(app: Celery, parcel: Parcel) -> str:
@@ -76,10 +81,10 @@ def reached(app: Celery, exchange: Any, key: str | None) -> tuple[str, ...]:
     return found or (f"{EXCHANGE}{name}, key {key}"[:LONGEST],)
 
 
-def _routed(app: Celery, parcel: Parcel, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
-    task = app.tasks.get(parcel.handler)
+def _routed(app: Celery, handler: str, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
+    task = app.tasks.get(handler)
     own = {name: getattr(task, name) for name in ROUTING if getattr(task, name, None) is not None}
-    route = app.amqp.router.route({**own, **given}, parcel.handler, (), kwargs, task)
+    route = app.amqp.router.route({**own, **given}, handler, (), kwargs, task)
     queue, exchange, key = (route.get(name) for name in ROUTING)
     if queue is None:
         return reached(app, exchange, key)[0]

@@ -13,14 +13,12 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
-    Double,
     ScalarSelect,
     Update,
     and_,
     bindparam,
     func,
     insert,
-    literal,
     or_,
     select,
     true,
@@ -30,14 +28,13 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from nitro.errors import DeliveryLost
 from nitro.infrastructure.database import Prepared, engine, writing, writing_once
-from nitro.infrastructure.outbox.rows import due_after, lease, payload
-from nitro.infrastructure.outbox.states import AT_ONCE, Values, dead, expired, noted, retried, waiting_unless
+from nitro.infrastructure.outbox.rows import lease, payload
+from nitro.infrastructure.outbox.states import AGAIN, AT_ONCE, Values, dead, expired, noted, retried, waiting_unless
 from nitro.infrastructure.outbox.tables import (
     DONE,
     NAME,
     QUEUED,
     RUNNING,
-    WAITING,
     State,
     deliveries,
     emissions,
@@ -189,7 +186,7 @@ def put_off(run: Claim, seconds: float, error: str) -> None:
     Raises:
         DeliveryLost: another run has taken over, or it was cancelled.
     """
-    _close(run, _closing(retried(_after(seconds), error)), None)
+    _close(run, _closing(retried(seconds, error)), None)
 
 
 def bury(run: Claim, error: str) -> None:
@@ -208,7 +205,7 @@ def lose(where: ColumnElement[bool], error: str) -> int:
         How many were taken back.
     """
     losses = deliveries.c.losses + 1
-    values = {**waiting_unless(losses >= MOST_LOSSES, AT_ONCE, error), "losses": losses, **noted(error)}
+    values = {**AGAIN, **waiting_unless(losses >= MOST_LOSSES, AT_ONCE, error), "losses": losses, **noted(error)}
     with writing() as connection:
         return connection.execute(update(deliveries).where(free(is_open(RUNNING), where)).values(values)).rowcount
 
@@ -217,11 +214,7 @@ def give_back(worker: str) -> int:
     """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
     ensure_current()
     mine = free(is_open(RUNNING), runs_of(worker))
-    again = (
-        update(deliveries)
-        .where(mine)
-        .values(state=WAITING, due_at=AT_ONCE, **noted("cut short by a worker that stopped"))
-    )
+    again = update(deliveries).where(mine).values(**AGAIN, **noted("cut short by a worker that stopped"))
     with writing() as connection:
         return connection.execute(again).rowcount
 
@@ -235,7 +228,7 @@ def unclaim(emission: str, handler: str, worker: str) -> None:
 
 def overrun(emission: str, handler: str, process: str, seconds: float | None, error: str) -> None:
     """Close a run that was ended for taking too long: to run again after so many seconds, or never."""
-    values = dead(error) if seconds is None else retried(_after(seconds), error)
+    values = dead(error) if seconds is None else retried(seconds, error)
     mine = update(deliveries).where(run_in(emission, handler, process), deliveries.c.state == RUNNING)
     with writing() as connection:
         connection.execute(mine.values(values))
@@ -291,7 +284,3 @@ def _close(run: Claim, closing: Closing, connection: Connection | None) -> None:
 
 def _is(emission: str | BindParameter[str], handler: str | BindParameter[str]) -> ColumnElement[bool]:
     return and_(deliveries.c.emission == emission, deliveries.c.handler == handler)
-
-
-def _after(seconds: float) -> ColumnElement[float]:
-    return due_after(literal(seconds, Double))

@@ -13,7 +13,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from nitro.infrastructure.database import Prepared
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox.given import given
-from nitro.infrastructure.outbox.rows import delivery_row, due_after, emission_row
+from nitro.infrastructure.outbox.rows import delivery_row, emission_row
+from nitro.infrastructure.outbox.states import due_after
 from nitro.infrastructure.outbox.tables import deliveries, emissions, now
 from nitro.infrastructure.outbox.texts import check_names
 
@@ -53,6 +54,7 @@ def _delivery(dialect: str) -> Any:
         "due_at": due_after(row.put_off),
         "expires_at": func.coalesce(row.ends_at, now() + row.ends_after),
         "published_at": case((row.at_once, now())),
+        "due_since": case((row.at_once, now()), else_=now() + row.put_off),
     }
     values: list[ColumnElement[Any]] = [*(row[name] for name in KEPT), *times.values()]
     rows = select(*values).where(true())  # without WHERE SQLite takes ON CONFLICT for that of a join

@@ -72,36 +72,31 @@ def of(identity: str) -> list[Told]:
     return _shallow(_trees(_families(row.root or row.id for row in found)))
 
 
-def about(sender: str, since: datetime, most: int) -> list[Told]:
-    """The latest emissions by a sender, such as `Order:o1`, each with what its handlers emitted; the earliest first."""
+def by_sender(sender: str) -> ColumnElement[bool]:
+    """Emissions by a sender, such as `Order:o1`, whatever `__nitro_show__` of its class adds."""
+    return or_(_c.sender == sender, func.substr(_c.sender, 1, len(sender) + 1) == f"{sender} ")
+
+
+def about(sender: str, since: datetime, most: int) -> tuple[list[Told], bool]:
+    """The latest emissions by a sender, each with what its handlers emitted, and whether there are more.
+
+    The earliest comes first.
+    """
     ensure_current()
-    sender = storable(sender)  # as it is shown
-    shown = or_(_c.sender == sender, func.substr(_c.sender, 1, len(sender) + 1) == f"{sender} ")
-    asked = select(_c.id, _c.root).where(_c.id >= first_id(since), shown).order_by(_c.id.desc()).limit(most)
+    shown = by_sender(storable(sender))
+    asked = select(_c.id, _c.root).where(_c.id >= first_id(since), shown).order_by(_c.id.desc())
     with engine().connect() as connection:
-        found = connection.execute(asked).all()
+        all_found = connection.execute(asked.limit(most + 1)).all()
+    found = all_found[:most]
     mine, told = {row.id for row in found}, _families(row.root or row.id for row in found)
     _trees(told)
     tops = mine - _below(each for each in told if each.id in mine)
-    return _shallow([each for each in told if each.id in tops])
+    return _shallow([each for each in told if each.id in tops]), len(all_found) > most
 
 
 def is_cut(told: Sequence[Told]) -> bool:
     """Whether some of these trees go on where others of them end."""
     return not _below(told).union(each.id for each in told).isdisjoint(each.parent for each in told)
-
-
-def emitted(since: datetime, most: int) -> list[Told]:
-    """The latest emissions of since a moment, the earliest first, each without its children."""
-    return _told(_c.id.in_(select(_c.id).where(_c.id >= first_id(since)).order_by(_c.id.desc()).limit(most)))
-
-
-def replayed(since: datetime, most: int) -> set[str]:
-    """The ids of emissions with deliveries that were replayed since a moment, the latest ones."""
-    at = deliveries.c.replayed_at
-    asked = select(deliveries.c.emission).where(at >= since.timestamp()).order_by(at.desc()).limit(most)
-    with engine().connect() as connection:
-        return set(connection.scalars(asked))
 
 
 def named(identities: Collection[str]) -> list[Told]:

@@ -9,25 +9,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, literal, or_, select, tuple_, union_all, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, or_, select, tuple_, update
 
 from nitro.errors import NotTracked
 from nitro.infrastructure.database import engine, joined, writing
 from nitro.infrastructure.outbox.rows import payload
-from nitro.infrastructure.outbox.states import AT_ONCE, Shown, in_states, shown_state, with_death
+from nitro.infrastructure.outbox.states import AGAIN, Shown, in_states, shown_state, with_death
 from nitro.infrastructure.outbox.tables import (
     CANCELLED,
     CLOSED,
     DEAD,
     OPEN,
     QUEUED,
-    RUNNING,
     WAITING,
     deliveries,
     emissions,
     first_id,
     is_dead,
-    is_open,
     made_at,
     now,
 )
@@ -128,32 +126,6 @@ def tally(*conditions: ColumnElement[bool]) -> dict[str, int]:
     return dict(numbers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """What somebody on call asks first.
-
-    Attributes:
-        deliveries: how many wait, are queued, run and are dead.
-        oldest: seconds since the emission of the oldest that is due and waits; None when none does.
-    """
-
-    deliveries: dict[str, int]
-    oldest: float | None
-
-
-def health() -> Health:
-    """How the outbox does, found by its indexes of open and dead deliveries."""
-    ensure_current()
-    counted = [select(literal(state), func.count()).where(is_open(state)) for state in (WAITING, QUEUED, RUNNING)]
-    counted.append(select(literal(DEAD), func.count()).where(is_dead()))
-    waiting = select(func.min(_c.emission)).where(is_open(WAITING), _c.due_at <= now())
-    with engine().connect() as connection:
-        deliveries_ = dict(connection.execute(union_all(*counted)).all())
-        oldest = connection.scalar(waiting)
-    age = None if oldest is None else max(0.0, (datetime.now(UTC) - made_at(oldest)).total_seconds())
-    return Health(deliveries=deliveries_, oldest=age)
-
-
 def named(identities: Sequence[str]) -> ColumnElement[bool]:
     """Deliveries with one of these ids, or of one of these emissions."""
     known = list(map(_sought, identities))
@@ -219,8 +191,7 @@ def replay(*conditions: ColumnElement[bool]) -> int:
     ensure_current()
     payload = select(emissions.c.id).where(emissions.c.snapshot.is_not(None) | emissions.c.reload.is_not(None))
     anew: dict[str, Any] = {
-        "state": WAITING,
-        "due_at": AT_ONCE,
+        **AGAIN,
         "expires_at": None,
         "retries": 0,
         "losses": 0,

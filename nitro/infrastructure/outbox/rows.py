@@ -17,8 +17,7 @@ from nitro.infrastructure.offload.destinations import foreseen
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.options import in_utc
 from nitro.infrastructure.offload.parcel import TRACKED, Parcel
-from nitro.infrastructure.outbox.states import AT_ONCE
-from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions, now
+from nitro.infrastructure.outbox.tables import QUEUED, WAITING, deliveries, emissions
 from nitro.infrastructure.outbox.texts import identity, storable
 
 LEASE = 10.0
@@ -28,11 +27,6 @@ LONGEST_LEASE = 600.0
 
 CARRIED = "carried"
 """Where the options of a row keep the headers that its emission sends along."""
-
-
-def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
-    """When something is due that is put off; what is not is due whatever becomes of the clock."""
-    return case((seconds == 0, AT_ONCE), else_=now() + seconds)
 
 
 def lease() -> ColumnElement[float]:

@@ -6,15 +6,20 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, String, Text, case, cast, func, literal
+from sqlalchemy import ColumnElement, Double, String, Text, case, cast, func, literal
 
 from nitro.infrastructure.logs import said
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox.tables import CLOSED, DEAD, DONE, OPEN, WAITING, State, deliveries, now
 from nitro.infrastructure.outbox.texts import storable
 
+Values = dict[str, Any]
+"""Of the columns of a delivery."""
+
 AT_ONCE = 0.0
 """Due whatever becomes of the clock."""
+AGAIN: Values = {"state": WAITING, "due_at": AT_ONCE, "due_since": now()}
+"""Due anew, from now on."""
 EXPIRED = "expired before it started"
 EXPIRED_LATER = "expired before it ran again"
 
@@ -28,8 +33,10 @@ MOST_HISTORY = 4000
 """Characters of history after which no more of it is written."""
 MOST_REASON = 300
 
-Values = dict[str, Any]
-"""Of the columns of a delivery."""
+
+def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
+    """When something is due that is put off; what is not is due whatever becomes of the clock."""
+    return case((seconds == 0, AT_ONCE), else_=now() + seconds)
 
 
 def shown_state(state: State, promise: str) -> Shown:
@@ -67,9 +74,15 @@ def waiting(due_at: ColumnElement[float] | float, error: str) -> Values:
     return {"state": WAITING, "due_at": due_at, "error": storable(error)}
 
 
-def retried(due_at: ColumnElement[float] | float, error: str) -> Values:
-    """To be published when it is due, after a run that failed."""
-    return {**waiting(due_at, error), "retries": deliveries.c.retries + 1, **noted(error)}
+def retried(seconds: float, error: str) -> Values:
+    """To be published in so many seconds, after a run that failed."""
+    after = literal(seconds, Double)
+    return {
+        **waiting(due_after(after), error),
+        "due_since": now() + after,
+        "retries": deliveries.c.retries + 1,
+        **noted(error),
+    }
 
 
 def noted(why: str) -> Values:

@@ -99,6 +99,7 @@ deliveries = Table(
     Column("closed_at", Double),
     # Not Double, which has another name in each database: older tables get it by one and the same statement.
     Column("replayed_at", Float, comment="when it was last made to run again after it was closed"),
+    Column("due_since", Float, comment="since when it should run; no lease and no publication moves it"),
     Column("worker", String(64), comment="boot id of the worker that runs it, and its process"),
     Column("error", Text),
     Column("history", Text, comment="a JSON object a line: its runs that did not close it, the first ones"),
@@ -127,6 +128,9 @@ Index(
     sqlite_where=_replayed,
     postgresql_where=_replayed,
 )
+
+_ended = deliveries.c.closed_at.is_not(None)
+Index("ix_nitro_delivery_closed", deliveries.c.closed_at, sqlite_where=_ended, postgresql_where=_ended)
 
 _caused = emissions.c.root.is_not(None)
 Index("ix_nitro_emission_root", emissions.c.root, sqlite_where=_caused, postgresql_where=_caused)

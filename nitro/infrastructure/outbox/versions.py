@@ -56,6 +56,8 @@ STEPS: dict[int, tuple[str, ...]] = {
             "CREATE INDEX ix_nitro_delivery_expiring ON nitro_delivery (expires_at)"
             " WHERE closed_at IS NULL AND expires_at IS NOT NULL"
         ),
+        "ALTER TABLE nitro_delivery ADD COLUMN due_since FLOAT",
+        "CREATE INDEX ix_nitro_delivery_closed ON nitro_delivery (closed_at) WHERE closed_at IS NOT NULL",
     ),
 }
 """SQL that leads to each version from the one before; version 1 is what was first created. Later ones only add."""

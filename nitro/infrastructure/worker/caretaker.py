@@ -18,12 +18,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.declarations import declared
 from nitro.infrastructure.outbox import census, claims, registry
 from nitro.infrastructure.outbox.keeper import tracks
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
-from nitro.infrastructure.worker import identity, reports
+from nitro.infrastructure.worker import identity, inspecting, reports
 from nitro.infrastructure.worker.request import HandlerRequest
 from nitro.infrastructure.worker.starvation import Starvation
 
@@ -72,6 +73,8 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
     def start(self, _worker: Any) -> None:
         """Begin, when the pool's processes are there: a thread would not survive their fork."""
         reports.heard_by(self._watch.nudge, self._relay.nudge)
+        if not declared:
+            logger.warning("this worker knows no handler: its app imports none, and NITRO_HANDLERS names none")
         worker_shutting_down.connect(self._hurry)
         worker_ready.connect(self._replace_killed)
         blueprint = self._worker.blueprint  # whose steps end in reverse, this one before the pool
@@ -80,6 +83,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             return
         self._watch.start(self._see_to_it)
         self._looks.start(self._look)
+        inspecting.relaying[:] = [self._relays]
         if self._relays:
             self._relay.start(Relay(self._worker.app).tick)
 

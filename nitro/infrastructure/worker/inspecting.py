@@ -1,47 +1,83 @@
-"""Inspecting: what a worker answers to `celery inspect nitro_handlers` and `nitro_outbox`."""
+"""Inspecting: what a worker answers to the questions of `celery inspect`."""
 
 from __future__ import annotations
 
 import json
 import threading
+from time import monotonic
 from typing import Any
-
-from celery.worker.control import inspect_command
 
 from nitro.infrastructure.events.events import heard_events
 from nitro.infrastructure.offload.catalogue import catalogue
 from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.outbox.health import Health, health
 from nitro.infrastructure.worker import identity
+from nitro.infrastructure.worker.knowledge import Seen, own, why
 
 PATIENCE = 0.5
 """Seconds that the worker's main loop, which must not wait for a database, waits for an answer about the outbox."""
 
-
-def wire() -> None:
-    """Have every worker of this process answer, and `celery inspect` know what can be asked."""
-    for answer in (nitro_handlers, nitro_outbox):
-        inspect_command()(answer)
+relaying: list[bool] = []
+"""Whether this worker moves what waits; its caretaker says so."""
 
 
-def nitro_handlers(_state: Any, **_: Any) -> list[dict[str, Any]]:
+def handlers() -> list[dict[str, Any]]:
     """The handlers that this worker knows, by event."""
     rows: list[dict[str, Any]] = json.loads(json.dumps(catalogue(heard_events()), default=str))
     return rows
 
 
-def nitro_outbox(_state: Any, **_: Any) -> dict[str, Any]:
-    """What waits, runs and is dead in the outbox of this worker; and whether it reaches its broker."""
-    told: dict[str, Any] = {"boot": identity.boot(), "broker": "reached" if courier.ready else "away"}
-    asking = threading.Thread(target=lambda: told.update(_asked()), daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    return {**told} if "deliveries" in told or "error" in told else {**told, "error": "the database does not answer"}
+def outbox(consumer: Any) -> dict[str, Any]:
+    """What waits, runs, is dead and is stuck in the outbox of this worker; and whether it reaches its broker."""
+    relays = any(relaying)
+    told = {"boot": identity.boot(), "broker": "reached" if courier.ready else "away", "relays": relays}
+    return {**told, **_question.answer(PATIENCE, own(consumer, relays=relays))}
 
 
-def _asked() -> dict[str, Any]:
-    try:
-        health = registry.health()
-    except Exception as error:  # noqa: BLE001  # it is the answer
-        return {"error": f"{type(error).__name__}: {error}"}
-    return {"deliveries": health.deliveries, "oldest_waiting_seconds": health.oldest}
+class Question:
+    """A question to the database, put on a thread of its own, and never twice at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._found: Health | str | None = None
+        self._found_at = 0.0
+
+    def answer(self, patience: float, worker: Seen) -> dict[str, Any]:
+        """What the database says within so many seconds; else the last that it said, with its age."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._ask, daemon=True)
+                self._thread.start()
+            asking = self._thread
+        asking.join(patience)
+        found = self._found
+        if found is None:
+            return {"error": f"the database has not answered within {patience:g} s; ask again for its answer"}
+        late = {"seconds_ago": round(monotonic() - self._found_at, 1)} if asking.is_alive() else {}
+        return {**(_told(found, worker) if isinstance(found, Health) else {"error": found}), **late}
+
+    def _ask(self) -> None:
+        try:
+            found: Health | str = health()
+        except Exception as error:  # noqa: BLE001  # it is the answer
+            found = f"{type(error).__name__}: {error}"
+        self._found, self._found_at = found, monotonic()
+
+
+_question = Question()
+
+
+def _told(found: Health, worker: Seen) -> dict[str, Any]:
+    stuck = [
+        {
+            "handler": group.handler,
+            "queue": group.queue,
+            "state": group.state,
+            "count": group.stuck,
+            "oldest_seconds": group.age,
+            "why": why(group, [worker], alone=True),
+        }
+        for group in found.stuck
+    ]
+    return {"deliveries": found.deliveries, "oldest_waiting_seconds": found.oldest, "stuck": stuck}

@@ -27,7 +27,7 @@ from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
 from nitro.infrastructure.offload.parcel import TRACKED
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.journal import journal
-from nitro.infrastructure.worker import accepting, caretaker, inspecting, modules, receiving, reports
+from nitro.infrastructure.worker import accepting, caretaker, modules, questions, receiving, reports
 from nitro.infrastructure.worker.attempt import attempt, claimed
 from nitro.infrastructure.worker.coroutines import unwind_on_termination
 from nitro.infrastructure.worker.execution import execute
@@ -207,7 +207,7 @@ def wire() -> None:
     worker_process_shutdown.connect(_send_what_is_in_hand, weak=False)
     task_unknown.connect(_report_unknown, weak=False)
     connect_on_app_finalize(_register_all)
-    inspecting.wire()
+    questions.wire()
     adopted.append(_attend)
     for app in _state._get_active_apps():
         _attend(app)  # before the command line reads the options of a worker

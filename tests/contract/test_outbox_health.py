@@ -1,0 +1,247 @@
+"""What is stuck: due, queued or running for longer than the greatest age, by handler, queue and state: section 13."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import event, insert, update
+
+from databases import KINDS, on_database
+from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
+from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.outbox.claims import Claim, claim
+from nitro.infrastructure.outbox.health import MAX_AGE, health
+from nitro.infrastructure.outbox.tables import deliveries, emissions, first_id, now
+
+LONG = MAX_AGE + 300.0
+MAIL = "shop.mail"
+
+
+@pytest.fixture(params=KINDS)
+def placed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, app: Celery) -> Event:
+    """An event with one tracked handler, `shop.mail`, on a database of each kind."""
+    on_database(request, monkeypatch, request.param)
+    return with_mail()
+
+
+def with_mail(**options: Any) -> Event:
+    """An event that `shop.mail` hears, with these options."""
+    made = Namespace().event("order.placed")
+    on(made, offload=options or True, name=MAIL)(lambda sender: None)
+    return made
+
+
+def begun(emission: Emission) -> Claim:
+    """A run of its delivery."""
+    run = claim(emission.id, MAIL, "boot/7-1")
+    assert isinstance(run, Claim)
+    return run
+
+
+def after(seconds: float) -> None:
+    """Let time pass for all that is open."""
+    times = ("due_at", "due_since", "published_at", "started_at")
+    with writing() as connection:
+        earlier = {name: getattr(deliveries.c, name) - seconds for name in times}
+        connection.execute(update(deliveries).values(earlier))
+
+
+def stuck() -> list[tuple[str, str, str, int]]:
+    """Handler, queue, state and number of each group of which something is stuck."""
+    return [(group.handler, group.queue, group.state, group.stuck) for group in health().stuck]
+
+
+def test_what_is_queued_for_long_is_stuck(placed: Event) -> None:
+    """By handler and queue, with the age of the oldest."""
+    emit(placed, "ada")
+    after(LONG)
+    emit(placed, "bob")
+    assert stuck() == [(MAIL, "celery", "queued", 1)]
+    (group,) = health().groups
+    assert group.count == 2
+    assert LONG <= (group.age or 0) < LONG + 60
+
+
+def test_what_is_young_is_not(placed: Event) -> None:
+    """Five minutes are what a busy day takes."""
+    emit(placed, "ada")
+    after(MAX_AGE - 60)
+    assert stuck() == []
+
+
+def test_the_greatest_age_can_be_another(placed: Event) -> None:
+    """As an operator says."""
+    emit(placed, "ada")
+    after(MAX_AGE - 60)
+    assert [group.stuck for group in health(max_age=60.0).stuck] == [1]
+
+
+def test_neither_a_lease_nor_a_publication_hides_it(placed: Event) -> None:
+    """A message that is lost and published again, and looked after again, was due all the time."""
+    emit(placed, "ada")
+    for _ in range(4):
+        after(LONG / 4)
+        backlog.look_after(lambda queues: dict.fromkeys(queues, 0))
+        assert len(backlog.take(10)) == 1
+    after(20)
+    backlog.look_after(lambda queues: dict.fromkeys(queues, 7))
+    assert stuck() == [(MAIL, "celery", "queued", 1)]
+
+
+def test_a_worker_that_does_not_know_the_handler_does_not_hide_it(placed: Event) -> None:
+    """The row then waits for its next publication, and is no more alive for that."""
+    emission = emit(placed, "ada")
+    after(LONG)
+    claims.misdirected(emission.id, MAIL, 10, "unknown")
+    assert stuck() == [(MAIL, "celery", "waiting", 1)]
+
+
+def test_a_broker_that_refuses_does_not_hide_it(placed: Event) -> None:
+    """Put back, it waits for a further try."""
+    emit(placed, "ada")
+    after(LONG)
+    backlog.look_after(lambda queues: dict.fromkeys(queues, 0))
+    backlog.put_back(backlog.take(10), OSError("away"), "unknown")
+    assert stuck() == [(MAIL, "celery", "waiting", 1)]
+
+
+def test_a_countdown_is_not_due(app: Celery) -> None:
+    """However long ago it was emitted; once it is over, it is."""
+    emit(with_mail(countdown=3600), "ada")
+    after(LONG)
+    assert (stuck(), health().oldest) == ([], None)
+    after(3600)
+    assert stuck() == [(MAIL, "celery", "waiting", 1)]
+
+
+def test_a_retry_is_not_due(placed: Event) -> None:
+    """Although its delivery has been due for long before it ran; once it is, its age begins then."""
+    emission = emit(placed, "ada")
+    after(LONG)
+    claims.put_off(begun(emission), 600, "OSError: away")
+    assert (stuck(), health().oldest) == ([], None)
+    after(600 + MAX_AGE - 60)
+    assert stuck() == []
+    after(120)
+    assert stuck() == [(MAIL, "celery", "waiting", 1)]
+
+
+@pytest.mark.parametrize("again", ["lost", "given back", "replayed"])
+def test_what_begins_anew_has_its_age_from_then(placed: Event, again: str) -> None:
+    """Its run was alive until then."""
+    run = begun(emit(placed, "ada"))
+    after(LONG)
+    if again == "lost":
+        claims.lose(claims.runs_of("boot"), "its worker died")
+    elif again == "given back":
+        claims.give_back("boot")
+    else:
+        claims.bury(run, "no")
+        registry.replay(registry.named([run.emission]))
+    assert stuck() == []
+    after(LONG)
+    assert stuck() == [(MAIL, "celery", "waiting", 1)]
+
+
+def test_a_run_that_lasts_is_stuck_and_names_its_worker(placed: Event) -> None:
+    """Since it began, not since it was due."""
+    emission = emit(placed, "ada")
+    after(LONG)
+    begun(emission)
+    assert stuck() == []
+    after(LONG)
+    (group,) = health().stuck
+    assert (group.state, group.worker) == ("running", "a worker that is gone, process 7")
+
+
+@pytest.mark.parametrize("limit", [{"time_limit": 3600}, {"soft_time_limit": 3600}])
+def test_a_longer_time_limit_of_its_handler_is_waited_for(app: Celery, limit: dict[str, float]) -> None:
+    """While it runs: in a queue it is stuck as any other."""
+    made = with_mail(**limit)
+    begun(emit(made, "ada"))
+    after(LONG)
+    assert stuck() == []
+    emit(made, "bob")
+    after(LONG)
+    assert stuck() == [(MAIL, "celery", "queued", 1)]
+    after(3600)
+    assert len(stuck()) == 2
+
+
+def test_a_shorter_time_limit_changes_nothing(app: Celery) -> None:
+    """The limit ends such a run."""
+    begun(emit(with_mail(time_limit=30), "ada"))
+    after(MAX_AGE - 60)
+    assert stuck() == []
+
+
+def test_rows_of_an_older_version_are_due_since_their_emission(placed: Event) -> None:
+    """They do not say since when; a countdown of theirs is waited for."""
+    old, clock = first_id(datetime.now(UTC) - timedelta(seconds=LONG)), datetime.now(UTC).timestamp()
+    row = {"promise": "at-least-once", "mode": "snapshot", "queue": "celery", "handler": MAIL, "due_since": None}
+    with writing() as connection:
+        for number, (state, due_at) in enumerate([("queued", clock + 60), ("waiting", 0.0), ("waiting", clock + 60)]):
+            identity = f"{old}-7000-8000-00000000000{number}"
+            connection.execute(insert(emissions).values(id=identity, sender="ada"))
+            connection.execute(
+                insert(deliveries).values(
+                    {**row, "emission": identity, "id": identity, "state": state, "due_at": due_at}
+                )
+            )
+    assert sorted(stuck()) == [(MAIL, "celery", "queued", 1), (MAIL, "celery", "waiting", 1)]
+    assert LONG <= (health().oldest or 0) < LONG + 60
+
+
+def test_what_is_closed_is_not_stuck(placed: Event) -> None:
+    """Done, dead or cancelled."""
+    claims.finish(begun(emit(placed, "ada")))
+    claims.bury(begun(emit(placed, "bob")), "no")
+    registry.cancel(emit(placed, "eve").id)
+    after(LONG)
+    assert health().groups == ()
+
+
+def test_it_is_one_pass_over_what_is_open(placed: Event) -> None:
+    """By the indexes of open and of dead deliveries, however many are closed: no other plan is flat in their number."""
+    rows = [
+        {"emission": f"{number:036}", "id": f"{number:036}", "state": "queued" if number % 500 == 0 else "done"}
+        for number in range(5000)
+    ]
+    more = {"handler": MAIL, "promise": "at-least-once", "mode": "snapshot", "queue": "celery"}
+    times = {"due_at": 0.0, "due_since": now()}
+    with writing() as connection:
+        connection.execute(insert(emissions), [{"id": row["emission"], "sender": "ada"} for row in rows])
+        closed = [row | more for row in rows if row["state"] == "done"]
+        connection.execute(insert(deliveries).values(**times, closed_at=now()), closed)
+        connection.execute(insert(deliveries).values(times), [row | more for row in rows if row["state"] == "queued"])
+        if engine().dialect.name == "postgresql":
+            connection.exec_driver_sql("ANALYZE")
+    health()  # sees the version of the tables
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda *call: asked.append(call[2:4]))
+    assert health().deliveries["queued"] == 10
+    asked[:] = [(sql, values) for sql, values in asked if sql.startswith("SELECT")]
+    assert len(asked) == 2
+    explain = "EXPLAIN QUERY PLAN " if engine().dialect.name == "sqlite" else "EXPLAIN "
+    with engine().connect() as connection:
+        plans = [connection.exec_driver_sql(explain + sql, values).all() for sql, values in list(asked)]
+    lines = [str(line[-1]) for plan in plans for line in plan]
+    reads = [line for line in lines if "nitro_delivery" in line and "Recheck" not in line]
+    indexes = ("ix_nitro_delivery_open", "ix_nitro_delivery_dead", "Bitmap Heap Scan")
+    assert all(any(index in line for index in indexes) for line in reads), lines
+    assert any("ix_nitro_delivery_open" in line for line in reads)
+
+
+def test_an_untracked_delivery_is_stuck_only_while_it_waits(app: Celery, placed: Event) -> None:
+    """It has no handler's end to be told of."""
+    emit(placed, "ada")
+    with writing() as connection:
+        connection.execute(update(deliveries).values(promise="broker"))
+    after(LONG)
+    assert stuck() == []
+    backlog.look_after(lambda queues: dict.fromkeys(queues, 0))
+    assert stuck() == [(MAIL, "celery", "waiting", 1)]

@@ -1,0 +1,86 @@
+"""What a worker answers about its outbox, however long the database takes: its main loop waits a moment only."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure.outbox.health import Group, Health
+from nitro.infrastructure.worker import inspecting
+from nitro.infrastructure.worker.inspecting import Question
+from nitro.infrastructure.worker.knowledge import Seen
+
+WORKER = Seen(name="one@shop", queues=frozenset({"bills"}), tasks={})
+GROUP = Group(handler="shop.mail", queue="mails", state="queued", count=3, stuck=2, age=600.0, worker=None)
+HEALTH = Health(deliveries={"waiting": 0, "queued": 3, "running": 0, "dead": 0}, groups=(GROUP,))
+
+
+class Database:
+    """One that answers when it may."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.asked = 0
+        self.answer: Health | Exception = HEALTH
+
+    def health(self) -> Health:
+        """Wait until it may."""
+        self.asked += 1
+        assert self.free.wait(20)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """One that is slow until it is set free."""
+    slow = Database()
+    monkeypatch.setattr(inspecting, "health", slow.health)
+    yield slow
+    slow.free.set()
+
+
+def answer(question: Question, patience: float = 20.0) -> dict[str, Any]:
+    """What the worker says."""
+    return question.answer(patience, WORKER)
+
+
+def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
+    """As far as this worker knows."""
+    database.free.set()
+    told = answer(Question())
+    assert told["deliveries"] == HEALTH.deliveries
+    assert told["stuck"] == [
+        {
+            "handler": "shop.mail",
+            "queue": "mails",
+            "state": "queued",
+            "count": 2,
+            "oldest_seconds": 600.0,
+            "why": "this worker does not consume queue mails (consumed: bills)",
+        }
+    ]
+
+
+def test_a_slow_database_is_not_one_that_is_away(database: Database) -> None:
+    """The first answer is to come still; later ones are the last that came, with their age; never are two asked for."""
+    question = Question()
+    assert "has not answered within 0 s" in answer(question, 0.0)["error"]
+    assert "has not answered within 0 s" in answer(question, 0.0)["error"]
+    assert database.asked == 1
+    database.free.set()
+    assert "seconds_ago" not in answer(question)
+    database.free.clear()
+    late = answer(question, 0.0)
+    assert (late["deliveries"], late["seconds_ago"] >= 0) == (HEALTH.deliveries, True)
+
+
+def test_what_the_database_refuses_is_told(database: Database) -> None:
+    """By its error."""
+    database.free.set()
+    database.answer = OSError("no such host")
+    assert answer(Question()) == {"error": "OSError: no such host"}

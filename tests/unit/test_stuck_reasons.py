@@ -1,0 +1,69 @@
+"""Why a delivery is stuck, by what workers say of themselves: contract section 13."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nitro.infrastructure.outbox.health import Group
+from nitro.infrastructure.worker.knowledge import Seen, unserved, why
+
+MAIL = "shop.mail"
+
+
+def worker(name: str = "one@shop", **facts: Any) -> Seen:
+    """A worker that consumes `mails` and knows `shop.mail`, but for these facts."""
+    usual: dict[str, Any] = {"queues": frozenset({"mails"}), "tasks": {MAIL: None}, "processes": 2, "relays": True}
+    return Seen(name=name, **usual | facts)
+
+
+def group(state: Any = "queued", runner: str | None = None) -> Group:
+    """Deliveries to `shop.mail` in `mails`."""
+    return Group(handler=MAIL, queue="mails", state=state, count=3, stuck=3, age=600.0, worker=runner)
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        ([], "no worker answers"),
+        ([worker(queues=frozenset({"a", "b"}))], "no worker consumes queue mails (consumed: a, b)"),
+        ([worker(queues=frozenset())], "no worker consumes queue mails"),
+        ([worker(tasks={"shop.mails": None})], "no worker knows handler shop.mail (nearest: shop.mails)"),
+        ([worker(tasks={"celery.mail": None, "other": None})], "no worker knows handler shop.mail"),
+        (
+            [worker(tasks={}), worker("two@shop", queues=frozenset({"b"}))],
+            "no worker of queue mails knows handler shop.mail",
+        ),
+        ([worker(active=["a.b", "a.b"])], "all processes busy with a.b (2)"),
+        ([worker(active=["a.b"], processes=1)], "its one process busy with a.b (1)"),
+        ([worker(tasks={MAIL: "10/m"})], "rate limit 10/m of its handler"),
+        ([worker(), worker("two@shop", active=["a", "b"])], "not known; its queue is consumed by one@shop, two@shop"),
+    ],
+)
+def test_what_is_queued_waits_for_a_worker(workers: list[Seen], expected: str) -> None:
+    """One that consumes its queue, knows its handler, and has a process free."""
+    assert why(group(), workers) == expected
+
+
+def test_a_worker_that_does_not_say_what_it_consumes_may_consume_all() -> None:
+    """Nothing false is told for want of an answer."""
+    assert unserved(MAIL, "mails", [worker(queues=None)]) is None
+
+
+def test_what_waits_needs_a_relay() -> None:
+    """Each worker is one, unless it was told not to be."""
+    assert why(group("waiting"), [worker(relays=False)]).startswith("no worker relays (--without-relay)")
+    assert why(group("waiting"), [worker(relays=False), worker(relays=None)]).startswith("no relay has published it")
+
+
+def test_what_runs_still_names_who_runs_it() -> None:
+    """Whoever answers."""
+    assert why(group("running", "one@shop, process 7"), []) == "it runs still, in one@shop, process 7"
+
+
+def test_one_worker_speaks_for_itself_alone() -> None:
+    """Others may do what it does not."""
+    other = worker(queues=frozenset({"b"}))
+    assert why(group(), [other], alone=True) == "this worker does not consume queue mails (consumed: b)"
+    assert why(group(), [worker(tasks={})], alone=True) == "this worker does not know handler shop.mail"
