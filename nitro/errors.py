@@ -25,6 +25,7 @@ NitroError
     ├── OutboxOutdated  (RuntimeError) its tables are missing, or of another version
     ├── NoDatabase      (RuntimeError) a tracked delivery, and no database that workers share
     ├── OptionStays     (TypeError)    an option of a message that a row cannot keep
+    ├── PoolStalls      (RuntimeError) a pool of greenlets over a driver that stops all of them
     ├── DeliveryLost    (RuntimeError) another run of a delivery has taken over
     └── NotTracked      (LookupError)  a delivery that has no row
 """
@@ -228,6 +229,16 @@ class DeliveryLost(OutboxError, RuntimeError):
     def __init__(self, handler: str, emission: str, attempt: int) -> None:
         run = f"attempt {attempt} of {handler} for emission {emission}"
         super().__init__(f"{run} may not close its delivery any more: it was cancelled, or taken over")
+
+
+class PoolStalls(OutboxError, RuntimeError):
+    """A pool of greenlets over a driver that stops all of them while it waits for the database."""
+
+    def __init__(self, pool: str, driver: str, way_out: str) -> None:
+        super().__init__(
+            f"the {pool} pool would stand still whenever {driver} waits for the database, and for ever where one "
+            f"handler waits for another; {way_out}, or use -P threads or -P prefork"
+        )
 
 
 class NotTracked(OutboxError, LookupError):
