@@ -27,7 +27,7 @@ placed = event("order.placed", doc="an order was placed")
 assert_type(placed, Event)
 assert_type(Namespace().event("order.placed"), Event)
 assert_type(default_namespace, Namespace)
-assert_type(filter_signals("order.*"), list[Event])
+assert_type(filter_signals("order.*"), dict[str, Event])
 
 
 @on(placed)

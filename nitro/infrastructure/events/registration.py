@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, get_args
 from blinker import ANY
 
 from nitro.errors import DeclarationError
+from nitro.infrastructure.events.definition import Definition
 from nitro.infrastructure.events.dispatcher import dispatcher
 from nitro.infrastructure.events.handler import (
     Function,
@@ -71,8 +72,8 @@ def register(
     on_error: OnError = "raise",
     offload: object = False,
     name: str | None = None,
-) -> tuple[Handler, Function | None]:
-    """The checked handler, and an older definition of the same offloaded function that it replaces.
+) -> Handler:
+    """The checked handler.
 
     Raises:
         DeclarationError: it could not work; says why.
@@ -81,13 +82,13 @@ def register(
         raise DeclarationError(f"{function!r} cannot be a handler: it is not callable")
     name = name or default_name(function)
     _check(name, priority, condition, on_error)
-    checked, replaced = None, None
+    checked = None
     if offload is not False and offload is not None:
         if weak:
             raise DeclarationError(f"{name}: weak=True and offload exclude each other: a worker keeps its handlers")
-        checked, replaced = dispatcher().declare(function, name, offload)
+        checked = dispatcher().declare(function, name, offload)
     kind = kind_of(function)
-    handler = Handler(
+    return Handler(
         call=Weak(function, when_gone) if weak else function,
         key=function_key(function),
         name=name,
@@ -99,8 +100,8 @@ def register(
         on_error=on_error,
         offload=checked,
         order=order,
+        definition=Definition.of(function),
     )
-    return handler, replaced
 
 
 def _check(name: str, priority: object, condition: object, on_error: object) -> None:
