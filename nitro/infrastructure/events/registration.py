@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, get_args
 
 from blinker import ANY
@@ -82,6 +83,7 @@ def register(
         raise DeclarationError(f"{function!r} cannot be a handler: it is not callable")
     name = name or default_name(function)
     _check(name, priority, condition, on_error)
+    _check_takes_sender(name, function)
     checked = None
     if offload is not False and offload is not None:
         if weak:
@@ -115,7 +117,26 @@ def _check(name: str, priority: object, condition: object, on_error: object) -> 
         return
     if not callable(condition):
         raise DeclarationError(f"{name}: condition={condition!r} is not callable; give condition(sender, **kwargs)")
+    _check_takes_sender(f"{name}: its condition", condition)
     if kind_of(condition) != "sync":
         raise DeclarationError(
             f"{name}: its condition is an {kind_of(condition)} function; conditions are plain functions"
         )
+
+
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
+
+
+def _check_takes_sender(name: str, function: Function) -> None:
+    """See that it has a parameter for the sender, which always comes first and by position.
+
+    Raises:
+        DeclarationError: every emit would end in a TypeError.
+    """
+    try:
+        parameters = signature(function, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):  # of a function that is not written in Python, and does not say
+        return
+    if not any(parameter.kind in _POSITIONAL for parameter in parameters):
+        taken = ", ".join(map(str, parameters))
+        raise DeclarationError(f"{name} takes ({taken}), and no sender; give it a parameter for the sender first")
