@@ -76,10 +76,12 @@ class Emission(list[Any]):
         state = {name: getattr(self, name) for name in Emission.__slots__ if name != "plan"}
         return None, {name: value for name, value in state.items() if value is not None}
 
-    def __getattr__(self, name: str) -> None:
-        """None, for what was never set: most emissions set nothing, which so costs nothing."""
-        if name not in Emission.__slots__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+    if not TYPE_CHECKING:  # to a type checker a class with it has every attribute
+
+        def __getattr__(self, name: str) -> None:
+            """None, for what was never set: most emissions set nothing, which so costs nothing."""
+            if name not in Emission.__slots__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @property
     def id(self) -> str:
