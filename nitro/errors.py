@@ -34,6 +34,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from nitro.invocation import celery
+
 
 class NitroError(Exception):
     """The root: `except NitroError` catches whatever the library itself raises."""
@@ -195,7 +197,7 @@ class OutboxOutdated(OutboxError, RuntimeError):
             state, way_out = f"are of version {found}, and this library knows {wanted}", "update the library"
         else:
             state = "are missing" if found is None else f"are of version {found}, and this library needs {wanted}"
-            way_out = "run `celery -A tasks nitro init`"
+            way_out = f"run `{celery('nitro init')}`"
         super().__init__(f"the tables of the outbox in {place} {state}; {way_out}")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from nitro.cli import doctor, events, graph, outbox, relay, tail, trace
+from nitro.cli.common import complete
 from nitro.cli.project import load
 from nitro.errors import NitroError
 
@@ -63,6 +64,9 @@ def init() -> None:
     load()
     create_tables()
     click.echo(f"tables are there: {_place()}")
+
+
+complete(nitro)
 
 
 def _place() -> str:
