@@ -16,6 +16,12 @@ def are_threads() -> bool:
     )
 
 
+def is_timeout(error: BaseException) -> bool:
+    """Whether gevent says so that a time limit is over; it is no `Exception`."""
+    gevent = sys.modules.get("gevent")
+    return gevent is not None and isinstance(error, gevent.Timeout)
+
+
 class _Apart:
     """Has each greenlet see the event loop that it runs itself, where asyncio knows one of the system's thread.
 

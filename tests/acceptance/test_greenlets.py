@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,16 @@ EFFECTS = """
     async def note(order, **kwargs):
         await asyncio.sleep(0.01)
         done("note")
+
+
+    @on("stuck", offload={"time_limit": 1, "max_retries": 1, "retry_backoff": False, "default_retry_delay": 0})
+    async def hang(order, **kwargs):
+        await asyncio.sleep(60)
+
+
+    @on("stuck", offload={"time_limit": 1, "max_retries": 1, "retry_backoff": False, "default_retry_delay": 0})
+    def sleep(order, **kwargs):
+        time.sleep(60)
 
 
     @on("waited", offload=True)
@@ -148,6 +160,19 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(project: Project, 
     assert worker.process.wait(20) == 0
     assert effects(project) == {"begun": 1, "ended": 1}
     assert "raised" not in worker.text
+
+
+@pytest.mark.parametrize("pool", ["gevent"], indirect=True)
+def test_a_hard_time_limit_is_a_failure_of_the_handler(project: Project, worker: Worker) -> None:
+    """As in a pool of processes: tried again by the options of its task, and dead in the end; eventlet has none."""
+    emit(project, "stuck")
+
+    def died() -> list[Any]:
+        dead = json.loads(project.celery("nitro", "outbox", "list", "--state", "dead", "--json"))
+        return dead if len(dead) == 2 else []
+
+    for delivery in until(died):
+        assert (delivery["attempts"], delivery["error"]) == (2, "hard time limit of 1 s exceeded")
 
 
 @pytest.mark.server
