@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nitro.cli import doctor, events, graph, outbox, relay, tail, trace
-from nitro.cli.common import complete
+from nitro.cli.appearance import complete
 from nitro.cli.project import load
 from nitro.errors import NitroError
 

@@ -1,4 +1,4 @@
-"""What all commands have in common: `--no-color`, and examples with the reader's own app."""
+"""Appearance: what all commands have in common: `--no-color`, and examples with the reader's own app."""
 
 from __future__ import annotations
 
