@@ -34,6 +34,7 @@ NitroError
     ├── OutboxElsewhere (RuntimeError) its tables are in several schemas, or in another one
     ├── NoDatabase      (RuntimeError) a tracked delivery, and no database that workers share
     ├── OptionStays     (TypeError)    an option of a message that a row cannot keep
+    ├── PoolStalls      (RuntimeError) a pool of greenlets over a driver that stops all of them
     ├── DeliveryLost    (RuntimeError) another run of a delivery has taken over
     └── NotTracked      (LookupError)  a delivery that has no row
 """
@@ -41,6 +42,8 @@ NitroError
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+from nitro.invocation import celery
 
 
 class NitroError(Exception):
@@ -285,7 +288,7 @@ class OutboxOutdated(OutboxError, RuntimeError):
     """
 
     def __init__(self, place: str, found: int | None, wanted: int, lacking: Sequence[str] = ()) -> None:
-        way_out = "run `celery -A tasks nitro init`"
+        way_out = f"run `{celery('nitro init')}`"
         if found is not None and found > wanted:
             state, way_out = f"are of version {found}, and this library knows {wanted}", "update the library"
         elif found is None:
@@ -341,6 +344,16 @@ class DeliveryLost(OutboxError, RuntimeError):
     def __init__(self, handler: str, emission: str, attempt: int) -> None:
         run = f"attempt {attempt} of {handler} for emission {emission}"
         super().__init__(f"{run} may not close its delivery any more: it was cancelled, or taken over")
+
+
+class PoolStalls(OutboxError, RuntimeError):
+    """A pool of greenlets over a driver that stops all of them while it waits for the database."""
+
+    def __init__(self, pool: str, driver: str, way_out: str) -> None:
+        super().__init__(
+            f"the {pool} pool would stand still whenever {driver} waits for the database, and for ever where one "
+            f"handler waits for another; {way_out}, or use -P threads or -P prefork"
+        )
 
 
 class NotTracked(OutboxError, LookupError):

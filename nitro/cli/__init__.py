@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from nitro.cli import doctor, events, graph, init, outbox, relay, tail, trace
+from nitro.cli.appearance import complete
 from nitro.errors import NitroError
 
 
@@ -68,6 +69,8 @@ def _import_handlers(sender: Any, **_signal: Any) -> None:
 
 if "celery.signals" in sys.modules:  # as in every `celery` command; this module alone loads no celery
     sys.modules["celery.signals"].import_modules.connect(_import_handlers, weak=False)
+
+complete(nitro)
 
 
 def _line(error: object) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nitro.cli import listing
+from nitro.cli import known, listing
 from nitro.cli.masking import masked
 from nitro.cli.moments import Moment
 
@@ -58,6 +58,8 @@ def list_(states: Sequence[str], handler: str | None, event: str | None, limit: 
     if event is not None:
         conditions.append(registry.of_event(event))
     entries = registry.entries(*conditions, limit=limit + 1)
+    if not entries:
+        known.check(handler=handler, event=event)
     listed = entries[:limit]
     click.echo(listing.as_json(listed) if json else listing.as_table(listed))
     if listed != entries:
@@ -183,6 +185,7 @@ def _asked_for(
     matching = _conditions(ids, states, handler)
     found = registry.tally(*matching)
     if not found:
+        known.check(handler=handler)
         others = listing.by_state(registry.tally(*_conditions(ids, (), handler)))
         raise click.ClickException(f"no such delivery is {' or '.join(states)}; there are: {others or 'none at all'}")
     if not yes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,18 @@ class Step:
     Attributes:
         state: one of a delivery's, `retried` or `replayed`.
         run: number of the run that began or ended; 0 for none.
+        first: number of the first of several runs that ended alike, of which it is the last; 0 for none.
     """
 
     at: datetime
     state: str
     run: int = 0
     why: str = ""
+    first: int = 0
 
     def __str__(self) -> str:
-        number = f" (run {self.run})" if self.run else ""
+        runs = f"runs {self.first} to {self.run}" if self.first else f"run {self.run}"
+        number = f" ({runs})" if self.run else ""
         return f"{self.state}{number}" + (f" ({self.why})" if self.why else "")
 
 
@@ -38,6 +42,28 @@ def steps_of(entry: Entry) -> list[Step]:
         until = f"until {entry.due:%H:%M:%S}" if entry.due is not None else ""
         steps.append(Step(since, "waiting", why=until))
     return steps
+
+
+def folded(steps: Iterable[Step]) -> list[Step]:
+    """The same, with runs that failed alike one after the other as one step, when the last of them did."""
+    found: list[Step] = []
+    for step in steps:
+        before = -2 if found and found[-1].state == "running" else -1
+        earlier = found[before] if len(found) >= -before else None
+        if earlier is not None and _is_like(step, earlier):
+            found[before:] = [replace(step, first=earlier.first or earlier.run)]
+        else:
+            found.append(step)
+    return found
+
+
+def _is_like(step: Step, earlier: Step) -> bool:
+    """Whether both are runs that failed with one error, but for its numbers."""
+    return step.state == earlier.state == "retried" and _worded(step.why) == _worded(earlier.why)
+
+
+def _worded(why: str) -> str:
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", why)
 
 
 def last_run_of(entry: Entry) -> datetime | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nitro.cli import listing
 from nitro.cli.moments import clock
-from nitro.cli.steps import last_run_of, steps_of
+from nitro.cli.steps import folded, last_run_of, steps_of
 from nitro.infrastructure.logs import plain, said
 
 if TYPE_CHECKING:
@@ -101,14 +101,14 @@ def _turn(told: Told, turn: Turn) -> Item:
     """A handler that ran inline or was skipped, or was queued without a row."""
     state, took = turn["outcome"], turn.get("took")
     began = told.at + timedelta(seconds=turn.get("at", 0))
-    item = Item(title=f"{'queue ' if state in ('queued', 'dropped') else 'inline'} {turn['handler']}", state=state)
+    item = Item(title=f"{'queue ' if 'delivery' in turn else 'inline'} {turn['handler']}", state=state)
     notes = [turn["why"]] if "why" in turn else []
     if took is not None:
         notes.insert(0, f"took {_length(took)}")
         ended = began + timedelta(seconds=took)
         item.spans.append(Span(kind="inline", state=state, began=began, ended=ended, what=turn["handler"]))
     if "id" in turn:
-        fate = "rolled back" if state == "dropped" else "without a row"
+        fate = "rolled back" if state == "dropped" else "left to the broker"
         notes.append(f"{turn['delivery']}, {fate}; task {turn['id']}")
     item.note = ", ".join(notes)
     return item
@@ -116,7 +116,7 @@ def _turn(told: Told, turn: Turn) -> Item:
 
 def _delivery(told: Told, entry: Entry, now: datetime) -> Item:
     """A handler with a delivery in the outbox."""
-    note = " → ".join(f"{step} {_after(told.at, step.at)}" for step in steps_of(entry))
+    note = " → ".join(f"{step} {_after(told.at, step.at)}" for step in folded(steps_of(entry)))
     if entry.error and entry.state != "done":
         note += f": {said(entry.error)}"
     return Item(title=f"queue  {entry.handler}", state=entry.state, note=note, spans=list(_spans(entry, now)))

@@ -245,7 +245,7 @@ def test_the_emission_is_judged(
     order: Order, valid: bool, cancelled_by: str | None, queued: tuple[str, ...], right: bool
 ) -> None:
     """A valid order queues all four handlers; another is cancelled by validation and queues none."""
-    emission = Emission("order-placed")
+    emission = Emission.of("order-placed")
     emission.cancelled_by = cancelled_by
     emission.offloaded.update({f"shop.{handler}": "task" for handler in queued})
     assert (emission_faults(order, emission, valid) == []) is right

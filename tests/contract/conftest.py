@@ -49,8 +49,8 @@ class RecordingDispatcher:
     batches: list[list[str]] = field(default_factory=list)
     error: Exception | None = None
 
-    def declare(self, function: Callable[..., Any], name: str, offload: object) -> tuple[Options, None]:
-        return Options(), None
+    def declare(self, function: Callable[..., Any], name: str, offload: object) -> Options:
+        return Options()
 
     def dispatch(
         self, emission: Emission, call: Call, handlers: Sequence[Handler], commit: scope.Commit | None

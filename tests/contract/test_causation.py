@@ -219,7 +219,7 @@ def test_emit_in_a_condition_knows_its_cause() -> None:
 def test_delivery_in_a_worker_is_a_cause(chain: Chain) -> None:
     """What a worker enters as the running emission is the parent of what its handler emits."""
     events = Namespace()
-    delivered = Emission("first")
+    delivered = Emission.of("first")
     connect(events, chain, "second", "third")
     token = scope.enter_task(delivered)
     try:

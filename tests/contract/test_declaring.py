@@ -294,3 +294,69 @@ def test_glob_is_no_name_of_an_event_made_directly() -> None:
     """`Event("user.*")` would be emitted to nobody; `event("user.*")` connects."""
     with pytest.raises(DeclarationError, match=r"user\.\*"):
         Event("user.*")
+
+
+class Bare:
+    def __call__(self) -> None: ...
+
+    def named(self, *, sender: object) -> None: ...
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize(
+    "handler",
+    [
+        lambda: None,
+        lambda **kwargs: None,
+        lambda *, sender: None,
+        Bare(),
+        Bare().named,
+        functools.partial(lambda sender: None, sender=1),
+        functools.partial(lambda sender: None, 1),
+    ],
+)
+def test_a_handler_without_a_parameter_for_the_sender_is_refused(
+    evt: Event, queue: Any, handler: Call, offload: bool
+) -> None:
+    """Where it is declared: every emit would fail."""
+    with pytest.raises(DeclarationError, match=r"shop\.bare takes \(.*\), and no sender"):
+        on(evt, name="shop.bare", offload=offload)(handler)
+    assert not evt.receivers
+
+
+def test_a_generator_and_an_async_handler_without_parameters_are_refused(evt: Event) -> None:
+    """Which would fail only when they run."""
+
+    async def load() -> None: ...
+
+    def each() -> Any:
+        yield 1
+
+    for handler in (load, each):
+        with pytest.raises(DeclarationError, match="no sender"):
+            on(evt)(handler)
+
+
+def test_a_condition_without_parameters_is_refused(evt: Event) -> None:
+    """It would raise at each emit, and so skip its handler for ever."""
+    with pytest.raises(DeclarationError, match=r"its condition takes \(\), and no sender"):
+        on(evt, condition=lambda: True)(lambda sender: None)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        lambda sender: None,
+        lambda *args: None,
+        lambda order=None, **kwargs: None,
+        print,
+        [].append,
+        int,
+        functools.partial(print, "x"),
+        functools.wraps(lambda: None)(lambda *args, **kwargs: None),
+    ],
+)
+def test_a_handler_that_takes_the_sender_somehow_is_heard(evt: Event, handler: Call) -> None:
+    """By whatever name, or none; a decorator may keep it from the function beneath."""
+    on(evt)(handler)
+    assert len(evt.receivers) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 import uuid
@@ -42,7 +43,22 @@ def test_emission_travels_between_processes(evt: Event) -> None:
     for emission in (emit(evt), emit(evt)):
         identity = emission.id
         copied = pickle.loads(pickle.dumps(emission))
-        assert (type(copied).__name__, copied, copied.id) == ("Emission", ["seen"], identity)
+        assert (type(copied), copied, copied.id) == (Emission, ["seen"], identity)
+
+
+def test_emission_travels_without_the_functions_of_its_plan(evt: Event) -> None:
+    """A lambda that was heard as well, or is watched, keeps no emission in its process."""
+    on(evt, on_error="log")(lambda sender: 1)
+    emission = emit(evt)
+    assert pickle.loads(pickle.dumps(emission)) == copy.deepcopy(emission) == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"on_error": "log"}, {"condition": lambda sender: True}])
+def test_emission_is_of_its_class(evt: Event, options: dict[str, Any]) -> None:
+    """Whichever way the emit took, and whether another emission has caused it."""
+    inner: list[type] = []
+    on(evt, **options)(lambda sender: inner.append(type(emit("other"))))
+    assert [type(emit(evt)), *inner] == [Emission, Emission]
 
 
 def test_emission_has_one_id_for_all_threads(evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +71,7 @@ def test_emission_has_one_id_for_all_threads(evt: Event, monkeypatch: pytest.Mon
         return uuid.uuid4()
 
     monkeypatch.setattr("uuid_utils.uuid7", slow)
-    emission, seen = Emission("order.placed"), []
+    emission, seen = Emission.of("order.placed"), []
     threads = [threading.Thread(target=lambda: seen.append(emission.id)) for _ in range(2)]
     for thread in threads:
         thread.start()

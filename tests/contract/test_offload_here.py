@@ -326,7 +326,7 @@ def test_an_emit_within_another_ones_publishing_waits_its_turn(
 
     def interrupted(self: Any, timeout: float = 0) -> bool:
         if timeout and not inner:
-            inner.append(Emission(""))
+            inner.append(Emission.of(""))
             inner[0] = emit(evt)
         return can_read(self, timeout)
 

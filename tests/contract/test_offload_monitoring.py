@@ -1,7 +1,9 @@
 """What Flower, `celery events` and `inspect` show of a handler: contract section 5."""
 
 import ast
+import importlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -55,14 +57,26 @@ def test_field_values_stay_hidden(evt: Event, handler: Any, sent: Sent) -> None:
 def test_class_may_show_fields(evt: Event, handler: Any, sent: Sent) -> None:
     """`__nitro_show__` opts in, field by field."""
     emission = emit(evt, Showing(id="s1", status="paid", email="secret"))
-    assert shown(emission, sent)["sender"] == "Showing:s1 status='paid'"
+    facts = shown(emission, sent)
+    assert (facts["sender"], facts["fields"]) == ("Showing:s1", "status='paid'")
+
+
+@pytest.mark.parametrize("key", ["s1", "a b", "a=b", "é 1"])
+def test_a_sender_that_shows_fields_is_found_by_its_id(evt: Event, handler: Any, sent: Sent, key: str) -> None:
+    """By Flower's own search, and by what it shows, too."""
+    search = importlib.import_module("flower.utils.search").TaskSearchEngine()
+    emit(evt, Showing(id=key, status="paid x=1"))
+    (message,) = sent()
+    search.upsert(SimpleNamespace(uuid="t1", kwargs=message.headers["kwargsrepr"]))
+    assert search.matching_ids(f'kwargs:"sender=Showing:{key}"') == {"t1"}
+    assert search.matching_ids("kwargs:paid") == {"t1"}
 
 
 def test_a_field_that_cannot_be_shown_fails_no_emit(evt: Event, handler: Any, sent: Sent) -> None:
     """It is shown as what it raised."""
     sender = Showing(id="s1", status="paid")
     del sender.__dict__["status"]
-    assert shown(emit(evt, sender), sent)["sender"] == "Showing:s1 status=<AttributeError>"
+    assert shown(emit(evt, sender), sent)["fields"] == "status=<AttributeError>"
 
 
 @pytest.mark.parametrize(("sender", "text"), [("secret", "str"), (None, "NoneType"), ({"a": "secret"}, "dict")])

@@ -611,7 +611,7 @@ def test_a_signature_of_another_key_is_refused(
     evt: Event, app: Celery, work: Work, tenant: Variable, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a key is set, a value that was signed with another one is not taken."""
-    emission = Emission("order.placed")
+    emission = Emission.of("order.placed")
     given = within(tenant, "t1", context._carried.give, emission)
     monkeypatch.setenv("NITRO_SIGNING_KEY", "battery staple")
     with context._carried.take(given, delivery_of(emission.id)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, assert_type
 
+import nitro
 from nitro import Offload
 from nitro.infrastructure.events import (
     ANY,
@@ -23,11 +24,14 @@ from nitro.infrastructure.events import (
 from nitro.infrastructure.events.explain import Explanation
 from nitro.infrastructure.events.registration import HandlerTask, Offloaded
 
+nitro.emitt  # type: ignore[attr-defined]  # a name that is misspelt is an error, from a module
+emit("placed").cancelled  # type: ignore[attr-defined]  # and of an emission
+
 placed = event("order.placed", doc="an order was placed")
 assert_type(placed, Event)
 assert_type(Namespace().event("order.placed"), Event)
 assert_type(default_namespace, Namespace)
-assert_type(filter_signals("order.*"), list[Event])
+assert_type(filter_signals("order.*"), dict[str, Event])
 
 
 @on(placed)

@@ -21,9 +21,9 @@ from sqlalchemy import create_engine, inspect, select, text, update
 from nitro import cli
 from nitro.cli import outbox
 from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
-from nitro.infrastructure.events import Namespace, emit, on
+from nitro.infrastructure.events import Namespace, default_namespace, emit, on
 from nitro.infrastructure.logs import said
-from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload import bind, declarations
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.line import Line
 from nitro.infrastructure.outbox import claims, registry, relay, retention, versions
@@ -174,7 +174,62 @@ def test_the_commands_are_light_to_import() -> None:
 @pytest.mark.parametrize("path", [path for path, _ in commands()])
 def test_help_has_an_example(path: str) -> None:
     """It can be copied: the whole command on one line."""
-    assert f"\n  Example: celery -A tasks nitro {path}" in run(*path.split(), "--help").stdout
+    assert f"\n  Example: celery -A <your app> nitro {path}" in run(*path.split(), "--help").stdout
+
+
+@pytest.mark.parametrize("where", ["option", "group", "environment"])
+def test_colours_can_be_switched_off(shop: Shop, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `--no-color`, before the command or after it, and by NO_COLOR whatever it says."""
+    shop.dead()
+    last, first = ["--no-color"] * (where == "option"), ["--no-color"] * (where == "group")
+    arguments = [*first, "outbox", "list", *last]
+    assert "\x1b" in CliRunner().invoke(cli.nitro, ["outbox", "list"], color=True).stdout
+    if where == "environment":
+        monkeypatch.setenv("NO_COLOR", "please")
+    shown = CliRunner().invoke(cli.nitro, arguments, color=True, catch_exceptions=False)
+    assert "dead" in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()])
+def test_every_command_can_be_without_colours(path: str) -> None:
+    """As its help says."""
+    assert "--no-color" in run(*path.split(), "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "--handler", "shop.mial"),
+        ("list", "--handler", "shop.mial", "--json"),
+        ("replay", "--handler", "shop.mial", "--yes"),
+        ("discard", "--handler", "shop.mial", "--yes"),
+    ],
+)
+def test_a_handler_that_is_nowhere_known_is_an_error(shop: Shop, arguments: tuple[str, ...]) -> None:
+    """With the nearest that is declared, or has a delivery."""
+    shop.dead("shop.mail")
+    failed = run("outbox", *arguments)
+    assert (failed.exit_code, failed.stderr) == (
+        1,
+        "Error: no handler is named 'shop.mial'; did you mean 'shop.mail'?\n",
+    )
+
+
+def test_an_event_that_is_nowhere_known_is_an_error(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the nearest; one that is declared and has no delivery is not."""
+    monkeypatch.setitem(default_namespace, "order.refunded", Namespace().event("order.refunded"))
+    failed = run("outbox", "list", "--event", "order.refundet")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert "did you mean 'order.refunded'" in failed.stderr
+    assert listed("--event", "order.refunded") == []
+
+
+def test_a_handler_that_is_gone_is_known_by_its_deliveries(shop: Shop) -> None:
+    """Though none is in the state that was asked for."""
+    shop.dead("shop.mail")
+    del declarations.declared["shop.mail"]
+    assert listed("--handler", "shop.mail", "--state", "done") == []
 
 
 def test_the_commands_know_every_state() -> None:

@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 
 from nitro import cli
 from nitro.domain.entities.base_entity import Entity
-from nitro.infrastructure.database import transaction
+from nitro.infrastructure.database import transaction, writing
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
 from nitro.infrastructure.events.watching import watchers
 from nitro.infrastructure.outbox import backlog, claims, registry
 from nitro.infrastructure.outbox.journal import journal
+from nitro.infrastructure.outbox.tables import deliveries
 
 
 class Basket(Entity):
@@ -97,6 +98,47 @@ def test_it_tells_of_each_handler(placed: Event) -> None:
     assert re.fullmatch(r"└─ queue  shop\.mail  done  .*" + steps, mail)
 
 
+def test_a_skipped_handler_of_the_queue_is_one(placed: Event) -> None:
+    """It is told from a skipped inline one."""
+    offloaded(placed, "shop.mail")
+    on(placed, offload=True, name="shop.text", condition=lambda sender: False)(lambda sender: None)
+    on(placed, name="shop.alert", condition=lambda sender: False)(lambda sender: None)
+    emission = emit(placed, Basket(id="b1"))
+    _, alert, text, _ = trace(emission.id).stdout.splitlines()
+    assert alert == "├─ inline shop.alert  skipped  condition is false"
+    assert text == "├─ queue  shop.text  skipped  condition is false"
+
+
+def test_retries_that_repeat_one_error_are_one_step(placed: Event) -> None:
+    """Whatever numbers are in it; another error is a step of its own."""
+    offloaded(placed, "shop.mail")
+    emission = emit(placed, Basket(id="b1"))
+    for error in ("OSError: port 1", "OSError: port 2", "OSError: port 3", "ValueError: no"):
+        run(emission, "shop.mail", error, last=False)
+    run(emission, "shop.mail")
+    mail = trace(emission.id).stdout.splitlines()[-1]
+    retries = (
+        r"retried \(runs 1 to 3\) \(OSError: port 3\) \S+ ms → running \(run 4\) .* → retried \(run 4\) \(ValueError"
+    )
+    assert re.search(r"running \(run 1\) \S+ ms → " + retries, mail)
+    assert "(run 2)" not in mail
+
+
+def test_what_is_published_in_the_end_is_not_said_to_be_unpublished(placed: Event) -> None:
+    """The error of a publication leaves with the next one; that of a run stays."""
+    offloaded(placed, "shop.mail")
+    emission = emit(placed, Basket(id="b1"))
+    with writing() as connection:
+        connection.execute(deliveries.update().values(state="waiting", due_at=0.0))
+    backlog.put_back(backlog.take(10), ConnectionError("away"), "unsent")
+    assert "not published: ConnectionError: away" in trace(emission.id).stdout
+    backlog.take(10)
+    assert "not published" not in trace(emission.id).stdout
+    run(emission, "shop.mail", "OSError: no mail", last=False)
+    backlog.take(10)
+    assert trace(emission.id).stdout.rstrip().endswith(": OSError: no mail")
+
+
 def test_a_dead_letter_says_why(placed: Event) -> None:
     """In the line of its exception."""
     offloaded(placed, "shop.mail")
@@ -165,7 +207,7 @@ def test_the_journal_tells_of_what_queued_nothing(placed: Event, journaled: None
     journal.flush(20)
     text = trace("Basket:b4").stdout
     assert "└─ inline shop.check  cancelled  took" in text
-    assert f"└─ queue  shop.plain  queued  broker, without a row; task {plain.offloaded['shop.plain']}" in text
+    assert f"└─ queue  shop.plain  queued  broker, left to the broker; task {plain.offloaded['shop.plain']}" in text
     assert "raised ZeroDivisionError: division by zero" in text
     assert "└─ inline shop.fail  raised  took" in text
     assert cancelled.id in text

@@ -14,7 +14,9 @@ from typing import Any, cast
 from weakref import WeakSet, finalize
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
 
+from nitro.infrastructure import greenlets
 from nitro.infrastructure.database import tables
 
 WRITES = "nitro_writes"
@@ -22,6 +24,8 @@ AS_IT_IS = "nitro_as_it_is"
 """Execution option of a connection for which nothing is created."""
 DOORWAY = "nitro_doorway"
 BUSY_SECONDS = 30
+LOOK_AGAIN = 0.01
+"""Seconds between two looks at whether the write lock is free, where SQLite itself must not wait."""
 FORK_SECONDS = 10.0
 """Seconds that a fork waits for transactions of other threads to end."""
 
@@ -166,8 +170,30 @@ def _begin(connection: Connection) -> None:
     options = connection.get_execution_options()
     if not (options.get(AS_IT_IS) or tables.are_complete(connection)):
         _see_to_tables(connection)
-    mode = "IMMEDIATE" if options.get(WRITES) else "DEFERRED"
-    connection.exec_driver_sql(f"BEGIN {mode}")
+    if options.get(WRITES):
+        _begin_writing(connection)
+    else:
+        connection.exec_driver_sql("BEGIN DEFERRED")
+
+
+def _begin_writing(connection: Connection) -> None:
+    """Take the write lock, which a greenlet of this thread may hold: it could not give it back while SQLite waits."""
+    if not greenlets.are_threads():
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    driver, deadline = _driver(connection), time.monotonic() + BUSY_SECONDS
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(LOOK_AGAIN)
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
 
 
 def _see_to_tables(connection: Connection) -> None:
@@ -180,7 +206,7 @@ def _see_to_tables(connection: Connection) -> None:
 
 def _create_tables(connection: Connection) -> None:
     """Create what is missing in a transaction of its own, so that no later rollback takes it away."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    _begin_writing(connection)
     try:
         tables.create_missing(connection)
     except BaseException:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from nitro.errors import WrongThread
-from nitro.infrastructure import scope
+from nitro.infrastructure import greenlets, scope
 from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.logs import logger_named
 
@@ -57,6 +57,7 @@ class LoopThread:
             return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        greenlets.keep_loops_apart()
         while not loop.is_closed():
             try:
                 loop.run_forever()

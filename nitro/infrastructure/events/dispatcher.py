@@ -24,8 +24,8 @@ class Call:
 class Dispatcher(Protocol):
     """Takes offloaded handlers to where they run."""
 
-    def declare(self, function: Function, name: str, offload: object) -> tuple[OffloadOptions, Function | None]:
-        """Check the options of an offloaded function; return them, and the function that it replaces."""
+    def declare(self, function: Function, name: str, offload: object) -> OffloadOptions:
+        """Keep an offloaded function, in place of an older definition of it, and return its checked options."""
 
     def dispatch(
         self, emission: Emission, call: Call, handlers: Sequence[Handler], commit: scope.Commit | None

@@ -63,17 +63,28 @@ class Emission(list[Any]):
     _failed: dict[str, BaseException] | None
     _offloaded: dict[str, str] | None
 
-    def __init__(self, event: str) -> None:
-        self.event = event
+    @classmethod
+    def of(cls, event: str) -> Emission:
+        """An emission of that event, caused by the one whose handler runs here; bare `Emission()` knows neither."""
+        made = cls()
+        made.event = event
         cause = scope.cause()
         if cause is not None:
-            self.parent, self.root = cause.id, cause.root or cause.id
-            self.caused_in = cause.handler
+            made.parent, made.root = cause.id, cause.root or cause.id
+            made.caused_in = cause.handler
+        return made
 
-    def __getattr__(self, name: str) -> None:
-        """None, for what was never set: most emissions set nothing, which so costs nothing."""
-        if name not in Emission.__slots__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """What pickle takes along: all that was set, without the plan, whose functions stay in this process."""
+        state = {name: getattr(self, name) for name in Emission.__slots__ if name != "plan"}
+        return None, {name: value for name, value in state.items() if value is not None}
+
+    if not TYPE_CHECKING:  # to a type checker a class with it has every attribute
+
+        def __getattr__(self, name: str) -> None:
+            """None, for what was never set: most emissions set nothing, which so costs nothing."""
+            if name not in Emission.__slots__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @property
     def id(self) -> str:

@@ -31,6 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _order = itertools.count()
 _lock = Lock()  # of all changes to handlers, events and plans; an emit with a cached plan takes none
 _connected: weakref.WeakSet[Event] = weakref.WeakSet()
+_latest: dict[str, weakref.ref[Handler]] = {}  # that was connected under a name
 
 
 def is_glob(name: str) -> bool:
@@ -62,9 +63,8 @@ class Event(blinker.NamedSignal):
             DeclarationError: the handler, or an option of it, could not work.
         """
         prepare()
-        handler, replaced = register(plain(receiver), next(_order), self._lost, sender, weak, **options)
-        for event in list(_connected) if replaced is not None else ():
-            event.disconnect(replaced)
+        handler = register(plain(receiver), next(_order), self._lost, sender, weak, **options)
+        _disconnect_older(handler)
         with _lock:
             self._handlers += (handler,)
             self._changed()
@@ -201,7 +201,7 @@ class Glob(Event):
         Raises:
             EmitError: always.
         """
-        raise EmitError(f"{self.name!r} is a glob and cannot be emitted; emit an event, or each of filter_signals()")
+        raise EmitError(f"{self.name!r} is a glob and cannot be emitted; emit the events of filter_signals()")
 
     def _changed(self) -> None:
         for event in self._namespace.events():
@@ -242,13 +242,26 @@ class Namespace(blinker.Namespace):
         """blinker's word for `event`."""
         return self.event(name, doc)
 
-    def filter(self, pattern: str) -> list[Event]:
-        """The events whose name matches a glob, in the order they were created."""
-        return [event for event in self.events() if fnmatchcase(event.name, pattern)]
+    def filter(self, pattern: str) -> dict[str, Event]:
+        """The events whose name matches a glob, by name, in the order they were created."""
+        return {event.name: event for event in self.events() if fnmatchcase(event.name, pattern)}
 
     def events(self) -> list[Event]:
         """All of them, without globs, in the order they were created."""
         return [event for event in list(self.values()) if isinstance(event, Event)]
+
+
+def _disconnect_older(new: Handler) -> None:
+    """Disconnect what a handler is the new definition of, whatever it hears, so that it is heard once."""
+    known = _latest.get(new.name)
+    _latest[new.name] = weakref.ref(new)
+    latest = None if known is None else known()
+    if known is None or (latest is not None and new.offload is None and new.is_made_with(latest)):
+        return
+    for event in list(_connected):
+        for handler in event._handlers:
+            if new.replaces(handler):
+                event.disconnect(handler.function)
 
 
 def heard_events() -> list[Event]:

@@ -64,7 +64,7 @@ def explain(event: str, plan: Plan, call: Call) -> Explanation:
         PayloadError: an argument could not travel, as an emit would say.
     """
     explanation = Explanation(event)
-    asked = Emission(event)
+    asked = Emission.of(event)
     conditions = {handler: _condition(handler, asked, call) for handler in plan.handlers}
     queued = [handler for handler in plan.offloaded if _lets_run(conditions[handler])]
     sizes = dict(zip(queued, dispatcher().weigh(call, queued) if queued else [], strict=True))

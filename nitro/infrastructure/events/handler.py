@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from blinker import ANY
 
+from nitro.infrastructure.events.definition import Definition
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -28,7 +30,7 @@ class OffloadOptions(Protocol):
     def delivery(self) -> str | None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Handler:
     """A function as it was connected to one event.
 
@@ -40,6 +42,7 @@ class Handler:
         sender: hears only this one; `ANY` hears all.
         offload: checked options of its Celery task, or None for an inline handler.
         order: when it was connected, counted over all events.
+        definition: where it is written, unless it is not in Python.
     """
 
     call: Function
@@ -53,6 +56,7 @@ class Handler:
     on_error: OnError
     offload: OffloadOptions | None
     order: int
+    definition: Definition | None = None
 
     @property
     def function(self) -> Function | None:
@@ -63,6 +67,18 @@ class Handler:
     def alive(self) -> bool:
         """Whether its function and its sender still exist."""
         return self.function is not None and self.sender.alive
+
+    def is_made_with(self, other: Handler) -> bool:
+        """Whether both are of the same function, or of one factory, so that neither is the other anew."""
+        mine, its = self.definition, other.definition
+        return mine is not None and its is not None and mine.is_made_with(its)
+
+    def replaces(self, old: Handler) -> bool:
+        """Whether it is `old` anew; of one task name there is one function, also where a factory makes many."""
+        if self.definition is None or old.definition is None or self.name != old.name:
+            return False
+        one_task = self.offload is not None and old.offload is not None
+        return self.definition.redefines(old.definition) or (one_task and self.definition.remakes(old.definition))
 
 
 class Weak:

@@ -41,16 +41,6 @@ if TYPE_CHECKING:
 Outcome = tuple[Handler, Any]
 Send = Callable[[], None]
 
-_uncaused: Callable[[], Emission] = type(
-    "Emission",
-    (Emission,),
-    {"__slots__": (), "__init__": list.__init__, "__module__": __name__, "__qualname__": "_uncaused"},
-)
-"""Makes an emission that no other one has caused, for a fifth of the price: a constructor in Python costs the rest.
-
-Its qualified name is where pickle finds it.
-"""
-
 
 class Source(Protocol):
     """An event as the pipeline sees it."""
@@ -85,7 +75,8 @@ def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> E
     if plain is None or watchers or (kwargs and "sender" in kwargs):
         return emit_fully(_resolved(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
     emissions = running.emissions
-    emission = Emission(event.name) if emissions or in_task() is not None else _uncaused()
+    # What no other emission has caused comes for a fifth of the price: a constructor in Python costs the rest.
+    emission = Emission.of(event.name) if emissions or in_task() is not None else Emission()
     emission.event = event.name
     emissions.append(emission)
     alone = not (args or kwargs)  # half the price of a call
@@ -185,7 +176,7 @@ async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]
 
 
 def _begun(event: Source, plan: Plan) -> Emission:
-    emission = Emission(event.name)
+    emission = Emission.of(event.name)
     emission.plan, emission.began = plan, perf_counter()
     return emission
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, get_args
 
 from blinker import ANY
 
 from nitro.errors import DeclarationError
+from nitro.infrastructure.events.definition import Definition
 from nitro.infrastructure.events.dispatcher import dispatcher
 from nitro.infrastructure.events.handler import (
     Function,
@@ -72,8 +74,8 @@ def register(
     on_error: OnError = "raise",
     offload: object = False,
     name: str | None = None,
-) -> tuple[Handler, Function | None]:
-    """The checked handler, and an older definition of the same offloaded function that it replaces.
+) -> Handler:
+    """The checked handler.
 
     Raises:
         DeclarationError: it could not work; says why.
@@ -82,13 +84,14 @@ def register(
         raise DeclarationError(f"{function!r} cannot be a handler: it is not callable")
     name = name or default_name(function)
     _check(name, priority, condition, on_error)
-    checked, replaced = None, None
+    _check_takes_sender(name, function)
+    checked = None
     if offload is not False and offload is not None:
         if weak:
             raise DeclarationError(f"{name}: weak=True and offload exclude each other: a worker keeps its handlers")
-        checked, replaced = dispatcher().declare(function, name, offload)
+        checked = dispatcher().declare(function, name, offload)
     kind = kind_of(function)
-    handler = Handler(
+    return Handler(
         call=Weak(function, when_gone) if weak else function,
         key=function_key(function),
         name=name,
@@ -100,8 +103,8 @@ def register(
         on_error=on_error,
         offload=checked,
         order=order,
+        definition=Definition.of(function),
     )
-    return handler, replaced
 
 
 def _check(name: str, priority: object, condition: object, on_error: object) -> None:
@@ -116,7 +119,26 @@ def _check(name: str, priority: object, condition: object, on_error: object) -> 
         return
     if not callable(condition):
         raise DeclarationError(f"{name}: condition={condition!r} is not callable; give condition(sender, **kwargs)")
+    _check_takes_sender(f"{name}: its condition", condition)
     if kind_of(condition) != "sync":
         raise DeclarationError(
             f"{name}: its condition is an {kind_of(condition)} function; conditions are plain functions"
         )
+
+
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
+
+
+def _check_takes_sender(name: str, function: Function) -> None:
+    """See that it has a parameter for the sender, which always comes first and by position.
+
+    Raises:
+        DeclarationError: every emit would end in a TypeError.
+    """
+    try:
+        parameters = signature(function, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):  # of a function that is not written in Python, and does not say
+        return
+    if not any(parameter.kind in _POSITIONAL for parameter in parameters):
+        taken = ", ".join(map(str, parameters))
+        raise DeclarationError(f"{name} takes ({taken}), and no sender; give it a parameter for the sender first")

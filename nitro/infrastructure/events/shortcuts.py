@@ -109,8 +109,8 @@ async def emit_async(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwarg
     return (await pipeline.emit_async(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs)))[0]
 
 
-def filter_signals(pattern: str, namespace: Namespace | None = None) -> list[Event]:
-    """The events whose name matches a glob such as `"user.*"`, in the order they were created."""
+def filter_signals(pattern: str, namespace: Namespace | None = None) -> dict[str, Event]:
+    """The events whose name matches a glob such as `"user.*"`, by name, in the order they were created."""
     return (default_namespace if namespace is None else namespace).filter(pattern)
 
 

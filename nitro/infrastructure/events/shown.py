@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from blinker import ANY
 
 from nitro.infrastructure.events.handler import identity_of
+
+_FIELDS = re.compile(r" (?=[^\W\d]\w*=)")
 
 
 def shown(sender: object) -> str:
@@ -18,6 +22,12 @@ def shown(sender: object) -> str:
         return type(sender).__name__
     cls, key = identity
     return f"{cls.__name__}:{key}" + "".join(_field(sender, name) for name in getattr(cls, "__nitro_show__", ()))
+
+
+def apart(shown: str) -> tuple[str, str | None]:
+    """A sender that is shown, and what `__nitro_show__` adds to it, by which alone nobody finds the sender."""
+    sender, fields = _FIELDS.split(shown, 1) if _FIELDS.search(shown) else (shown, None)
+    return sender, fields
 
 
 def _field(sender: object, name: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
-from select import POLLIN, poll
+from select import POLLIN
 from typing import Any
 
 from kombu.exceptions import BatchPublishError
@@ -209,7 +210,10 @@ def say(connection: Any, commands: list[Command]) -> None:
 
 def polled(sock: Any, for_what: int) -> list[int]:
     """What a socket can be used for at once, of `POLLIN` and `POLLOUT`, or what is wrong with it; empty for nothing."""
-    asking = poll()
+    if not hasattr(select, "poll"):  # eventlet takes it away
+        readable, writable, _ = select.select([sock], [sock], [], 0)
+        return [for_what] if (readable if for_what == POLLIN else writable) else []
+    asking = select.poll()
     asking.register(sock, for_what)
     return [event for _, event in asking.poll(0)]
 

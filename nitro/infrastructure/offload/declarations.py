@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +12,7 @@ from typing import Any
 from celery.utils.functional import head_from_fun
 
 from nitro.errors import DuplicateHandler, NotOffloadable, OptionConflict
+from nitro.infrastructure.events.definition import Definition
 from nitro.infrastructure.offload.options import Offload
 from nitro.infrastructure.offload.standin import TaskStandIn
 from nitro.settings import Settings
@@ -26,6 +25,13 @@ class Declaration:
     name: str
     function: Callable[..., Any]
     offload: Offload
+    definition: Definition | None
+
+    def replaces(self, old: Declaration) -> bool:
+        """Whether it is `old` anew."""
+        if self.definition is None or old.definition is None:
+            return False
+        return self.definition.redefines(old.definition) or self.definition.remakes(old.definition)
 
     @property
     def place(self) -> str:
@@ -47,30 +53,27 @@ def time_limits() -> dict[str, float]:
     return {name: max(limit or 0.0 for limit in limits) for name, limits in given.items() if any(limits)}
 
 
-def declare(function: Callable[..., Any], name: str, offload: object) -> tuple[Offload, Callable[..., Any] | None]:
-    """Check and keep an offloaded function; return its options, and the older definition that it replaces.
-
-    A function of the same qualified name in the same file is a redefinition (a reload, a notebook
-    cell) and replaces the older one; within one first import of the module it is a second handler.
+def declare(function: Callable[..., Any], name: str, offload: object) -> Offload:
+    """Check and keep an offloaded function, in place of an older definition of it; return its options.
 
     Raises:
         DeclarationError: an option is wrong, the name is taken, or a worker could never find the function.
     """
     _check_offloadable(function, name)
     options = _promised(Offload.of(offload))
-    new = Declaration(name=name, function=function, offload=options)
+    new = Declaration(name=name, function=function, offload=options, definition=Definition.of(function))
     known = declared.get(name)
     if known is not None and known.function is function:
         if conflicting := known.offload.differs(options):
             raise OptionConflict(name, conflicting)
-        return options, None
-    if known is not None and not _redefines(function, known.function):
+        return options
+    if known is not None and not new.replaces(known):
         raise DuplicateHandler(name, known.place, new.place)
     for tell in announce:
         tell(new)
     declared[name] = new
     function.task = TaskStandIn(name)  # type: ignore[attr-defined]  # that is how a task is reached
-    return options, None if known is None else known.function
+    return options
 
 
 def _promised(options: Offload) -> Offload:
@@ -99,27 +102,10 @@ def _check_offloadable(function: Any, name: str) -> None:
         raise NotOffloadable(name, "it is defined in an interactive session", "give it name=, or put it in a module")
 
 
-def _redefines(new: Callable[..., Any], old: Callable[..., Any]) -> bool:
-    """Whether it is the same definition anew; in an interactive session each cell is a file of its own.
-
-    A second definition while the module is imported for the first time is none: it would silently drop the first.
-    """
-    (new_code, old_code), module = map(_code, (new, old)), sys.modules.get(new.__module__)
-    interactive = new.__module__ == "__main__" and not hasattr(module, "__file__")
-    if new.__qualname__ != old.__qualname__ or not (interactive or _file(new_code) == _file(old_code)):
-        return False
-    first_import = getattr(getattr(module, "__spec__", None), "_initializing", False)
-    return not first_import or new_code.co_firstlineno == old_code.co_firstlineno
-
-
 def _code(function: Callable[..., Any]) -> CodeType:
     """The code of the function as it is written, beneath its decorators."""
     code: CodeType = unwrap(function).__code__
     return code
-
-
-def _file(code: CodeType) -> str:
-    return os.path.realpath(code.co_filename)
 
 
 @cache

@@ -14,7 +14,7 @@ from uuid_utils import UUID, uuid5
 from nitro.errors import PayloadUnreadable, SignatureRefused
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.events.shown import shown
+from nitro.infrastructure.events.shown import apart, shown
 from nitro.infrastructure.offload.codec import encode
 from nitro.infrastructure.offload.options import Entities
 from nitro.settings import signing_key
@@ -91,7 +91,8 @@ class Message:
 
     def __str__(self) -> str:
         """What monitoring shows: a dict literal, as Flower parses it to search in it."""
-        facts = {"event": self.event, "sender": self.sender, "emission": self.emission}
+        sender, fields = apart(self.sender)
+        facts = {"event": self.event, "sender": sender, "fields": fields, "emission": self.emission}
         return repr({name: fact for name, fact in facts.items() if fact is not None})
 
 

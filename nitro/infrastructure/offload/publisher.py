@@ -36,7 +36,7 @@ MOST_BYTES = 16 * 1024 * 1024
 class Publisher:
     """Queues handlers through the current Celery app."""
 
-    def declare(self, function: Callable[..., Any], name: str, offload: object) -> tuple[Offload, Any]:
+    def declare(self, function: Callable[..., Any], name: str, offload: object) -> Offload:
         """Check and keep an offloaded function."""
         return declare(function, name, offload)
 
@@ -83,7 +83,7 @@ class Publisher:
         Raises:
             PayloadError: a value cannot travel.
         """
-        return [len(parcel.message.payload or "") for parcel in _parcels(Emission(""), call, handlers)]
+        return [len(parcel.message.payload or "") for parcel in _parcels(Emission.of(""), call, handlers)]
 
 
 def _values(call: Call) -> tuple[object, ...]:

@@ -32,7 +32,8 @@ class Turn(TypedDict, total=False):
         at: seconds after the emission began.
         took: seconds.
         why: it was skipped, or failed.
-        id: Celery task id of one that was queued without a row, and `delivery` its promise.
+        id: Celery task id of one that was queued without a row.
+        delivery: the promise of that one, or of one that was skipped and would have been queued.
     """
 
     handler: str
@@ -103,7 +104,8 @@ def _turns(
     for handler in emission.plan.handlers if emission.plan is not None else ():
         name = handler.name
         if name in emission.skipped:
-            yield {"handler": name, "outcome": "skipped", "why": emission.skipped[name][:LONGEST]}
+            skipped: Turn = {"handler": name, "outcome": "skipped", "why": emission.skipped[name][:LONGEST]}
+            yield skipped if handler.offload is None else {**skipped, "delivery": handler.offload.delivery or ""}
         elif name in emission.turns:
             yield _inline(emission, handler, began, errors)
         elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in elsewhere:

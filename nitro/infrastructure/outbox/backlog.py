@@ -53,6 +53,7 @@ RECENT = 1000
 """Deliveries in which a started one is sought, to see how far the workers have come."""
 MOST_EXPIRED = 500
 """Deliveries that are closed at once because they have expired."""
+NOT_PUBLISHED = "not published: "
 MAY_BE_PUBLISHED = "it may have been published, and may not be again"
 
 logger = logger_named("nitro.outbox")
@@ -130,7 +131,7 @@ def put_back(parcels: Sequence[Parcel], error: BaseException, fate: Fate) -> Non
     What was certainly not sent is due at once. Otherwise it may be to blame itself, or lie in the queue already: it is
     tried later and later, and is dead in the end.
     """
-    told = f"not published: {type(error).__name__}: {error}"
+    told = f"{NOT_PUBLISHED}{type(error).__name__}: {error}"
     if fate == "unsent":
         again = {**waiting(AT_ONCE, told), "publications": _c.publications - 1}
     else:
@@ -213,7 +214,8 @@ def _waits() -> ColumnElement[bool]:
 
 def _queued() -> dict[str, Any]:
     anew = {"published_at": now(), "started_at": None, "publications": _c.publications + 1}
-    return {"state": QUEUED, "due_at": _looked_after_at(), **anew}
+    error = case((_c.error.startswith(NOT_PUBLISHED), None), else_=_c.error)  # of a run it is still the last one
+    return {"state": QUEUED, "due_at": _looked_after_at(), "error": error, **anew}
 
 
 def _looked_after_at() -> ColumnElement[float]:

@@ -36,7 +36,7 @@ __all__ = ["in_states"]
 
 _c = deliveries.c
 MOST = 500
-"""Dead letters whose errors are read at a time."""
+"""Deliveries that are read at a time: dead letters with their errors, the latest with their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +106,14 @@ def entries(*conditions: ColumnElement[bool], limit: int | None = None) -> list[
     )
     with engine().connect() as connection:
         return [_entry(row) for row in connection.execute(found)]
+
+
+def latest_names(of: Literal["handler", "event"]) -> set[str]:
+    """The names of handlers, or of events, that the latest deliveries have."""
+    column = _c.handler if of == "handler" else emissions.c.event
+    latest = select(column).select_from(deliveries.join(emissions)).order_by(_c.emission.desc()).limit(MOST)
+    with engine().connect() as connection:
+        return {name for name in connection.scalars(latest) if name}
 
 
 def payloads(*conditions: ColumnElement[bool]) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ from celery.utils.time import maybe_iso8601
 from sqlalchemy import exc
 
 from nitro.errors import DeliveryLost
+from nitro.infrastructure import greenlets
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.logs import logger_named, parted, plain
 from nitro.infrastructure.logs import told as said_of
@@ -98,9 +99,9 @@ def _closed(run: Claim, body: Callable[[], Any]) -> Any:
     except Exception as error:
         _close_failed(run, partial(claims.bury, run), error)
         raise
-    except BaseException:
-        if terminate_handler_fired():
-            raise  # the main process has ended this one, and knows why
+    except BaseException as error:
+        if terminate_handler_fired() or greenlets.is_timeout(error):
+            raise  # the main process, or gevent's pool, has ended this one, and knows why
         claims.lose(claims.run_in(run.emission, run.handler, here()), "its process was ended")
         raise
     failpoint("handled")

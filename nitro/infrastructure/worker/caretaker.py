@@ -13,9 +13,12 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
-from click import Option
+from click import ClickException, Option
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from nitro.errors import PoolStalls
+from nitro.infrastructure import greenlets
+from nitro.infrastructure.database import cooperation, engine
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import declared
@@ -34,6 +37,8 @@ BEAT = 3.0
 """Seconds between two beats."""
 LOOK_AGAIN = 1.0
 """Seconds between two looks at what is to be seen to, when nobody reports."""
+LOOK_FOR_STOP = 60.0
+"""Seconds between two looks at whether this worker is to stop, when no signal says so."""
 COUNT = 10.0
 """Seconds between two looks at runs of this worker that it knows nothing of, and at messages that it does not get."""
 GRACE = 25.0
@@ -55,18 +60,20 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, without_relay: bool = False, **_options: Any) -> None:
+        _check(worker)
         self.boot = identity.new_boot()
         self._worker = worker
         self._beaten = -BEAT
         self._census = census.Census(self.boot)
-        self._timer: threading.Timer | None = None
-        self._leaves = False
+        self._cut_at: float | None = None
+        self._waiting = 0
         self._revoked: set[str] = set()
         self._orphans: set[tuple[str, int]] = set()
         self._counted = monotonic()
         self._starvation = Starvation(worker)
         self._watch, self._relay = Ticker("nitro-caretaker"), Ticker("nitro-relay")
         self._looks = Ticker("nitro-starvation")
+        self._cutter = Ticker("nitro-stopping")
         self._relays = not without_relay
         super().__init__(worker)
 
@@ -75,6 +82,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         reports.heard_by(self._watch.nudge, self._relay.nudge)
         if not declared:
             logger.warning("this worker knows no handler: its app imports none, and NITRO_HANDLERS names none")
+        self._cutter.start(self._cut_short_in_time)
         worker_shutting_down.connect(self._hurry)
         worker_ready.connect(self._replace_killed)
         blueprint = self._worker.blueprint  # whose steps end in reverse, this one before the pool
@@ -92,7 +100,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
         Nobody may have signalled: a broker whose folder was deleted ends a worker too, and so does `control shutdown`.
         """
-        if self._timer is None and threading.current_thread() is threading.main_thread():  # else the process is others'
+        if self._cut_at is None and threading.current_thread() is threading.main_thread():  # else it is others'
             self._hurry()
 
     terminate = stop
@@ -143,28 +151,30 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             claims.lose(claims.attempt_of(*run), "its run ended without a word")
         self._orphans = orphans
 
-    def _hurry(self, **_signal: Any) -> None:
+    def _hurry(self, **_signal: object) -> None:
+        """Set the time; in a signal's handler, where gevent lets nobody wait, not even for a thread to start."""
         soft = float(self._worker.app.conf.worker_soft_shutdown_timeout or 0)
-        self._cut_short_in(soft + LEAVE if soft else GRACE)
+        self._cut_at = monotonic() + (soft + LEAVE if soft else GRACE)
+        self._cutter.nudge()
 
-    def _cut_short_in(self, seconds: float, waiting: int = 0) -> None:
-        self._timer = threading.Timer(seconds, self._cut_short, (waiting,))
-        self._timer.daemon = True
-        self._timer.start()
-        if self._leaves:
-            self._timer.cancel()
+    def _cut_short_in_time(self) -> float:
+        """On a thread of its own; seconds until it is to look again."""
+        left = LOOK_FOR_STOP if self._cut_at is None else self._cut_at - monotonic()
+        if left > 0:
+            return left
+        self._cut_short()
+        return LOOK_AGAIN
 
-    def _cut_short(self, waiting: int) -> None:
+    def _cut_short(self) -> None:
         """End the process while it is still ours to end; what it ran begins anew elsewhere.
 
-        Args:
-            waiting: for how many that are not tracked it was waiting already; they are left to end by themselves.
+        Not while something runs that is not tracked, which is left to end by itself.
         """
         others = sum(not _is_tracked(request) for request in _snapshot(state.active_requests))
         if others:
-            if others != waiting:
+            if others != self._waiting:
                 logger.warning("the worker goes on: %d tasks that are not tracked run still", others)
-            self._cut_short_in(LOOK_AGAIN, others)
+            self._waiting = others
             return
         logger.warning("the worker was asked to stop and has not; what it runs is given back")
         for process in self._processes():
@@ -198,9 +208,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
 
     def _leave(self) -> None:
         """The pool has ended: give back what it was running, and leave the census."""
-        self._leaves = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._cutter.stop(0)  # which may be the thread that waits for this one
         worker_shutting_down.disconnect(self._hurry)
         worker_ready.disconnect(self._replace_killed)
         self._relay.stop(LEAVE)
@@ -218,6 +226,21 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             return
         if given:
             logger.warning("%d deliveries were cut short and begin anew", given)
+
+
+def _check(worker: Any) -> None:
+    """See that this worker's handlers can wait for the database and for one another.
+
+    Raises:
+        ClickException: they could not; one line on the terminal, which says the way out.
+    """
+    if not (greenlets.are_threads() and tracks(worker.app)):
+        return
+    way_out = cooperation.missing(engine())
+    if way_out is not None:
+        pool = worker.pool_cls.__module__.rpartition(".")[2]
+        error = PoolStalls(pool, engine().driver, way_out)
+        raise ClickException(str(error)) from error
 
 
 def attach(app: Celery) -> None:

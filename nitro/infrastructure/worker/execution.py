@@ -112,7 +112,7 @@ def _payload(message: Message, declaration: Declaration) -> Payload | None:
 
 
 def _delivery(request: Any, declaration: Declaration, message: Message | None, run: Claim | None) -> Delivery:
-    emission = message.emission if message else Emission("").id
+    emission = message.emission if message else Emission.of("").id
     hard, soft = request.timelimit or (None, None)
     limit = soft or hard or declaration.offload.soft_time_limit or declaration.offload.time_limit
     return Delivery(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.utils.time import get_exponential_backoff_interval
 from celery.worker import state
 
+from nitro.infrastructure import greenlets
 from nitro.infrastructure.offload.message import KEY
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
 from nitro.infrastructure.offload.parcel import TRACKED
@@ -122,7 +124,8 @@ class HandlerRequest:
         return float(get_exponential_backoff_interval(factor, retries, longest, task.retry_jitter))
 
     def _process(self) -> str:
-        return identity.process(identity.boot(), cast(Any, self).worker_pid)
+        pid = os.getpid() if greenlets.are_threads() else cast(Any, self).worker_pid  # a greenlet's is its address
+        return identity.process(identity.boot(), pid)
 
     @property
     def _name(self) -> str:

@@ -130,7 +130,7 @@ class HandlerTask:
         """The kwargs of a call of the task by itself; without a sender it is bare."""
         sender, *rest = args or (ANY,)
         call = Call(sender=sender, args=tuple(rest), kwargs=kwargs or {})
-        message = Message.of(Emission(""), call, self.declaration.offload.entity)
+        message = Message.of(Emission.of(""), call, self.declaration.offload.entity)
         return replace(message, bare=not args).kwargs(self.declaration.name)
 
 

@@ -1,0 +1,137 @@
+"""Definition: where a handler is written, which tells its definition run again from a second one."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from inspect import unwrap
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """The function beneath decorators, partials and methods, as it was when it was connected.
+
+    Attributes:
+        function: its address; it is not kept alive.
+        text: the code of the module, or of the cell, whose run has connected it; None when that had ended before.
+    """
+
+    function: int
+    qualname: str
+    code: CodeType
+    module: dict[str, Any]
+    text: CodeType | None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Definition | None:
+        """The definition of a callable that is connected just now; None of one that is not written in Python."""
+        found = beneath(function)
+        if not isinstance(found, FunctionType):
+            return None
+        code, module = found.__code__, found.__globals__
+        frames = _frames(code, module)
+        text = frames[-1].f_code if frames else None
+        return cls(function=id(found), qualname=found.__qualname__, code=code, module=module, text=text)
+
+    def remakes(self, old: Definition) -> bool:
+        """Whether it is another function of the same code, as each call of a factory makes one."""
+        return self.code is old.code and self.function != old.function
+
+    def is_made_with(self, old: Definition) -> bool:
+        """Whether it is the same function, as of two events, or another one of a factory."""
+        return self.function == old.function or (self.code is old.code and self._is_nested)
+
+    @property
+    def _is_nested(self) -> bool:
+        return "<locals>" in self.qualname
+
+    def redefines(self, old: Definition) -> bool:
+        """Whether it is the definition of `old` run again: by a reload, a cell, a script that is imported too.
+
+        Of one run of a text all functions are meant: of equal names, in a loop, of one factory.
+        """
+        if self.qualname != old.qualname or self.is_made_with(old):
+            return False
+        if self.code is old.code:
+            return not _is_in_loop(self.code, self.module)
+        if self.text is not None and self.text is old.text:
+            return False
+        return self._is_beside(old) and (self.code.co_firstlineno == old.code.co_firstlineno or self._has_moved(old))
+
+    def _is_beside(self, old: Definition) -> bool:
+        """Whether both are of one file, or of one interactive session, whose cells are files of their own."""
+        if self.module is old.module and _is_interactive(self.module):
+            return True
+        file = _file(self.code)
+        return file == _file(old.code) and (self.module is old.module or not file.startswith("<"))
+
+    def _has_moved(self, old: Definition) -> bool:
+        """Whether it is on another line because the text has changed, and is not the second of its name there."""
+        if self.text is None or old.text is None:
+            return not any(id(value) == old.function for value in old.module.values())
+        if self._is_nested and not self.text.co_name == old.text.co_name == "<module>":
+            return False
+        same_cell = _is_interactive(self.module) and self.code.co_filename == old.code.co_filename
+        return not (same_cell and _stands(old))  # IPython compiles each statement of a cell by itself
+
+
+def beneath(function: Any) -> Any:
+    """The function that a callable calls in the end."""
+    while not isinstance(function, FunctionType):
+        if isinstance(function, partial):
+            function = function.func
+        elif hasattr(function, "__func__"):
+            function = function.__func__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    if isinstance(function, FunctionType):
+        return unwrap(function)
+    called: Any = type(function).__call__
+    return called if isinstance(called, FunctionType) else function
+
+
+def _frames(code: CodeType, module: dict[str, Any]) -> list[FrameType]:
+    """The running frame that a code is written in, and those that this one is written in, the outermost last."""
+    frame: FrameType | None = sys._getframe(1)
+    found: list[FrameType] = []
+    while frame is not None:
+        if frame.f_globals is module and any(const is code for const in frame.f_code.co_consts):
+            found.append(frame)
+            code = frame.f_code
+        frame = frame.f_back
+    return found
+
+
+def _is_in_loop(code: CodeType, module: dict[str, Any]) -> bool:
+    """Whether what is running now may come by the same place again before it ends."""
+    return any(_jumps_back(frame.f_code, frame.f_lasti) for frame in _frames(code, module))
+
+
+def _jumps_back(code: CodeType, at: int) -> bool:
+    import dis
+
+    jumps = (each for each in dis.get_instructions(code) if "JUMP_BACKWARD" in each.opname)
+    return any(jump.argval <= at < jump.offset for jump in jumps)
+
+
+def _is_interactive(module: dict[str, Any]) -> bool:
+    return module.get("__name__") == "__main__" and "__file__" not in module
+
+
+def _file(code: CodeType) -> str:
+    return code.co_filename if code.co_filename.startswith("<") else os.path.realpath(code.co_filename)
+
+
+def _stands(old: Definition) -> bool:
+    """Whether the source of its cell, as far as it is known, still has it where it was."""
+    lines = linecache.getlines(old.code.co_filename)[old.code.co_firstlineno - 1 :]
+    head = next((line for line in lines if "def " in line), "")
+    return f"def {old.qualname.rpartition('.')[2]}" in head

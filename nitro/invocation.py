@@ -1,0 +1,37 @@
+"""Invocation: the reader's own `celery -A …`, for a message that tells him what to run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+UNKNOWN = "<your app>"
+_OPTIONS = ("-A", "--app")
+
+
+def celery(command: str) -> str:
+    """A command of Celery's with the app that this process was started with, as far as it says one."""
+    return f"celery -A {_app(sys.argv)} {command}"
+
+
+def _app(arguments: Sequence[str]) -> str:
+    """The app that a `celery` command was given; no other program's `-A` is one."""
+    if not arguments or not _is_celery(Path(arguments[0])):
+        return UNKNOWN
+    rest = list(arguments[1:])
+    for at, argument in enumerate(rest):
+        name, equals, value = argument.partition("=")
+        if name == "--app" and equals:
+            return value
+        if argument in _OPTIONS and at + 1 < len(rest):
+            return rest[at + 1]
+        if argument.startswith("-A") and argument != "-A":
+            return argument[2:]
+    return os.environ.get("APP") or UNKNOWN
+
+
+def _is_celery(program: Path) -> bool:
+    """Whether it is `celery`, or `python -m celery`."""
+    return program.stem == "celery" or (program.name == "__main__.py" and program.parent.name == "celery")

@@ -1,0 +1,38 @@
+"""The command that a message tells the reader to run: contract section 2."""
+
+from __future__ import annotations
+
+import pytest
+
+from nitro.errors import OutboxOutdated
+from nitro.invocation import celery
+
+
+@pytest.mark.parametrize(
+    ("arguments", "app"),
+    [
+        (["/srv/bin/celery", "-A", "shop", "worker"], "shop"),
+        (["celery", "--app", "shop.main:app", "nitro", "init"], "shop.main:app"),
+        (["celery", "--app=shop", "worker"], "shop"),
+        (["celery", "-Ashop", "worker"], "shop"),
+        (["/lib/celery/__main__.py", "-q", "-A", "shop", "worker"], "shop"),
+        (["celery", "worker"], "<your app>"),
+        (["celery", "worker", "-A"], "<your app>"),
+        (["uvicorn", "-A", "web"], "<your app>"),
+        ([""], "<your app>"),
+        ([], "<your app>"),
+    ],
+)
+def test_a_message_names_the_app_of_the_reader(arguments: list[str], app: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this process was started with it; another program's `-A` is none."""
+    monkeypatch.delenv("APP", raising=False)
+    monkeypatch.setattr("sys.argv", arguments)
+    assert celery("nitro init") == f"celery -A {app} nitro init"
+    assert f"`celery -A {app} nitro init`" in str(OutboxOutdated("sqlite:///a.db", None, 1))
+
+
+def test_a_message_names_the_app_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which Celery takes where no option names one."""
+    monkeypatch.setenv("APP", "shop")
+    monkeypatch.setattr("sys.argv", ["celery", "worker"])
+    assert celery("worker") == "celery -A shop worker"
