@@ -1,4 +1,4 @@
-"""Invocation: the reader's own `celery -A …`, for a message that tells him what to run."""
+"""Invocation: the reader's own `celery -A …`, for messages that name a command to run."""
 
 from __future__ import annotations
 

@@ -117,6 +117,8 @@ def _turn(told: Told, turn: Turn) -> Item:
 def _delivery(told: Told, entry: Entry, now: datetime) -> Item:
     """A handler with a delivery in the outbox."""
     note = " → ".join(f"{step} {_after(told.at, step.at)}" for step in folded(steps_of(entry)))
+    if entry.state == "published":
+        note += ", left to the broker"
     if entry.error and entry.state != "done":
         note += f": {said(entry.error)}"
     return Item(title=f"queue  {entry.handler}", state=entry.state, note=note, spans=list(_spans(entry, now)))

@@ -1,0 +1,185 @@
+"""Errors of settings, declarations, emits, payloads and transactions, and the root of all errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class NitroError(Exception):
+    """The root: `except NitroError` catches whatever the library itself raises."""
+
+    __module__ = "nitro.errors"
+
+    def __init_subclass__(cls) -> None:
+        """Have tracebacks and pickles name the module that users import an error from."""
+        cls.__module__ = NitroError.__module__
+
+    def __init__(self, message: str = "") -> None:
+        # Without Exception.__init__ `args` stay the facts, from which pickle and result backends rebuild it.
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SettingError(NitroError, ValueError):
+    """A `NITRO_*` variable has a value that is not allowed."""
+
+    def __init__(self, name: str, value: str, allowed: str) -> None:
+        super().__init__(f"{name}={value!r} is not allowed; give {allowed}")
+
+
+class HandlersFailed(SettingError):
+    """A module of NITRO_HANDLERS cannot be imported."""
+
+    def __init__(self, module: str, error: BaseException, place: str | None) -> None:
+        where = "" if place is None else f" ({place})"
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        self.module = module
+        NitroError.__init__(self, f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: {why}{where}")
+
+
+class DriverOptionStays(NitroError, ValueError):
+    """An option of an asynchronous driver that the synchronous one cannot be told."""
+
+
+class DeclarationError(NitroError, TypeError):
+    """`@on`, `event` or `bind` was used in a way that cannot work."""
+
+
+class UnknownOption(DeclarationError):
+    """An offload option that neither Celery nor Nitro has."""
+
+    def __init__(self, option: str, nearest: Sequence[str]) -> None:
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        super().__init__(f"offload has no option {option!r}{hint}")
+
+
+class OptionConflict(DeclarationError):
+    """One function was offloaded twice with differing options of its Celery task."""
+
+    def __init__(self, handler: str, options: Iterable[str]) -> None:
+        names = ", ".join(sorted(options))
+        super().__init__(
+            f"{handler} is already offloaded with another {names}: these belong to its one Celery task, "
+            f"so give the same on every event, or a second name="
+        )
+
+
+class DuplicateHandler(DeclarationError):
+    """Two different offloaded functions would answer to one task name."""
+
+    def __init__(self, handler: str, first: str, second: str) -> None:
+        super().__init__(f"two offloaded handlers are named {handler}: {first} and {second}; give one of them name=")
+
+
+class NotOffloadable(DeclarationError):
+    """A callable that a worker could never find by its name."""
+
+    def __init__(self, handler: str, why: str, way_out: str) -> None:
+        super().__init__(f"{handler} cannot be offloaded: {why}; {way_out}")
+
+
+class NotAccepted(DeclarationError):
+    """A worker would get the messages of handlers, which are JSON, and refuse them."""
+
+    def __init__(self, app: str, accepted: Iterable[str], handlers: Sequence[str]) -> None:
+        super().__init__(
+            f"accept_content of the app {app!r} is {', '.join(accepted)}, and the messages of {', '.join(handlers)} "
+            f"are JSON: add 'json' to it, or leave their queues to other workers with -Q"
+        )
+
+
+class DatabaseRefused(DeclarationError):
+    """`bind` was given a database that Nitro cannot use."""
+
+    def __init__(self, given: str, why: str) -> None:
+        super().__init__(
+            f"bind cannot use {given}: {why}; give an Engine or AsyncEngine of SQLAlchemy, or a URL, "
+            f"for SQLite or PostgreSQL"
+        )
+
+
+class EmitError(NitroError, TypeError):
+    """`emit` was called in a way that cannot work."""
+
+
+class ContextStays(EmitError):
+    """A context variable that cannot travel."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the context variable {name!r} cannot travel: {reason}")
+
+
+class PayloadError(NitroError, TypeError):
+    """A value cannot travel to a worker; nothing was published.
+
+    Args:
+        argument: where it is, such as `sender` or `kwargs['items'][2]`.
+        kind: the name of its type.
+        why: what is wrong with it, and the way out.
+        handlers: names of the offloaded handlers it was meant for.
+    """
+
+    def __init__(self, argument: str, kind: str, why: str, handlers: Sequence[str] = ()) -> None:
+        self.argument, self.kind, self.why = argument, kind, why
+        receiver = f" for {', '.join(handlers)}" if handlers else ""
+        super().__init__(f"{argument} ({kind}) cannot travel{receiver}: {why}")
+
+
+class PayloadUnreadable(NitroError, ValueError):
+    """A worker cannot rebuild what arrived: another version, a class it has not loaded, damage."""
+
+
+class SignatureRefused(PayloadUnreadable):
+    """A message without the right signature, which `NITRO_SIGNING_KEY` demands; it is never tried again."""
+
+    def __init__(self, handler: str) -> None:
+        super().__init__(f"a message for {handler} without the right signature, which NITRO_SIGNING_KEY demands")
+
+
+class WrongThread(NitroError, RuntimeError):
+    """A blocking wait on the thread of the event loop that it waits for."""
+
+    def __init__(self, call: str, instead: str) -> None:
+        super().__init__(f"{call} would block the running event loop for ever; use {instead} there")
+
+
+class TransactionError(NitroError, RuntimeError):
+    """`transaction()` was used in a way that cannot work."""
+
+
+class OpenElsewhere(TransactionError):
+    """A write, or an emit that has to wait for a commit, on another thread than the one of the open `transaction()`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the `transaction()` that is open here belongs to another thread (or to the parent process), and nothing "
+            "can be written or emitted in it from this one: open a `with transaction():` of its own in the function "
+            "that runs on this thread, such as a `def` endpoint, or make that function `async def`"
+        )
+
+
+class LeftElsewhere(TransactionError):
+    """A `transaction()` block was left in another place than it was entered, and rolled back.
+
+    Args:
+        place: the kind of place: `process`, `thread` or `context`.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        undone = "its parent process decides about it" if place == "process" else "it was rolled back"
+        super().__init__(
+            f"a `transaction()` block was left in another {place} than it was entered, so {undone}; what the code in "
+            f"between has committed by itself stays: enter and leave a block in one function on one thread, or in an "
+            f"`async def` dependency or fixture"
+        )
+
+
+class DispatchError(NitroError, RuntimeError):
+    """Offloaded handlers could not be published; names each of them."""
+
+    def __init__(self, event: str, handlers: Sequence[str], cause: BaseException) -> None:
+        self.handlers = tuple(handlers)
+        super().__init__(f"{event}: not dispatched: {', '.join(handlers)}: {cause}")
