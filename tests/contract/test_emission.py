@@ -41,9 +41,8 @@ def test_emission_travels_between_processes(evt: Event) -> None:
     """By pickle, as of a pool of processes; the first of an event and any later one."""
     on(evt)(seen)
     for emission in (emit(evt), emit(evt)):
-        identity = emission.id
         copied = pickle.loads(pickle.dumps(emission))
-        assert (type(copied), copied, copied.id) == (Emission, ["seen"], identity)
+        assert (type(copied), copied, copied.id) == (Emission, ["seen"], emission.id)
 
 
 def test_emission_travels_without_the_functions_of_its_plan(evt: Event) -> None:

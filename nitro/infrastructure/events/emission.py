@@ -75,8 +75,8 @@ class Emission(list[Any]):
         return made
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """What pickle takes along: all that was set, without the plan, whose functions stay in this process."""
-        state = {name: getattr(self, name) for name in Emission.__slots__ if name != "plan"}
+        """Returns what pickle and copy take along: all that was set, without the plan, whose functions stay here."""
+        state = {name: getattr(self, name) for name in Emission.__slots__ if name != "plan"} | {"_id": self.id}
         return None, {name: value for name, value in state.items() if value is not None}
 
     if not TYPE_CHECKING:  # to a type checker a class with it has every attribute
