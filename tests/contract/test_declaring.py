@@ -9,6 +9,7 @@ from typing import Any
 
 import blinker
 import pytest
+from celery import Celery
 
 from nitro.errors import DeclarationError
 from nitro.infrastructure.events import ANY, Event, Namespace, emit, event, on
@@ -302,7 +303,6 @@ class Bare:
     def named(self, *, sender: object) -> None: ...
 
 
-@pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize(
     "handler",
     [
@@ -315,13 +315,19 @@ class Bare:
         functools.partial(lambda sender: None, 1),
     ],
 )
-def test_a_handler_without_a_parameter_for_the_sender_is_refused(
-    evt: Event, queue: Any, handler: Call, offload: bool
-) -> None:
+def test_a_handler_without_a_parameter_for_the_sender_is_refused(evt: Event, handler: Call) -> None:
     """Where it is declared: every emit would fail."""
     with pytest.raises(DeclarationError, match=r"shop\.bare takes \(.*\), and no sender"):
-        on(evt, name="shop.bare", offload=offload)(handler)
+        on(evt, name="shop.bare")(handler)
     assert not evt.receivers
+
+
+def test_an_offloaded_handler_without_a_parameter_for_the_sender_is_refused(evt: Event, app: Celery) -> None:
+    """And leaves no task behind."""
+    with pytest.raises(DeclarationError, match=r"shop\.bare takes \(\), and no sender"):
+        on(evt, name="shop.bare", offload=True)(lambda: None)
+    assert not evt.receivers
+    assert "shop.bare" not in app.tasks
 
 
 def test_a_generator_and_an_async_handler_without_parameters_are_refused(evt: Event) -> None:

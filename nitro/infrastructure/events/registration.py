@@ -84,11 +84,12 @@ def register(
         raise DeclarationError(f"{function!r} cannot be a handler: it is not callable")
     name = name or default_name(function)
     _check(name, priority, condition, on_error)
-    _check_takes_sender(name, function)
     checked = None
-    if offload is not False and offload is not None:
-        if weak:
-            raise DeclarationError(f"{name}: weak=True and offload exclude each other: a worker keeps its handlers")
+    if offload is False or offload is None:
+        check_takes_sender(name, function)
+    elif weak:
+        raise DeclarationError(f"{name}: weak=True and offload exclude each other: a worker keeps its handlers")
+    else:
         checked = dispatcher().declare(function, name, offload)
     kind = kind_of(function)
     return Handler(
@@ -119,7 +120,7 @@ def _check(name: str, priority: object, condition: object, on_error: object) -> 
         return
     if not callable(condition):
         raise DeclarationError(f"{name}: condition={condition!r} is not callable; give condition(sender, **kwargs)")
-    _check_takes_sender(f"{name}: its condition", condition)
+    check_takes_sender(f"{name}: its condition", condition)
     if kind_of(condition) != "sync":
         raise DeclarationError(
             f"{name}: its condition is an {kind_of(condition)} function; conditions are plain functions"
@@ -129,7 +130,7 @@ def _check(name: str, priority: object, condition: object, on_error: object) -> 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
 
 
-def _check_takes_sender(name: str, function: Function) -> None:
+def check_takes_sender(name: str, function: Function) -> None:
     """See that it has a parameter for the sender, which always comes first and by position.
 
     Raises:

@@ -13,6 +13,7 @@ from celery.utils.functional import head_from_fun
 
 from nitro.errors import DuplicateHandler, NotOffloadable, OptionConflict
 from nitro.infrastructure.events.definition import Definition
+from nitro.infrastructure.events.registration import check_takes_sender
 from nitro.infrastructure.offload.options import Offload
 from nitro.infrastructure.offload.standin import TaskStandIn
 from nitro.settings import Settings
@@ -60,6 +61,7 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> Offload
         DeclarationError: an option is wrong, the name is taken, or a worker could never find the function.
     """
     _check_offloadable(function, name)
+    check_takes_sender(name, function)
     options = _promised(Offload.of(offload))
     new = Declaration(name=name, function=function, offload=options, definition=Definition.of(function))
     known = declared.get(name)

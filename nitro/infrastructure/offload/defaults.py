@@ -9,6 +9,7 @@ from weakref import WeakSet
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
+from nitro.infrastructure import greenlets
 from nitro.infrastructure.offload.broker import AMQP, OPTIONS, REDIS, driver_of, names_one
 from nitro.settings import Settings
 
@@ -121,10 +122,11 @@ def _folder(settings: Settings) -> dict[str, Any]:
 
 def _of_driver(driver: str, *, queue: bool) -> dict[str, Any]:
     """What the broker of Nitro's own app needs; on RabbitMQ quorum queues behind topic exchanges, for countdowns."""
-    named = {"task_default_queue": "nitro"} if queue else {}
+    named: dict[str, Any] = {"task_default_queue": "nitro"} if queue else {}
     if driver == REDIS:
         return {**named, "broker_transport_options": dict(OPTIONS[REDIS])}
     if driver != AMQP:
         return named
-    confirmed = {**named, "broker_transport_options": {"confirm_publish": True}}
-    return {**confirmed, **QUORUM} if queue else confirmed
+    if not greenlets.are_threads():  # two would read one connection, and one miss its confirm
+        named["broker_transport_options"] = {"confirm_publish": True}
+    return {**named, **QUORUM} if queue else named
