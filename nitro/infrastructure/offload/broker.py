@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from celery import Celery
 from kombu.pools import producers
 
+from nitro.infrastructure import greenlets
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.conf import found
 
@@ -111,10 +112,11 @@ def bounded(connection: Any, given: Mapping[str, Any], *, confirms: bool) -> Any
 
     Args:
         given: transport options of the app, which are kept.
-        confirms: whether kombu waits for the confirm of each message on RabbitMQ.
+        confirms: whether kombu waits for the confirm of each message on RabbitMQ; never where greenlets are threads.
     """
     driver = _driver(connection)
-    own = {"confirm_publish": confirms} if driver == AMQP else {}
+    # Greenlets that wait for confirms on one connection read each other's.
+    own = {"confirm_publish": confirms and not greenlets.are_threads()} if driver == AMQP else {}
     connection.transport_options = {**OPTIONS.get(driver, {}), **given, **own}
     connection.connect_timeout = connection.connect_timeout or CONNECT
     return connection
