@@ -111,7 +111,7 @@ def test_a_retried_delivery_keeps_its_history(stack: Stack, worker: Worker, key:
         (1, "ConnectionError: try again"),
         (2, "ConnectionError: try again"),
     ]
-    assert "retried (run 1) (ConnectionError: try again)" in stack.project.celery("nitro", "trace", task_id)
+    assert "retried (runs 1 to 2) (ConnectionError: try again)" in stack.project.celery("nitro", "trace", task_id)
 
 
 def test_relay_moves_what_is_due(stack: Stack) -> None:
