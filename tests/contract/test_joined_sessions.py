@@ -429,6 +429,27 @@ def test_nothing_tracked_leaves_before_the_transaction_around_the_session(
         assert connection.scalar(text("SELECT count(*) FROM nitro_delivery")) == 0
 
 
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+@pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_session_that_has_only_read_shares_the_fate_of_the_transaction_around_it(
+    picked: Event, engine: Engine, mode: Any, ending: str, begun: bool
+) -> None:
+    """That one was begun explicitly, whether or not the session has begun again since its commit."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode=mode, expire_on_commit=False) as session:
+            session.add(basket := Basket())
+            session.commit()
+            if begun:
+                session.refresh(basket)
+            picked.emit(basket)
+            session.commit()
+        getattr(outer, ending)()
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM nitro_delivery")) == (1 if ending == "commit" else 0)
+
+
 def test_a_connection_without_a_transaction_of_its_own_changes_nothing(
     picked: Event, engine: Engine, sent: Sent
 ) -> None:
