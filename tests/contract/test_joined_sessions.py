@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqlmodel import Field, Relationship, SQLModel, create_engine
 from sqlmodel import Session as ModelSession
 
-from nitro.errors import TransactionError
+from nitro.errors import PayloadError, TransactionError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, drain, on
 from nitro.infrastructure.offload import bind
@@ -374,6 +375,27 @@ def test_emit_async_flushes_an_async_session(picked: Event, sent: Sent, awaiting
 
     awaiting(work)
     assert len(sent()) == (1 if end == "commit" else 0)
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+def test_emit_async_reads_expired_columns_of_an_async_session(
+    picked: Event, sent: Sent, awaiting: Any, vanished: bool
+) -> None:
+    """A commit has expired them; where their row has vanished since, the error says that they cannot be read."""
+
+    async def work(session: AsyncSession) -> None:
+        basket = await session.get_one(Basket, 1)
+        basket.note = "ripe"
+        await session.commit()
+        session.expire(basket)
+        if vanished:
+            await session.execute(delete(Basket), execution_options={"synchronize_session": False})
+        with pytest.raises(PayloadError, match="could not be read again") if vanished else nullcontext():
+            await picked.emit_async("till", [basket])
+        await session.commit()
+
+    awaiting(work)
+    assert [message.payload.args[0][0].note for message in sent()] == ([] if vanished else ["ripe"])
 
 
 def test_emit_cannot_flush_an_async_session(picked: Event, sent: Sent, awaiting: Any) -> None:

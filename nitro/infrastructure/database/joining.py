@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import InstanceState, Session
 
 from nitro.errors import TransactionError
@@ -75,10 +77,17 @@ def _is_ours(session: Session) -> bool:
 
 
 async def flush_awaited(values: Iterable[object]) -> None:
-    """Write the pending instances among these values that are in an `AsyncSession`, so that they have their ids."""
+    """Write the pending instances among these values that are in an `AsyncSession`, and read expired columns there."""
     for session, states in attached_in(values).items():
-        if any(state.pending for state in states) and must_await(session) and not is_flushing(session):
-            await async_session_of(session).flush()
+        if not must_await(session) or is_flushing(session):
+            continue
+        owner = async_session_of(session)
+        if any(state.pending for state in states):
+            await owner.flush()
+        for state in states:
+            if expired := state.expired_attributes.intersection(state.mapper.column_attrs.keys()):
+                with suppress(InvalidRequestError):  # its row has vanished, which is told where it is to travel
+                    await owner.refresh(state.obj(), expired)
 
 
 def _only(own: Session | None, taking_part: Sequence[Session], attached: Attached) -> Session:

@@ -35,7 +35,7 @@ def commit_of(call: Call, *, flush: bool = False) -> scope.Commit | None:
 
 
 async def flush_of(call: Call) -> None:
-    """Write the instances that wait to be, of sessions that must be awaited."""
+    """Write the instances that wait to be, and read expired columns, of sessions that must be awaited."""
     if _may_be_mapped(call):
         await dispatcher().flush(call)
 

@@ -46,7 +46,7 @@ class Dispatcher(Protocol):
         """
 
     async def flush(self, call: Call) -> None:
-        """Write the instances in it that wait to be, of sessions that must be awaited."""
+        """Write the instances in it that wait to be, and read expired columns, of sessions that must be awaited."""
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         """The bytes of payload that `dispatch` would send to each."""

@@ -74,7 +74,7 @@ class Publisher:
         return commit_for(_values(call), flush=flush, reading=reading)
 
     async def flush(self, call: Call) -> None:
-        """Write the instances in it that wait to be, of sessions that must be awaited."""
+        """Write the instances in it that wait to be, and read expired columns, of sessions that must be awaited."""
         await flush_awaited(_values(call))
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
