@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqlmodel import Field, Relationship, SQLModel, create_engine
 from sqlmodel import Session as ModelSession
 
-from nitro.errors import TransactionError
+from nitro.errors import PayloadError, TransactionError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, drain, on
 from nitro.infrastructure.offload import bind
@@ -376,6 +377,27 @@ def test_emit_async_flushes_an_async_session(picked: Event, sent: Sent, awaiting
     assert len(sent()) == (1 if end == "commit" else 0)
 
 
+@pytest.mark.parametrize("vanished", [False, True])
+def test_emit_async_reads_expired_columns_of_an_async_session(
+    picked: Event, sent: Sent, awaiting: Any, vanished: bool
+) -> None:
+    """A commit has expired them; where their row has vanished since, the error says that they cannot be read."""
+
+    async def work(session: AsyncSession) -> None:
+        basket = await session.get_one(Basket, 1)
+        basket.note = "ripe"
+        await session.commit()
+        session.expire(basket)
+        if vanished:
+            await session.execute(delete(Basket), execution_options={"synchronize_session": False})
+        with pytest.raises(PayloadError, match="could not be read again") if vanished else nullcontext():
+            await picked.emit_async("till", [basket])
+        await session.commit()
+
+    awaiting(work)
+    assert [message.payload.args[0][0].note for message in sent()] == ([] if vanished else ["ripe"])
+
+
 def test_emit_cannot_flush_an_async_session(picked: Event, sent: Sent, awaiting: Any) -> None:
     """An instance without an id is an error that says what to do, and with one it is joined."""
 
@@ -427,6 +449,27 @@ def test_nothing_tracked_leaves_before_the_transaction_around_the_session(
     assert sent() == []
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM nitro_delivery")) == 0
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+@pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_session_that_has_only_read_shares_the_fate_of_the_transaction_around_it(
+    picked: Event, engine: Engine, mode: Any, ending: str, begun: bool
+) -> None:
+    """That one was begun explicitly, whether or not the session has begun again since its commit."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode=mode, expire_on_commit=False) as session:
+            session.add(basket := Basket())
+            session.commit()
+            if begun:
+                session.refresh(basket)
+            picked.emit(basket)
+            session.commit()
+        getattr(outer, ending)()
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM nitro_delivery")) == (1 if ending == "commit" else 0)
 
 
 def test_a_connection_without_a_transaction_of_its_own_changes_nothing(

@@ -246,6 +246,38 @@ def test_a_session_of_the_users_own_is_protected_too(evt: Event, told: Event) ->
     assert stored() == (["after", "c0"], 0)
 
 
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("failing", ["flush", "sql"])
+def test_a_session_that_has_only_read_is_usable_afterwards(evt: Event, failing: str, awaited: bool) -> None:
+    """It is open, so that what breaks its transaction would reach all that follows."""
+    Coupon(id="c0").save()
+
+    @on(evt, on_error="log", name="shop.failing")
+    def fail(coupon: Coupon) -> None:
+        session = object_session(coupon)
+        assert session is not None
+        if failing == "flush":
+            session.add_all([Coupon(id="d", note="1"), Coupon(id="d", note="2")])
+            session.flush()
+        session.execute(text("SELECT * FROM nowhere"))
+
+    with Session(database.engine()) as session:
+        coupon = session.scalars(select(Coupon)).one()
+        emission = asyncio.run(emit_async(evt, coupon)) if awaited else emit(evt, coupon)
+        assert list(emission.failed) == ["shop.failing"]
+        assert session.scalars(select(Coupon.id)).all() == ["c0"]
+
+
+def test_a_handlers_savepoint_is_no_reason_to_wait_for_a_session_that_has_only_read(evt: Event, told: Event) -> None:
+    """Nobody will commit it: what is emitted about it commits by itself, in the handler and after it."""
+    Coupon(id="c0").save()
+    on(evt, on_error="log")(lambda coupon: emit(told, coupon))
+    on(evt, offload=True, name="shop.queued")(lambda sender: None)
+    with Session(database.engine()) as session:
+        emit(evt, session.scalars(select(Coupon)).one())
+    assert stored() == (["c0"], 2)
+
+
 def test_a_handler_may_end_the_users_transaction(evt: Event) -> None:
     """A commit inside the handler is one of the whole, as without a savepoint."""
 

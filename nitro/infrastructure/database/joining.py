@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import InstanceState, Session
 
 from nitro.errors import TransactionError
 from nitro.infrastructure.database.binds import async_session_of, bind_of, is_flushing, must_await
-from nitro.infrastructure.database.connections import same_database
+from nitro.infrastructure.database.connections import engine, same_database
 from nitro.infrastructure.database.mapped import States, attached_in
-from nitro.infrastructure.database.sessions import Commits, commits_of, has_writes, in_own_transaction
+from nitro.infrastructure.database.sessions import (
+    Commits,
+    commits_of,
+    ends_elsewhere,
+    has_writes,
+    in_own_transaction,
+)
 from nitro.infrastructure.database.unit_of_work import (
     Transaction,
     current_transaction,
@@ -22,14 +30,18 @@ from nitro.infrastructure.database.unit_of_work import (
 Attached = dict[Session, States]
 
 
-def commit_for(values: Iterable[object], *, flush: bool = False) -> Transaction | Commits | None:
+def commit_for(
+    values: Iterable[object], *, flush: bool = False, reading: bool = False
+) -> Transaction | Commits | None:
     """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
 
     A session counts when somebody will want to commit it (`in_own_transaction`).
 
     Args:
         values: mapped instances are found in them at any depth.
-        flush: write those of its instances that are pending, so that they have their ids.
+        flush: something is to be written in it: its pending instances first, so that they have their ids, and also
+            where it has only read, but in a transaction that was open on its connection before.
+        reading: if there is none, take one that is open and has only read.
 
     Raises:
         TransactionError: they are in sessions of two databases, or in two sessions that both have something to write;
@@ -38,11 +50,11 @@ def commit_for(values: Iterable[object], *, flush: bool = False) -> Transaction 
     """
     current, attached = current_transaction(), attached_in(values)
     own = None if current is None else current.session
-    taking_part = [session for session in attached if session is own or in_own_transaction(session)]
+    taking_part = [session for session in attached if session is own or _counts(session, flush)]
     if not taking_part or any(map(is_of_block, taking_part)):
         transaction_to_join()
     if own is None and not taking_part:
-        return None
+        return commits_of(reader) if reading and (reader := _reader(attached)) is not None else None
     session = _only(own, taking_part, attached)
     states = attached.get(session, [])
     commits_of(session).mappers.update((state.mapper, None) for state in states)
@@ -51,11 +63,31 @@ def commit_for(values: Iterable[object], *, flush: bool = False) -> Transaction 
     return commits_of(session) if current is None else current
 
 
+def _counts(session: Session, writing: bool) -> bool:
+    return in_own_transaction(session) or (writing and ends_elsewhere(session) and _is_ours(session))
+
+
+def _reader(attached: Attached) -> Session | None:
+    return next((session for session in attached if session.in_transaction()), None)
+
+
+def _is_ours(session: Session) -> bool:
+    bind = bind_of(session)
+    return bind is not None and same_database(bind.engine, engine())
+
+
 async def flush_awaited(values: Iterable[object]) -> None:
-    """Write the pending instances among these values that are in an `AsyncSession`, so that they have their ids."""
+    """Write the pending instances among these values that are in an `AsyncSession`, and read expired columns there."""
     for session, states in attached_in(values).items():
-        if any(state.pending for state in states) and must_await(session) and not is_flushing(session):
-            await async_session_of(session).flush()
+        if not must_await(session) or is_flushing(session):
+            continue
+        owner = async_session_of(session)
+        if any(state.pending for state in states):
+            await owner.flush()
+        for state in states:
+            if expired := state.expired_attributes.intersection(state.mapper.column_attrs.keys()):
+                with suppress(InvalidRequestError):  # its row has vanished, which is told where it is to travel
+                    await owner.refresh(state.obj(), expired)
 
 
 def _only(own: Session | None, taking_part: Sequence[Session], attached: Attached) -> Session:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TURN = "nitro_turn"
 """In the `info` of a session, with an event loop: the lock of its outermost savepoints that code awaits in."""
 
+POINTS = "nitro_points"
+"""In the `info` of a session: the savepoints that are open here for handlers, and that nobody began."""
+
 _turn: ContextVar[tuple[Session, Lock] | None] = ContextVar("nitro_turn", default=None)
 
 
@@ -39,21 +42,32 @@ def savepoint(session: Session) -> Iterator[None]:
         return
     begin_in(session)
     point = session.begin_nested()
+    points: set[SessionTransaction] = session.info.setdefault(POINTS, set())
+    points.add(point)
     try:
         yield
-        if _is_open(session, point):
+        if point in _open(session):
             point.commit()
     except BaseException:
-        if _is_open(session, point):
+        if point in _open(session):
             point.rollback()
         raise
+    finally:
+        points.discard(point)
 
 
-def _is_open(session: Session, point: SessionTransaction) -> bool:
+def has_foreign(session: Session) -> bool:
+    """Whether a savepoint is open that the user's code has begun."""
+    ours: set[SessionTransaction] = session.info.get(POINTS, set())
+    return any(point.nested and point not in ours for point in _open(session))
+
+
+def _open(session: Session) -> Iterator[SessionTransaction]:
+    """The open savepoints of a session, innermost first, and the transaction that they are in."""
     found = session.get_nested_transaction()
-    while found is not None and found is not point:
+    while found is not None:
+        yield found
         found = found.parent
-    return found is point
 
 
 @asynccontextmanager

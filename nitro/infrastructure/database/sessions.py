@@ -199,7 +199,7 @@ def in_own_transaction(session: Session) -> bool:
         return False
     transaction = session.get_transaction()
     explicit = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
-    return explicit or session.in_nested_transaction() or has_writes(session)
+    return explicit or savepoints.has_foreign(session) or has_writes(session)
 
 
 def has_writes(session: Session) -> bool:
@@ -214,7 +214,11 @@ def note_writes(session: Session) -> None:
 
 def ends_elsewhere(session: Session) -> bool:
     """Whether its commit may be undone by whoever began the transaction of the connection that it was given."""
-    return OUTER in session.info
+    return OUTER in session.info or (session.get_transaction() is None and _is_given_one(session))
+
+
+def _is_given_one(session: Session) -> bool:
+    return isinstance(session.bind, Connection) and session.bind.in_transaction()
 
 
 @event.listens_for(Session, "before_commit")
@@ -247,7 +251,7 @@ def _created(session: Session, transaction: SessionTransaction) -> None:
     """A flush, and each of the bulk methods that no flush belongs to, writes in a part of its own."""
     if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
         note_writes(session)
-    elif transaction.parent is None and isinstance(session.bind, Connection) and session.bind.in_transaction():
+    elif transaction.parent is None and _is_given_one(session):
         session.info[OUTER] = True
 
 

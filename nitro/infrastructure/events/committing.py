@@ -35,7 +35,7 @@ def commit_of(call: Call, *, flush: bool = False) -> scope.Commit | None:
 
 
 async def flush_of(call: Call) -> None:
-    """Write the instances that wait to be, of sessions that must be awaited."""
+    """Write the instances that wait to be, and read expired columns, of sessions that must be awaited."""
     if _may_be_mapped(call):
         await dispatcher().flush(call)
 
@@ -47,12 +47,12 @@ def _may_be_mapped(call: Call) -> bool:
 
 
 def commit_around(call: Call) -> scope.Commit | None:
-    """The commit of the transaction that this emit's inline handlers run in, or None."""
+    """The commit of the transaction that this emit's inline handlers run in, be it one that has only read, or None."""
     current = scope.current_transaction()
     if current is not None:
         return current
     try:
-        return commit_of(call)
+        return dispatcher().commit(call, reading=True) if _may_be_mapped(call) else None
     except TransactionError:  # raised once something has to wait for it
         return None
 

@@ -36,16 +36,17 @@ class Dispatcher(Protocol):
             commit: the one after which that step will be taken, if there is one.
         """
 
-    def commit(self, call: Call, *, flush: bool) -> scope.Commit | None:
+    def commit(self, call: Call, *, flush: bool = False, reading: bool = False) -> scope.Commit | None:
         """The commit that this emit waits for: of the open transaction, else of the session its instances are in.
 
         Args:
             call: what is emitted.
-            flush: write the instances in it that wait to be.
+            flush: something is to be written in it; write the instances in it that wait to be.
+            reading: if there is none, give that of a session which is open and has only read.
         """
 
     async def flush(self, call: Call) -> None:
-        """Write the instances in it that wait to be, of sessions that must be awaited."""
+        """Write the instances in it that wait to be, and read expired columns, of sessions that must be awaited."""
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
         """The bytes of payload that `dispatch` would send to each."""

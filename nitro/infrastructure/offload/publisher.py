@@ -65,16 +65,16 @@ class Publisher:
             return partial(_keep_and_send, app, emission.event, parcels)
         return partial(_send, app, emission.event, _kept(app, parcels, cast(Commit, commit)))
 
-    def commit(self, call: Call, *, flush: bool) -> Transaction | Commits | None:
+    def commit(self, call: Call, *, flush: bool = False, reading: bool = False) -> Transaction | Commits | None:
         """The commit that this emit waits for, or None.
 
         Raises:
             TransactionError: its instances are in sessions of two databases, or in two that both write.
         """
-        return commit_for(_values(call), flush=flush)
+        return commit_for(_values(call), flush=flush, reading=reading)
 
     async def flush(self, call: Call) -> None:
-        """Write the instances in it that wait to be, of sessions that must be awaited."""
+        """Write the instances in it that wait to be, and read expired columns, of sessions that must be awaited."""
         await flush_awaited(_values(call))
 
     def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
