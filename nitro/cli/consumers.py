@@ -112,9 +112,9 @@ def stuck(health: Health, seen: Sequence[Seen], quiet: Sequence[str], away: str 
 
     for group in health.stuck:
         away_for = health.oldest or group.age or 0.0
-        yield wrong(
-            "stuck", f"{_of(group)}: {why(group, seen, silent=quiet) if away is None else _away(away, away_for)}"
-        )
+        asked = away is None or group.state == "running"
+        reason = why(group, seen, silent=quiet) if asked else _away(str(away), away_for)
+        yield wrong("stuck", f"{_of(group)}: {reason}")
     if not health.stuck:
         yield fine("stuck", "nothing")
 

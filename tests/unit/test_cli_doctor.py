@@ -155,6 +155,9 @@ def test_a_broker_that_is_away_is_the_reason(
     emit(evt)
     late(600)
     assert "broker away since" in found(1)["stuck"][1]
+    with writing() as connection:
+        connection.execute(deliveries.update().values(state="running", started_at=1.0))
+    assert "it runs still" in found(1)["stuck"][1]
 
 
 def test_a_queue_that_no_worker_consumes_is_a_warning(
