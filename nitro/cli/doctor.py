@@ -6,6 +6,7 @@ import json as json_
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,7 @@ from nitro.cli import consumers, listing
 from nitro.cli.findings import Finding, fine, warning, wrong
 from nitro.cli.moments import Age
 from nitro.cli.project import app_of, load
+from nitro.invocation import celery
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -33,6 +35,7 @@ class Look:
         health: None when the database does not say.
         away: why the broker cannot be reached; None when it can.
         seen: the workers that answer.
+        silent: workers that live and do not.
     """
 
     app: Celery
@@ -40,6 +43,7 @@ class Look:
     health: Health | None = None
     away: str | None = None
     seen: Sequence[Seen] = ()
+    silent: Sequence[str] = ()
 
 
 @click.command("doctor")
@@ -99,7 +103,7 @@ def _database(look: Look) -> Iterator[Finding]:
         yield wrong("database", f"{place}: {getattr(error, 'orig', None) or error}")
     else:
         dead = look.health.deliveries["dead"]
-        see = f"{listing.deliveries(dead)}; see: nitro outbox list --state dead"
+        see = f"{listing.deliveries(dead)}; see: {celery('nitro outbox list --state dead')}"
         yield warning("dead letters", see) if dead else fine("dead letters", "none")
 
 
@@ -123,16 +127,20 @@ def _broker(look: Look) -> Iterator[Finding]:
 
 
 def _workers(look: Look) -> Iterator[Finding]:
-    from nitro.infrastructure.worker.knowledge import answers
+    from nitro.infrastructure.outbox.census import beats
+    from nitro.infrastructure.worker.knowledge import answers, relaying_for
 
     if look.away is None:
-        look.seen = answers(look.app, consumers.ANSWER)
-        yield from consumers.workers(look.app, look.seen)
+        noted, began = {} if look.health is None else beats(), monotonic()
+        seen = answers(look.app, consumers.ANSWER)
+        look.seen = seen if look.health is None else relaying_for(beats(), seen)
+        look.silent = consumers.silent(noted, seen, began)
+        yield from consumers.workers(look.app, look.seen, look.silent)
 
 
 def _stuck(look: Look) -> Iterator[Finding]:
     if look.health is not None:
-        yield from consumers.stuck(look.health, look.seen, look.away)
+        yield from consumers.stuck(look.health, look.seen, look.silent, look.away)
 
 
 def _tracking(look: Look) -> Iterator[Finding]:

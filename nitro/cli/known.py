@@ -23,6 +23,15 @@ def check(*, handler: str | None = None, event: str | None = None) -> None:
         _refuse("event", event, {*default_namespace, *registry.latest_names("event")})
 
 
+def warn(*, handler: str | None, event: str | None) -> None:
+    """Say on stderr which is nowhere known, for a command that waits for what may still come."""
+    if handler is not None or event is not None:
+        try:
+            check(handler=handler, event=event)
+        except click.ClickException as error:
+            click.echo(f"warning: {error.message}", err=True)
+
+
 def _refuse(kind: str, name: str, known: set[str]) -> None:
     from difflib import get_close_matches
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nitro.cli import listing
+from nitro.cli import known, listing
 from nitro.cli.moments import Moment, clock
 from nitro.cli.project import load_what_can_be
 from nitro.cli.steps import steps_of
@@ -156,6 +156,7 @@ def command(
 
     load_what_can_be()
     ensure_current()
+    known.warn(handler=handler, event=event)
     wanted = Wanted(event=event, handler=handler, sender=sender, states=frozenset(states))
     told = signals()
     tail, was_cut = Tail(since, wanted), False

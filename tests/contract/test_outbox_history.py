@@ -165,7 +165,23 @@ def test_what_has_happened_is_found_by_indexes(task_id: str, database_kind: str,
     with engine().connect() as connection:
         if database_kind == "postgresql":
             connection.exec_driver_sql("SET enable_seqscan = off")
-        questions = [(sql, values) for sql, values in asked if "FROM nitro_delivery" in sql and "LIMIT" in sql]
+        questions = [(sql, values) for sql, values in asked if "nitro_delivery" in sql and "LIMIT" in sql]
         plans = [str(connection.exec_driver_sql(f"{explain} {sql}", values).all()) for sql, values in questions]
     for plan, index in zip(plans, ("open", "closed", "replayed"), strict=True):
         assert f"ix_nitro_delivery_{index}" in plan
+
+
+@pytest.mark.parametrize(("state", "index"), [("dead", "dead"), ("waiting", "open"), ("running", "open")])
+def test_what_is_listed_by_its_state_is_found_by_an_index(database_kind: str, state: str, index: str) -> None:
+    """However many deliveries are done; those of one event are not sought among all emissions."""
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
+    assert registry.entries(registry.in_states([state]), registry.of_event("nothing"), limit=50) == []
+    sql, values = asked[-1]
+    explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
+    with engine().connect() as connection:
+        if database_kind == "postgresql":
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        plan = str(connection.exec_driver_sql(f"{explain} {sql}", values).all())
+    assert f"ix_nitro_delivery_{index}" in plan
+    assert sql.count("SELECT") == 1

@@ -13,10 +13,11 @@ from celery import Celery
 from click.testing import CliRunner
 
 from nitro import cli
+from nitro.cli import consumers
 from nitro.infrastructure.database import reset, writing
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox import claims, versions
+from nitro.infrastructure.outbox import census, claims, versions
 from nitro.infrastructure.outbox.tables import deliveries, schema
 
 NOBODY = "redis://127.0.0.1:1/0"
@@ -72,8 +73,22 @@ def test_all_is_fine(handled: Event, registered: dict[str, list[str]]) -> None:
 
 
 def test_no_worker_is_a_warning(handled: Event, registered: dict[str, list[str]]) -> None:
-    """It may be started later, and nothing is lost."""
-    assert found(0)["workers"][0] == "warning"
+    """It may be started later, and nothing is lost; the command is that of the reader's own app."""
+    verdict, told = found(0)["workers"]
+    assert (verdict, told) == ("warning", "none answers; start one: celery -A <your app> worker")
+
+
+def test_a_worker_that_beats_and_does_not_answer_is_named(
+    handled: Event, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another may seem to be the only one: nothing is denied for it, and one that was killed is not named."""
+    census.beat("boot-1", "solo@shop")
+    census.beat("boot-2", "killed@shop")
+    registered["one@shop"] = ["celery.ping"]
+    monkeypatch.setattr(consumers, "sleep", lambda _seconds: census.beat("boot-1", "solo@shop"))
+    checks = found(0)
+    assert checks["workers"] == ("warning", "one@shop; solo@shop lives but does not answer (busy under -P solo?)")
+    assert checks["handlers"][0] == "warning"
 
 
 def test_a_handler_that_no_worker_knows_is_wrong(handled: Event, registered: dict[str, list[str]]) -> None:
@@ -140,6 +155,9 @@ def test_a_broker_that_is_away_is_the_reason(
     emit(evt)
     late(600)
     assert "broker away since" in found(1)["stuck"][1]
+    with writing() as connection:
+        connection.execute(deliveries.update().values(state="running", started_at=1.0))
+    assert "it runs still" in found(1)["stuck"][1]
 
 
 def test_a_queue_that_no_worker_consumes_is_a_warning(
@@ -206,7 +224,10 @@ def test_dead_letters_are_a_warning(handled: Event, registered: dict[str, list[s
     run = claims.claim(emit(handled).id, "shop.mail", "boot/1")
     assert isinstance(run, claims.Claim)
     claims.bury(run, "no")
-    assert found(0)["dead letters"] == ("warning", "1 delivery; see: nitro outbox list --state dead")
+    assert found(0)["dead letters"] == (
+        "warning",
+        "1 delivery; see: celery -A <your app> nitro outbox list --state dead",
+    )
 
 
 def test_tracked_handlers_without_a_shared_database_are_wrong(

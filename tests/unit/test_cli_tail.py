@@ -163,3 +163,10 @@ def test_a_signal_ends_it_well(tmp_path: Path, number: signal.Signals) -> None:
         assert "order.placed" in process.stdout.readline()
         process.send_signal(number)
         assert process.wait(timeout=30) == 0
+
+
+def test_a_name_that_is_nowhere_known_is_told(app: Celery) -> None:
+    """It may come up later, or be mistyped."""
+    done = CliRunner().invoke(cli.nitro, ["tail", "--once", "--handler", "shop.nowhere"])
+    assert done.exit_code == 0
+    assert "warning: no handler is named 'shop.nowhere'" in done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nitro.infrastructure.outbox.health import Group
-from nitro.infrastructure.worker.knowledge import Seen, unserved, why
+from nitro.infrastructure.worker.knowledge import Seen, relaying_for, unserved, why
 
 MAIL = "shop.mail"
 
@@ -53,7 +53,7 @@ def test_a_worker_that_does_not_say_what_it_consumes_may_consume_all() -> None:
 
 def test_what_waits_needs_a_relay() -> None:
     """Each worker is one, unless it was told not to be."""
-    assert why(group("waiting"), [worker(relays=False)]).startswith("no worker relays (--without-relay)")
+    assert why(group("waiting"), [worker(relays=False)]).startswith("no worker relays (--without-relay, ")
     assert why(group("waiting"), [worker(relays=False), worker(relays=None)]).startswith("no relay has published it")
 
 
@@ -67,3 +67,17 @@ def test_one_worker_speaks_for_itself_alone() -> None:
     other = worker(queues=frozenset({"b"}))
     assert why(group(), [other], alone=True) == "this worker does not consume queue mails (consumed: b)"
     assert why(group(), [worker(tasks={})], alone=True) == "this worker does not know handler shop.mail"
+
+
+def test_a_worker_of_another_outbox_relays_nothing_of_this_one() -> None:
+    """It answers on the same broker, and is not in the census."""
+    ours, strange = worker(relays=False, boot="a"), worker("car@shop", relays=True, boot="b")
+    assert [each.relays for each in relaying_for({"a"}, [ours, strange])] == [False, False]
+    assert [each.relays for each in relaying_for({"a", "b"}, [ours, strange])] == [False, True]
+    assert relaying_for({"a"}, [worker(relays=None)]) == [worker(relays=None)]
+
+
+@pytest.mark.parametrize("workers", [[], [worker(queues=frozenset({"b"}))], [worker(tasks={})]])
+def test_what_a_silent_worker_may_do_is_not_denied(workers: list[Seen]) -> None:
+    """Under `-P solo` a worker that runs something answers nobody."""
+    assert "solo@shop lives but does not answer" in why(group(), workers, silent=["solo@shop"])

@@ -35,6 +35,12 @@ def leave(boot: str) -> None:
         connection.execute(delete(workers).where(workers.c.boot == boot))
 
 
+def beats() -> dict[str, tuple[str, int]]:
+    """Name and beat of each worker in the census, by boot id; one that was killed may be there for long."""
+    with engine().connect() as connection:
+        return {row.boot: (row.name, row.beat) for row in connection.execute(select(workers))}
+
+
 @dataclass(slots=True)
 class _Sighting:
     beat: int | None

@@ -146,8 +146,8 @@ def of_handler(handler: str) -> ColumnElement[bool]:
 
 
 def of_event(event: str) -> ColumnElement[bool]:
-    """Deliveries of the emissions of this event."""
-    return _c.emission.in_(select(emissions.c.id).where(emissions.c.event == _sought(event)))
+    """Deliveries of the emissions of this event, of those that are read with their emissions."""
+    return emissions.c.event == _sought(event)
 
 
 def _sought(text: str) -> str:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Double, String, Text, case, cast, func, literal
+from sqlalchemy import ColumnElement, Double, String, Text, case, cast, false, func, literal, or_
 
 from nitro.infrastructure.logs import said
 from nitro.infrastructure.offload.parcel import TRACKED
-from nitro.infrastructure.outbox.tables import CLOSED, DEAD, DONE, OPEN, WAITING, State, deliveries, now
+from nitro.infrastructure.outbox.tables import CLOSED, DEAD, DONE, OPEN, WAITING, State, deliveries, is_dead, now
 from nitro.infrastructure.outbox.texts import storable
 
 Values = dict[str, Any]
@@ -50,13 +50,25 @@ def shown_state(state: State, promise: str) -> Shown:
 
 
 def in_states(states: Iterable[str]) -> ColumnElement[bool]:
-    """Deliveries that are shown in one of these states."""
+    """Deliveries that are shown in one of these states; open ones and dead letters are found by their indexes."""
     c, wanted = deliveries.c, set(states)
-    stored = c.state.in_(sorted((wanted | {DONE}) - {PUBLISHED} if PUBLISHED in wanted else wanted))
+    stored = _stored((wanted | {DONE}) - {PUBLISHED} if PUBLISHED in wanted else wanted)
     if (PUBLISHED in wanted) == (DONE in wanted):
         return stored
     unwanted = c.promise.in_(TRACKED) if PUBLISHED in wanted else c.promise.not_in(TRACKED)
     return stored & ~((c.state == DONE) & unwanted)
+
+
+def _stored(states: set[str]) -> ColumnElement[bool]:
+    """Deliveries whose rows say one of these states."""
+    c = deliveries.c
+    opened, others = sorted(states & set(OPEN)), sorted(states - {*OPEN, DEAD})
+    ways = [
+        *([c.closed_at.is_(None) & c.state.in_(opened)] if opened else []),
+        *([is_dead()] if DEAD in states else []),
+        *([c.state.in_(others)] if others else []),
+    ]
+    return or_(false(), *ways)
 
 
 def dead(error: str | ColumnElement[str]) -> Values:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,6 +30,7 @@ class Seen:
         active: names of the tasks that run.
         processes: how many may run at once; None when it does not say.
         relays: whether it moves what waits to the broker; None when it does not say.
+        boot: its id in the census of its outbox, which may be another outbox; None when it does not say.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Seen:
     active: Sequence[str] = ()
     processes: int | None = None
     relays: bool | None = None
+    boot: str | None = None
 
     def consumes(self, queue: str) -> bool:
         """Whether it may get messages of a queue."""
@@ -66,6 +68,7 @@ def answers(app: Celery, timeout: float) -> list[Seen]:
             active=[str(each["name"]) for each in active[name]] if _is_list(active.get(name)) else (),
             processes=(stats.get(name) or {}).get("pool", {}).get("max-concurrency"),
             relays=(outbox.get(name) or {}).get("relays"),
+            boot=(outbox.get(name) or {}).get("boot"),
         )
         for name, tasks in sorted(registered.items())
     ]
@@ -108,17 +111,31 @@ def unknown(handler: str, workers: Sequence[Seen], which: str = "", *, alone: bo
     return f"{_does(alone, 'know', which)} handler {handler}{_instead('nearest', near)}"
 
 
-def why(group: Group, workers: Sequence[Seen], *, alone: bool = False) -> str:
-    """Why the deliveries of a group are stuck, as far as these workers know."""
+def relaying_for(boots: Collection[str], workers: Iterable[Seen]) -> list[Seen]:
+    """The same workers; of those that are in the census of another outbox none relays for the one with these boots."""
+    return [worker if worker.boot in {None, *boots} else replace(worker, relays=False) for worker in workers]
+
+
+def unheard(names: Sequence[str]) -> str:
+    """What is to be added to a reason as long as workers that live have not answered."""
+    return f"; {', '.join(names)} lives but does not answer" if names else ""
+
+
+def why(group: Group, workers: Sequence[Seen], *, alone: bool = False, silent: Sequence[str] = ()) -> str:
+    """Why the deliveries of a group are stuck, as far as these workers know.
+
+    Args:
+        silent: workers that live and do not answer.
+    """
     if group.state == RUNNING:
         return f"it runs still, in {group.worker}"
     if not workers:
-        return "no worker answers"
+        return f"no worker answers{unheard(silent)}"
     if reason := unserved(group.handler, group.queue, workers, alone=alone):
-        return reason
+        return reason + unheard(silent)
     serving = [worker for worker in workers if worker.consumes(group.queue) and group.handler in worker.tasks]
     if group.state == WAITING:
-        return _unrelayed(workers, alone)
+        return _unrelayed(workers, alone) + unheard(silent)
     if all(worker.is_busy for worker in serving):
         return _busy(serving)
     limit = next((limit for worker in serving if (limit := worker.tasks[group.handler])), None)
@@ -129,7 +146,9 @@ def why(group: Group, workers: Sequence[Seen], *, alone: bool = False) -> str:
 
 def _unrelayed(workers: Sequence[Seen], alone: bool) -> str:
     if all(worker.relays is False for worker in workers):
-        return f"{_does(alone, 'relay')} (--without-relay); start one that does, or `nitro relay`"
+        return (
+            f"{_does(alone, 'relay')} (--without-relay, or for another outbox); start one that does, or `nitro relay`"
+        )
     return "no relay has published it; is the broker reached by the one that is to?"
 
 
