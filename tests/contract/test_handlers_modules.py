@@ -122,5 +122,6 @@ def assert_is_told(done: subprocess.CompletedProcess[str], module: str, says: st
     """It failed, and that line is all that it said."""
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: ")
+    told = line.removeprefix("Error: ")  # of a command
+    assert told.startswith(f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: ")
     assert says in line
