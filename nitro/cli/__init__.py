@@ -10,7 +10,7 @@ import click
 
 from nitro.cli import doctor, events, graph, init, outbox, relay, tail, trace
 from nitro.cli.appearance import complete
-from nitro.errors import NitroError
+from nitro.errors import NitroError, SettingError
 
 
 class Commands(click.Group):
@@ -58,12 +58,19 @@ nitro.add_command(tail.command)
 
 
 def _import_handlers(sender: Any, **_signal: Any) -> None:
-    """Have a worker import the handlers' modules also where nothing of its app imports the library."""
+    """Have a worker import the handlers' modules also where nothing of its app imports the library.
+
+    Raises:
+        SystemExit: a setting has a value that is not allowed; Celery would show any other error as its own.
+    """
     if os.environ.get("NITRO_HANDLERS"):
         from nitro.infrastructure.events.dispatcher import dispatcher
         from nitro.infrastructure.worker.modules import import_handlers
 
-        dispatcher()
+        try:
+            dispatcher()
+        except SettingError as error:
+            raise SystemExit(str(error)) from error
         import_handlers(sender)
 
 

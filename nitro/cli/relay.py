@@ -28,11 +28,12 @@ def command(ctx: click.Context, once: bool) -> None:
     \b
     Example: celery -A tasks nitro relay --once
     """
+    from nitro.infrastructure.offload.app import queueing
     from nitro.infrastructure.outbox.versions import ensure_current
 
     load()
     ensure_current()
-    app = app_of(ctx)
+    app = queueing(app_of(ctx))
     if once:
         click.echo(f"moved to the broker: {_move_what_is_due(app)}")
     else:

@@ -109,9 +109,19 @@ def test_a_command_says_so_too(run: Run) -> None:
     assert_is_told(run("nope", "nitro", "handlers", tasks=BOUND), "nope", "ModuleNotFoundError")
 
 
+@pytest.mark.parametrize("command", [("worker", "-P", "solo"), ("nitro", "handlers")], ids=["worker", "command"])
+def test_a_file_in_place_of_a_module_is_one_line(run: Run, command: tuple[str, ...]) -> None:
+    """It says what is allowed, of an app that does not import the library by itself."""
+    done = run("shop/handlers.py", *command, tasks=UNBOUND)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "NITRO_HANDLERS='shop/handlers.py' is not allowed; give comma-separated module names" in line
+
+
 def assert_is_told(done: subprocess.CompletedProcess[str], module: str, says: str) -> None:
     """It failed, and that line is all that it said."""
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: ")
+    told = line.removeprefix("Error: ")  # of a command
+    assert told.startswith(f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: ")
     assert says in line

@@ -167,7 +167,6 @@ def test_options_that_were_given_win(celery_app: Callable[..., Celery], evt: Eve
 def test_an_empty_broker_is_none(celery_app: Callable[..., Celery], configure: Any) -> None:
     """`broker_url=os.environ.get("BROKER")` of a machine without it."""
     app = bind(configure(celery_app, {"broker_url": None}))
-    assert app.conf.broker_url.startswith("filesystem://")
     assert is_embedded(app)
 
 
@@ -183,9 +182,36 @@ def test_app_without_a_broker_gets_the_one_of_the_settings(
 def test_app_without_anything_gets_the_embedded_broker(celery_app: Callable[..., Celery], tmp_path: Path) -> None:
     """No setting and no server: a folder under `NITRO_HOME`, and results beside it."""
     app = bind(celery_app("shop"))
-    assert app.conf.broker_url.startswith("filesystem://")
-    assert app.conf.broker_transport_options["data_folder_in"].startswith(str(tmp_path / "home"))
+    app.send_task("shop.plain")
+    assert len(list((tmp_path / "home/queue").iterdir())) == 1
     assert str(tmp_path / "home" / "results.db") in app.conf.result_backend
+
+
+LATER: dict[str, dict[str, Any]] = {
+    "url": {"broker_url": IN_MEMORY["broker_url"]},
+    "one to read and one to write": {"broker_read_url": "memory://", "broker_write_url": "memory://"},
+}
+
+
+@pytest.mark.parametrize("settings", LATER.values(), ids=LATER)
+def test_a_broker_that_is_named_later_is_the_one(celery_app: Callable[..., Celery], settings: dict[str, Any]) -> None:
+    """Also when the settings have been read before, and nothing is left of what Nitro has lent."""
+    before = celery_app("shop")
+    app = bind(celery_app("shop"))
+    for each in (before, app):
+        assert each.conf.timezone is None
+        each.conf.update(settings)
+    assert {name: app.conf[name] for name in UNLENT} == {name: before.conf[name] for name in UNLENT}
+    assert app.connection_for_write().transport.driver_type == "memory"
+
+
+UNLENT = ("broker_transport", "broker_transport_options", "result_backend", "database_engine_options")
+
+
+def test_a_connection_of_the_users_own_leads_where_it_says(celery_app: Callable[..., Celery]) -> None:
+    """An app that names no broker, and connects to one or another by itself."""
+    app = bind(celery_app("shop"))
+    assert app.connection("memory://").transport.driver_type == "memory"
 
 
 def test_app_that_gets_a_broker_keeps_the_rest(celery_app: Callable[..., Celery]) -> None:
@@ -193,8 +219,7 @@ def test_app_that_gets_a_broker_keeps_the_rest(celery_app: Callable[..., Celery]
     before = facts_of(celery_app("shop"))
     after = facts_of(bind(celery_app("shop")))
     changed = {name for name in after["conf"] if after["conf"][name] != before["conf"].get(name)}
-    broker = {"broker_url", "broker_transport", "broker_transport_options"}
-    assert changed == broker | {"result_backend", "database_engine_options"}
+    assert changed == {"broker_url", "result_backend", "database_engine_options"}
     assert after["task"] == before["task"]
 
 

@@ -17,6 +17,7 @@ from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, emit, emit_async, on
 from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.broker import is_embedded
 
 pytestmark = pytest.mark.usefixtures("offloading")
 
@@ -85,7 +86,7 @@ def test_own_app_otherwise(tmp_path: Path) -> None:
     """Without any app of the user's there is one made from the settings, always the same."""
     app = apps.current_app()
     assert app is apps.current_app()
-    assert app.conf.broker_url.startswith("filesystem://")
+    assert is_embedded(app)
     assert app.conf.task_default_queue == "nitro"
 
 

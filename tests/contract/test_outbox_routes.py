@@ -22,6 +22,7 @@ from nitro.infrastructure.outbox import backlog, registry
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.rows import LONGEST_LEASE
 from nitro.infrastructure.outbox.tables import deliveries
+from waiting import until
 
 MakeApp = Callable[..., Celery]
 HANDLER = "shop.a"
@@ -268,3 +269,19 @@ def test_a_queue_of_the_handler_stays_with_the_delivery(make_app: MakeApp, evt: 
     age(90)
     assert Relay(app).step() == 0
     assert in_queues() == dict.fromkeys(named_queues(), 1)
+
+
+def test_a_worker_of_another_app_relays_to_the_broker_of_the_bound_one(
+    make_app: MakeApp, evt: Event, work: Callable[..., Any]
+) -> None:
+    """It runs its own tasks, and the rows go where the emitter would have sent them."""
+    release(make_app, evt, {"countdown": 0.01}, task_default_queue="mine")
+    work(make_app(task_default_queue="others"))
+    emit(evt)
+    until(lambda: states() == ["queued"])
+    assert {entry.queue for entry in registry.entries()} == {"mine"}
+
+
+def states() -> list[str]:
+    """Of all deliveries."""
+    return [entry.state for entry in registry.entries()]

@@ -71,6 +71,11 @@ def current_app() -> Celery:
     return _own[0]
 
 
+def queueing(app: Celery) -> Celery:
+    """The app that queues offloaded handlers in a process that runs this one: the bound app, else this."""
+    return _bound[0] if _bound else app
+
+
 def is_used(app: Celery) -> bool:
     """Whether offloaded handlers are queued through this app, as far as can be told from this thread."""
     return app in (_bound or _own) or (not _bound and app is _state._tls.current_app)

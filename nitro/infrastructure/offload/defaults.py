@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -11,6 +12,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from nitro.infrastructure import greenlets
 from nitro.infrastructure.offload.broker import AMQP, OPTIONS, REDIS, driver_of, names_one
+from nitro.infrastructure.offload.folder import folders_of, url_of
 from nitro.settings import Settings
 
 SAFE: dict[str, Any] = {
@@ -31,11 +33,7 @@ SAFE: dict[str, Any] = {
     "broker_pool_acquire_timeout": 5,
 }
 
-FOLDER = "folder"
-TRANSPORT_ALIASES[FOLDER] = "nitro.infrastructure.offload.folder:Transport"
-
-POLLING = 0.02
-"""Seconds between two looks into the folder of the embedded broker."""
+TRANSPORT_ALIASES["folder"] = "nitro.infrastructure.offload.folder:Transport"
 
 QUORUM = {
     "task_default_queue_type": "quorum",
@@ -48,6 +46,38 @@ _own: WeakSet[Celery] = WeakSet()
 _bound: WeakSet[Celery] = WeakSet()
 
 
+class Lent(dict[str, Any]):
+    """Settings that an app has for as long as it has the broker that it was lent, too.
+
+    Args:
+        url: the broker.
+    """
+
+    def __init__(self, app: Celery, url: str, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self._app, self._url = app, url
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) and self._hold
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self:
+            return super().__getitem__(name)
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of any mapping."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    @property
+    def _hold(self) -> bool:
+        conf = self._app.conf
+        return bool(conf.broker_read_url == conf.broker_write_url == self._url)
+
+
 def prepare(app: Celery, *, queue: bool = False) -> Celery:
     """Put safe settings into an app of Nitro's own, where it has none; returns the app.
 
@@ -58,7 +88,7 @@ def prepare(app: Celery, *, queue: bool = False) -> Celery:
     def fill() -> None:
         _add(app, SAFE)
         _lend_broker(app)
-        _lend_results(app)
+        _add(app, _results(app))
         _add(app, _of_driver(driver_of(app), queue=queue))
 
     return _whenever_configured(app, _own, fill)
@@ -68,33 +98,34 @@ def lend(app: Celery) -> Celery:
     """Put Nitro's broker, and its results, into an app that names no broker in any way; returns the app."""
 
     def fill() -> None:
-        if _lend_broker(app):
-            _lend_results(app)
+        url = _lend_broker(app)
+        if url is not None:
+            app.conf.add_defaults(Lent(app, url, _unset(app, _results(app))))
 
     return _whenever_configured(app, _bound, fill)
 
 
-def _lend_broker(app: Celery) -> bool:
-    """Whether the app has named none."""
+def _lend_broker(app: Celery) -> str | None:
+    """The URL of Nitro's, which the app has now, if it has named none; it yields to one that is named later."""
     if names_one(app):
-        return False
-    settings = Settings.load()
+        return None
+    url = _broker_url()
     if app.conf.value_set_for("broker_url"):  # an empty one, over which no default comes
-        app.conf.broker_url = settings.broker_url
-    _add(app, {"broker_url": settings.broker_url})
-    if driver_of(app) == "filesystem":
-        _add(app, _folder(settings))
-    return True
+        app.conf.broker_url = url
+    _add(app, {"broker_url": url})
+    return url
 
 
-def _lend_results(app: Celery) -> None:
+def _results(app: Celery) -> dict[str, Any]:
+    """The settings of Nitro's result backend, for an app that names none."""
     if app.conf.value_set_for("result_backend"):
-        return
+        return {}
     settings = Settings.load()
-    _add(app, {"result_backend": settings.result_backend})
-    if settings.result_backend.startswith("db+sqlite"):
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _add(app, {"database_engine_options": {"connect_args": {"timeout": 30}}})
+    backend = {"result_backend": settings.result_backend}
+    if not settings.result_backend.startswith("db+sqlite"):
+        return backend
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {**backend, "database_engine_options": {"connect_args": {"timeout": 30}}}
 
 
 def _whenever_configured(app: Celery, done: WeakSet[Celery], fill: Callable[[], None]) -> Celery:
@@ -108,16 +139,22 @@ def _whenever_configured(app: Celery, done: WeakSet[Celery], fill: Callable[[], 
 
 
 def _add(app: Celery, defaults: dict[str, Any]) -> None:
-    app.conf.add_defaults({key: value for key, value in defaults.items() if not app.conf.value_set_for(key)})
+    app.conf.add_defaults(_unset(app, defaults))
 
 
-def _folder(settings: Settings) -> dict[str, Any]:
-    """The embedded broker."""
-    queue, control = settings.home / "queue", settings.home / "control"
-    for folder in (settings.home, queue, control):
+def _unset(app: Celery, defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in defaults.items() if not app.conf.value_set_for(key)}
+
+
+def _broker_url() -> str:
+    """Nitro's broker; the folders of the embedded one are made."""
+    settings = Settings.load()
+    if not settings.broker_url.startswith("filesystem:"):
+        return settings.broker_url
+    home = settings.home
+    for folder in (home, *map(Path, folders_of(home).values())):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    options = {"data_folder_in": str(queue), "data_folder_out": str(queue), "control_folder": str(control)}
-    return {"broker_transport": FOLDER, "broker_transport_options": {**options, "polling_interval": POLLING}}
+    return url_of(home)
 
 
 def _of_driver(driver: str, *, queue: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Empty
 from time import monotonic
 from typing import Any, cast
+from urllib.parse import quote
 from uuid import uuid4
 
 from kombu.exceptions import ChannelError
@@ -22,8 +23,30 @@ _written: Callable[[Any], str] = dumps
 _read: Callable[[str], Any] = loads
 
 
+POLLING = 0.02
+"""Seconds between two looks into the folder."""
+
+
+def url_of(home: Path) -> str:
+    """The URL of the embedded broker under that folder, which says all that there is to say of it."""
+    return f"folder://localhost/{quote(str(home))}"
+
+
+def folders_of(home: Path) -> dict[str, str]:
+    """The folders of messages and of bindings under that folder, as transport options of kombu."""
+    queue, control = str(home / "queue"), str(home / "control")
+    return {"data_folder_in": queue, "data_folder_out": queue, "control_folder": control}
+
+
 class Channel(filesystem.Channel):
     """Messages as files of one folder, named by time and queue, as kombu names them."""
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        """Those of the connection over the folders that its URL means."""
+        client = cast(Any, self).connection.client
+        of_url = folders_of(Path(client.virtual_host)) if client.virtual_host else {}
+        return {**of_url, **client.transport_options}
 
     def _put(self, queue: str, payload: Any, **_options: Any) -> None:  # type: ignore[override]  # kombu's two differ
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
@@ -58,6 +81,7 @@ class Transport(filesystem.Transport):
     """The embedded broker: kombu's transport with this channel."""
 
     Channel = Channel
+    polling_interval = POLLING
 
 
 def _appear(file: Path, text: str, *, replace: bool = True) -> None:

@@ -20,6 +20,7 @@ from nitro.errors import PoolStalls
 from nitro.infrastructure import greenlets
 from nitro.infrastructure.database import cooperation, engine
 from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.offload.app import queueing
 from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.declarations import declared
 from nitro.infrastructure.outbox import census, claims, registry
@@ -87,13 +88,14 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         worker_ready.connect(self._replace_killed)
         blueprint = self._worker.blueprint  # whose steps end in reverse, this one before the pool
         blueprint.on_stopped = partial(self._stopped, blueprint.on_stopped)
-        if not tracks(self._worker.app):
+        app = queueing(self._worker.app)
+        if not tracks(app):
             return
         self._watch.start(self._see_to_it)
         self._looks.start(self._look)
         inspecting.relaying[:] = [self._relays]
         if self._relays:
-            self._relay.start(Relay(self._worker.app).tick)
+            self._relay.start(Relay(app).tick)
 
     def stop(self, _worker: Any) -> None:
         """Go on: the pool stops after this, and what it leaves is seen to at the end.
@@ -215,7 +217,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._watch.stop(LEAVE)
         self._looks.stop(0.0)  # which may be waiting for the broker
         courier.drain(LEAVE)
-        if not tracks(self._worker.app):
+        if not tracks(queueing(self._worker.app)):
             return
         try:
             given = claims.give_back(self.boot)
@@ -234,7 +236,7 @@ def _check(worker: Any) -> None:
     Raises:
         ClickException: they could not; one line on the terminal, which says the way out.
     """
-    if not (greenlets.are_threads() and tracks(worker.app)):
+    if not (greenlets.are_threads() and tracks(queueing(worker.app))):
         return
     way_out = cooperation.missing(engine())
     if way_out is not None:
