@@ -240,14 +240,11 @@ def _factories(cls: type[Any]) -> dict[str, Callable[[], object]]:
 
 
 def _takes_nothing(default: Callable[..., object]) -> bool:
-    """Whether a column's default is a function without parameters, which SQLAlchemy wraps; others ask for the INSERT."""
+    """Whether a column's default is a function without parameters, which SQLAlchemy wraps; others want the INSERT."""
     wrapped = getattr(default, "__wrapped__", None)
-    if wrapped is None:
-        return False
     try:
-        signature(wrapped).bind()
+        return wrapped is not None and signature(wrapped).bind() is not None
     except TypeError:
         return False
     except ValueError:  # of a class such as dict
         return True
-    return True
