@@ -241,7 +241,7 @@ def test_workers_and_searches_of_any_name(app: Celery, native: str) -> None:
         assert registry.entries(registry.named([odd])) == []
         assert registry.entries(registry.of_event(odd), registry.of_handler(odd)) == []
         assert lineage.of(odd) == []
-        assert lineage.about(odd, datetime.now(UTC), 5) == []
+        assert lineage.about(odd, datetime.now(UTC), 5) == ([], False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
