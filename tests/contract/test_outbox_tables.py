@@ -222,7 +222,7 @@ import sys
 from nitro.infrastructure.outbox import versions
 print("ready", flush=True)
 sys.stdin.readline()
-versions.init()
+versions.init(into=sys.argv[1] or None)
 """
 
 
@@ -237,18 +237,30 @@ def test_several_may_init_at_once(
     if version:
         with empty.begin() as connection:
             old_tables.create(connection, version)
-    url = f"{empty.url.render_as_string(hide_password=False)}{isolation}"
+    init_at_once(f"{empty.url.render_as_string(hide_password=False)}{isolation}", tmp_path)
+    with empty.connect() as connection:
+        assert connection.execute(text("SELECT version FROM nitro_schema")).all() == [(versions.VERSION,)]
+
+
+def test_several_may_init_in_a_schema_at_once(server: Engine, tmp_path: Path) -> None:
+    """One creates the schema, and the others find it there."""
+    init_at_once(server.url.render_as_string(hide_password=False), tmp_path, into="at_once")
+    with server.connect() as connection:
+        assert connection.execute(text("SELECT version FROM at_once.nitro_schema")).all() == [(versions.VERSION,)]
+
+
+def init_at_once(url: str, folder: Path, into: str = "") -> None:
+    """Have three processes init, and see that none of them says anything."""
     environ = {"PYTHONPATH": ":".join(sys.path), "PATH": "", "NITRO_DB_URL": url}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([sys.executable, "-c", INIT], cwd=tmp_path, env=environ, **pipes) for _ in range(3)]
+    command = [sys.executable, "-c", INIT, into]
+    started = [subprocess.Popen(command, cwd=folder, env=environ, **pipes) for _ in range(3)]
     for process in started:
         process.stdout.readline()
     for process in started:
         process.stdin.write("\n")
         process.stdin.flush()
     assert [process.communicate(timeout=60)[1] for process in started] == [""] * 3
-    with empty.connect() as connection:
-        assert connection.execute(text("SELECT version FROM nitro_schema")).all() == [(versions.VERSION,)]
 
 
 def numbered(version: int, usable_from: int) -> None:

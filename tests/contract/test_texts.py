@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.errors import DeclarationError, PayloadError
 from nitro.infrastructure.database import create_tables, engine, reset
 from nitro.infrastructure.events import Event, Namespace, emit, on
-from nitro.infrastructure.offload import Offload
+from nitro.infrastructure.offload import Offload, bind
 from nitro.infrastructure.outbox import census, claims, lineage, registry
 from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.worker import attempt as attempts
@@ -186,6 +187,23 @@ def test_an_error_outside_the_encoding_is_kept(evt: Event, app: Celery, work: An
     assert f"ValueError: {native} {emoji} \\0 \\ud800" in str(dead.error)
     assert dead.attempts == 1 + retried
     assert len(dead.history) == int(retried)
+
+
+def test_an_error_that_the_result_backend_cannot_store_leaves_the_worker_alive(
+    evt: Event, make_app: Callable[..., Celery], work: Any, tmp_path: Path
+) -> None:
+    """Its traceback is escaped there too: a file name that is no UTF-8 is enough for half of a surrogate pair."""
+    app = bind(make_app(result_backend=f"db+sqlite:///{tmp_path / 'results.db'}"))
+
+    def fail(sender: str) -> None:
+        raise FileNotFoundError(f"{sender}\udce9")
+
+    on(evt, offload={"max_retries": 0, "ignore_result": False}, name="shop.a")(fail)
+    outcomes = work(app)
+    for sender in ("first", "second"):
+        (task_id,) = emit(evt, sender).offloaded.values()
+        assert isinstance(outcomes.of(task_id), FileNotFoundError)
+        assert f"{sender}\\udce9" in app.AsyncResult(task_id).traceback
 
 
 @pytest.mark.server

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel
 from pydantic.dataclasses import dataclass as checked_dataclass
-from sqlalchemy import inspect
-from sqlalchemy.orm import DeclarativeBase, Mapped, make_transient_to_detached, mapped_column
+from sqlalchemy import JSON, inspect
+from sqlalchemy.ext.mutable import MutableDict
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, make_transient_to_detached, mapped_column
 from sqlmodel import Field as Column
 
 from nitro.domain.entities.base_entity import Entity
@@ -56,6 +57,7 @@ class Checked:
     a: int
     b: int = Field(default=3)
     c: list[int] = Field(default_factory=lambda: [1])
+    d: int = Field(default_factory=lambda given: given["a"] + given["b"])
 
 
 @checked_dataclass
@@ -106,6 +108,20 @@ class GainedRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     size: Mapped[int] = mapped_column(default=4)
     label: Mapped[str]
+    tags: Mapped[dict[str, str]] = mapped_column(MutableDict.as_mutable(JSON), default=dict)
+    code: Mapped[str] = mapped_column(default=lambda: "new")
+    rank: Mapped[int] = mapped_column(default=lambda context: context.current_parameters["size"])
+
+
+class MappedDataclass(MappedAsDataclass, DeclarativeBase): ...
+
+
+class GainedDataclass(MappedDataclass):
+    __tablename__ = "codec_gained_dataclass"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(default=4)
+    tags: Mapped[list[str]] = mapped_column(JSON, default_factory=lambda: ["new"])
+    made: Mapped[str] = mapped_column(init=False, default="here")
 
 
 def without(value: object, *names: str) -> Any:
@@ -126,7 +142,7 @@ def _stripped(data: Any, names: tuple[str, ...]) -> Any:
     [
         (Slotted(a=1), ["b"]),
         (Started(1, 5), ["made", "label"]),
-        (Checked(1), ["b", "c"]),
+        (Checked(1), ["b", "c", "d"]),
         (Model(a=1), ["b", "c", "d"]),
         (Model(a=1), ["private"]),
         (Model(a=1), ["_seen", "_notes"]),
@@ -194,8 +210,18 @@ def test_new_entity_takes_the_defaults_of_its_columns() -> None:
 
 
 def test_new_declarative_instance_takes_the_default_of_its_column() -> None:
-    """A plain value that the column has by default is there."""
-    assert without(GainedRow(id=1, size=9, label="x"), "size").size == 4
+    """A plain value, or what a function without parameters makes; one that asks for the INSERT runs there."""
+    value = GainedRow(id=1, size=9, label="x", tags={"a": "b"}, code="old", rank=3)
+    arrived = without(value, "size", "tags", "code", "rank")
+    assert (arrived.size, arrived.tags, arrived.code, arrived.rank) == (4, {}, "new", None)
+    arrived.tags["c"] = "d"
+    assert inspect(arrived).attrs.tags.history.has_changes()
+
+
+def test_new_mapped_dataclass_takes_the_defaults_of_its_fields() -> None:
+    """Those of the dataclass come before those of the columns."""
+    arrived = without(GainedDataclass(id=1, size=9, tags=["a"]), "size", "tags", "made")
+    assert (arrived.size, arrived.tags, arrived.made) == (4, ["new"], "here")
 
 
 def stored() -> GainedOrder:
@@ -233,6 +259,24 @@ def test_model_that_takes_extra_since_can_be_given_some() -> None:
     arrived = decode(text).sender
     arrived.more = 1
     assert arrived.model_extra == {"more": 1}
+
+
+def test_extra_attribute_that_has_become_a_field_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no extra attribute any more, and counts as set."""
+    text = encode(Open.model_validate({"a": 1, "b": 9, "c": 3}), (), {})
+
+    class Closer(Open):
+        b: int = 2
+
+    monkeypatch.setattr(f"{__name__}.Open", Closer)
+    arrived = decode(text).sender
+    assert (arrived.b, arrived.model_extra, arrived.model_fields_set) == (9, {"c": 3}, {"a", "b", "c"})
+
+
+def test_lost_field_does_not_count_as_set() -> None:
+    """What a model says of its fields that were set is about fields that it has."""
+    text = encode(Model(a=1), (), {}).replace('"set":["a"]', '"set":["a","gone"]')
+    assert decode(text).sender.model_fields_set == {"a"}
 
 
 def test_lost_fields_and_private_attributes_are_left_out() -> None:

@@ -118,6 +118,8 @@ def creating() -> Iterator[Connection]:
         else:
             connection.execution_options(isolation_level="READ COMMITTED")
         with connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({tables.LOCK})")
             yield connection
 
 

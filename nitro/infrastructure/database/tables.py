@@ -98,8 +98,6 @@ def create_missing(connection: Connection, *, entities: bool = True) -> None:
     Args:
         entities: those of the declared classes too, not only Nitro's.
     """
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
     if entities:
         SQLModel.metadata.create_all(connection, tables=_reachable(connection))
     for upgrade in upgrades:

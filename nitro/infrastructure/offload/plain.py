@@ -30,7 +30,7 @@ def is_plain(app: Celery, producer: Any, task: Any) -> bool:
     """Whether nothing but Celery's and kombu's own code makes the messages of a task, and makes them all alike."""
     if task is None or not routes_alike(app.amqp.router):
         return False
-    if not task.ignore_result and type(task.backend).on_task_call.__qualname__ not in _LEAVES_PUBLISHERS_ALONE:
+    if not task.ignore_result and task.backend.on_task_call.__qualname__ not in _LEAVES_PUBLISHERS_ALONE:
         return False
     makers = (
         (task, _BY_TASK),

@@ -32,6 +32,7 @@ from nitro.infrastructure.worker.attempt import attempt, claimed
 from nitro.infrastructure.worker.coroutines import unwind_on_termination
 from nitro.infrastructure.worker.execution import execute
 from nitro.infrastructure.worker.request import HandlerRequest, emission_in
+from nitro.infrastructure.worker.tracebacks import StorableTracebacks
 
 logger = logger_named("nitro.worker")
 
@@ -57,6 +58,15 @@ class HandlerTask:
     request: Any
     run: Callable[..., Any]
     typing: bool
+
+    @property
+    def backend(self) -> Any:
+        """The result backend of the task, which takes the traceback of any error."""
+        return StorableTracebacks(cast(Any, super()).backend)
+
+    @backend.setter
+    def backend(self, backend: Any) -> None:
+        self._backend = backend
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the handler: in a worker as its message says, elsewhere as calling a Celery task does."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import MISSING
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -9,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from sqlalchemy import Column, inspect
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, make_transient_to_detached
+from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Mapper, RelationshipProperty, make_transient_to_detached
 from sqlalchemy.orm.attributes import flag_modified, instance_state, set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 from sqlmodel import SQLModel
@@ -72,8 +76,8 @@ class TableEntity:
     """
 
     __slots__ = (
-        *("_beside", "_cls", "_columns", "_eager", "_fields", "_key_set", "_keys", "_mapper", "_order", "_queried"),
-        "_relationships",
+        *("_beside", "_cls", "_columns", "_eager", "_factories", "_fields", "_key_set", "_keys", "_mapper", "_order"),
+        *("_queried", "_relationships"),
     )
 
     def __init__(self, cls: type[Any]) -> None:
@@ -88,6 +92,7 @@ class TableEntity:
         self._relationships = {link.key: link for link in mapper.relationships if link.lazy not in WITHOUT_COLLECTION}
         self._queried = [link.key for link in mapper.relationships if link.lazy in WITHOUT_COLLECTION]
         self._fields: dict[str, FieldInfo] = cls.model_fields if issubclass(cls, BaseModel) else {}
+        self._factories = _factories(cls)
         self._beside = BesideFields(cls) if issubclass(cls, BaseModel) else None
         keep_queries_readable(mapper)
 
@@ -174,7 +179,7 @@ class TableEntity:
         unsaid = self._columns if stored else ()  # payloads of older versions do not tell what was absent
         gained = self._columns.difference(held, row.get("absent", unsaid))
         for name in filter(gained.__contains__, self._order):
-            value = self._default(name, held)
+            value = self._default(name, held, stored)
             if value is not PydanticUndefined:
                 held[name] = value
             elif not stored and "absent" in row and self._is_required(name):
@@ -182,10 +187,22 @@ class TableEntity:
         if stored:
             keep_unread(entity, self._columns.difference(held))
 
-    def _default(self, name: str, held: dict[str, Any]) -> Any:
-        value = default_of(self._fields[name], held) if name in self._fields else PydanticUndefined
+    def _default(self, name: str, held: dict[str, Any], stored: bool) -> Any:
+        """The default of a column: of the model, else of the dataclass, else what an INSERT would take."""
+        value: Any = PydanticUndefined
+        if name in self._fields:
+            value = default_of(self._fields[name], held)
+        elif name in self._factories:
+            value = self._factories[name]()
         default = getattr(self._column(name), "default", None)
-        return default.arg if value is PydanticUndefined and default is not None and default.is_scalar else value
+        unsaid = value is PydanticUndefined or isinstance(value, LoaderCallableStatus)  # of a field outside `init`
+        if not unsaid or default is None:
+            return PydanticUndefined if unsaid else value
+        if default.is_scalar:
+            return default.arg
+        if default.is_callable and not stored and _takes_nothing(default.arg):
+            return default.arg(None)
+        return PydanticUndefined
 
     def _is_required(self, name: str) -> bool:
         column = self._column(name)
@@ -214,3 +231,20 @@ EntityShape = StandaloneEntity | TableEntity
 
 def _linked(value: Any, link: RelationshipProperty[Any]) -> object:
     return list(collection_adapter(value)) if link.uselist else value
+
+
+def _factories(cls: type[Any]) -> dict[str, Callable[[], object]]:
+    """By field of a mapped dataclass, what makes its default."""
+    found = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return {field.name: field.default_factory for field in found if field.default_factory is not MISSING}
+
+
+def _takes_nothing(default: Callable[..., object]) -> bool:
+    """Whether a column's default is a function without parameters, which SQLAlchemy wraps; others want the INSERT."""
+    wrapped = getattr(default, "__wrapped__", None)
+    try:
+        return wrapped is not None and signature(wrapped).bind() is not None
+    except TypeError:
+        return False
+    except ValueError:  # of a class such as dict
+        return True

@@ -80,11 +80,13 @@ class DataclassShape:
     def read(self, reader: Reader, state: dict[str, Json]) -> object:
         """An equal instance; a field that the sender did not know yet takes its default."""
         instance = object.__new__(self._cls)
+        given: dict[str, object] = {}
         for field in self._fields:
-            if field.name in state:
-                object.__setattr__(instance, field.name, reader.value(state[field.name]))
-            else:
-                self._set_default(instance, field)
+            name = field.name
+            value = reader.value(state[name]) if name in state else self._default(field, given)
+            if value is not PydanticUndefined:
+                given[name] = value
+                object.__setattr__(instance, name, value)
         if len(state) > len(self._fields) or not self._names.issuperset(state):
             self._read_rest(reader, instance, state)
         return instance
@@ -97,17 +99,17 @@ class DataclassShape:
                 state[field.name] = getattr(instance, field.name)
         return state
 
-    def _set_default(self, instance: object, field: Field[Any]) -> None:
+    def _default(self, field: Field[Any], given: dict[str, object]) -> Any:
+        """The default of a field that the sender did not know yet, beside the values of those before it."""
         if field.name in self._checked:  # of pydantic: its default may be a description of the field
-            value = default_of(self._checked[field.name], {})
+            value = default_of(self._checked[field.name], given)
         elif field.default_factory is not MISSING:
             value = field.default_factory()
         else:
             value = PydanticUndefined if field.default is MISSING else field.default
-        if value is not PydanticUndefined:
-            object.__setattr__(instance, field.name, value)
-        elif field.init:
+        if value is PydanticUndefined and field.init:
             raise missing(self._cls, field.name)
+        return value
 
     def _read_rest(self, reader: Reader, instance: object, state: dict[str, Json]) -> None:
         """Keep what is no field, unless there is no room, as for one that is gone, or it would hide a method."""
@@ -151,7 +153,8 @@ class ModelShape:
 
     def restore(self, reader: Reader, model: BaseModel, state: dict[str, Json]) -> None:
         """Put the state into a model that has none; a field added since takes its default."""
-        fields = {name: reader.value(item) for name, item in state["fields"].items() if name in self.fields}
+        given = {**(state.get("extra") or {}), **state["fields"]}  # what was extra may have become a field
+        fields = {name: reader.value(item) for name, item in given.items() if name in self.fields}
         if len(fields) < len(self.fields):
             fields = self._completed(fields, frozenset(state.get("absent", ())))
         vars(model).update(fields)
@@ -173,9 +176,10 @@ class ModelShape:
 class BesideFields:
     """What pydantic keeps of instances of one class beside the fields."""
 
-    __slots__ = ("_extra", "_private")
+    __slots__ = ("_extra", "_fields", "_private")
 
     def __init__(self, cls: type[BaseModel]) -> None:
+        self._fields = cls.model_fields
         self._extra = cls.model_config.get("extra") == "allow"
         self._private = cls.__private_attributes__
 
@@ -193,15 +197,22 @@ class BesideFields:
         private = None
         if self._private:
             private = self._privates(vars(model), _values(reader, state.get("private", {})))
+        extra = self._extras(reader, state)
+        known = self._fields.keys() | (extra or {}).keys()
         BaseModel.__setstate__(
             model,
             {
                 "__dict__": vars(model),
-                "__pydantic_fields_set__": set(state["set"]),
-                "__pydantic_extra__": _values(reader, state.get("extra") or {}) if self._extra else None,
+                "__pydantic_fields_set__": known.intersection(state["set"]),
+                "__pydantic_extra__": extra,
                 "__pydantic_private__": private,
             },
         )
+
+    def _extras(self, reader: Reader, state: dict[str, Json]) -> dict[str, object] | None:
+        """Extra attributes, if the class takes any, but for one that has become a field since."""
+        given = (state.get("extra") or {}).items()
+        return {name: reader.value(item) for name, item in given if name not in self._fields} if self._extra else None
 
     def _privates(self, fields: dict[str, Any], given: dict[str, Any] | None) -> dict[str, object] | None:
         """Those that the class has; one added since takes its default."""

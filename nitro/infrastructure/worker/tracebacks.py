@@ -1,0 +1,32 @@
+"""Tracebacks of failed handlers in the result backend, which a database keeps as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nitro.infrastructure.outbox.texts import storable
+
+
+class StorableTracebacks:
+    """A result backend of Celery that is told tracebacks as the database of this process can store them.
+
+    An error of its own about a text would end the worker, because Celery reports it in the loop that reads messages.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def mark_as_failure(self, task_id: str, exc: Any, traceback: str | None = None, *args: Any, **options: Any) -> Any:
+        """Store that a task has failed."""
+        return self._backend.mark_as_failure(task_id, exc, _text(traceback), *args, **options)
+
+    def mark_as_retry(self, task_id: str, exc: Any, traceback: str | None = None, *args: Any, **options: Any) -> Any:
+        """Store that a task has failed and runs again."""
+        return self._backend.mark_as_retry(task_id, exc, _text(traceback), *args, **options)
+
+
+def _text(traceback: str | None) -> str | None:
+    return storable(traceback) if isinstance(traceback, str) else traceback
