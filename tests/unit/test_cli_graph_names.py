@@ -136,9 +136,10 @@ def test_a_handler_of_two_events_is_one_node(events: Namespace) -> None:
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_nothing_can_be_drawn_too(events: Namespace, form: str) -> None:
-    """Of a project without handlers."""
-    text = drawn(form)
-    assert text.startswith({"mermaid": "flowchart LR\n", "dot": "digraph nitro {\n", "svg": "<?xml"}[form])
+    """Of a project without handlers, with a warning."""
+    done = graph(form)
+    assert (done.exit_code, done.stderr.startswith("warning: no handler is declared")) == (0, True)
+    assert done.stdout.startswith({"mermaid": "flowchart LR\n", "dot": "digraph nitro {\n", "svg": "<?xml"}[form])
 
 
 def test_the_same_handlers_give_the_same_picture(events: Namespace) -> None:

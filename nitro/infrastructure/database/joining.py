@@ -30,9 +30,7 @@ from nitro.infrastructure.database.unit_of_work import (
 Attached = dict[Session, States]
 
 
-def commit_for(
-    values: Iterable[object], *, flush: bool = False, reading: bool = False
-) -> Transaction | Commits | None:
+def commit_for(values: Iterable[object], *, flush: bool = False, reading: bool = False) -> Transaction | Commits | None:
     """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
 
     A session counts when somebody will want to commit it (`in_own_transaction`).
