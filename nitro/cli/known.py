@@ -11,12 +11,14 @@ def check(*, handler: str | None = None, event: str | None = None) -> None:
     Raises:
         ClickException: one is nowhere known; with the nearest that is.
     """
-    from nitro.cli.project import load
+    if handler is None and event is None:
+        return
+    from nitro.cli.project import load_what_can_be
     from nitro.infrastructure.events.events import default_namespace
     from nitro.infrastructure.offload.declarations import declared
     from nitro.infrastructure.outbox import registry
 
-    load()
+    load_what_can_be()
     if handler is not None and handler not in declared and not registry.entries(registry.of_handler(handler), limit=1):
         _refuse("handler", handler, {*declared, *registry.latest_names("handler")})
     if event is not None and event not in default_namespace and not registry.entries(registry.of_event(event), limit=1):
