@@ -187,7 +187,7 @@ def _running(*, home: Path, environ: dict[str, str], **parts: Any) -> Iterator[S
         folder=ROOT, app="tasks", environ={**fixed, **environ, "ACCEPTANCE_EFFECTS": str(effects)}, logs=home
     )
     stack = Stack(project=project, workers={}, **parts)
-    project.python("-c", "from nitro.cli import nitro; nitro(['init'])")
+    project.python("-c", "from nitro.cli import nitro; nitro(['init', '--entities'])")
     try:
         yield stack
     finally:
