@@ -147,7 +147,7 @@ def test_handlers_of_each_kind_run_side_by_side(project: Project, worker: Worker
     """Async ones on one loop, sync ones that run a loop of their own, transactions and emits: each once."""
     emit(project, "placed", 25)
     kinds = ("confirm", "ship", "book", "tell", "note")
-    until(lambda: all(effects(project)[kind] >= 25 for kind in kinds), within=40)
+    until(lambda: all(effects(project)[kind] >= 25 for kind in kinds), within=60)
     assert effects(project) == dict.fromkeys(kinds, 25)
     assert not [line for line in worker.text.splitlines() if "ERROR" in line or "failed" in line]
 
@@ -171,7 +171,7 @@ def test_a_hard_time_limit_is_a_failure_of_the_handler(project: Project, worker:
         dead = json.loads(project.celery("nitro", "outbox", "list", "--state", "dead", "--json"))
         return dead if len(dead) == 2 else []
 
-    for delivery in until(died):
+    for delivery in until(died, within=60):
         assert (delivery["attempts"], delivery["error"]) == (2, "hard time limit of 1 s exceeded")
 
 
