@@ -121,3 +121,12 @@ def test_ignored_type_errors_have_a_reason() -> None:
     ignored = [line for line in lines if "type: ignore" in line]
     assert all(re.search(r"# type: ignore\[[a-z, -]+\]  # \w", line) for line in ignored), ignored
     assert len(ignored) <= max(3, 3 * len(lines) / 1000)
+
+
+def test_each_release_has_its_commit_and_its_changes() -> None:
+    """`tests/releases.txt` names the commit of each version that the changelog describes."""
+    lines = (ROOT / "tests/releases.txt").read_text().splitlines()
+    commits = dict(line.split() for line in lines if not line.startswith("#"))
+    described = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert list(commits) == described
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits.values())
