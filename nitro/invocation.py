@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 UNKNOWN = "<your app>"
 _OPTIONS = ("-A", "--app")
@@ -18,7 +17,7 @@ def celery(command: str) -> str:
 
 def _app(arguments: Sequence[str]) -> str:
     """The app that a `celery` command was given; no other program's `-A` is one."""
-    if not arguments or not _is_celery(Path(arguments[0])):
+    if not arguments or not _is_celery(arguments[0]):
         return UNKNOWN
     rest = list(arguments[1:])
     for at, argument in enumerate(rest):
@@ -32,6 +31,9 @@ def _app(arguments: Sequence[str]) -> str:
     return os.environ.get("APP") or UNKNOWN
 
 
-def _is_celery(program: Path) -> bool:
+def _is_celery(name: str) -> bool:
     """Whether it is `celery`, or `python -m celery`."""
+    from pathlib import Path  # which is slow to load, and every import of an error would load it
+
+    program = Path(name)
     return program.stem == "celery" or (program.name == "__main__.py" and program.parent.name == "celery")
