@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from celery import Celery, _state
@@ -18,7 +19,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import OperationalError
 
 from nitro.infrastructure import database
-from nitro.infrastructure.events import Emission
+from nitro.infrastructure.events import Emission, events
 from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind, declarations
 from nitro.infrastructure.offload.codec import Payload, decode
@@ -82,7 +83,8 @@ def database_server() -> Iterator[str]:
 
 @pytest.fixture
 def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Settings, declared handlers, current app and memory broker as in a fresh process."""
+    """Settings, events that are heard, declared handlers, current app and memory broker as in a fresh process."""
+    monkeypatch.setattr(events, "_connected", WeakSet())
     for name in [name for name in os.environ if name.startswith("NITRO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NITRO_HOME", str(tmp_path / "home"))

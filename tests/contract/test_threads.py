@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -129,6 +130,28 @@ def test_own_senders_are_kept_apart() -> None:
         assert seen == [sender] * EMITS
 
     together(*[lambda number=number: work(number) for number in range(THREADS)])
+
+
+def test_a_handler_is_redefined_while_others_connect() -> None:
+    """One thread runs a module's source again and again; the others connect handlers to new events meanwhile."""
+    namespace, shop, connecting = Namespace(), Event("shop.opened"), threading.Semaphore(0)
+    source = compile("def greet(sender): pass", "greetings.py", "exec")
+
+    def connect_to_new_events(number: int) -> None:
+        for turn in range(EMITS):
+            on(namespace.event(f"order {number} {turn}"), name=f"shop.{number}.{turn}")(lambda sender: None)
+        connecting.release()
+
+    def redefine() -> None:
+        ended = 0
+        while ended < THREADS:
+            module = {"__name__": "greetings"}
+            exec(source, module)
+            on(shop)(module["greet"])
+            ended += connecting.acquire(blocking=False)
+        assert len(shop.handlers) == 1
+
+    together(redefine, *[partial(connect_to_new_events, number) for number in range(THREADS)])
 
 
 def test_event_of_one_name_is_one_object_for_all_threads() -> None:

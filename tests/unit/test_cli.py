@@ -33,6 +33,7 @@ from nitro.infrastructure.outbox.tables import schema
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
+EMPTY = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
 TRACE = 'Traceback (most recent call last):\n  File "mail.py", line 3\nConnectionError: no mail today'
 HANDLERS = """
 from nitro import Entity
@@ -283,8 +284,10 @@ def test_init_brings_older_tables_up_to_date(database_each: str, monkeypatch: py
 @pytest.mark.server
 def test_init_creates_the_tables_of_the_outbox(project: Path, database_server: str) -> None:
     """On a database server, where nothing else does."""
-    done = nitro("init", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": database_server}, cwd=project)
     server = create_engine(database_server)
+    with server.begin() as connection:
+        connection.execute(text(EMPTY))
+    done = nitro("init", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": database_server}, cwd=project)
     try:
         assert done.returncode == 0, done.stderr
         assert set(inspect(server).get_table_names()) == {
@@ -295,7 +298,7 @@ def test_init_creates_the_tables_of_the_outbox(project: Path, database_server: s
         }
     finally:
         with server.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+            connection.execute(text(EMPTY))
         server.dispose()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -172,7 +171,6 @@ def test_a_queue_that_no_worker_consumes_is_a_warning(
 
 def test_no_handler_at_all_is_a_warning(app: Celery, registered: dict[str, list[str]]) -> None:
     """Then nothing that was said of handlers means anything."""
-    gc.collect()  # the events of other tests
     assert found(0)["handlers"][0] == "warning"
 
 

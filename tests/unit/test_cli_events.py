@@ -25,7 +25,7 @@ class Hamper(Entity, table=True):
     total: float = 0.0
 
 
-class Coupon(Entity, table=True):
+class LoyaltyCard(Entity, table=True):
     """One with a number for its id."""
 
     __tablename__ = "cli_coupon"
@@ -169,10 +169,12 @@ def test_explain_says_what_an_emit_would_do(sold: Event) -> None:
 def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
     """As they are where it is emitted."""
     on(events.event("ticket.closed"), sender="ada", name="shop.text")(handler)
-    on(events.event("ticket.closed"), sender=Coupon(id=7), name="shop.number")(other)
-    Coupon(id=7).save()
+    on(events.event("ticket.closed"), sender=LoyaltyCard(id=7), name="shop.number")(other)
+    LoyaltyCard(id=7).save()
     assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "ada")] == ["shop.text"]
-    assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "Coupon:7")] == ["shop.number"]
+    assert [each["handler"] for each in as_json("explain", "ticket.closed", "--sender", "LoyaltyCard:7")] == [
+        "shop.number"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
     [
         (["--sender", "Hamper:gone"], 1, "there is no Hamper with the id gone"),
         (["--sender", "Hmaper:b1"], 1, "entities named Hmaper: none; give one as module.Class:id"),
-        (["--sender", "Coupon:x"], 1, "Coupon:x: Input should be a valid integer"),
+        (["--sender", "LoyaltyCard:x"], 1, "LoyaltyCard:x: Input should be a valid integer"),
         (["--kwargs", "source=web"], 2, "is no JSON"),
         (["--kwargs", "[1]"], 2, "is no JSON object"),
     ],

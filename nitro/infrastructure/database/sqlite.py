@@ -92,7 +92,8 @@ class _Doorway:
 
     def guard(self, engine: Engine) -> None:
         """Count the connections of an engine in and out."""
-        self._engines.add(engine)
+        with self._changed:
+            self._engines.add(engine)
         event.listen(engine, "do_connect", lambda _dialect, record, _args, _options: self._enter(record))
         event.listen(engine, "checkout", lambda _driver, record, _proxy: self._enter(record))
         event.listen(engine, "checkin", self._leave)
@@ -113,10 +114,10 @@ class _Doorway:
 
     def _close(self) -> None:
         """Wait for the transactions of other threads, then close what is idle."""
-        engines = list(self._engines)
-        if not engines:
-            return
         with self._changed:
+            engines = list(self._engines)
+            if not engines:
+                return
             self._forking = me = threading.get_ident()
             self._changed.wait_for(lambda: not any(n > 0 for who, n in self._inside.items() if who != me), FORK_SECONDS)
         for engine in engines:

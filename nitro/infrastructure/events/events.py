@@ -258,7 +258,7 @@ def _disconnect_older(new: Handler) -> None:
     latest = None if known is None else known()
     if known is None or (latest is not None and new.offload is None and new.is_made_with(latest)):
         return
-    for event in list(_connected):
+    for event in _connected_events():
         for handler in event._handlers:
             if new.replaces(handler):
                 event.disconnect(handler.function)
@@ -266,7 +266,13 @@ def _disconnect_older(new: Handler) -> None:
 
 def heard_events() -> list[Event]:
     """The events that somebody has connected to, globs among them, by name."""
-    return sorted((event for event in list(_connected) if event.handlers), key=lambda event: event.name)
+    return sorted((event for event in _connected_events() if event.handlers), key=lambda event: event.name)
+
+
+def _connected_events() -> list[Event]:
+    """Every living event that has had a handler, copied under the lock: a set must not grow while it is iterated."""
+    with _lock:
+        return list(_connected)
 
 
 default_namespace = Namespace()
