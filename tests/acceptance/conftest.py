@@ -59,7 +59,9 @@ def key() -> str:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Add the ends of the workers' logs to the report of a failure."""
     report = yield
-    stack = getattr(item, "funcargs", {}).get("stack")
-    if report.failed and stack is not None:
-        report.sections += [(f"log of worker {name}", worker.tail()) for name, worker in stack.workers.items()]
+    used = getattr(item, "funcargs", {})
+    if report.failed and "stack" in used:
+        own = [used["worker"]] if isinstance(used.get("worker"), Worker) else []
+        workers = {worker.name: worker for worker in (*used["stack"].workers.values(), *own)}
+        report.sections += [(f"log of worker {name}", worker.tail()) for name, worker in workers.items()]
     return report
