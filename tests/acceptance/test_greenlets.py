@@ -168,7 +168,7 @@ def test_a_hard_time_limit_is_a_failure_of_the_handler(project: Project, worker:
     emit(project, "stuck")
 
     def died() -> list[Any]:
-        dead = json.loads(project.celery("nitro", "outbox", "list", "--state", "dead", "--json"))
+        dead = json.loads(project.celery("nitro", "outbox", "list", "--state", "dead", "--event", "stuck", "--json"))
         return dead if len(dead) == 2 else []
 
     for delivery in until(died, within=60):
