@@ -102,7 +102,7 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     yield
     courier.drain(PATIENCE)
     emitters.stop(PATIENCE)
-    emitters._ticker._forget()
+    emitters._thread._reset()
     for app in (*apps._bound, *apps._own):
         app.close()
     memory.Channel.queues.clear()

@@ -77,11 +77,11 @@ def _relay_until_told(app: Celery) -> None:
     import logging
 
     from nitro.infrastructure.outbox.relay import Relay
-    from nitro.infrastructure.outbox.ticker import Ticker
+    from nitro.infrastructure.threads import PeriodicThread
 
     told = signals()
     app.log.setup(loglevel=logging.INFO)
-    relay = Ticker("nitro-relay")
+    relay = PeriodicThread("nitro-relay")
     relay.start(Relay(app).tick)
     click.echo("relays until SIGINT or SIGTERM")
     told.get()

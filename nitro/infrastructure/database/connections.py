@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +18,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from nitro.infrastructure.database import sqlite, tables
 from nitro.infrastructure.database.drivers import engine_for
+from nitro.infrastructure.threads import ForkSafe, Lock
 from nitro.settings import Settings
 
 IDLE = 1.0
@@ -30,16 +29,21 @@ USED = "nitro_used"
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
-class _Process:
-    """What this process has opened."""
-
-    __slots__ = ("engine", "given", "inherited", "lock", "own")
+class _Process(ForkSafe):
+    """The engine of this process, and the pools of its parents."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.own = self.given = False
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.inherited: list[Pool] = []
+        super().__init__()
+
+    def _reset(self) -> None:
+        """Leave the parent's connections alone, and keep them: closing one would disturb the parent."""
+        if self.engine is not None and not isinstance(self.engine.pool, StaticPool):
+            self.inherited.append(self.engine.pool)
+            self.engine.dispose(close=False)
 
 
 _process = _Process()
@@ -151,15 +155,3 @@ def _answers(dialect: Dialect, connection: DBAPIConnection) -> bool:
         return dialect.do_ping(connection)
     except dialect.loaded_dbapi.Error:
         return False
-
-
-def _forget_inherited() -> None:
-    """Leave the parent's connections alone, and keep them: closing one would disturb the parent."""
-    _process.lock = threading.Lock()
-    if _process.engine is not None and not isinstance(_process.engine.pool, StaticPool):
-        _process.inherited.append(_process.engine.pool)
-        _process.engine.dispose(close=False)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from nitro.infrastructure import greenlets
 from nitro.infrastructure.database import tables
+from nitro.infrastructure.threads import ForkSafe
 
 WRITES = "nitro_writes"
 AS_IT_IS = "nitro_as_it_is"
@@ -73,7 +74,7 @@ def prepare(engine: Engine) -> Engine:
     return engine
 
 
-class _Doorway:
+class _Doorway(ForkSafe):
     """Lets a process fork only while none of its SQLite connections is open.
 
     SQLite keeps the locks of a process in its memory. A child would inherit them, with nobody to ever give them back:
@@ -82,10 +83,10 @@ class _Doorway:
 
     def __init__(self) -> None:
         self._engines: WeakSet[Engine] = WeakSet()
-        self._renew()
-        os.register_at_fork(before=self._close, after_in_parent=self._open, after_in_child=self._renew)
+        super().__init__()
+        os.register_at_fork(before=self._close, after_in_parent=self._open)
 
-    def _renew(self) -> None:
+    def _reset(self) -> None:
         self._changed = threading.Condition()
         self._inside: Counter[int] = Counter()
         self._forking: int | None = None

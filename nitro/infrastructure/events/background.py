@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from multiprocessing.util import Finalize
 from time import monotonic
 from typing import Any
 
 from nitro.errors import WrongThread
 from nitro.infrastructure import greenlets, scope
-from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.threads import HANDLERS, AtExit, ForkSafe, Lock
 
 logger = logger_named("nitro.events")
 
@@ -31,16 +29,15 @@ Done = Future[None]
 Outcome = asyncio.Future[Any] | Future[Any]
 
 
-class LoopThread:
+class LoopThread(ForkSafe):
     """An event loop on a daemon thread, started with its first coroutine and new in a forked child."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = Lock()
-        self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        super().__init__()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -73,15 +70,20 @@ class LoopThread:
         return loop, asyncio.run_coroutine_threadsafe(work, loop)
 
 
-class Jobs:
-    """What was started and has not finished: the loop it runs on, and what the log calls it."""
+class Jobs(ForkSafe):
+    """Handlers that were started and have not finished, each with its event loop and its name in the log.
+
+    Attributes:
+        waiting: handlers that wait in `drain_async`.
+        ended: whether the exit has waited already, so that it will not wait for what is started now.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        super().__init__()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
+        self.ended = False
         self._running: dict[Done, tuple[asyncio.AbstractEventLoop, str, Outcome]] = {}
         self.waiting: set[Done] = set()
 
@@ -128,7 +130,7 @@ def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
     _jobs.add(done, loop, label, outcome)
     if running is None:
         expect()
-        if _passed.is_set():
+        if _jobs.ended:
             wait([done], EXIT_WAIT)
 
 
@@ -198,24 +200,19 @@ async def drain_async() -> None:
             _jobs.waiting.discard(own)
 
 
-_armed, _passed = threading.Event(), threading.Event()
-os.register_at_fork(after_in_child=_armed.clear)
-os.register_at_fork(after_in_child=_passed.clear)
-
-
 def expect() -> None:
     """Have the exit of the interpreter, or of a child of multiprocessing, wait for what is started.
 
     Said when an async handler is connected: where an `atexit` function starts the first one it would be too late.
     """
-    if not _armed.is_set():
-        _armed.set()
-        # Not atexit, which does not run in a child of multiprocessing; this runs in both.
-        Finalize(None, _finish, exitpriority=100)
+    _at_exit.arm()
 
 
 def _finish() -> None:
     if not drain(EXIT_WAIT):
         for label in _jobs.on(_thread.loop).values():
             logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)
-    _passed.set()
+    _jobs.ended = True
+
+
+_at_exit = AtExit(_finish, HANDLERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nitro.infrastructure import scope
-from nitro.infrastructure.events.lock import Lock
+from nitro.infrastructure.threads import Lock
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events.plan import Plan

@@ -16,12 +16,12 @@ from nitro.infrastructure.events import pipeline
 from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Function, Handler, function_key, plain, sender_key
-from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.events.names import check_name
 from nitro.infrastructure.events.pipeline import emit
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
 from nitro.infrastructure.events.watching import prepare
+from nitro.infrastructure.threads import Lock
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events.explain import Explanation

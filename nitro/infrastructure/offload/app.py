@@ -10,8 +10,8 @@ from celery import Celery, _state
 from nitro.errors import DeclarationError
 from nitro.infrastructure.database import use_engine
 from nitro.infrastructure.events.dispatcher import dispatcher
-from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.offload.defaults import lend, prepare
+from nitro.infrastructure.threads import Lock
 from nitro.settings import Settings
 
 if TYPE_CHECKING:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from multiprocessing.util import Finalize
 from time import monotonic
 
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
-from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.batch import Batch, Fate
 from nitro.infrastructure.offload.line import Line, Ready
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.tray import Tray, Work
+from nitro.infrastructure.threads import MESSAGES, AtExit, ForkSafe, Lock
 
 logger = logger_named("nitro.offload")
 
@@ -35,15 +33,15 @@ EXIT_WAIT = 5.0
 Failed = Callable[[Batch], None]
 
 
-class Courier:
+class Courier(ForkSafe):
     """Publishes batches one after the other, over a connection of its own; after a failure it pauses."""
 
     def __init__(self) -> None:
         self._lock, self._carrying = Lock(), Lock()
-        self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        self._at_exit = AtExit(self._leave, MESSAGES)
+        super().__init__()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._thread: threading.Thread | None = None
         self._line: Line | None = None
         self._tray = Tray()
@@ -93,7 +91,7 @@ class Courier:
         if self._line is None or self._failures or not self._tray.is_idle or self._carrying.is_mine:
             return None
         try:
-            if not self._carrying.take():
+            if not self._carrying.try_acquire():
                 return None
             line = self._line
             ready = line.ready(parcels) if line is not None and line.app is app and self._tray.is_idle else None
@@ -104,7 +102,7 @@ class Courier:
             return batch
         finally:
             if self._carrying.is_mine:  # asked, because a signal may raise between taking it and noting that
-                self._carrying.leave()
+                self._carrying.release()
 
     def _fly(self, line: Line, batch: Batch, ready: Ready) -> None:
         try:
@@ -139,7 +137,7 @@ class Courier:
                 thread = threading.Thread(target=self._run, name="nitro-courier", daemon=True)
                 thread.start()
                 self._thread = thread
-                Finalize(None, self._leave, exitpriority=90)
+                self._at_exit.arm()
 
     def _leave(self) -> None:
         if not self.drain(EXIT_WAIT):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.util import Finalize
 from typing import Any
 
 from sqlalchemy import bindparam, func
@@ -27,8 +25,8 @@ from nitro.infrastructure.offload.story import Story, story_of, undone, written
 from nitro.infrastructure.outbox.inserts import INSERT
 from nitro.infrastructure.outbox.tables import NAME, emissions
 from nitro.infrastructure.outbox.texts import identity, storable
-from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
+from nitro.infrastructure.threads import JOURNAL, AtExit, ForkSafe, PeriodicThread
 
 logger = logger_named("nitro.outbox")
 
@@ -60,19 +58,19 @@ class Note:
         return {**facts, **causes, "story": written(self.story)}
 
 
-class Journal:
+class Journal(ForkSafe):
     """Writes on a thread of its own what emits have noted."""
 
     def __init__(self) -> None:
-        self._ticker = Ticker("nitro-journal")
-        self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        self._thread = PeriodicThread("nitro-journal")
+        self._at_exit = AtExit(self._end, JOURNAL)
+        super().__init__()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._notes: deque[Note] = deque()
         self._dropped = 0
         self._all_written = threading.Condition()
-        self._ends_well = self._ended = self._refused = False
+        self._ended = self._refused = False
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
@@ -108,17 +106,14 @@ class Journal:
             return
         self._notes.append(note)
         self.end_well()
-        self._ticker.start(self._write)
-        self._ticker.nudge(GATHER)
+        self._thread.start(self._write)
+        self._thread.wake(GATHER)
         if self._ended:
             self.flush(EXIT_WAIT)
 
     def end_well(self) -> None:
         """Have the end of this process, or of a child of multiprocessing, wait until all is written."""
-        if not self._ends_well:
-            self._ends_well = True
-            # Not atexit, which does not run in a child of multiprocessing; after async handlers, which may emit.
-            Finalize(None, self._end, exitpriority=80)
+        self._at_exit.arm()
 
     def _end(self) -> None:
         self._ended = self.flush(EXIT_WAIT)  # what is emitted later still is written at once
@@ -149,7 +144,7 @@ class Journal:
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was noted is written: a process ends; whether that was so within `timeout` seconds."""
-        self._ticker.nudge()
+        self._thread.wake()
         with self._all_written:
             written = self._all_written.wait_for(lambda: not self._notes, timeout)
         if not written:

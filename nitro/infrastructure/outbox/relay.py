@@ -14,8 +14,8 @@ from nitro.infrastructure.offload.courier import courier
 from nitro.infrastructure.offload.line import sizes
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox import backlog, retention
-from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
+from nitro.infrastructure.threads import PeriodicThread
 
 logger = logger_named("nitro.outbox")
 
@@ -90,17 +90,17 @@ class EmittersRelay:
     """The relay of a process that has emitted what the broker has not taken; it ends when that has left."""
 
     def __init__(self) -> None:
-        self._ticker = Ticker("nitro-relay")
+        self._thread = PeriodicThread("nitro-relay")
         self._busy = 0.0
 
     def start(self, app: Celery) -> None:
         """Begin, if it has not, to relay through the broker of an app."""
         self._busy = monotonic()
-        self._ticker.start(partial(self._tick, Relay(app)))
+        self._thread.start(partial(self._tick, Relay(app)))
 
     def stop(self, timeout: float) -> None:
         """End it now."""
-        self._ticker.stop(timeout)
+        self._thread.stop(timeout)
 
     def _tick(self, relay: Relay) -> float | None:
         after = relay.tick()

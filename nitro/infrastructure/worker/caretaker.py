@@ -26,8 +26,8 @@ from nitro.infrastructure.offload.declarations import declared
 from nitro.infrastructure.outbox import census, claims, registry
 from nitro.infrastructure.outbox.keeper import tracks
 from nitro.infrastructure.outbox.relay import Relay
-from nitro.infrastructure.outbox.ticker import Ticker
 from nitro.infrastructure.outbox.versions import ensure_current
+from nitro.infrastructure.threads import PeriodicThread
 from nitro.infrastructure.worker import identity, inspecting, reports
 from nitro.infrastructure.worker.request import HandlerRequest
 from nitro.infrastructure.worker.starvation import Starvation
@@ -72,15 +72,15 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         self._orphans: set[tuple[str, int]] = set()
         self._counted = monotonic()
         self._starvation = Starvation(worker)
-        self._watch, self._relay = Ticker("nitro-caretaker"), Ticker("nitro-relay")
-        self._looks = Ticker("nitro-starvation")
-        self._cutter = Ticker("nitro-stopping")
+        self._watch, self._relay = PeriodicThread("nitro-caretaker"), PeriodicThread("nitro-relay")
+        self._looks = PeriodicThread("nitro-starvation")
+        self._cutter = PeriodicThread("nitro-stopping")
         self._relays = not without_relay
         super().__init__(worker)
 
     def start(self, _worker: Any) -> None:
         """Begin, when the pool's processes are there: a thread would not survive their fork."""
-        reports.heard_by(self._watch.nudge, self._relay.nudge)
+        reports.heard_by(self._watch.wake, self._relay.wake)
         if not declared:
             logger.warning("this worker knows no handler: its app imports none, and NITRO_HANDLERS names none")
         self._cutter.start(self._cut_short_in_time)
@@ -130,7 +130,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
             self._take_back_orphans()
         self._cancel_revoked()
         if reports.act():
-            self._relay.nudge()
+            self._relay.wake()
         return LOOK_AGAIN
 
     def _look(self) -> float:
@@ -157,7 +157,7 @@ class Caretaker(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no
         """Set the time; in a signal's handler, where gevent lets nobody wait, not even for a thread to start."""
         soft = float(self._worker.app.conf.worker_soft_shutdown_timeout or 0)
         self._cut_at = monotonic() + (soft + LEAVE if soft else GRACE)
-        self._cutter.nudge()
+        self._cutter.wake()
 
     def _cut_short_in_time(self) -> float:
         """On a thread of its own; seconds until it is to look again."""

@@ -16,7 +16,6 @@ from nitro.infrastructure import scope
 from nitro.infrastructure.database import connection_of, transaction
 from nitro.infrastructure.events import Emission, background
 from nitro.infrastructure.events.handler import kind_of
-from nitro.infrastructure.events.lock import Lock
 from nitro.infrastructure.failpoints import failpoint
 from nitro.infrastructure.logs import facts, logger_named, plain, told
 from nitro.infrastructure.offload.carriers import taken
@@ -26,6 +25,7 @@ from nitro.infrastructure.offload.delivery import Delivery, delivering
 from nitro.infrastructure.offload.message import Message, delivery_id
 from nitro.infrastructure.outbox.claims import Claim, finish
 from nitro.infrastructure.repository import find
+from nitro.infrastructure.threads import Lock
 from nitro.infrastructure.worker.attempt import TakenOver, claimed
 from nitro.infrastructure.worker.coroutines import run_coroutine
 from nitro.infrastructure.worker.results import Progress, storable
