@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test chaos bench bench-scale check lint types imports coverage format clean
+.PHONY: help setup demo test chaos bench bench-scale walk check lint types imports coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -34,6 +34,9 @@ bench: $(READY) ## measure what Nitro costs beside what people write by hand
 bench-scale: $(READY) ## draw how time and memory grow, into docs/growth.svg
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks.scale --svg docs/growth.svg
+
+walk: $(READY) ## show the files that an emit and a worker's run pass through
+	@$(BIN)/python -m benchmarks.walk
 
 check: lint types imports test ## everything that CI wants
 

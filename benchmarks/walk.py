@@ -1,0 +1,125 @@
+"""The files of Nitro that a tracked emit and a worker's run pass through: `make walk`, or `python -m benchmarks.walk`.
+
+The sender is an entity, the event has one offloaded handler, and the process is warm. Deliveries are kept in SQLite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+HOME = f"{Path(__file__).parent.parent / 'nitro'}{os.sep}"
+WARM_UP = 20
+
+
+@dataclass
+class Walk:
+    """The calls of Nitro's functions in each thread, in order.
+
+    Attributes:
+        calls: for each thread, the file and the function of each call.
+    """
+
+    calls: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+    is_on: bool = False
+
+    def trace(self, frame: FrameType, kind: str, _argument: object) -> None:
+        """Record a call of one of Nitro's functions, as `sys.setprofile` reports it."""
+        name = frame.f_code.co_filename
+        if self.is_on and kind == "call" and name.startswith(HOME):
+            file = name.removeprefix(HOME).removeprefix("infrastructure/")
+            self.calls.setdefault(threading.get_ident(), []).append((file, frame.f_code.co_qualname))
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the calls of the block, and of the threads that were started under the trace."""
+        self.calls.clear()
+        self.is_on = True
+        yield
+        self.is_on = False
+
+    @property
+    def files(self) -> list[str]:
+        """Each file once, in the order in which it is entered first."""
+        return list(dict.fromkeys(file for calls in self.calls.values() for file, _ in calls))
+
+    @property
+    def hops(self) -> int:
+        """How often a call is in another file than the call before it."""
+        return sum(a != b for calls in self.calls.values() for (a, _), (b, _) in zip(calls, calls[1:], strict=False))
+
+    @property
+    def said(self) -> str:
+        """One line of figures."""
+        return f"{len(self.files)} files, {self.hops} hops, {sum(map(len, self.calls.values()))} calls"
+
+
+def walks(broker: str | None) -> dict[str, Walk]:
+    """Returns the walk of a tracked emit and that of a worker's run, each in a warm process.
+
+    Args:
+        broker: URL of the broker; None for the embedded one.
+    """
+    walk = Walk()
+    threading.setprofile(walk.trace)
+    sys.setprofile(walk.trace)
+    from celery import Celery
+    from celery.contrib.testing.worker import start_worker
+
+    import nitro
+    from benchmarks.shop import Order
+    from nitro.infrastructure.offload import bind
+    from nitro.infrastructure.offload.courier import courier
+
+    app = Celery("walk", broker=broker)
+    app.conf.update(task_default_queue=f"walk-{os.getpid()}", task_ignore_result=True)
+    bind(app)
+    sent, ran = nitro.event("order.placed"), threading.Semaphore(0)
+
+    @nitro.on(sent, offload=True, name="walk.notify")
+    def notify(sender: Order) -> None:
+        ran.release()
+
+    order = Order(customer="ada", email="ada@example.com", city="London").save()
+    found: dict[str, Walk] = {}
+    for _ in range(WARM_UP):
+        sent.emit(order)
+    assert courier.drain(20)
+    with walk.recorded():
+        sent.emit(order)
+        assert courier.drain(20)
+    found["a tracked emit"] = Walk(dict(walk.calls))
+    with start_worker(app, pool="solo", perform_ping_check=False, loglevel="ERROR"):
+        for _ in range(WARM_UP + 1):
+            assert ran.acquire(timeout=30)
+        with walk.recorded():
+            sent.emit(order)
+            assert ran.acquire(timeout=30)
+        emitter = threading.get_ident()
+        runs = {thread: calls for thread, calls in walk.calls.items() if any(call[1] == "attempt" for call in calls)}
+        assert emitter not in runs
+        found["a worker's run"] = Walk(runs)
+    return found
+
+
+def main() -> None:
+    """Print the figures of each walk, and its files."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--broker", help="URL of the broker; the embedded one if it is left out")
+    with tempfile.TemporaryDirectory() as home:
+        os.environ.update(NITRO_HOME=home, NITRO_DB_URL=f"sqlite:///{home}/nitro.db")
+        for name, walk in walks(asked.parse_args().broker).items():
+            print(f"{name}: {walk.said}")
+            print(*(f"  {file}" for file in walk.files), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
