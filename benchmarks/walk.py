@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -54,7 +55,7 @@ class Walk:
     @property
     def hops(self) -> int:
         """How often a call is in another file than the call before it."""
-        return sum(a != b for calls in self.calls.values() for (a, _), (b, _) in zip(calls, calls[1:], strict=False))
+        return sum(a != b for calls in self.calls.values() for (a, _), (b, _) in pairwise(calls))
 
     @property
     def said(self) -> str:
