@@ -101,7 +101,7 @@ def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> E
 
 
 def _resolved(evt: Event | str) -> Source:
-    from nitro.infrastructure.events.shortcuts import resolve  # which knows the default namespace, and this module
+    from nitro.infrastructure.events.api import resolve  # which knows the default namespace, and this module
 
     return resolve(evt)
 
