@@ -2,10 +2,9 @@
 
 from blinker import ANY
 
-from nitro.infrastructure.events.api import drain, drain_async, emit_async, event, filter_signals, on
+from nitro.infrastructure.events.api import drain, drain_async, emit, emit_async, event, filter_signals, on
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.events import Event, Namespace, default_namespace
-from nitro.infrastructure.events.pipeline import emit
 
 __all__ = [
     "ANY",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from logging import DEBUG
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from blinker import ANY
@@ -13,7 +14,11 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.events import Event, Namespace, default_namespace
 from nitro.infrastructure.events.handler import Function, OffloadOptions, OnError
+from nitro.infrastructure.events.pipeline import ends
 from nitro.infrastructure.events.registration import Offloaded
+from nitro.infrastructure.events.run import approves, blame, doubted
+from nitro.infrastructure.events.watching import debugs, watchers
+from nitro.infrastructure.scope import in_task, running
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -100,6 +105,54 @@ def on(
     return decorate
 
 
+def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
+    """Say that something happened: run the inline handlers, then queue the offloaded ones.
+
+    Sync handlers run here, highest priority first, and one that returns False stops the rest and
+    everything offloaded. Async ones are started and not awaited. Works in any thread.
+
+    Returns:
+        The results that are not None, and what else became of it.
+
+    Raises:
+        EmitError: a glob was emitted, or `sender=` was given by keyword.
+        PayloadError: something cannot travel to a worker; nothing was published.
+        Exception: whatever an inline handler raised; nothing was published.
+    """
+    # Where all handlers are plain just their calls, with as little around them as possible; else the whole pipeline.
+    event: Any = evt
+    try:
+        plain = None if debugs[DEBUG] else event.plans.plain
+    except (AttributeError, KeyError):  # of a name, of an event whose handlers have changed; or levels have
+        plain = None
+    if plain is None or watchers or (kwargs and "sender" in kwargs):
+        return pipeline.emit_fully(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
+    emissions = running.emissions
+    # What no other emission has caused comes for a fifth of the price: a constructor in Python costs the rest.
+    emission = Emission.of(event.name) if emissions or in_task() is not None else Emission()
+    emission.event = event.name
+    emissions.append(emission)
+    alone = not (args or kwargs)  # half the price of a call
+    try:
+        for condition, function, handler in plain:
+            if condition is not None:
+                try:
+                    verdict = condition(sender) if alone else condition(sender, *args, **kwargs)
+                except Exception as error:  # noqa: BLE001  # it is logged
+                    verdict = doubted(handler, emission, sender, error)
+                if verdict is not True and not approves(verdict, handler, emission, sender):
+                    continue
+            result = function(sender) if alone else function(sender, *args, **kwargs)
+            if result is not None and ends(handler, emission, result, sender, args, kwargs):
+                break
+    except Exception as error:
+        blame(handler, emission, error)
+        raise
+    finally:
+        del emissions[-1]
+    return emission
+
+
 async def emit_async(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
     """As `emit`, but every inline handler is awaited, those of equal priority together.
 
@@ -107,6 +160,10 @@ async def emit_async(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwarg
         ExceptionGroup: several handlers of equal priority failed; a single failure is raised as it is.
     """
     return (await pipeline.emit_async(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs)))[0]
+
+
+Event.emit = emit
+Event.emit_async = emit_async
 
 
 def filter_signals(pattern: str, namespace: Namespace | None = None) -> dict[str, Event]:

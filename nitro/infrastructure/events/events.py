@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
 
 import blinker
 from blinker import ANY
@@ -17,7 +17,6 @@ from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Function, Handler, function_key, plain, sender_key
 from nitro.infrastructure.events.names import check_name
-from nitro.infrastructure.events.pipeline import emit
 from nitro.infrastructure.events.plan import Plan, Plans, build
 from nitro.infrastructure.events.registration import Options, register
 from nitro.infrastructure.events.watching import prepare
@@ -45,6 +44,10 @@ class Event(blinker.NamedSignal):
     It is a blinker signal: `muted()`, `connected_to()`, `receivers_for()`, `send()` and the rest of
     blinker work on it.
     """
+
+    # The functions of the public interface are its methods too; `api` sets them, which lies above.
+    emit: ClassVar[Callable[..., Emission]]
+    emit_async: ClassVar[Callable[..., Coroutine[Any, Any, Emission]]]
 
     def __init__(self, name: str, doc: str | None = None, namespace: Namespace | None = None) -> None:
         if is_glob(name) and not isinstance(self, Glob):
@@ -87,14 +90,6 @@ class Event(blinker.NamedSignal):
             self._changed()
         if self.receiver_disconnected.receivers:
             self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
-
-    def emit(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
-        """Emit it, as `nitro.emit` does."""
-        return emit(self, sender, *args, **kwargs)
-
-    async def emit_async(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
-        """Emit it and await its inline handlers, as `nitro.emit_async` does."""
-        return (await pipeline.emit_async(self, Call(sender=sender, args=args, kwargs=kwargs)))[0]
 
     def explain(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Explanation:
         """What an emit would do now: its handlers in order, with the verdict on each; runs conditions, no handler."""

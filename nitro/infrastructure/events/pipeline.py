@@ -1,15 +1,15 @@
-"""The order of the steps of an emit: plan, inline handlers, dispatch. It lives here and only here."""
+"""The order of the steps of an emit: plan, inline handlers, dispatch. It lives here and only here.
+
+`api.emit` calls plain handlers itself, in the order of the plan, and has nothing to dispatch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import partial
-from logging import DEBUG
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
-
-from blinker import ANY
+from typing import Any, Protocol
 
 from nitro.errors import EmitError
 from nitro.infrastructure import scope
@@ -17,14 +17,11 @@ from nitro.infrastructure.events.committing import commit_of, flush_of, publish_
 from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
-from nitro.infrastructure.events.plan import Plan, Plans
+from nitro.infrastructure.events.plan import Plan
 from nitro.infrastructure.events.run import (
     Pending,
-    approves,
     attempts,
-    blame,
     cancels,
-    doubted,
     holds,
     is_failure,
     report,
@@ -32,11 +29,7 @@ from nitro.infrastructure.events.run import (
     run_async,
     settled,
 )
-from nitro.infrastructure.events.watching import debugs, watched, watchers
-from nitro.infrastructure.scope import in_task, running
-
-if TYPE_CHECKING:
-    from nitro.infrastructure.events.events import Event
+from nitro.infrastructure.events.watching import watched
 
 Outcome = tuple[Handler, Any]
 Send = Callable[[], None]
@@ -46,67 +39,12 @@ class Source(Protocol):
     """An event as the pipeline sees it."""
 
     name: str
-    plans: Plans | None
 
     def plan_for(self, sender: object) -> Plan:
         """The cached plan of an emission by `sender`."""
 
 
-def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
-    """Say that something happened: run the inline handlers, then queue the offloaded ones.
-
-    Sync handlers run here, highest priority first, and one that returns False stops the rest and
-    everything offloaded. Async ones are started and not awaited. Works in any thread.
-
-    Returns:
-        The results that are not None, and what else became of it.
-
-    Raises:
-        EmitError: a glob was emitted, or `sender=` was given by keyword.
-        PayloadError: something cannot travel to a worker; nothing was published.
-        Exception: whatever an inline handler raised; nothing was published.
-    """
-    # Where all handlers are plain just their calls, with as little around them as possible; else `emit_fully`.
-    event: Any = evt
-    try:
-        plain = None if debugs[DEBUG] else event.plans.plain
-    except (AttributeError, KeyError):  # of a name, of an event whose handlers have changed; or levels have
-        plain = None
-    if plain is None or watchers or (kwargs and "sender" in kwargs):
-        return emit_fully(_resolved(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
-    emissions = running.emissions
-    # What no other emission has caused comes for a fifth of the price: a constructor in Python costs the rest.
-    emission = Emission.of(event.name) if emissions or in_task() is not None else Emission()
-    emission.event = event.name
-    emissions.append(emission)
-    alone = not (args or kwargs)  # half the price of a call
-    try:
-        for condition, function, handler in plain:
-            if condition is not None:
-                try:
-                    verdict = condition(sender) if alone else condition(sender, *args, **kwargs)
-                except Exception as error:  # noqa: BLE001  # it is logged
-                    verdict = doubted(handler, emission, sender, error)
-                if verdict is not True and not approves(verdict, handler, emission, sender):
-                    continue
-            result = function(sender) if alone else function(sender, *args, **kwargs)
-            if result is not None and _ends(handler, emission, result, sender, args, kwargs):
-                break
-    except Exception as error:
-        blame(handler, emission, error)
-        raise
-    finally:
-        del emissions[-1]
-    return emission
-
-
-def _resolved(evt: Event | str) -> Source:
-    from nitro.infrastructure.events.api import resolve  # which knows the default namespace, and this module
-
-    return resolve(evt)
-
-
-def _ends(
+def ends(
     handler: Handler, emission: Emission, result: Any, sender: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
     """Note the result of a plain handler, or start what it is; whether it cancels."""
