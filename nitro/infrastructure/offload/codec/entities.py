@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import MISSING
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -22,13 +22,9 @@ from nitro.errors import NitroError
 from nitro.infrastructure.offload.codec.names import Refused, check_id
 from nitro.infrastructure.offload.codec.references import reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
-from nitro.infrastructure.offload.codec.shapes import BesideFields, ModelShape, default_of, missing
+from nitro.infrastructure.offload.codec.shapes import BesideFields, ModelShape, Reader, Writer, default_of, missing
 from nitro.infrastructure.repository.graph import WITHOUT_COLLECTION
 from nitro.infrastructure.repository.loading import keep_queries_readable, keep_unread, load_expired, unread
-
-if TYPE_CHECKING:
-    from nitro.infrastructure.offload.codec.reader import Reader
-    from nitro.infrastructure.offload.codec.writer import Writer
 
 PLAIN = frozenset({str, int, float, bool, type(None)})
 """Types of JSON that stand for themselves."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container, Mapping
 from dataclasses import MISSING, Field
 from enum import Enum, Flag
 from functools import cached_property
 from inspect import getattr_static
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo, ModelPrivateAttr
@@ -18,12 +19,25 @@ from nitro.infrastructure.offload.codec.names import Refused
 from nitro.infrastructure.offload.codec.references import parametrised_reference, reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
 
-if TYPE_CHECKING:
-    from nitro.infrastructure.offload.codec.reader import Reader
-    from nitro.infrastructure.offload.codec.writer import Writer
-
 PARAMETERS = "__orig_class__"
 """Where typing keeps what a generic class was made with, as in `Pair[int](1)`."""
+
+
+class Writer(Protocol):
+    """Writes the parts of a value that has a shape."""
+
+    def value(self, value: object) -> Json:
+        """One value as JSON."""
+
+    def attributes(self, state: Mapping[str, object], only: Container[str] | None = None) -> dict[str, Json]:
+        """The named parts of one object, or those of them that are wanted."""
+
+
+class Reader(Protocol):
+    """Reads the parts of a value that has a shape."""
+
+    def value(self, data: Json) -> Any:
+        """One value."""
 
 
 class EnumShape:
