@@ -10,6 +10,7 @@ NitroError
 │   ├── DuplicateHandler                two offloaded functions under one name
 │   ├── NotOffloadable                  a callable that a worker could never find
 │   ├── NotAccepted                     workers that would refuse the messages of handlers
+│   ├── NoDispatcher                    no installed distribution, or several, to offload with
 │   └── DatabaseRefused                 `bind` was given a database that Nitro cannot use
 ├── EmitError             (TypeError)   `emit` was called in a way that cannot work
 │   └── ContextStays                    a context variable that cannot travel
@@ -70,6 +71,7 @@ from nitro.errors.usage import (
     HandlersFailed,
     LeftElsewhere,
     NitroError,
+    NoDispatcher,
     NotAccepted,
     NotOffloadable,
     OpenElsewhere,
@@ -99,6 +101,7 @@ __all__ = [
     "LeftElsewhere",
     "NitroError",
     "NoDatabase",
+    "NoDispatcher",
     "NotACondition",
     "NotATable",
     "NotAccepted",

@@ -90,6 +90,24 @@ class NotAccepted(DeclarationError):
         )
 
 
+class NoDispatcher(DeclarationError):
+    """Something was offloaded, and not exactly one installed distribution says where to.
+
+    Args:
+        group: the group of entry points in which it would say so.
+        found: the distributions that do, each with what its entry point names.
+    """
+
+    def __init__(self, group: str, found: Sequence[str]) -> None:
+        if found:
+            why = f"several installed distributions have an entry point in {group!r}: {', '.join(found)}"
+            way_out = "uninstall all but one"
+        else:
+            why = f"no installed distribution has an entry point in {group!r}"
+            way_out = "install nitro-celery (source code that is only on the path has none: `pip install -e` it)"
+        super().__init__(f"nothing can be offloaded, because {why}; {way_out}")
+
+
 class DatabaseRefused(DeclarationError):
     """`bind` was given a database that Nitro cannot use."""
 

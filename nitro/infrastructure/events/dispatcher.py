@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, Protocol
 
+from nitro.errors import NoDispatcher
 from nitro.infrastructure import scope
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Function, Handler, OffloadOptions
@@ -52,6 +52,9 @@ class Dispatcher(Protocol):
         """The bytes of payload that `dispatch` would send to each."""
 
 
+GROUP = "nitro.dispatchers"
+"""The group of entry points in which a distribution names the function that fills the slot."""
+
 _filled: list[Dispatcher] = []
 
 
@@ -61,7 +64,22 @@ def fill(dispatcher: Dispatcher) -> None:
 
 
 def dispatcher() -> Dispatcher:
-    """The dispatcher; the composition root is loaded, by name, when the slot is still empty."""
+    """The dispatcher; the composition root is loaded, through its entry point, when the slot is still empty.
+
+    Raises:
+        NoDispatcher: no installed distribution has such an entry point, or several have.
+    """
     if not _filled:
-        import_module("nitro.bootstrap").wire()
+        _load()
     return _filled[0]
+
+
+def _load() -> None:
+    """Call the one function that an installed distribution names in `GROUP`."""
+    from importlib.metadata import entry_points  # which takes longer to load than all of the events
+
+    found = list(entry_points(group=GROUP))
+    if len(found) != 1:
+        raise NoDispatcher(GROUP, [f"{point.dist.name} ({point.value})" for point in found if point.dist])
+    wire: Callable[[], None] = found[0].load()
+    wire()
