@@ -8,6 +8,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,66 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function without its signature and docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def imported(tree: ast.Module, modules: Container[str]) -> Iterator[str]:
+    """The modules that a module names: in imports anywhere, in functions and for type checking, and in strings.
+
+    A string counts that is a dotted name of a module, alone or before a colon, as `import_module` and Celery take it;
+    the `__module__` that a class shows does not.
+    """
+    shown = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign) and names_itself(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative import"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in modules else node.module or ""
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in shown:
+            name = node.value.partition(":")[0]
+            if "." in name and name in modules:
+                yield name
+
+
+def names_itself(assignment: ast.Assign) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "__module__" for target in assignment.targets)
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The sets of nodes that reach one another (Tarjan's strongly connected components of more than one node)."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = lowest[node] = len(index)
+        stack.append(node)
+        for target in graph[node]:
+            if target not in index:
+                visit(target)
+            if target in stack:
+                lowest[node] = min(lowest[node], lowest[target])
+        if lowest[node] == index[node]:
+            position = stack.index(node)
+            component, stack[position:] = stack[position:], []
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
 
 
 def run(code: str) -> str:
@@ -101,6 +162,36 @@ def test_nothing_inside_nitro_imports_its_front_door() -> None:
     """Inside the package names come from where they live, not from `nitro`."""
     for path in SOURCES:
         assert not re.search(r"^\s*(from nitro import|import nitro$)", path.read_text(), re.MULTILINE), path
+
+
+def test_no_modules_import_each_other() -> None:
+    """No module reaches itself over imports, those inside functions, for type checking and by name counted."""
+    graph = {
+        module: {name for name in imported(ast.parse(path.read_text()), MODULES) if name in MODULES} - {module}
+        for module, path in MODULES.items()
+    }
+    assert circles(graph) == []
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import p.a",
+        "from p.a import thing",
+        "def f() -> None:\n    from p import a",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a",
+        "from importlib import import_module\nimport_module('p.a').wire()",
+        "symbol_by_name('p.a:wire')",
+    ],
+)
+def test_a_circle_is_found_whatever_closes_it(back: str) -> None:
+    """The test above sees each kind of import: here of `p.a` by `p.c`, which `p.a` reaches over `p.b`."""
+    sources = {"p.a": "import p.b", "p.b": "import p.c", "p.c": back, "p.d": "import p.a"}
+    graph = {
+        module: [name for name in imported(ast.parse(source), sources) if name in sources]
+        for module, source in sources.items()
+    }
+    assert circles(graph) == [["p.a", "p.b", "p.c"]]
 
 
 def test_fixed_files_stay_small() -> None:
