@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, cast
 
 from celery import Celery
-from celery._state import get_current_worker_task as current_worker_task
 
 from nitro.errors import DispatchError, EmitError, PayloadError
 from nitro.infrastructure import scope
@@ -52,7 +51,8 @@ class Publisher:
             EmitError: a handler does not take these arguments.
             OutboxError: a row cannot be written.
         """
-        app, parcels = current_app(), _parcels(emission, call, handlers)
+        app = current_app()
+        parcels = _parcels(emission, call, handlers, _causes(app))
         emission.offloaded.update((parcel.handler, parcel.task_id) for parcel in parcels)
         if any(parcel.tracked for parcel in parcels):
             _check_id(call.sender, parcels)
@@ -83,7 +83,8 @@ class Publisher:
         Raises:
             PayloadError: a value cannot travel.
         """
-        return [len(parcel.message.payload or "") for parcel in _parcels(Emission.of(""), call, handlers)]
+        parcels = _parcels(Emission.of(""), call, handlers, {})
+        return [len(parcel.message.payload or "") for parcel in parcels]
 
 
 def _values(call: Call) -> tuple[object, ...]:
@@ -159,10 +160,10 @@ def _options(handler: Handler) -> Offload:
     return handler.offload
 
 
-def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler]) -> list[Parcel]:
+def _parcels(emission: Emission, call: Call, handlers: Sequence[Handler], causes: dict[str, str]) -> list[Parcel]:
     """One for each; the payload is serialised once for all that want their entities in the same mode."""
     messages: dict[str, Message] = {}
-    causes, carried = _causes(), given(emission)
+    carried = given(emission)
     parcels = []
     for handler in handlers:
         options = _options(handler)
@@ -195,9 +196,9 @@ def _message(emission: Emission, call: Call, mode: Entities, handlers: Sequence[
         raise PayloadError(error.argument, error.kind, error.why, names) from error
 
 
-def _causes() -> dict[str, str]:
+def _causes(app: Celery) -> dict[str, str]:
     """The Celery task that emits, as the root and parent of what is queued."""
-    task = current_worker_task()
+    task = app.current_worker_task
     if task is None:
         return {}
     request = task.request
