@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -210,3 +211,48 @@ def test_key_of_the_options_that_is_no_text_is_an_error(evt: Event) -> None:
     with pytest.raises(UnknownOption, match="option 1"):
         on(evt, offload={"queue": "mail", 1: 2})(handler)
     assert not evt.receivers
+
+
+FINALIZED_TWICE = """
+    from threading import Event, Thread
+
+    from celery import Celery
+    from celery._state import connect_on_app_finalize
+    from nitro import on
+
+    begun, waits = Event(), Event()
+
+    class App(Celery):
+        def finalize(self, auto=False):
+            if auto:
+                waits.set()
+            super().finalize(auto=auto)
+
+    @connect_on_app_finalize
+    def hold(app):
+        begun.set()
+        waits.wait(30)
+
+    @on("placed", offload=True, name="shop.mail")
+    def mail(sender): ...
+
+    app = App("shop", broker="memory://")
+    finalizing = Thread(target=app.finalize, daemon=True)
+    finalizing.start()
+    begun.wait(30)
+    found = []
+    asking = Thread(target=lambda: found.append("shop.mail" in app.tasks), daemon=True)
+    asking.start()
+    for thread in (finalizing, asking):
+        thread.join(10)
+        print("hangs" if thread.is_alive() else "over")
+    print(found)
+"""
+
+
+def test_one_thread_may_ask_for_the_tasks_while_another_finalizes_the_app(
+    fresh_process: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """A handler's task is made without the lock with which kombu guards `app.tasks`: neither thread waits for ever."""
+    ran = fresh_process(FINALIZED_TWICE)
+    assert ran.stdout.splitlines() == ["over", "over", "[True]"], ran.stdout + ran.stderr

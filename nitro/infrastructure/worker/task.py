@@ -160,6 +160,8 @@ def register(app: Celery, declaration: Declaration) -> None:
     Raises:
         DuplicateHandler: the app has a task of its own by that name.
     """
+    # Not `app.tasks`: kombu locks that property for all apps, and another thread that waits in it for this app to be
+    # finalized would be waited for here.
     other = app._tasks.get(declaration.name)
     if other is not None and not isinstance(other, HandlerTask):
         if is_used(app):
@@ -168,15 +170,18 @@ def register(app: Celery, declaration: Declaration) -> None:
         return
     base: Any = declaration.offload.base or app.Task
     app._tasks.pop(declaration.name, None)
-    app._task_from_fun(
-        _body(app, declaration),
+    make = Celery.task(  # not `app.task`, which a subclass may have for its own tasks
+        app,
         name=declaration.name,
+        lazy=False,
+        shared=False,
         base=type("HandlerTask", (HandlerTask, base), {"abstract": True}),
         declaration=declaration,
         wrapped=_is_wrapped(base),
         Request=type("HandlerRequest", (HandlerRequest, symbol_by_name(base.Request)), {}),
         **_options(declaration.offload, base),
     )
+    make(_body(app, declaration))
 
 
 def _is_wrapped(base: type) -> bool:
