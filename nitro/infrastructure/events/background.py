@@ -115,11 +115,19 @@ _jobs = Jobs()
 _thread = LoopThread("nitro-background")
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Returns the event loop that runs on this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
     """Run an async handler without waiting for it, on the running loop or on the background one."""
     done: Done = Future()
     outcome: Outcome
-    running = asyncio._get_running_loop()
+    running = running_loop()
     if running is not None:
         loop, outcome = running, running.create_task(_as_job(make, done))
     else:
@@ -153,7 +161,7 @@ def settling() -> Iterator[None]:
         yield
     finally:
         _collected.reset(token)
-        while asyncio._get_running_loop() is None and (running := [done for done in collected if not done.done()]):
+        while running_loop() is None and (running := [done for done in collected if not done.done()]):
             wait(running)
 
 
@@ -175,7 +183,7 @@ def drain(timeout: float | None = None) -> bool:
     Raises:
         WrongThread: called on the thread of a running loop; use `await drain_async()` there.
     """
-    if asyncio._get_running_loop() is not None:
+    if running_loop() is not None:
         raise WrongThread("drain()", "await drain_async()")
     ends = None if timeout is None else monotonic() + timeout
     while running := _jobs.on(_thread.loop):

@@ -88,7 +88,7 @@ def warn_of_drop(what: str) -> None:
 
 def publish_committed(send: Callable[[], None]) -> None:
     """Publish after a commit, when nothing can be raised any more; never on a running loop's thread."""
-    import asyncio
+    from nitro.infrastructure.events.background import running_loop
 
     def publish() -> None:
         try:
@@ -99,7 +99,7 @@ def publish_committed(send: Callable[[], None]) -> None:
         except Exception:
             logger.exception("offloaded handlers were not dispatched after their commit")
 
-    loop = asyncio._get_running_loop()
+    loop = running_loop()
     if loop is None:
         publish()
     else:

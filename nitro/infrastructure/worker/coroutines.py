@@ -52,7 +52,7 @@ def run_coroutine(work: Coroutine[Any, Any, Any], handler: str) -> Any:
     raised here when that has ended.
     """
     supervised = _supervised(work, handler, scope.current_transaction())
-    if asyncio._get_running_loop() is not None:
+    if background.running_loop() is not None:
         return _run_beside(supervised)
     run = _Run(_loop.started())
     run.loop.call_soon_threadsafe(run.begin, supervised)
