@@ -39,6 +39,7 @@ class Lock(ForkSafe):
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
 
     def try_acquire(self) -> bool:
         """Take it if it is free; returns whether it was."""
@@ -47,7 +48,11 @@ class Lock(ForkSafe):
     @property
     def is_mine(self) -> bool:
         """Whether this thread holds it."""
-        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # as `threading.Condition` asks
+        try:
+            self._condition.notify(0)  # wakes nobody; a condition lets only the thread that holds its lock do so
+        except RuntimeError:
+            return False
+        return True
 
     def release(self) -> None:
         """Give back what `try_acquire` has taken."""

@@ -1,0 +1,22 @@
+"""Lock: what a thread can ask of it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from nitro.infrastructure.threads import Lock
+
+
+def test_a_lock_is_mine_while_this_thread_holds_it() -> None:
+    """Neither a free lock nor that of another thread is, and a re-entered one is until it is left as often."""
+    lock = Lock()
+    assert not lock.is_mine
+    with lock:
+        assert lock.try_acquire()
+        assert lock.is_mine
+        with ThreadPoolExecutor(1) as other:
+            assert not other.submit(lambda: lock.is_mine).result()
+            assert not other.submit(lock.try_acquire).result()
+        lock.release()
+        assert lock.is_mine
+    assert not lock.is_mine
