@@ -87,10 +87,10 @@ class HandlerRequest:
             exc_info.exception = RuntimeError(f"MemoryError in the handler: {error}")
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
             if self._at_most_once():
-                request._task = Acknowledged(request._task)
+                request._task = Acknowledged(request.task)
             elif (emission := self.tracked) is not None and not _is_stopping():
                 take_back = partial(self._report_loss, emission, f"its process died: {error}")
-                request._task = TakenBack(request._task, take_back)
+                request._task = TakenBack(request.task, take_back)
         return cast(Any, super()).on_failure(exc_info, *args, **options)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -114,7 +114,7 @@ class HandlerRequest:
 
     def _again_after(self) -> float | None:
         """Seconds until the next try after a hard time limit, by the task's own options; None when there is none."""
-        task, retries = cast(Any, self)._task, cast(Any, self).request_dict.get("retries") or 0
+        task, retries = cast(Any, self).task, cast(Any, self).request_dict.get("retries") or 0
         wanted = issubclass(TimeLimitExceeded, task.autoretry_for)
         if not wanted or (task.max_retries is not None and retries >= task.max_retries):
             return None
