@@ -13,7 +13,7 @@ NitroError
 │   ├── NoDispatcher                    no installed distribution, or several, to offload with
 │   └── DatabaseRefused                 `bind` was given a database that Nitro cannot use
 ├── EmitError             (TypeError)   `emit` was called in a way that cannot work
-│   └── ContextStays                    a context variable that cannot travel
+│   └── ContextNotSerializable          a context variable that cannot travel
 ├── PayloadError          (TypeError)   a value cannot travel to a worker
 ├── PayloadUnreadable     (ValueError)  a worker cannot rebuild what arrived
 │   └── SignatureRefused                it is not signed with NITRO_SIGNING_KEY
@@ -34,7 +34,7 @@ NitroError
     ├── OutboxOutdated  (RuntimeError) its tables are missing, or of another version
     ├── OutboxElsewhere (RuntimeError) its tables are in several schemas, or in another one
     ├── NoDatabase      (RuntimeError) a tracked delivery, and no database that workers share
-    ├── OptionStays     (TypeError)    an option of a message that a row cannot keep
+    ├── OptionNotSerializable (TypeError) an option of a message that a row cannot keep
     ├── PoolStalls      (RuntimeError) a pool of greenlets over a driver that stops all of them
     ├── DeliveryLost    (RuntimeError) another run of a delivery has taken over
     └── NotTracked      (LookupError)  a delivery that has no row
@@ -53,7 +53,7 @@ from nitro.errors.stored import (
     NotLoaded,
     NotSaved,
     NotTracked,
-    OptionStays,
+    OptionNotSerializable,
     OutboxElsewhere,
     OutboxError,
     OutboxOutdated,
@@ -61,7 +61,7 @@ from nitro.errors.stored import (
     UnknownField,
 )
 from nitro.errors.usage import (
-    ContextStays,
+    ContextNotSerializable,
     DatabaseRefused,
     DeclarationError,
     DispatchError,
@@ -85,7 +85,10 @@ from nitro.errors.usage import (
     WrongThread,
 )
 
+ContextStays, OptionStays = ContextNotSerializable, OptionNotSerializable  # their names in 0.1.0
+
 __all__ = [
+    "ContextNotSerializable",
     "ContextStays",
     "DatabaseRefused",
     "DeclarationError",
@@ -111,6 +114,7 @@ __all__ = [
     "NotTracked",
     "OpenElsewhere",
     "OptionConflict",
+    "OptionNotSerializable",
     "OptionStays",
     "OutboxElsewhere",
     "OutboxError",

@@ -119,7 +119,7 @@ class NoDatabase(OutboxError, RuntimeError):
         )
 
 
-class OptionStays(OutboxError, TypeError):
+class OptionNotSerializable(OutboxError, TypeError):
     """An option of a message that a row cannot keep."""
 
     def __init__(self, handler: str, reason: str) -> None:

@@ -122,7 +122,7 @@ class EmitError(NitroError, TypeError):
     """`emit` was called in a way that cannot work."""
 
 
-class ContextStays(EmitError):
+class ContextNotSerializable(EmitError):
     """A context variable that cannot travel."""
 
     def __init__(self, name: str, reason: str) -> None:

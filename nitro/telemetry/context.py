@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from nitro.errors import ContextStays
+from nitro.errors import ContextNotSerializable
 from nitro.infrastructure.events import Emission
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.carriers import Headers, carriers
@@ -65,7 +65,7 @@ def carry(*variables: ContextVar[Any]) -> None:
     top level.
 
     Raises:
-        ContextStays: two different variables have one name.
+        ContextNotSerializable: two different variables have one name.
     """
     place = _place(sys._getframe(1))
     for variable in variables:
@@ -85,20 +85,20 @@ class ContextVariables:
         """Have one more travel, or one that takes the place of its older self.
 
         Raises:
-            ContextStays: another one has its name.
+            ContextNotSerializable: another one has its name.
         """
         known = self.variables.get(variable.name)
         if known is variable:
             return
         if known is not None and (place is None or not place.is_again(self._places[variable.name])):
-            raise ContextStays(variable.name, NAMESAKE)
+            raise ContextNotSerializable(variable.name, NAMESAKE)
         self.variables[variable.name], self._places[variable.name] = variable, place
 
     def give(self, emission: Emission) -> Headers:
         """The values of those that are set.
 
         Raises:
-            ContextStays: a value is not JSON, or all are too much for a header.
+            ContextNotSerializable: a value is not JSON, or all are too much for a header.
         """
         missing = object()
         found = {name: variable.get(missing) for name, variable in self.variables.items()}
@@ -109,7 +109,9 @@ class ContextVariables:
             _check(name, value)
         text = json.dumps(values)
         if len(text) > MOST:
-            raise ContextStays(", ".join(values), f"{len(text)} bytes are more than the {MOST} of a message header")
+            raise ContextNotSerializable(
+                ", ".join(values), f"{len(text)} bytes are more than the {MOST} of a message header"
+            )
         signature = _signature(text, emission.id)
         return {HEADER: text} if signature is None else {HEADER: text, SIGNATURE: signature}
 
@@ -145,9 +147,9 @@ def _check(name: str, value: Any) -> None:
     try:
         back = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ContextStays(name, str(error)) from error
+        raise ContextNotSerializable(name, str(error)) from error
     if repr(back) != repr(value):  # a text may be equal to a member of an enum
-        raise ContextStays(name, f"{value!r} does not come back from JSON as it is")
+        raise ContextNotSerializable(name, f"{value!r} does not come back from JSON as it is")
 
 
 def _values(headers: Headers, emission: str) -> dict[str, Any]:

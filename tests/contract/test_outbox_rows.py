@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
-from nitro.errors import OptionStays
+from nitro.errors import OptionNotSerializable
 from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import Offload
@@ -236,7 +236,7 @@ def test_queue_of_the_handler_is_kept(evt: Event, app: Celery) -> None:
 def test_options_that_are_not_json_are_an_error(evt: Event, app: Celery) -> None:
     """Raised where it is emitted; it names the handler, and nothing is kept."""
     offloaded(evt, "shop.a", headers={"when": datetime.now(UTC)})
-    with pytest.raises(OptionStays, match=r"shop\.a"):
+    with pytest.raises(OptionNotSerializable, match=r"shop\.a"):
         emit(evt)
     assert registry.entries() == []
 

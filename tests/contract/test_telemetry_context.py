@@ -20,7 +20,7 @@ import pytest
 from celery import Celery
 
 from brokers import broker_away
-from nitro.errors import ContextStays, EmitError
+from nitro.errors import ContextNotSerializable, EmitError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import current_delivery
@@ -368,7 +368,7 @@ def test_what_json_does_not_bring_back_is_an_error_at_the_emit(
 ) -> None:
     """It names the variable, and nothing is queued: a handler never finds something else than was set."""
     on(evt, offload={"delivery": delivery}, name="shop.handler")(reading(tenant))
-    with pytest.raises(ContextStays, match="'tenant'") as raised:
+    with pytest.raises(ContextNotSerializable, match="'tenant'") as raised:
         within(tenant, value, emit, evt)
     assert isinstance(raised.value, EmitError)
     assert sent() == []
@@ -385,7 +385,7 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
             tenant.set({"a"})
             emit(evt)
 
-    with pytest.raises(ContextStays):
+    with pytest.raises(ContextNotSerializable):
         copy_context().run(both)
     assert sent() == []
     assert registry.entries() == []
@@ -394,7 +394,7 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
 def test_values_that_no_header_can_hold_are_refused(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
     """At the emit, and not by a broker that ends its connection."""
     on(evt, offload=True, name="shop.handler")(reading(tenant))
-    with pytest.raises(ContextStays, match="'tenant' cannot travel: 20014 bytes"):
+    with pytest.raises(ContextNotSerializable, match="'tenant' cannot travel: 20014 bytes"):
         within(tenant, "x" * 20_000, emit, evt)
     assert sent() == []
 
@@ -447,7 +447,7 @@ def test_monitoring_does_not_show_them(evt: Event, app: Celery, sent: Sent, tena
 
 def test_two_variables_of_one_name_are_an_error(tenant: Variable) -> None:
     """A handler could not know whose value it finds."""
-    with pytest.raises(ContextStays, match="'tenant' cannot travel: another variable of that name"):
+    with pytest.raises(ContextNotSerializable, match="'tenant' cannot travel: another variable of that name"):
         carry(ContextVar("tenant"))
 
 
@@ -482,14 +482,14 @@ def test_two_variables_of_one_module_are_an_error(tmp_path: Path, monkeypatch: p
     """It is imported for the first time, so that they are two; the error says the way out of a reload."""
     (tmp_path / "twice.py").write_text(f"{TENANTS}\nanother = ContextVar('tenant')\ncarry(another)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ContextStays, match="call carry\\(\\) in that module, at its top level"):
+    with pytest.raises(ContextNotSerializable, match="call carry\\(\\) in that module, at its top level"):
         importlib.import_module("twice")
 
 
 def test_a_variable_of_another_module_is_an_error(tenants: Any, tmp_path: Path) -> None:
     """Also where both are called for at the top level."""
     (tmp_path / "others.py").write_text(TENANTS)
-    with pytest.raises(ContextStays, match="'tenant' cannot travel: another variable of that name"):
+    with pytest.raises(ContextNotSerializable, match="'tenant' cannot travel: another variable of that name"):
         importlib.import_module("others")
 
 

@@ -25,7 +25,7 @@ from nitro.errors import (
     NotOffloadable,
     NotTracked,
     OptionConflict,
-    OptionStays,
+    OptionNotSerializable,
     OutboxElsewhere,
     OutboxOutdated,
     PayloadError,
@@ -36,13 +36,14 @@ from nitro.errors import (
     WrongThread,
 )
 
-CLASSES = [found for _, found in inspect.getmembers(errors, inspect.isclass) if issubclass(found, NitroError)]
+FOUND = {found for _, found in inspect.getmembers(errors, inspect.isclass) if issubclass(found, NitroError)}
+CLASSES = sorted(FOUND, key=lambda error: error.__name__)
 
 EXAMPLES = [
     (SettingError("NITRO_JOURNAL", "maybe", "off"), ("NITRO_JOURNAL", "'maybe'", "off")),
     (UnknownOption("quue", ["queue"]), ("'quue'", "'queue'")),
     (NoDatabase(["shop.mail", "shop.stock"], "at-least-once"), ("shop.mail, shop.stock", "NITRO_DB_URL", "'broker'")),
-    (OptionStays("shop.mail", "a datetime"), ("shop.mail", "a datetime")),
+    (OptionNotSerializable("shop.mail", "a datetime"), ("shop.mail", "a datetime")),
     (OutboxOutdated("sqlite:///a.db", None, 1), ("sqlite:///a.db", "missing", "nitro init")),
     (OutboxOutdated("sqlite:///a.db", 1, 2), ("version 1", "needs 2", "nitro init")),
     (OutboxOutdated("sqlite:///a.db", 3, 2), ("version 3", "knows 2", "update the library")),
@@ -74,6 +75,14 @@ EXAMPLE_IDS = [type(error).__name__ for error, _ in EXAMPLES]
 def test_tree_in_the_docstring_is_complete(error: type[NitroError]) -> None:
     """Whoever reads the first lines of the file knows every error, once."""
     assert len(re.findall(rf"\b{error.__name__}\b", errors.__doc__ or "")) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(errors.ContextStays, errors.ContextNotSerializable), (errors.OptionStays, OptionNotSerializable)]
+)
+def test_a_renamed_error_is_caught_by_its_old_name(old: type[NitroError], new: type[NitroError]) -> None:
+    """Code and pickles of version 0.1.0 name it so."""
+    assert old is new
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)

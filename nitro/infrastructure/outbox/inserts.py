@@ -31,7 +31,7 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
 
     Raises:
         DeclarationError: the database cannot store the name of the event, of a handler or of a queue.
-        OptionStays: an option of a message is not JSON.
+        OptionNotSerializable: an option of a message is not JSON.
     """
     rows, emission = [delivery_row(app, parcel, queued) for parcel in parcels], emission_row(parcels)
     check_names((emission["event"], *(row[name] for row in rows for name in ("handler", "queue"))))

@@ -11,7 +11,7 @@ from celery import Celery
 from celery.utils.time import maybe_iso8601
 from sqlalchemy import ColumnElement, case, literal
 
-from nitro.errors import OptionStays
+from nitro.errors import OptionNotSerializable
 from nitro.infrastructure.events.names import check_name
 from nitro.infrastructure.offload.destinations import foreseen
 from nitro.infrastructure.offload.message import Message
@@ -54,7 +54,7 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
 
     Raises:
         DeclarationError: its queue has a name that cannot be stored.
-        OptionStays: an option of its message is not JSON.
+        OptionNotSerializable: an option of its message is not JSON.
     """
     options = {**parcel.options, **({CARRIED: parcel.carried} if parcel.carried else {})}
     countdown, expires = options.pop("countdown", None) or 0.0, _expiry(app, parcel)
@@ -97,7 +97,7 @@ def _json(handler: str, options: dict[str, Any]) -> str | None:
     try:
         return json.dumps({name: getattr(value, "name", value) for name, value in options.items()})
     except (TypeError, ValueError) as error:
-        raise OptionStays(handler, str(error)) from error
+        raise OptionNotSerializable(handler, str(error)) from error
 
 
 def parcel_of(row: Any) -> Parcel:
