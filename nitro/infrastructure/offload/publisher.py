@@ -53,7 +53,7 @@ class Publisher:
             OutboxError: a row cannot be written.
         """
         app, parcels = current_app(), _parcels(emission, call, handlers)
-        emission.offloaded.update((parcel.handler, parcel.task_id) for parcel in parcels)
+        emission.offloaded.update({parcel.handler: parcel.task_id for parcel in parcels})
         if any(parcel.tracked for parcel in parcels):
             _check_id(call.sender, parcels)
             story = written(story_of(emission))
