@@ -243,7 +243,7 @@ def test_what_overtakes_an_unanswered_message_leaves_it_as_it_is(
     ids = [message["headers"]["id"] for message in taken(server)]
     assert len(ids) == len(set(ids)) >= 2
     assert courier._line is not None
-    pool = courier._line._lanes[False]._pushes._spare._pool  # type: ignore[union-attr]  # on Redis
+    pool = courier._line._lanes[False]._gathering._spare._pool  # type: ignore[union-attr]  # on Redis
     assert len(pool._available_connections) == pool._created_connections
 
 

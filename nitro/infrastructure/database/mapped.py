@@ -20,8 +20,16 @@ Parts = Callable[[Any], Iterable[object]]
 MEMBERS: tuple[type, ...] = (list, tuple, set, frozenset, deque, type({}.keys()), type({}.values()), type({}.items()))
 """Containers of which each member is looked at, also of a class derived from one."""
 
-_parts: dict[type, Parts | None] = {}
-"""By class: what gives the values that an instance holds, or None when it holds none that matter."""
+
+class _Known(dict[type, Parts | None]):
+    """By class: what gives the values that an instance holds, or None when it holds none that matter."""
+
+    def __missing__(self, cls: type) -> Parts | None:
+        self[cls] = found = _looked_up(cls)
+        return found
+
+
+_parts = _Known()
 
 
 def attached_in(values: Iterable[object]) -> dict[Session, States]:
@@ -40,7 +48,7 @@ def mapped_in(values: Iterable[object]) -> Iterator[InstanceState[Any]]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        parts = _parts_of(type(value))
+        parts = _parts[type(value)]
         assert parts is not None
         if parts is _attributes and (state := _state_of(value)) is not None:
             yield state
@@ -49,16 +57,8 @@ def mapped_in(values: Iterable[object]) -> Iterator[InstanceState[Any]]:
 
 def _holding(values: list[object]) -> list[object]:
     """Those that may hold a mapped instance, or are one; nothing is done for each where no class of theirs may."""
-    kinds = {kind for kind in set(map(type, values)) if _parts_of(kind) is not None}
+    kinds = {kind for kind in set(map(type, values)) if _parts[kind] is not None}
     return [value for value in values if type(value) in kinds] if kinds else []
-
-
-def _parts_of(cls: type) -> Parts | None:
-    try:
-        return _parts[cls]
-    except KeyError:
-        _parts[cls] = found = _looked_up(cls)
-        return found
 
 
 def _looked_up(cls: type) -> Parts | None:

@@ -62,7 +62,7 @@ class Prepared:
         given = {**text.fixed, **values}
         if text.order is None:
             return connection.exec_driver_sql(text.sql, given)
-        return connection.exec_driver_sql(text.sql, tuple(given[name] for name in text.order))
+        return connection.exec_driver_sql(text.sql, tuple(map(given.__getitem__, text.order)))
 
 
 def _text(statement: Executable, dialect: Dialect) -> _Text | None:

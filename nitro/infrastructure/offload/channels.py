@@ -187,9 +187,10 @@ class Pushes:
             raise
         self._spare.give_back(connection)
 
-    def discard(self) -> None:
-        """Drop what has gathered."""
-        self._commands = []
+    def discard(self) -> int:
+        """Drop what has gathered; the number of the commands."""
+        dropped, self._commands = len(self._commands), []
+        return dropped
 
     def _hang_up(self, connection: Any, error: BaseException) -> None:
         """A failure is one of the batch; no answer that still comes is taken for that to something else."""

@@ -48,6 +48,12 @@ class Confirms:
                 raise TimeoutError(f"the broker has not confirmed {len(self._open)} messages within {seconds:g} s")
             self._channel.connection.drain_events(timeout=left)
 
+    def drop(self, count: int) -> None:
+        """The last so many have never been sent."""
+        for _ in range(count):
+            del self._open[self._published]
+            self._published -= 1
+
     def _counted(self, message: Any, *args: Any, **kwargs: Any) -> Any:
         self._published += 1
         self._open[self._published] = str(message.properties.get("correlation_id"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +12,7 @@ from celery.exceptions import QueueNotFound
 from kombu.common import Broadcast
 from kombu.transport.virtual.exchange import TopicExchange
 
+from nitro.infrastructure.events.names import check_name
 from nitro.infrastructure.logs import logger_named
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.plain import routes_alike
@@ -35,22 +36,33 @@ def is_queue(name: str) -> bool:
     return not name.startswith(EXCHANGE)
 
 
-def foreseen(app: Celery, parcel: Parcel) -> str:
-    """Returns the queue that Celery's router finds for a parcel now; a router's function may find another one later.
+def foreseen(app: Celery, parcels: Iterable[Parcel]) -> list[str]:
+    """Returns the queue that Celery's router finds for each parcel now; a router's function may find another one later.
 
     Raises:
         QueueNotFound: the app has no such queue, and makes none.
+        DeclarationError: it has a name that cannot be stored.
     """
     router = app.amqp.router
-    if not routes_alike(router):
-        return _routed(app, parcel.handler, parcel.given, parcel.kwargs)
+    known = _foreseen.setdefault(router, {}) if routes_alike(router) else None
+    return [_foreseen_for(app, parcel, known) for parcel in parcels]
+
+
+def _foreseen_for(app: Celery, parcel: Parcel, known: dict[str, str] | None) -> str:
+    if known is None:
+        return _checked(app, parcel.handler, parcel.given, parcel.kwargs)
     given = {name: parcel.options[name] for name in ROUTING if name in parcel.options}
     if given:
-        return _routed(app, parcel.handler, given, {})
-    known = _foreseen.setdefault(router, {})
+        return _checked(app, parcel.handler, given, {})
     queue = known.get(parcel.handler)
     if queue is None:
-        queue = known[parcel.handler] = _routed(app, parcel.handler, {}, {})
+        queue = known[parcel.handler] = _checked(app, parcel.handler, {}, {})
+    return queue
+
+
+def _checked(app: Celery, handler: str, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
+    queue = _routed(app, handler, given, kwargs)
+    check_name(f"the queue of handler {handler}", queue)
     return queue
 
 
@@ -62,11 +74,11 @@ def queue_of(app: Celery, handler: str, options: Mapping[str, Any]) -> str:
 def foreseen_anew(app: Celery, parcel: Parcel) -> str:
     """Returns the same for a parcel that another release may have made; a queue that is gone is left to the routes."""
     try:
-        return foreseen(app, parcel)
+        return foreseen(app, [parcel])[0]
     except QueueNotFound:
         named = [str(parcel.options[name]) for name in ROUTING if name in parcel.options]
         parcel.options = {name: value for name, value in parcel.options.items() if name not in ROUTING}
-        found = foreseen(app, parcel)
+        found = foreseen(app, [parcel])[0]
         logger.warning("%s goes to queue %s: this app has no %s any more", parcel.handler, found, ", ".join(named))
         return found
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from select import POLLOUT
 from time import monotonic
 from typing import Any
 
 from celery import Celery
 
 from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.channels import Unanswered, polled, tune
+from nitro.infrastructure.offload.channels import Pushes, Unanswered, tune
 from nitro.infrastructure.offload.confirms import Confirms
+from nitro.infrastructure.offload.frames import frames_of
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.template import Template, Templates
 
@@ -36,12 +36,12 @@ class Lane:
         self, app: Celery, channel: Any, concerns_one: Callable[[BaseException], bool], *, confirming: bool
     ) -> None:
         self.channel = channel
-        self._pushes = tune(channel)
+        self._gathering = tune(channel) or frames_of(channel)
         self._concerns_one = concerns_one
         self._confirms = Confirms(channel) if confirming else None
         self._producer = app.amqp.Producer(channel, auto_declare=False)
         how = {"mandatory": True} if confirming else {}
-        self._templates = Templates(app, self._producer, {"retry": False, **how}, self._pushes)
+        self._templates = Templates(app, self._producer, {"retry": False, **how}, self._gathering)
 
     def returned(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """Those that have reached no queue."""
@@ -52,10 +52,10 @@ class Lane:
         """The templates of all of these, if they can leave without any other code and without a wait for the broker."""
         if self._confirms is not None or sum(len(parcel.message.payload or "") for parcel in parcels) > AT_ONCE:
             return None
-        if not (_is_writable(self.channel) if self._pushes is None else self._pushes.is_open):
+        if self._gathering is None or not self._gathering.is_open:
             return None
         templates = self._templates.of(parcels)
-        asks = self._pushes is not None and any(each.straight is None for each in templates or ())  # for its bindings
+        asks = any(each.straight is None for each in templates or ())  # the broker, such as for the bindings of a queue
         return None if asks else templates
 
     def publish(
@@ -78,22 +78,23 @@ class Lane:
             Unanswered: nothing has surely left yet; see `answer`.
             Exception: one that is not about one message only.
         """
-        confirms, pushes, flown = self._confirms, self._pushes, set[str]()
+        confirms, gathering, flown = self._confirms, self._gathering, set[str]()
         if confirms is not None:
             confirms.begin()
         if not templates:
             self._templates.begin()
-        gathered = pushes is not None
+        gathered = gathering is not None
         try:
             refusal = self._hand_over(parcels, templates or repeat(None), flown)
-            if pushes is not None:
-                pushes.flush(patience)
+            if gathering is not None:
+                gathering.flush(patience)
             gathered = False
             if confirms is not None:
                 confirms.wait(CONFIRM)
         finally:
-            if pushes is not None:
-                pushes.discard()
+            dropped = 0 if gathering is None else gathering.discard()
+            if confirms is not None:
+                confirms.drop(dropped)
             left = confirms.confirmed if confirms is not None else set() if gathered else flown
             batch.open = [parcel for parcel in batch.open if parcel.task_id not in left]
         refused = {} if confirms is None else confirms.returned | confirms.refused
@@ -105,8 +106,8 @@ class Lane:
         Raises:
             Exception: Redis has not taken the batch, as far as anyone knows.
         """
-        assert self._pushes is not None
-        self._pushes.answer(late.owed)
+        assert isinstance(self._gathering, Pushes)
+        self._gathering.answer(late.owed)
         batch.open = []
 
     def _hand_over(
@@ -130,9 +131,3 @@ class Lane:
                 if monotonic() - began > TOO_LONG:  # a result backend that is away, which each would wait for
                     break
         return refusal
-
-
-def _is_writable(channel: Any) -> bool:
-    """Whether the socket of an AMQP channel takes something at once."""
-    sock = getattr(getattr(channel.connection, "transport", None), "sock", None)
-    return sock is not None and polled(sock, POLLOUT) == [POLLOUT]

@@ -30,6 +30,7 @@ class Parcel:
         carried: headers of its message that its emission sends along.
         store: what cannot be sent waits in the outbox; else it is an error.
         story: what became of its emission before, as JSON text.
+        tracked: whether a row decides on its fate, so that its message only says which.
         queue: the queue that its row names; empty without a row.
         strayed: whether its message went to that queue and the row still names another one.
     """
@@ -45,11 +46,11 @@ class Parcel:
     story: str | None = None
     queue: str = ""
     strayed: bool = False
+    tracked: bool = field(init=False)
 
-    @property
-    def tracked(self) -> bool:
-        """Whether a row decides on its fate, so that its message only says which."""
-        return self.promise in TRACKED
+    def __post_init__(self) -> None:
+        """Tells what depends on the promise."""
+        self.tracked = self.promise in TRACKED
 
     @property
     def given(self) -> dict[str, Any]:

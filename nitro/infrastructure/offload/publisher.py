@@ -53,7 +53,7 @@ class Publisher:
         """
         app = current_app()
         parcels = _parcels(emission, call, handlers, _causes(app))
-        emission.offloaded.update((parcel.handler, parcel.task_id) for parcel in parcels)
+        emission.offloaded.update({parcel.handler: parcel.task_id for parcel in parcels})
         if any(parcel.tracked for parcel in parcels):
             _check_id(call.sender, parcels)
             story = written(story_of(emission))

@@ -8,14 +8,16 @@ from copy import deepcopy
 from typing import Any
 
 from kombu.transport import virtual
+from kombu.transport.pyamqp import Channel as AMQPChannel
 from kombu.utils.json import JSONEncoder
 
 from nitro.infrastructure.offload.channels import Pushes, delivery_tag
 from nitro.infrastructure.offload.codec import quick_json
+from nitro.infrastructure.offload.frames import Framed, Frames
 
 Facts = dict[str, Any]
-Reached = tuple[Facts, Facts]
-"""A message as it has reached the queue, and the other arguments of `basic_publish`."""
+Reached = tuple[Any, Facts]
+"""A message as it has reached the channel, and the other arguments of `basic_publish`."""
 
 _OF_CHANNEL = ("basic_publish", "prepare_message", "encode_body", "_inplace_augment_message")
 
@@ -79,26 +81,33 @@ class Pushed(Straight):
         self._pushes.add("lpush", self._key, text)
 
 
-def straight(channel: Any, reached: Reached, headers: Facts, pushes: Pushes | None) -> Straight | None:
+Way = Straight | Framed
+Gathering = Pushes | Frames
+"""Where the messages of a channel gather until they are flushed."""
+
+
+def straight(channel: Any, reached: Reached, headers: Facts, gathering: Gathering | None) -> Way | None:
     """The way for further messages, if the first one went straight into its queue and nobody has a hand in that."""
     message, how = reached
+    if isinstance(gathering, Frames):
+        return Framed(channel, message, how, headers)
     kind, queue = type(channel), how["routing_key"]
     kombus: Any = virtual.Channel
     if how["exchange"] or not all(getattr(kind, name) is getattr(kombus, name) for name in _OF_CHANNEL):
         return None
-    if pushes is None:
+    if gathering is None:
         return Straight(channel, queue, message, headers)
     expires = channel._expires and queue in channel._expires
     if kind._put.__module__ != "kombu.transport.redis" or expires:
         return None
-    return Pushed(channel, queue, message, headers, pushes)
+    return Pushed(channel, queue, message, headers, gathering)
 
 
 @contextmanager
 def reaching(channel: Any) -> Iterator[list[Reached]]:
-    """What reaches the queues of a virtual transport through a channel meanwhile."""
+    """What is published meanwhile through a channel of a virtual transport or of py-amqp."""
     reached: list[Reached] = []
-    if not isinstance(channel, virtual.Channel):
+    if not isinstance(channel, virtual.Channel | AMQPChannel):
         yield reached
         return
     publish: Any = channel.basic_publish
@@ -107,7 +116,7 @@ def reaching(channel: Any) -> Iterator[list[Reached]]:
         reached.append((message, how))
         return publish(message, **how)
 
-    channel.basic_publish = note  # type: ignore[assignment,method-assign]  # on this one channel
+    channel.basic_publish = note  # type: ignore[method-assign]  # on this one channel
     try:
         yield reached
     finally:

@@ -14,14 +14,13 @@ from celery import Celery
 from kombu.serialization import dumps, registry
 from kombu.utils.json import dumps as kombus_json
 
-from nitro.infrastructure.offload.channels import Pushes
 from nitro.infrastructure.offload.codec import quick_json
 from nitro.infrastructure.offload.conf import setting
 from nitro.infrastructure.offload.destinations import reached
 from nitro.infrastructure.offload.message import is_signing
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.offload.plain import is_plain, is_watched
-from nitro.infrastructure.offload.straight import Straight, reaching, straight
+from nitro.infrastructure.offload.straight import Gathering, Way, reaching, straight
 
 FILLED_IN = ("root_id", "parent_id", "retries")
 """Options that a template fills in."""
@@ -61,7 +60,7 @@ class Template:
     headers: Facts
     how: Facts
     sent: Facts | None
-    straight: Straight | None
+    straight: Way | None
     queues: tuple[str, ...]
 
     @classmethod
@@ -114,7 +113,7 @@ class Body(NamedTuple):
     encoding: str
     data: Any
     shown: str
-    wire: str = ""
+    wire: Any = None
 
 
 class Templates:
@@ -122,11 +121,11 @@ class Templates:
 
     Args:
         how: further options of `Task.apply_async` for all of them.
-        pushes: where what is put straight into a list of Redis gathers.
+        gathering: where messages gather until they are flushed.
     """
 
-    def __init__(self, app: Celery, producer: Any, how: Mapping[str, Any], pushes: Pushes | None = None) -> None:
-        self._app, self._producer, self._how, self._pushes = app, producer, how, pushes
+    def __init__(self, app: Celery, producer: Any, how: Mapping[str, Any], gathering: Gathering | None = None) -> None:
+        self._app, self._producer, self._how, self._gathering = app, producer, how, gathering
         self._tasks = app.tasks
         self._kept: dict[Any, Template | None] = {}
         self._body_of: Any = None
@@ -161,7 +160,7 @@ class Templates:
         elif key is not None:
             self._kept[key] = self._recorded(parcel)
         else:
-            self._noted(parcel, Recorder(self._producer, self._pushes))
+            self._noted(parcel, Recorder(self._producer, self._gathering))
 
     def _template(self, key: Any, parcel: Parcel) -> Template | None:
         template = self._kept.get(key)
@@ -174,7 +173,7 @@ class Templates:
 
     def _recorded(self, parcel: Parcel) -> Template | None:
         """Have Celery publish it; the template of what it has published, unless others have a hand in it."""
-        task, recorder = self._tasks.get(parcel.handler), Recorder(self._producer, self._pushes)
+        task, recorder = self._tasks.get(parcel.handler), Recorder(self._producer, self._gathering)
         with recorder:
             self._noted(parcel, recorder)
         plain = is_plain(self._app, self._producer, task)
@@ -199,7 +198,7 @@ class Templates:
         )
         if body_of != self._body_of:
             serialised = _serialised((), parcel.kwargs, template)
-            wire = "" if way is None else way.wire(serialised[2])
+            wire = None if way is None else way.wire(serialised[2])
             self._body_of, self._body = body_of, Body._make((*serialised, str(parcel.message), wire))
         return self._body
 
@@ -211,8 +210,8 @@ class Recorder:
         published: each body, and the other arguments.
     """
 
-    def __init__(self, producer: Any, pushes: Pushes | None) -> None:
-        self._producer, self._pushes = producer, pushes
+    def __init__(self, producer: Any, gathering: Gathering | None) -> None:
+        self._producer, self._gathering = producer, gathering
         self._reaching = reaching(producer.channel)
         self.published: list[tuple[Any, Facts]] = []
 
@@ -228,11 +227,11 @@ class Recorder:
         self.published.append((body, {**same, "headers": {**headers}}))
         return self._producer.publish(body, headers=headers, **how)
 
-    def straight(self, headers: Facts) -> Straight | None:
+    def straight(self, headers: Facts) -> Way | None:
         """The way of the first message, for others with these headers in common."""
         if not self._reached:
             return None
-        return straight(self._producer.channel, self._reached[0], headers, self._pushes)
+        return straight(self._producer.channel, self._reached[0], headers, self._gathering)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)

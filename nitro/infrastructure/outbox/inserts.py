@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from celery import Celery
@@ -13,15 +14,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from nitro.infrastructure.database import Prepared
 from nitro.infrastructure.offload.parcel import Parcel
 from nitro.infrastructure.outbox.given import given
-from nitro.infrastructure.outbox.rows import delivery_row, emission_row
+from nitro.infrastructure.outbox.rows import delivery_rows, emission_row
 from nitro.infrastructure.outbox.states import due_after
 from nitro.infrastructure.outbox.tables import deliveries, emissions, now
 from nitro.infrastructure.outbox.texts import check_names
 
 KEPT = ("emission", "handler", "id", "promise", "mode", "queue", "options", "state", "publications")
-"""Values of `delivery_row` that are columns."""
+"""Values of `delivery_rows` that are columns."""
 RECKONED = {"at_once": Boolean(), "put_off": Double(), "ends_at": Double(), "ends_after": Double()}
-"""Values of `delivery_row` that the times are made of."""
+"""Values of `delivery_rows` that the times are made of."""
 
 INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
@@ -33,8 +34,8 @@ def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, qu
         DeclarationError: the database cannot store the name of the event, of a handler or of a queue.
         OptionNotSerializable: an option of a message is not JSON.
     """
-    rows, emission = [delivery_row(app, parcel, queued) for parcel in parcels], emission_row(parcels)
-    check_names((emission["event"], *(row[name] for row in rows for name in ("handler", "queue"))))
+    rows, emission = delivery_rows(app, parcels, queued), emission_row(parcels)
+    check_names(chain([emission["event"]], (row[name] for row in rows for name in ("handler", "queue"))))
     values = {**emission, "rows": to_json(rows).decode()}
     for statement in STATEMENTS[connection.dialect.name]:
         statement.execute(connection, values)

@@ -12,7 +12,6 @@ from celery.utils.time import maybe_iso8601
 from sqlalchemy import ColumnElement, case, literal
 
 from nitro.errors import OptionNotSerializable
-from nitro.infrastructure.events.names import check_name
 from nitro.infrastructure.offload.destinations import foreseen
 from nitro.infrastructure.offload.message import Message
 from nitro.infrastructure.offload.options import in_utc
@@ -49,19 +48,24 @@ def emission_row(parcels: Sequence[Parcel]) -> dict[str, Any]:
     return {"id": message.emission, **facts, "snapshot": None, "reload": None, **payloads}
 
 
-def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
-    """The row of a parcel, but for its times, which the database's clock makes of the last four.
+def delivery_rows(app: Celery, parcels: Sequence[Parcel], queued: bool) -> list[dict[str, Any]]:
+    """The row of each parcel, but for its times, which the database's clock makes of the last four.
 
     Raises:
-        DeclarationError: its queue has a name that cannot be stored.
-        OptionNotSerializable: an option of its message is not JSON.
+        DeclarationError: a queue has a name that cannot be stored.
+        OptionNotSerializable: an option of a message is not JSON.
     """
-    options = {**parcel.options, **({CARRIED: parcel.carried} if parcel.carried else {})}
-    countdown, expires = options.pop("countdown", None) or 0.0, _expiry(app, parcel)
-    options.pop("expires", None)
+    tasks = app.tasks
+    for parcel, queue in zip(parcels, foreseen(app, parcels), strict=True):
+        parcel.queue = queue
+    return [_delivery_row(parcel, tasks.get(parcel.handler), queued) for parcel in parcels]
+
+
+def _delivery_row(parcel: Parcel, task: Any, queued: bool) -> dict[str, Any]:
+    options = {**parcel.options, CARRIED: parcel.carried} if parcel.carried else {**parcel.options}
+    countdown = options.pop("countdown", None)
+    ends_at, ends_after = _expiry(options.pop("expires") if "expires" in options else getattr(task, "expires", None))
     at_once = leaves_at_once(parcel, queued)
-    parcel.queue = foreseen(app, parcel)
-    check_name(f"the queue of handler {parcel.handler}", parcel.queue)
     return {
         "emission": parcel.message.emission,
         "handler": parcel.handler,
@@ -69,31 +73,26 @@ def delivery_row(app: Celery, parcel: Parcel, queued: bool) -> dict[str, Any]:
         "promise": parcel.promise,
         "mode": parcel.mode,
         "queue": parcel.queue,
-        "options": _json(parcel.handler, options),
+        "options": _json(parcel.handler, options) if options else None,
         "state": QUEUED if at_once else WAITING,
         "publications": int(at_once),
         "at_once": at_once,
-        "put_off": LEASE if at_once else float(countdown),
-        "ends_at": expires.timestamp() if isinstance(expires, datetime) else None,
-        "ends_after": None if isinstance(expires, datetime) or expires is None else float(expires),
+        "put_off": LEASE if at_once else float(countdown or 0.0),
+        "ends_at": ends_at,
+        "ends_after": ends_after,
     }
 
 
-def _expiry(app: Celery, parcel: Parcel) -> datetime | float | None:
-    """When a parcel expires, by its own option or by the class of its task."""
-    given = parcel.options["expires"] if "expires" in parcel.options else _of_class(app, parcel.handler)
-    moment = maybe_iso8601(given) if isinstance(given, str) else given
-    return in_utc(moment) if isinstance(moment, datetime) else moment
+def _expiry(expires: Any) -> tuple[float | None, float | None]:
+    """The time at which a parcel expires, by its own option or by the class of its task, or the seconds until then."""
+    if expires is None:
+        return None, None
+    moment = maybe_iso8601(expires) if isinstance(expires, str) else expires
+    return (in_utc(moment).timestamp(), None) if isinstance(moment, datetime) else (None, float(moment))
 
 
-def _of_class(app: Celery, handler: str) -> Any:
-    return getattr(app.tasks.get(handler), "expires", None)
-
-
-def _json(handler: str, options: dict[str, Any]) -> str | None:
+def _json(handler: str, options: dict[str, Any]) -> str:
     """The options as JSON; a queue or an exchange by its name."""
-    if not options:
-        return None
     try:
         return json.dumps({name: getattr(value, "name", value) for name, value in options.items()})
     except (TypeError, ValueError) as error:

@@ -1,0 +1,194 @@
+"""What RabbitMQ is sent: the messages that Celery would make, in as few writes as possible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import amqp
+import pytest
+from amqp.transport import TCPTransport
+from celery import Celery, signals
+
+from brokers import on_server
+from nitro.errors import DispatchError
+from nitro.infrastructure.events import Emission, Event, emit, on
+from nitro.infrastructure.offload.confirms import Confirms
+from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.frames import MOST, Frames, frames_of
+from nitro.infrastructure.offload.message import KEY
+from nitro.infrastructure.offload.parcel import Parcel
+from waiting import until
+
+pytestmark = pytest.mark.server
+
+PATIENCE = 20.0
+QUEUE = f"nitro-frames-{os.getpid()}"
+OF_ONE = {"id", "root_id", "correlation_id", "kwargsrepr"}
+
+
+@pytest.fixture
+def server(offloading: None) -> Celery:
+    """An app on a real RabbitMQ."""
+    return on_server("amqp")
+
+
+@pytest.fixture
+def channel(server: Celery) -> Iterator[Any]:
+    """A channel of a connection of its own; the queue is deleted at the end."""
+    with server.connection_for_read() as connection:
+        channel = connection.default_channel
+        yield channel
+        channel.queue_delete(QUEUE)
+
+
+def offloaded(evt: Event, *names: str, **options: Any) -> None:
+    """Connect offloaded handlers of one queue; unconfirmed unless said otherwise."""
+    for name in names:
+        on(evt, offload={"delivery": "at-most-once", "queue": QUEUE, **options}, name=name)(lambda sender, **kw: None)
+
+
+def taken(channel: Any, count: int) -> list[Any]:
+    """So many messages, the first one first."""
+    until(lambda: channel.queue_declare(QUEUE, passive=True).message_count >= count)
+    return [channel.message_to_python(channel.basic_get(QUEUE, no_ack=True)) for _ in range(count)]
+
+
+def watched(evt: Event, *args: Any) -> Emission:
+    """Emit while somebody watches, so that Celery makes the messages."""
+
+    def watch(**_signal: Any) -> None: ...
+
+    signals.before_task_publish.connect(watch)
+    try:
+        return emit(evt, *args)
+    finally:
+        signals.before_task_publish.disconnect(watch)
+
+
+def common(facts: dict[str, Any]) -> dict[str, Any]:
+    """Headers or properties without what belongs to one message."""
+    left_there = {"argsrepr"} if "content_type" in facts else set()  # by Celery, beside the headers
+    return {name: fact for name, fact in facts.items() if name not in OF_ONE | left_there}
+
+
+@pytest.mark.parametrize("delivery", ["at-most-once", "broker"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"priority": 7, "headers": {"tenant": 'tä"1', "part": 3}},
+        {"ignore_result": True, "time_limit": 9, "delivery_mode": 1},
+        {"compression": "zlib"},
+    ],
+    ids=["nothing", "priority", "task", "compression"],
+)
+def test_rabbitmq_gets_what_celery_would_give_it(
+    evt: Event, channel: Any, delivery: str, options: dict[str, Any]
+) -> None:
+    """All headers, properties and parts of the body are the same, but for what belongs to one message."""
+    offloaded(evt, "shop.a", delivery=delivery, **options)
+    emissions = [emitting(evt, "ädä") for emitting in (emit, emit, watched)]
+    assert courier.drain(PATIENCE)
+    messages = taken(channel, 3)
+    made, templated, celerys = messages
+    for one, other in ((made, celerys), (templated, celerys)):
+        assert common(one.headers) == common(other.headers)
+        assert common(one.properties | {"application_headers": None}) == common(
+            other.properties | {"application_headers": None}
+        )
+        assert one.headers.keys() == other.headers.keys()
+    for message, emission in zip(messages, emissions, strict=True):
+        assert message.properties["correlation_id"] == message.headers["id"] == emission.offloaded["shop.a"]
+        assert emission.id in message.headers["kwargsrepr"]
+        args, kwargs, embed = message.payload
+        assert list(args) == []
+        assert not any(embed.values())
+        assert kwargs[KEY]["emission"] == emission.id
+
+
+def test_the_messages_of_an_emission_are_one_write(evt: Event, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the handlers; Celery makes none of them."""
+    names = ("shop.a", "shop.b", "shop.c")
+    offloaded(evt, *names)
+    emit(evt)
+    assert courier.drain(PATIENCE)
+    taken(channel, 3)
+    writes, write = list[Any](), TCPTransport.write
+
+    def noted(self: Any, data: Any) -> None:
+        writes.append(data)
+        write(self, data)
+
+    monkeypatch.setattr(Parcel, "publish", lambda *args, **kwargs: pytest.fail("made by Celery"))
+    with monkeypatch.context() as patched:
+        patched.setattr(TCPTransport, "write", noted)
+        emit(evt)
+    assert len(writes) == 1
+    assert [message.headers["task"] for message in taken(channel, 3)] == list(names)
+
+
+@pytest.mark.parametrize("delivery", ["at-most-once", "broker"])
+def test_a_message_may_be_larger_than_a_frame(evt: Event, channel: Any, delivery: str) -> None:
+    """It arrives whole, and so does what comes after it."""
+    offloaded(evt, "shop.a", "shop.b", delivery=delivery)
+    for text in ("first", "x" * 3 * MOST, "last"):
+        emit(evt, text)
+        assert courier.drain(PATIENCE)
+    payloads = [message.payload[1][KEY]["payload"] for message in taken(channel, 6)]
+    assert [len(payload) > 3 * MOST for payload in payloads] == [False, False, True, True, False, False]
+
+
+def test_a_queue_that_is_refused_keeps_nothing_from_leaving_that_was_published_before(evt: Event, channel: Any) -> None:
+    """A failed declaration closes the channel, and what has gathered on it goes first; it may not be sent again."""
+    channel.queue_declare(f"{QUEUE}.wrong", durable=False, auto_delete=True)
+    offloaded(evt, "shop.good", priority=1)
+    offloaded(evt, "shop.wrong", queue=f"{QUEUE}.wrong")
+    for _ in range(2):
+        with suppress(DispatchError):
+            emit(evt)
+        assert courier.drain(PATIENCE)
+    assert [message.headers["task"] for message in taken(channel, 2)] == ["shop.good"] * 2
+    channel.queue_delete(f"{QUEUE}.wrong")
+
+
+def test_what_was_dropped_is_not_waited_for(channel: Any) -> None:
+    """The server counts what it gets; confirms of later messages are still told apart."""
+    channel.queue_declare(QUEUE)
+    with channel.connection.client.clone() as connection:
+        own = connection.channel()
+        frames = frames_of(own)
+        assert frames is not None
+        confirms = Confirms(own)
+        for task_id in ("dropped", "kept"):
+            own.basic_publish(amqp.Message("x", correlation_id=task_id), "", QUEUE)
+            if task_id == "dropped":
+                confirms.drop(frames.discard())
+        frames.flush()
+        confirms.wait(PATIENCE)
+    assert confirms.confirmed == {"kept"}
+    assert len(taken(channel, 1)) == 1
+
+
+def test_a_closed_channel_is_an_error_of_the_connection(channel: Any) -> None:
+    """And no reason to connect anew behind the back of whoever publishes."""
+    with channel.connection.client.clone() as connection:
+        own = connection.channel()
+        frames = Frames(own)
+        own.basic_publish(amqp.Message("x"), "", QUEUE)
+        own.collect()
+        with pytest.raises(amqp.RecoverableConnectionError):
+            frames.flush()
+
+
+def test_a_channel_that_waits_for_each_message_is_left_alone(server: Celery) -> None:
+    """As the setting `confirm_publish` of kombu has it."""
+    with server.connection_for_write(transport_options={"confirm_publish": True}) as connection:
+        assert frames_of(connection.channel()) is None
+
+
+def test_py_amqp_has_the_private_name_that_frames_use() -> None:
+    """Without it, kombu publishes each message by itself."""
+    assert callable(amqp.Message._serialize_properties)
