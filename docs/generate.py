@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-WIDTH = 90
 sys.path.insert(0, str(ROOT))
 
 import click  # noqa: E402
 from celery import Celery, Task  # noqa: E402
+from docstrings import INTERNAL, described, entries, sections, signature, table  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
 from nitro import errors  # noqa: E402
 from nitro.cli import nitro as commands  # noqa: E402
 from nitro.domain.entities.base_entity import Entity  # noqa: E402
-from nitro.infrastructure.events import ANY, Emission, Event, Namespace  # noqa: E402
+from nitro.infrastructure.events import Emission, Event, Namespace  # noqa: E402
 from nitro.infrastructure.offload.delivery import Delivery  # noqa: E402
 from nitro.infrastructure.offload.options import MessageOptions, Offload, TaskOptions  # noqa: E402
 from nitro.infrastructure.worker import questions  # noqa: E402
@@ -36,40 +36,15 @@ from nitro.settings import NAMES, Settings  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 HEADER = "<!-- Written by docs/generate.py from {source}. Change the code, then run `make docs`. -->\n"
-SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", re.MULTILINE)
-TITLES = {"Args": "Arguments", "Attributes": "Attributes", "Returns": "Returns", "Raises": "Raises"}
 OPTION_GROUPS: tuple[tuple[type[Any], str, str], ...] = (
-    (
-        Offload,
-        "Nitro's options",
-        "`on_missing` and `base` belong to the task, `delivery`, `entity` and `broker_down` to one `@on`.",
-    ),
+    (Offload, "Nitro's options", "`on_missing` and `base` belong to the task, the others to one `@on`."),
     (
         MessageOptions,
         "Options of the message",
-        (
-            "They belong to one `@on`: one function may have others on another event. Celery's guide describes them under "
-            "*Calling Tasks*."
-        ),
+        "They belong to one `@on`. Celery describes them under *Calling Tasks*.",
     ),
-    (
-        TaskOptions,
-        "Options of the task",
-        (
-            "One function has them once, for all events that it hears: other values at a second `@on` are an error. "
-            "Celery's guide describes them under *Tasks*."
-        ),
-    ),
+    (TaskOptions, "Options of the task", "A function has them once, for all its events. Celery: *Tasks*."),
 )
-INTERNAL = frozenset(
-    {
-        *(f"Emission.{name}" for name in ("of", "turns", "caused_in", "plan", "began", "handler", "waits")),
-        *(f"Event.{name}" for name in ("plan_for", "receivers", "is_muted", "send_async")),
-        *(f"Namespace.{name}" for name in ("events", "signal")),
-        "OutboxCollector.describe",
-    }
-)
-"""Public in the code because other modules need them, and no part of what users may rely on."""
 TELEMETRY = (
     ("nitro.telemetry", "carry"),
     ("nitro.telemetry.opentelemetry", "instrument"),
@@ -77,54 +52,6 @@ TELEMETRY = (
     ("nitro.telemetry.prometheus", "instrument"),
     ("nitro.telemetry.prometheus", "OutboxCollector"),
 )
-
-
-def sections(doc: str | None) -> dict[str, str]:
-    """Returns the parts of a Google docstring by title; the text before the first title is under an empty one."""
-    first, *rest = SECTION.split(inspect.cleandoc(doc or ""))
-    return {
-        "": first.strip(),
-        **{title: textwrap.dedent(text).strip("\n") for title, text in zip(*[iter(rest)] * 2, strict=False)},
-    }
-
-
-def entries(text: str) -> dict[str, str]:
-    """Returns the descriptions of an `Args:`, `Attributes:` or `Raises:` section by name."""
-    found = re.findall(r"^(\S[^:\n]*): (.*(?:\n[ ]+.*)*)", text, re.MULTILINE)
-    return {name: " ".join(described.split()) for name, described in found}
-
-
-def described(doc: str | None, of: str = "") -> str:
-    """Returns a docstring as Markdown; `of` is the name of its class."""
-    lines = []
-    for title, text in sections(doc).items():
-        if not title:
-            lines += [unfilled(text), ""]
-        elif title == "Returns":
-            lines += [f"**{TITLES[title]}** {unfilled(text)}", ""]
-        else:
-            listed = (
-                f"- `{name}`: {meaning}" for name, meaning in entries(text).items() if f"{of}.{name}" not in INTERNAL
-            )
-            lines += [f"**{TITLES[title]}**", "", *listed, ""]
-    return "\n".join(lines)
-
-
-def unfilled(text: str) -> str:
-    """Returns a text with one line for each paragraph, but for its lists and indented lines."""
-    paragraphs = re.split(r"\n\s*\n", text)
-    return "\n\n".join(each if re.search(r"^[-\s]", each, re.M) else " ".join(each.split()) for each in paragraphs)
-
-
-def cell(text: str) -> str:
-    """Returns a text for a cell of a table."""
-    return " ".join(text.split()).replace("|", r"\|")
-
-
-def table(headings: str, rows: Iterator[tuple[str, ...]]) -> str:
-    """Returns a table; `headings` are separated by bars."""
-    bars = "|".join(["---"] * len(headings.split("|")))
-    return "\n".join([f"| {headings} |", f"|{bars}|", *("| " + " | ".join(map(cell, row)) + " |" for row in rows)])
 
 
 def field_docs(model: type[Any]) -> dict[str, str]:
@@ -190,10 +117,8 @@ def options() -> str:
     """Returns the page about the options of an offloaded handler."""
     parts = [
         "# Options of an offloaded handler\n",
-        (
-            "`@on(…, offload=…)` takes `True`, a dict or `Offload(…)` with these options. They are checked when the module "
-            "is imported: an unknown one, or a value that is not allowed, is an error there.\n"
-        ),
+        "`@on(…, offload=…)` takes `True`, a dict or `Offload(…)` with these options. They are checked when the module",
+        "is imported: an unknown one, or a value that is not allowed, is an error there.\n",
         "Celery's options have Celery's names and meaning. Retry options that the app's task class sets are kept.\n",
     ]
     for model, title, about in OPTION_GROUPS:
@@ -202,31 +127,6 @@ def options() -> str:
         rows = ((f"`{name}`", types[name], default_of(name, model), docs.get(name, "")) for name in sorted(names))
         parts += [f"## {title}\n", f"{about}\n", table("option | type | default | meaning", rows), ""]
     return "\n".join(parts)
-
-
-class Spelled(str):
-    """An annotation that is shown as the code spells it."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def signature(name: str, function: Callable[..., Any], *, drop: int = 0) -> str:
-    """Returns a call of a function as its definition spells it, without its first `drop` parameters."""
-    known = inspect.signature(function)
-    given = [each.replace(annotation=_spelled(each.annotation)) for each in list(known.parameters.values())[drop:]]
-    given = [each.replace(default=Spelled("ANY")) if each.default is ANY else each for each in given]
-    given = [each.replace(default=Spelled("...")) if " at 0x" in repr(each.default) else each for each in given]
-    text = str(known.replace(parameters=given, return_annotation=_spelled(known.return_annotation)))
-    if len(text) <= WIDTH:
-        return name + text
-    end = text.rindex(")")
-    parameters = str(inspect.Signature(given))[1:-1]
-    return f"{name}(\n    " + re.sub(r", (?=[\w*/])(?![^\[(]*[\])])", ",\n    ", parameters) + f",\n{text[end:]}"
-
-
-def _spelled(annotation: Any) -> Any:
-    return Spelled(annotation) if isinstance(annotation, str) else annotation
 
 
 def function(name: str, found: Callable[..., Any], level: str = "###") -> str:
@@ -260,11 +160,9 @@ def events() -> str:
     names = ("event", "on", "emit", "emit_async", "drain", "drain_async", "filter_signals")
     parts = [
         "# Functions and classes\n",
-        (
-            "`from nitro import` gives `ANY`, `Entity`, `Event`, `Namespace`, `Offload`, `current_delivery`, `drain`, "
-            "`emit`, `emit_async`, `event`, `on` and `transaction`. The others come from the module that the section "
-            "names. [Entity](entity.md) and [Offload](options.md) have pages of their own.\n"
-        ),
+        "`from nitro import` gives `ANY`, `Entity`, `Event`, `Namespace`, `Offload`, `current_delivery`, `drain`,",
+        "`emit`, `emit_async`, `event`, `on` and `transaction`. The others come from the module that the section",
+        "names. [Entity](entity.md) and [Offload](options.md) have pages of their own.\n",
         "## nitro.infrastructure.events\n",
         *(function(name, getattr(light, name)) for name in names),
         "### ANY\n\nThe sender of an emit that names none; `sender=ANY` of a handler means every sender.\n",
@@ -305,10 +203,8 @@ def settings() -> str:
         rows.append((f"`{name}`", f"`{text}`" if text else "none", allowed(name), meaning[attribute]))
     parts = [
         "# Settings\n",
-        (
-            "Nitro reads these environment variables, and nothing else. A wrong value is an error at start that names the "
-            "variable, the value and what is allowed. Celery's own settings stay where the app has them.\n"
-        ),
+        "Nitro reads these environment variables, and nothing else. A wrong value is an error at start that names the",
+        "variable, the value and what is allowed. Celery's own settings stay where the app has them.\n",
         table("variable | default | allowed | meaning", iter(rows)),
         "\n`NO_COLOR` in the environment switches the colours of the commands off.\n",
     ]
@@ -328,10 +224,8 @@ def error_tree() -> str:
     """Returns the page about the errors."""
     parts = [
         "# Errors\n",
-        (
-            "All of them are in `nitro.errors`, and `except NitroError` catches each. The class in brackets is one of "
-            "Python's own that the error is as well.\n"
-        ),
+        "All of them are in `nitro.errors`, and `except NitroError` catches each. The class in brackets is one of",
+        "Python's own that the error is as well.\n",
         *_below(errors.NitroError, ""),
         "",
     ]
@@ -351,10 +245,8 @@ def cli() -> str:
     """Returns the page about the commands."""
     parts = [
         "# Commands\n",
-        (
-            "`myapp` stands for the module with your Celery app. Each command exits with 0 when all is fine, 1 when "
-            "something is wrong and 2 when it was called wrongly.\n"
-        ),
+        "`myapp` stands for the module with your Celery app. Each command exits with 0 when all is fine, 1 when",
+        "something is wrong and 2 when it was called wrongly.\n",
         *_command(commands, click.Context(commands, info_name="nitro"), "celery -A myapp nitro"),
         "## celery -A myapp worker\n",
         f"- `{WITHOUT_RELAY.opts[0]}`: {WITHOUT_RELAY.help}\n",
