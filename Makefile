@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test chaos bench bench-scale walk check lint types imports coverage format clean
+.PHONY: help setup demo test docs chaos bench bench-scale walk check lint types imports coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -23,6 +23,11 @@ demo: $(READY) ## run the example shop with a real worker
 
 test: $(READY) ## run all tests; those that need a server say so when they skip
 	$(BIN)/python -m pytest
+
+docs: $(READY) ## write the reference from the code, and build the site into site/
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -W ignore docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 chaos: $(READY) ## kill, freeze and empty everything, in full size; takes hours
 	$(BIN)/python -m tests.chaos --size full
@@ -61,4 +66,4 @@ format: $(READY) ## put the code in order
 	$(BIN)/ruff format .
 
 clean: ## remove what the commands made
-	rm -rf $(VENV) .nitro nitro.db* dist benchmarks.json .bench-* .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) site .nitro nitro.db* dist benchmarks.json .bench-* .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

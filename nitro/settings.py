@@ -58,15 +58,15 @@ class Settings:
     """What the `NITRO_*` variables say, with defaults that need no server.
 
     Attributes:
-        db_url: SQLAlchemy URL of the database that emitters and workers share.
+        db_url: SQLAlchemy URL of the database that emitters and workers share; an asynchronous driver is replaced.
         db_given: whether it was set, so that workers elsewhere share it.
-        broker_url: kombu URL; the embedded default is a folder under `home`.
-        result_backend: Celery result backend.
-        handlers: modules that a worker imports for their handlers.
-        journal: whether emissions without offloads are recorded too.
-        home: absolute folder of the embedded broker and its results.
-        delivery: the promise of an offload that names none.
-        signing_key: secret for message signatures, or None.
+        broker_url: kombu URL, for an app that names no broker; the default is a folder under `NITRO_HOME`.
+        result_backend: Celery result backend, for an app that names none; with a server database, that one.
+        handlers: comma-separated modules that a worker imports for their handlers.
+        journal: `on` records emissions that queue nothing too, for `nitro trace` and `nitro tail`.
+        home: folder of the embedded broker and its results.
+        delivery: delivery of an offloaded handler that names none.
+        signing_key: secret; when set, messages are signed and unsigned ones are refused.
     """
 
     db_url: str

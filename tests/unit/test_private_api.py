@@ -1,4 +1,4 @@
-"""Private names of other libraries: each is in the installed version, and in the table of docs/private-api.md."""
+"""Private names of other libraries: each is in the installed version, and in the table of docs/explanation/private-api.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOURCES = {str(path.relative_to(ROOT / "nitro")): path for path in sorted((ROOT 
 ROW = re.compile(r"^\| `([\w.]+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
 TABLE: dict[str, list[str]] = {
     name: re.findall(r"`([\w./]+)`", files)
-    for name, files, _ in ROW.findall((ROOT / "docs/private-api.md").read_text(encoding="utf-8"))
+    for name, files, _ in ROW.findall((ROOT / "docs/explanation/private-api.md").read_text(encoding="utf-8"))
 }
 PLACES = [(file, name) for name, files in TABLE.items() for file in files]
 

@@ -55,53 +55,96 @@ class MessageOptions(BaseModel):
     """Celery's options of a message (`Task.apply_async`); they belong to one `@on`."""
 
     compression: str | None = None
+    """Compression of the message body, by its name in kombu, such as `"zlib"`."""
     countdown: Seconds = None
+    """Seconds from the emit until the handler may start; a tracked one is kept in its row."""
     delivery_mode: int | str | None = None
+    """`2` or `"persistent"` has the broker write the message to disk, `1` or `"transient"` does not."""
     exchange: Any = None
+    """Exchange that the message is sent to, by name or as a kombu `Exchange`."""
     expires: Seconds | Moment = None
+    """Seconds, or a time, after which the handler does not start any more; a time without an offset is UTC."""
     headers: dict[str, Any] | None = None
+    """Headers of the message, in addition to those of Celery and Nitro."""
     priority: Annotated[int, Field(ge=0, le=255)] | None = None
+    """Priority of the message, 0 to 255, where the broker has priorities; not the priority of a handler."""
     queue: Any = None
+    """Queue that the message is sent to, by name or as a kombu `Queue`; without it the app's routes decide."""
     retry: bool | None = None
+    """Whether Celery tries again to publish a message when the connection to the broker is lost."""
     retry_policy: dict[str, Any] | None = None
+    """How often and how soon it tries: `max_retries`, `interval_start`, `interval_step`, `interval_max`."""
     routing_key: str | None = None
+    """Routing key of the message, for an exchange that routes by it."""
 
 
 class TaskOptions(BaseModel):
     """Celery's options of a task (attributes of `Task`); one function has them once, whatever it hears."""
 
     acks_late: bool | None = None
+    """Whether a message is acknowledged after its handler has run. A tracked delivery does not depend on it."""
     acks_on_failure: bool | None = None
+    """Whether a late acknowledgement is also made for a run that raised."""
     acks_on_failure_or_timeout: bool | None = None
+    """Both `acks_on_failure` and `acks_on_timeout`; Celery keeps it for older code."""
     acks_on_timeout: bool | None = None
+    """Whether a late acknowledgement is also made for a run that its time limit ended."""
     after_return: Hook = None
+    """Method of the task that Celery calls after each run: `(self, status, retval, task_id, args, kwargs, einfo)`."""
     autoretry_for: Errors = ()
+    """Exceptions after which the handler runs again; a tuple, a list or a single class."""
     before_start: Hook = None
+    """Method of the task that Celery calls before each run: `(self, task_id, args, kwargs)`."""
     default_retry_delay: Seconds = None
+    """Seconds until the next try where `retry_backoff` is off."""
     dont_autoretry_for: Errors = ()
+    """Exceptions that end the delivery at once although `autoretry_for` names a base of theirs."""
     ignore_result: bool | None = None
+    """`True` leaves state and return value out of the result backend."""
     max_retries: Annotated[int, Field(ge=0)] | None = None
+    """Tries after the first one; after the last of them a tracked delivery is a dead letter."""
     on_failure: Hook = None
+    """Method of the task that Celery calls when it has failed: `(self, exc, task_id, args, kwargs, einfo)`."""
     on_retry: Hook = None
+    """Method of the task that Celery calls when it is to run again: `(self, exc, task_id, args, kwargs, einfo)`."""
     on_success: Hook = None
+    """Method of the task that Celery calls when it has finished: `(self, retval, task_id, args, kwargs)`."""
     rate_limit: str | int | float | None = None
+    """Runs that each worker starts at most in a time: `"10/s"`, `"100/m"`, `"1000/h"`, or a number a second."""
     reject_on_worker_lost: bool | None = None
+    """Whether a message goes back to its queue when the process that runs it dies."""
     resultrepr_maxsize: int | None = None
+    """Characters of the result that logs and Flower show at most."""
     retry_backoff: bool | int | float | None = None
+    """`True` doubles the wait at each retry, from 1 s on; a number is the first wait in seconds; `False` is off."""
     retry_backoff_max: Seconds = None
+    """Seconds that `retry_backoff` waits at most."""
     retry_jitter: bool | None = None
+    """Whether each wait of `retry_backoff` is a random part of itself, so that retries do not come all at once."""
     retry_kwargs: dict[str, Any] | None = None
+    """Arguments of Celery's `Task.retry` for automatic retries, such as `{"max_retries": 3}`."""
     retry_on_worker_lost: bool | None = None
+    """Whether Celery counts the death of the process as a retry of the task."""
     send_events: bool | None = None
+    """Whether workers send events about the task, which Flower shows."""
     serializer: Literal["json"] | None = None
+    """Format of the message; JSON is the only one."""
     soft_time_limit: Seconds = None
+    """Seconds after which `SoftTimeLimitExceeded` is raised in the handler, where the pool enforces it."""
     store_eager_result: bool | None = None
+    """Whether the result is stored too when `task_always_eager` runs the handler at once."""
     store_errors_even_if_ignored: bool | None = None
+    """Whether errors are stored although `ignore_result` is set."""
     throws: Errors = ()
+    """Exceptions that are expected: no retry, and a line without a traceback in the worker's log."""
     time_limit: Seconds = None
+    """Seconds after which the process that runs the handler is ended, where the pool enforces it."""
     track_started: bool | None = None
+    """Whether the result backend has the state `STARTED` while the handler runs."""
     trail: bool | None = None
+    """Whether a result lists the tasks that the handler has started."""
     typing: bool | None = None
+    """Whether `.delay` and `.apply_async` check their arguments; the app's `strict_typing` unless given."""
 
 
 class Offload(MessageOptions, TaskOptions):
@@ -113,7 +156,7 @@ class Offload(MessageOptions, TaskOptions):
     `throws` expects.
 
     Args:
-        delivery: the promise; `NITRO_DELIVERY` when not given.
+        delivery: how far the handler can be relied on to run: see Delivery; `NITRO_DELIVERY` when not given.
         entity: `"snapshot"`, entities as they were; `"reload"`, read from their rows in the worker.
         on_missing: what a vanished row means with `entity="reload"`: the task fails, or is skipped.
         broker_down: what an unreachable broker means: store and send later, or raise.

@@ -1,0 +1,79 @@
+"""The documentation as the tests read it: pages, their fenced blocks, and what a comment says about a block."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+REPOSITORY = "https://github.com/nitro-events/nitro"
+GENERATED = "<!-- Written by docs/generate.py"
+
+_PART = re.compile(
+    r"^(?:<!-- (?P<kind>file|prints|background|skip|run|start): (?P<what>.*?) -->"
+    r"|(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```)[ ]*$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A fenced block of a page, or a command that only the tests see.
+
+    Attributes:
+        id: the page and the number of the block.
+        language: `python`, `console`, …; `hidden` for a command in a comment.
+        file: name under which a reader saves it.
+        prints: text that its commands print in the end.
+        background: text that its commands print before the reader goes on; they are not awaited.
+        skip: the reason why no test runs it.
+    """
+
+    id: str
+    language: str
+    text: str
+    file: str | None = None
+    prints: str | None = None
+    background: str | None = None
+    skip: str | None = None
+
+    @property
+    def commands(self) -> list[str]:
+        """The lines behind a prompt, without their comments."""
+        return [line[2:] for line in self.text.splitlines() if line.startswith("$ ")]
+
+
+def pages() -> list[Path]:
+    """Returns the pages that a reader meets, without those of examples, which tests of their own run."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def written() -> list[Path]:
+    """Returns the pages that a person has written."""
+    return [page for page in pages() if not page.read_text().startswith(GENERATED)]
+
+
+def name_of(page: Path) -> str:
+    """Returns the place of a page in the repository."""
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Yields the blocks of a page, each with what the comments directly above it say."""
+    said: dict[str, str] = {}
+    for number, part in enumerate(_PART.finditer(page.read_text()), 1):
+        kind, what, where = part["kind"], part["what"], f"{name_of(page)}-{number}"
+        if kind == "run":
+            yield Block(id=where, language="hidden", text=f"$ {what}")
+        elif kind == "start":
+            command, _, ready = what.partition(" | ")
+            yield Block(id=where, language="hidden", text=f"$ {command}", background=ready)
+        elif kind is not None:
+            said[kind] = what
+        else:
+            yield Block(id=where, language=part["language"], text=textwrap.dedent(part["text"]), **said)
+            said = {}
