@@ -1,4 +1,4 @@
-"""Private names of other libraries: each is in the installed version, and in the table of docs/explanation/private-api.md."""
+"""Private names of other libraries: the installed versions have them, and docs/explanation/private-api.md lists them."""
 
 from __future__ import annotations
 
