@@ -21,8 +21,8 @@ from benchmarks.shop import KWARGS, handlers, order
 from nitro.infrastructure.database import create_tables
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox import backlog
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox import pending
 
 ROUNDS = 5
 LINEAR, FLAT = 1.1, 0.1
@@ -116,13 +116,13 @@ def outbox() -> Iterator[Curve]:
         create_tables()
         event = _event(app, 1, "at-least-once")
         emit(event, "ada")
-        assert courier.drain(60.0)
+        assert publisher.drain(60.0)
         for count in (1_000, 10_000, 100_000, 1_000_000):
             fill(place, count)
             kept.points.append((count, _time(lambda: emit(event, "ada"), 40, emptied) * 1e6))
-            backlog.take(1)
+            pending.take_due(1)
             rounds = 1 if count == 1_000 else ROUNDS
-            take.points.append((count, _time(lambda: backlog.take(500), 1, rounds=rounds) * 1e6))
+            take.points.append((count, _time(lambda: pending.take_due(500), 1, rounds=rounds) * 1e6))
     yield take
     yield kept
 
@@ -159,7 +159,7 @@ def _time(
     for _ in range(rounds):
         before()
         taken.append(looped(once)(times) / times)
-        assert courier.drain(60.0)
+        assert publisher.drain(60.0)
     return median(taken)
 
 
@@ -169,5 +169,5 @@ def _peak(once: Callable[[], object]) -> float:
     once()
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert courier.drain(60.0)
+    assert publisher.drain(60.0)
     return most

@@ -10,9 +10,9 @@ from sqlalchemy import create_engine
 
 from benchmarks import once
 from benchmarks.ticks import NAP, tick
-from nitro.infrastructure.offload.defaults import prepare
+from nitro.infrastructure.offload.celery_defaults import configure_own_app
 
-app = prepare(Celery("handmade", broker=os.environ["BENCH_BROKER"], set_as_current=False))
+app = configure_own_app(Celery("handmade", broker=os.environ["BENCH_BROKER"], set_as_current=False))
 app.conf.update(task_default_queue=f"{os.environ['BENCH_QUEUE']}-handmade", task_ignore_result=True)
 engine = create_engine(os.environ["NITRO_DB_URL"])
 

@@ -78,7 +78,7 @@ def walks(broker: str | None) -> dict[str, Walk]:
     import nitro
     from benchmarks.shop import Order
     from nitro.infrastructure.offload import bind
-    from nitro.infrastructure.offload.courier import courier
+    from nitro.infrastructure.offload.publishing.publisher import publisher
 
     app = Celery("walk", broker=broker)
     app.conf.update(task_default_queue=f"walk-{os.getpid()}", task_ignore_result=True)
@@ -93,10 +93,10 @@ def walks(broker: str | None) -> dict[str, Walk]:
     found: dict[str, Walk] = {}
     for _ in range(WARM_UP):
         sent.emit(order)
-    assert courier.drain(20)
+    assert publisher.drain(20)
     with walk.recorded():
         sent.emit(order)
-        assert courier.drain(20)
+        assert publisher.drain(20)
     found["a tracked emit"] = Walk(dict(walk.calls))
     with start_worker(app, pool="solo", perform_ping_check=False, loglevel="ERROR"):
         for _ in range(WARM_UP + 1):

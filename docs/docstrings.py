@@ -15,7 +15,10 @@ SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", re.MULTILINE)
 TITLES = {"Args": "Arguments", "Attributes": "Attributes", "Returns": "Returns", "Raises": "Raises"}
 INTERNAL = frozenset(
     {
-        *(f"Emission.{name}" for name in ("of", "turns", "caused_in", "plan", "began", "handler", "waits")),
+        *(
+            f"Emission.{name}"
+            for name in ("of", "timings", "caused_in", "plan", "started_at", "handler", "waits_for_commit")
+        ),
         *(f"Event.{name}" for name in ("plan_for", "receivers", "is_muted", "send_async")),
         *(f"Namespace.{name}" for name in ("events", "signal")),
         "OutboxCollector.describe",

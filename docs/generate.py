@@ -28,11 +28,11 @@ from nitro.domain.entities.base_entity import Entity  # noqa: E402
 from nitro.infrastructure.events import Emission, Event, Namespace  # noqa: E402
 from nitro.infrastructure.offload.delivery import Delivery  # noqa: E402
 from nitro.infrastructure.offload.options import MessageOptions, Offload, TaskOptions  # noqa: E402
-from nitro.infrastructure.worker import questions  # noqa: E402
-from nitro.infrastructure.worker.caretaker import WITHOUT_RELAY  # noqa: E402
-from nitro.infrastructure.worker.task import LATE, RETRIES  # noqa: E402
-from nitro.invocation import celery  # noqa: E402
-from nitro.settings import NAMES, Settings  # noqa: E402
+from nitro.infrastructure.worker import control  # noqa: E402
+from nitro.infrastructure.worker.supervisor import WITHOUT_RELAY_OPTION  # noqa: E402
+from nitro.infrastructure.worker.task import LATE_ACK_OPTIONS, RETRY_DEFAULTS  # noqa: E402
+from nitro.invocation import celery_command  # noqa: E402
+from nitro.settings import VARIABLE_NAMES, Settings  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 HEADER = "<!-- Written by docs/generate.py from {source}. Change the code, then run `make docs`. -->\n"
@@ -98,7 +98,7 @@ def plain_type(text: str, model: type[Any]) -> str:
 def default_of(name: str, model: type[Any]) -> str:
     """Returns what holds where an option is not given: Nitro's own value, a setting of the app, or Celery's."""
     settings = dict(Task.from_config)
-    own: Mapping[str, Any] = {**LATE, **RETRIES}
+    own: Mapping[str, Any] = {**LATE_ACK_OPTIONS, **RETRY_DEFAULTS}
     if name == "delivery":
         return "`NITRO_DELIVERY`"
     if name in own:
@@ -196,7 +196,7 @@ def settings() -> str:
         defaults, place = Settings.load({}), str(Path.cwd())
         os.chdir(here)
     rows = []
-    for name in NAMES:
+    for name in VARIABLE_NAMES:
         attribute = name.removeprefix("NITRO_").lower()
         value = getattr(defaults, attribute)
         text = {False: "off", None: "", (): ""}.get(value, str(value)).replace(f"{place}/", "").replace("\\", "/")
@@ -249,12 +249,12 @@ def cli() -> str:
         "something is wrong and 2 when it was called wrongly.\n",
         *_command(commands, click.Context(commands, info_name="nitro"), "celery -A myapp nitro"),
         "## celery -A myapp worker\n",
-        f"- `{WITHOUT_RELAY.opts[0]}`: {WITHOUT_RELAY.help}\n",
+        f"- `{WITHOUT_RELAY_OPTION.opts[0]}`: {WITHOUT_RELAY_OPTION.help}\n",
         "## celery -A myapp inspect\n",
-        *(f"- `{ask.__name__}`: {ask.__doc__}" for ask in (questions.nitro_handlers, questions.nitro_outbox)),
+        *(f"- `{ask.__name__}`: {ask.__doc__}" for ask in (control.nitro_handlers, control.nitro_outbox)),
         "",
     ]
-    return "\n".join(parts).replace(celery(""), "celery -A myapp ")
+    return "\n".join(parts).replace(celery_command(""), "celery -A myapp ")
 
 
 def _command(command: click.Command, context: click.Context, path: str) -> Iterator[str]:

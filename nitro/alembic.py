@@ -14,35 +14,35 @@ logger = logging.getLogger(__name__)
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
     """Whether autogenerate looks at what has this name in the database: at all but Nitro's tables."""
-    return kind != "table" or name not in _names()
+    return kind != "table" or name not in _nitro_table_names()
 
 
 def setup(plugin: Any) -> None:
-    """Have Alembic call `leave_alone` when it has found all changes."""
+    """Have Alembic call `keep_nitro_tables` when it has found all changes."""
     from alembic.util import DispatchPriority
 
-    plugin.add_autogenerate_comparator(leave_alone, "autogenerate", priority=DispatchPriority.LAST)
+    plugin.add_autogenerate_comparator(keep_nitro_tables, "autogenerate", priority=DispatchPriority.LAST)
 
 
-def leave_alone(_context: Any, upgrade: Any) -> Any:
+def keep_nitro_tables(_context: Any, upgrade: Any) -> Any:
     """Take out of a migration what would drop Nitro's tables, because the user's models have none of them."""
     from alembic.operations.ops import DropTableOp
     from alembic.util import PriorityDispatchResult
 
-    drops = [each for each in upgrade.ops if isinstance(each, DropTableOp) and each.table_name in _names()]
-    dropped = {_key(each) for each in drops}
-    upgrade.ops[:] = [each for each in upgrade.ops if _key(each) not in dropped]
+    drops = [each for each in upgrade.ops if isinstance(each, DropTableOp) and each.table_name in _nitro_table_names()]
+    dropped = {_table_key(each) for each in drops}
+    upgrade.ops[:] = [each for each in upgrade.ops if _table_key(each) not in dropped]
     if drops:
         names = ", ".join(sorted(each.table_name for each in drops))
         logger.info("left alone, because they are Nitro's: %s", names)
     return PriorityDispatchResult.CONTINUE
 
 
-def _key(operation: Any) -> tuple[str | None, str | None]:
+def _table_key(operation: Any) -> tuple[str | None, str | None]:
     return getattr(operation, "schema", None), getattr(operation, "table_name", None)
 
 
-def _names() -> set[str]:
-    from nitro.infrastructure.outbox.tables import deliveries
+def _nitro_table_names() -> set[str]:
+    from nitro.infrastructure.outbox.schema import deliveries
 
     return set(deliveries.metadata.tables)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from nitro.infrastructure.events.dispatcher import fill
-from nitro.infrastructure.offload import tracking
-from nitro.infrastructure.offload.publisher import Publisher
+from nitro.infrastructure.events.ports import set_dispatcher
+from nitro.infrastructure.offload import ports
+from nitro.infrastructure.offload.dispatcher import CeleryDispatcher
 from nitro.infrastructure.outbox import journal
-from nitro.infrastructure.outbox.keeper import Keeper
+from nitro.infrastructure.outbox.writer import OutboxWriter
 from nitro.infrastructure.worker import task
 from nitro.settings import Settings
 
@@ -18,7 +18,7 @@ def wire() -> None:
         SettingError: a setting has a value that is not allowed.
     """
     if Settings.load().journal:
-        journal.install()
-    fill(Publisher())
-    tracking.fill(Keeper())
-    task.wire()
+        journal.observe_emissions()
+    set_dispatcher(CeleryDispatcher())
+    ports.register_outbox(OutboxWriter())
+    task.register_handlers()

@@ -6,29 +6,29 @@ import os
 import sys
 from collections.abc import Sequence
 
-UNKNOWN = "<your app>"
-_OPTIONS = ("-A", "--app")
+UNKNOWN_APP = "<your app>"
+_APP_OPTIONS = ("-A", "--app")
 
 
-def celery(command: str) -> str:
+def celery_command(command: str) -> str:
     """A command of Celery's with the app that this process was started with, as far as it says one."""
-    return f"celery -A {_app(sys.argv)} {command}"
+    return f"celery -A {_app_name(sys.argv)} {command}"
 
 
-def _app(arguments: Sequence[str]) -> str:
+def _app_name(arguments: Sequence[str]) -> str:
     """The app that a `celery` command was given; no other program's `-A` is one."""
     if not arguments or not _is_celery(arguments[0]):
-        return UNKNOWN
+        return UNKNOWN_APP
     rest = list(arguments[1:])
     for at, argument in enumerate(rest):
         name, equals, value = argument.partition("=")
         if name == "--app" and equals:
             return value
-        if argument in _OPTIONS and at + 1 < len(rest):
+        if argument in _APP_OPTIONS and at + 1 < len(rest):
             return rest[at + 1]
         if argument.startswith("-A") and argument != "-A":
             return argument[2:]
-    return os.environ.get("APP") or UNKNOWN
+    return os.environ.get("APP") or UNKNOWN_APP
 
 
 def _is_celery(name: str) -> bool:

@@ -15,7 +15,7 @@ from nitro.errors import DriverOptionStays, SettingError
 
 T = TypeVar("T")
 
-NAMES = (
+VARIABLE_NAMES = (
     "NITRO_DB_URL",
     "NITRO_BROKER_URL",
     "NITRO_RESULT_BACKEND",
@@ -26,11 +26,11 @@ NAMES = (
     "NITRO_SIGNING_KEY",
 )
 DELIVERIES = ("at-most-once", "broker", "at-least-once", "exactly-once")
-BROKERS = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp", "sentinel", "sqs")
-DATABASES = ("sqlite", "postgresql", "postgres")
-SYNCHRONOUS = {"aiosqlite": "", "asyncpg": "+psycopg", "psycopg_async": "+psycopg"}
+BROKER_SCHEMES = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp", "sentinel", "sqs")
+DATABASE_SCHEMES = ("sqlite", "postgresql", "postgres")
+SYNCHRONOUS_DRIVERS = {"aiosqlite": "", "asyncpg": "+psycopg", "psycopg_async": "+psycopg"}
 """The driver for each asynchronous one."""
-ASYNCPG = {
+PSYCOPG_OPTION_NAMES = {
     "ssl": "sslmode",
     "timeout": "connect_timeout",
     **{same: same for same in ("host", "port", "user", "password", "passfile", "target_session_attrs", "krbsrvname")},
@@ -38,7 +38,7 @@ ASYNCPG = {
     "database": "dbname",
 }
 """Options of asyncpg, as psycopg calls them."""
-UNKNOWN_TO_PSYCOPG = (
+IGNORED_ASYNCPG_OPTIONS = (
     "statement_cache_size",
     "prepared_statement_cache_size",
     "prepared_statement_name_func",
@@ -49,8 +49,8 @@ UNKNOWN_TO_PSYCOPG = (
     "loop",
 )
 """Options of asyncpg about what psycopg does not do."""
-JOURNAL = {"off": False, "on": True}
-EMBEDDED_BROKER = "filesystem://localhost//"
+JOURNAL_VALUES = {"off": False, "on": True}
+EMBEDDED_BROKER_URL = "filesystem://localhost//"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Settings:
 
     Attributes:
         db_url: SQLAlchemy URL of the database that emitters and workers share; an asynchronous driver is replaced.
-        db_given: whether it was set, so that workers elsewhere share it.
+        is_db_set: whether it was set, so that workers elsewhere share it.
         broker_url: kombu URL, for an app that names no broker; the default is a folder under `NITRO_HOME`.
         result_backend: Celery result backend, for an app that names none; with a server database, that one.
         handlers: comma-separated modules that a worker imports for their handlers.
@@ -70,7 +70,7 @@ class Settings:
     """
 
     db_url: str
-    db_given: bool
+    is_db_set: bool
     broker_url: str
     result_backend: str
     handlers: tuple[str, ...]
@@ -86,12 +86,12 @@ class Settings:
         Raises:
             SettingError: a value is not allowed; names setting, value and what is.
         """
-        given = (environ.get(name) or "" for name in NAMES)
-        return _parsed(os.getcwd(), *given)  # noqa: PTH109  # a Path costs an emit more than all else here
+        given = (environ.get(name) or "" for name in VARIABLE_NAMES)
+        return _parse(os.getcwd(), *given)  # noqa: PTH109  # a Path costs an emit more than all else here
 
 
 @lru_cache(maxsize=8)
-def _parsed(
+def _parse(
     folder: str,
     db_url: str,
     broker_url: str,
@@ -102,19 +102,19 @@ def _parsed(
     delivery: str,
     signing_key: str,
 ) -> Settings:
-    """The settings of these values, in the order of `NAMES`; kept, because each emit asks."""
+    """The settings of these values, in the order of `VARIABLE_NAMES`; kept, because each emit asks."""
     at_home = Path(folder, home or ".nitro")
-    database = _database(db_url or "sqlite:///nitro.db")
+    database = _database_url(db_url or "sqlite:///nitro.db")
     results = database if not database.startswith("sqlite") else f"sqlite:///{at_home / 'results.db'}"
     return Settings(
         db_url=database,
-        db_given=bool(db_url),
-        broker_url=_broker(broker_url or EMBEDDED_BROKER),
+        is_db_set=bool(db_url),
+        broker_url=_broker_url(broker_url or EMBEDDED_BROKER_URL),
         result_backend=result_backend or f"db+{results}",
-        handlers=_modules(handlers),
-        journal=_choice("NITRO_JOURNAL", journal or "off", JOURNAL),
+        handlers=_module_names(handlers),
+        journal=_check_choice("NITRO_JOURNAL", journal or "off", JOURNAL_VALUES),
         home=at_home,
-        delivery=_choice("NITRO_DELIVERY", delivery or "at-least-once", {d: d for d in DELIVERIES}),
+        delivery=_check_choice("NITRO_DELIVERY", delivery or "at-least-once", {d: d for d in DELIVERIES}),
         signing_key=signing_key or None,
     )
 
@@ -124,38 +124,38 @@ def signing_key() -> str | None:
     return os.environ.get("NITRO_SIGNING_KEY") or None
 
 
-def db_given() -> bool:
-    """`Settings.load().db_given`, for whoever asks at each emit."""
+def is_db_set() -> bool:
+    """`Settings.load().is_db_set`, for whoever asks at each emit."""
     return bool(os.environ.get("NITRO_DB_URL"))
 
 
-def _choice(name: str, value: str, allowed: Mapping[str, T]) -> T:
+def _check_choice(name: str, value: str, allowed: Mapping[str, T]) -> T:
     if value not in allowed:
         raise SettingError(name, value, "one of " + ", ".join(allowed))
     return allowed[value]
 
 
-def _scheme(name: str, url: str, allowed: tuple[str, ...]) -> str:
+def _check_scheme(name: str, url: str, allowed: tuple[str, ...]) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme.partition("+")[0] not in allowed:
-        raise SettingError(name, _masked(url), "a URL that starts with " + ", ".join(f"{s}://" for s in allowed))
+        raise SettingError(name, _mask_password(url), "a URL that starts with " + ", ".join(f"{s}://" for s in allowed))
     return scheme
 
 
-def _masked(url: str) -> str:
+def _mask_password(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", url)
 
 
-def _database(url: str) -> str:
+def _database_url(url: str) -> str:
     """The URL with a synchronous driver."""
-    _scheme("NITRO_DB_URL", url, DATABASES)
+    _check_scheme("NITRO_DB_URL", url, DATABASE_SCHEMES)
     try:
-        return synchronous(url)
+        return synchronous_url(url)
     except DriverOptionStays as error:
-        raise SettingError("NITRO_DB_URL", _masked(url), f"one without it: {error}") from error
+        raise SettingError("NITRO_DB_URL", _mask_password(url), f"one without it: {error}") from error
 
 
-def synchronous(url: str) -> str:
+def synchronous_url(url: str) -> str:
     """The URL with the synchronous driver for an asynchronous one; with psycopg, where PostgreSQL names none.
 
     Raises:
@@ -166,31 +166,33 @@ def synchronous(url: str) -> str:
     backend = "postgresql" if backend == "postgres" else backend
     if backend == "postgresql" and not driver:
         return f"postgresql+psycopg://{rest}"
-    if driver not in SYNCHRONOUS:
+    if driver not in SYNCHRONOUS_DRIVERS:
         return url
     place, mark, query = rest.partition("?")
     if driver == "asyncpg" and mark:
-        query = urlencode([(_of_psycopg(name), value) for name, value in parse_qsl(query) if _is_said(name)])
+        query = urlencode(
+            [(_psycopg_option_name(name), value) for name, value in parse_qsl(query) if _is_translatable(name)]
+        )
         mark = "?" if query else ""
-    return f"{backend}{SYNCHRONOUS[driver]}://{place}{mark}{query}"
+    return f"{backend}{SYNCHRONOUS_DRIVERS[driver]}://{place}{mark}{query}"
 
 
-def _is_said(name: str) -> bool:
-    return name not in UNKNOWN_TO_PSYCOPG
+def _is_translatable(name: str) -> bool:
+    return name not in IGNORED_ASYNCPG_OPTIONS
 
 
-def _of_psycopg(name: str) -> str:
-    if name not in ASYNCPG:
+def _psycopg_option_name(name: str) -> str:
+    if name not in PSYCOPG_OPTION_NAMES:
         raise DriverOptionStays(f"psycopg has nothing like its option {name}")
-    return ASYNCPG[name]
+    return PSYCOPG_OPTION_NAMES[name]
 
 
-def _broker(url: str) -> str:
-    _scheme("NITRO_BROKER_URL", url, BROKERS)
+def _broker_url(url: str) -> str:
+    _check_scheme("NITRO_BROKER_URL", url, BROKER_SCHEMES)
     return url
 
 
-def _modules(text: str) -> tuple[str, ...]:
+def _module_names(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):

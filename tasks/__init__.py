@@ -8,8 +8,8 @@ import os
 from celery import Celery
 
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.defaults import prepare
+from nitro.infrastructure.offload.celery_defaults import configure_own_app
 
 os.environ.setdefault("NITRO_HANDLERS", "examples.shop.handlers")
 
-app = bind(prepare(Celery("tasks", config_source="celeryconfig")))
+app = bind(configure_own_app(Celery("tasks", config_source="celeryconfig")))

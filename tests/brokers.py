@@ -18,8 +18,8 @@ import redis
 from celery import Celery
 
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox.relay import emitters
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox.relay import emitter_relay
 from waiting import until
 
 DATABASE = 10
@@ -35,12 +35,12 @@ PLACES = {
 @contextmanager
 def broker_away() -> Iterator[None]:
     """The broker did not answer a moment ago, and is not asked again as long as this lasts, nor by its end."""
-    courier._failures, courier._pause_ends = 1, math.inf
+    publisher._failures, publisher._paused_until = 1, math.inf
     try:
         yield
     finally:
-        emitters.stop(PATIENCE)
-        courier._failures, courier._pause_ends = 0, 0.0
+        emitter_relay.stop(PATIENCE)
+        publisher._failures, publisher._paused_until = 0, 0.0
 
 
 def bound(broker_url: str) -> Celery:

@@ -23,11 +23,11 @@ from nitro.infrastructure.events import Emission, events
 from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind, declarations
 from nitro.infrastructure.offload.codec import Payload, decode
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.message import KEY
-from nitro.infrastructure.outbox.relay import emitters
-from nitro.infrastructure.outbox.rows import payload
-from nitro.infrastructure.outbox.tables import deliveries, emissions
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox.relay import emitter_relay
+from nitro.infrastructure.outbox.rows import payload_column
+from nitro.infrastructure.outbox.schema import deliveries, emissions
 
 IN_MEMORY = {
     "broker_url": "memory://",
@@ -55,9 +55,9 @@ class Sent:
     @property
     def payload(self) -> Payload:
         """What the handler would be called with, from the message or from its row."""
-        text = self.kwargs[KEY]["payload"]
+        text = self.kwargs[ENVELOPE_KEY]["payload"]
         if text is None:
-            row = select(payload()).select_from(deliveries.join(emissions)).where(deliveries.c.id == self.id)
+            row = select(payload_column()).select_from(deliveries.join(emissions)).where(deliveries.c.id == self.id)
             with database.engine().connect() as connection:
                 text = connection.scalar(row)
         return decode(text, load=lambda cls, key: (cls, key))
@@ -84,32 +84,32 @@ def database_server() -> Iterator[str]:
 @pytest.fixture
 def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Settings, events that are heard, declared handlers, current app and memory broker as in a fresh process."""
-    monkeypatch.setattr(events, "_connected", WeakSet())
+    monkeypatch.setattr(events, "_ever_connected", WeakSet())
     for name in [name for name in os.environ if name.startswith("NITRO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NITRO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{tmp_path / 'nitro.db'}")
     database.reset()
-    declared, bound, own = dict(declarations.declared), list(apps._bound), list(apps._own)
+    declared, bound, own = dict(declarations.declarations_by_name), list(apps._bound_app), list(apps._own_app)
     current, default = _state._tls.current_app, _state.default_app
-    declarations.declared.clear()
-    apps._bound.clear()
-    apps._own.clear()
+    declarations.declarations_by_name.clear()
+    apps._bound_app.clear()
+    apps._own_app.clear()
     _state._tls.current_app, _state.default_app = None, None
     memory.Channel.queues.clear()
     memory.Transport.global_state.clear()
-    courier._failures, courier._waited = 0, False
+    publisher._failures, publisher._has_waited = 0, False
     yield
-    courier.drain(PATIENCE)
-    emitters.stop(PATIENCE)
-    emitters._thread._reset()
-    for app in (*apps._bound, *apps._own):
+    publisher.drain(PATIENCE)
+    emitter_relay.stop(PATIENCE)
+    emitter_relay._thread._reset()
+    for app in (*apps._bound_app, *apps._own_app):
         app.close()
     memory.Channel.queues.clear()
     _state._tls.current_app, _state.default_app = current, default
-    declarations.declared.clear()
-    declarations.declared.update(declared)
-    apps._bound[:], apps._own[:] = bound, own
+    declarations.declarations_by_name.clear()
+    declarations.declarations_by_name.update(declared)
+    apps._bound_app[:], apps._own_app[:] = bound, own
     database.reset()
 
 
@@ -140,7 +140,7 @@ def sent(app: Celery) -> Callable[..., list[Sent]]:
     """Takes all messages out of a queue of the memory broker, when what was emitted has left."""
 
     def take(queue: str = "celery") -> list[Sent]:
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
         return list(taken(app, queue))
 
     return take

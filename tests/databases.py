@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nitro.infrastructure.database import create_tables, reset, writing
+from nitro.infrastructure.database import create_tables, reset, write_connection
 
 KINDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.server))
 
@@ -15,5 +15,5 @@ def on_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setenv("NITRO_DB_URL", request.getfixturevalue("database_server"))
         reset()
         create_tables()
-        with writing() as connection:
+        with write_connection() as connection:
             connection.exec_driver_sql("TRUNCATE nitro_delivery, nitro_emission")

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 
 from nitro.infrastructure.database import engine
-from nitro.infrastructure.outbox.tables import emissions
+from nitro.infrastructure.outbox.schema import emissions
 from nitro.infrastructure.outbox.versions import ensure_current
 from waiting import until
 

@@ -27,7 +27,7 @@ from nitro.infrastructure.events import emit
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.codec import encode
 from nitro.infrastructure.outbox import claims, inserts
-from nitro.infrastructure.worker.identity import here
+from nitro.infrastructure.worker.identity import runner_id
 
 BYTES = "x" * 2_700
 """As many as one message has."""
@@ -102,7 +102,7 @@ def _insert(connection: Connection, payload: str) -> None:
     ]
     values = {"id": emission, "event": "bench", "sender": "Order", "snapshot": payload, "rows": json.dumps(rows)}
     values |= dict.fromkeys(("root", "parent", "story", "reload"))
-    for statement in inserts.STATEMENTS[connection.dialect.name]:
+    for statement in inserts.INSERT_STATEMENTS[connection.dialect.name]:
         statement.execute(connection, values)
 
 
@@ -151,7 +151,7 @@ def exactly_once() -> Pair:
 
 
 def _claimed_and_closed(handler: str, emissions: list[str]) -> Callable[[], None]:
-    left, me = iter(emissions), here()
+    left, me = iter(emissions), runner_id()
 
     def run() -> None:
         claim = claims.claim(next(left), handler, me)

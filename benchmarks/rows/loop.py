@@ -18,7 +18,7 @@ from benchmarks.shop import KWARGS, handlers, order
 from benchmarks.table import row
 from nitro.infrastructure.events import Event, emit_async, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.publishing.publisher import publisher
 
 EMITS = 1_000
 BEAT = 0.001
@@ -64,7 +64,7 @@ def _stall(broker: str) -> float:
     gc.collect()
     gc.freeze()  # as servers do after their start: else the stall is that of looking through all that is imported
     stalled = median(asyncio.run(_longest_stall(event)) for _ in range(ROUNDS))
-    courier.drain(60.0)
+    publisher.drain(60.0)
     if broker == "healthy":
         with app.connection_for_write() as connection:
             connection.default_channel.queue_delete(QUEUE)

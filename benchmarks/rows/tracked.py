@@ -16,7 +16,7 @@ from nitro import transaction
 from nitro.infrastructure.database import create_tables
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox.relay import Relay
 
 BACKLOG = 5_000
@@ -47,7 +47,7 @@ def _in_a_transaction(kind: str) -> Pair:
                 emit(event, order(0).save(), **KWARGS)
 
         pair = side_by_side(looped(saved_and_emitted), looped(saved), times=100)
-        assert courier.drain(60.0)
+        assert publisher.drain(60.0)
         return pair
 
 
@@ -72,7 +72,7 @@ def _relayed(broker: str) -> Pair:
         event, sold = offloaded(5), order()
         task = app.task(handlers(1)[0], name="plain")
         emit(event, sold, **KWARGS)
-        assert courier.drain(60.0)
+        assert publisher.drain(60.0)
         relay = Relay(app)
 
         def moved(times: int) -> float:

@@ -19,7 +19,7 @@ from benchmarks.staff import Staff, staff
 from benchmarks.table import row
 from nitro.infrastructure.database import create_tables, engine
 from nitro.infrastructure.events import emit
-from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.publishing.publisher import publisher
 
 Send = Callable[[], object]
 
@@ -104,7 +104,7 @@ def exactly_once() -> Pair:
 
         def emitted() -> None:
             emit(workshop.once, sold, **KWARGS)
-            assert courier.drain(60.0)
+            assert publisher.drain(60.0)
 
         return side_by_side(crew.work(emitted), others.work(by_hand), times=1_000, rounds=5)
 

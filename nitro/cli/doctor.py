@@ -11,39 +11,39 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nitro.cli import consumers, listing
-from nitro.cli.findings import Finding, fine, warning, wrong
-from nitro.cli.moments import Age
-from nitro.cli.project import app_of, load
-from nitro.invocation import celery
+from nitro.cli import render, worker_checks
+from nitro.cli.project import app_of, load_handlers
+from nitro.cli.times import Age
+from nitro.cli.worker_checks import Finding, fine, warning, wrong
+from nitro.invocation import celery_command
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from nitro.infrastructure.outbox.health import Health
-    from nitro.infrastructure.worker.knowledge import Seen
+    from nitro.infrastructure.worker.knowledge import WorkerInfo
 
 HEADINGS = ("", "CHECK", "FOUND")
 
 
 @dataclass(slots=True)
-class Look:
+class CheckContext:
     """What checks have seen that later ones need.
 
     Attributes:
         max_age: seconds after which a delivery is stuck.
         health: None when the database does not say.
-        away: why the broker cannot be reached; None when it can.
-        seen: the workers that answer.
-        silent: workers that live and do not.
+        broker_error: why the broker cannot be reached; None when it can.
+        workers: the workers that answer.
+        silent_workers: workers that live and do not.
     """
 
     app: Celery
     max_age: float
     health: Health | None = None
-    away: str | None = None
-    seen: Sequence[Seen] = ()
-    silent: Sequence[str] = ()
+    broker_error: str | None = None
+    workers: Sequence[WorkerInfo] = ()
+    silent_workers: Sequence[str] = ()
 
 
 @click.command("doctor")
@@ -56,38 +56,38 @@ def command(ctx: click.Context, max_age: timedelta, json: bool) -> None:
     \b
     Example: celery -A tasks nitro doctor --max-age 15m
     """
-    look = Look(app_of(ctx), max_age.total_seconds())
-    findings = [finding for check in CHECKS for finding in _made(check, look)]
+    context = CheckContext(app_of(ctx), max_age.total_seconds())
+    findings = [finding for check in CHECKS for finding in _run_check(check, context)]
     if json:
         click.echo(json_.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        click.echo(listing.table(HEADINGS, ((each.verdict, each.check, each.found) for each in findings)))
+        click.echo(render.table(HEADINGS, ((each.verdict, each.check, each.found) for each in findings)))
     ctx.exit(int(any(finding.verdict == "wrong" for finding in findings)))
 
 
-def _made(check: Check, look: Look) -> Iterator[Finding]:
+def _run_check(check: Check, context: CheckContext) -> Iterator[Finding]:
     """What a check finds; one that cannot be made is wrong, and keeps no other from being made."""
     try:
-        yield from check(look)
+        yield from check(context)
     except Exception as error:  # noqa: BLE001  # it is what was found
         yield wrong(check.__name__.strip("_"), f"{type(error).__name__}: {error}")
 
 
-def _handlers(_look: Look) -> Iterator[Finding]:
+def _handlers(_context: CheckContext) -> Iterator[Finding]:
     try:
-        load()
+        load_handlers()
     except click.ClickException as error:
         yield wrong("handlers", error.message)
     else:
-        yield from consumers.declared()
+        yield from worker_checks.check_declared_handlers()
 
 
-def _database(look: Look) -> Iterator[Finding]:
+def _database(context: CheckContext) -> Iterator[Finding]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from nitro.errors import OutboxOutdated
     from nitro.infrastructure.database import engine
-    from nitro.infrastructure.outbox.health import health
+    from nitro.infrastructure.outbox.health import read_health
     from nitro.infrastructure.outbox.versions import ensure_current
 
     place = engine().url.render_as_string()
@@ -96,69 +96,73 @@ def _database(look: Look) -> Iterator[Finding]:
             yield fine("database", place)
         ensure_current()
         yield fine("tables", "of this version")
-        look.health = health(look.max_age)
+        context.health = read_health(context.max_age)
     except OutboxOutdated as error:
         yield wrong("tables", str(error))
     except SQLAlchemyError as error:
         yield wrong("database", f"{place}: {getattr(error, 'orig', None) or error}")
     else:
-        dead = look.health.deliveries["dead"]
-        see = f"{listing.deliveries(dead)}; see: {celery('nitro outbox list --state dead')}"
+        dead = context.health.deliveries["dead"]
+        see = f"{render.delivery_count(dead)}; see: {celery_command('nitro outbox list --state dead')}"
         yield warning("dead letters", see) if dead else fine("dead letters", "none")
 
 
-def _broker(look: Look) -> Iterator[Finding]:
+def _broker(context: CheckContext) -> Iterator[Finding]:
     from nitro.infrastructure.offload.broker import is_embedded
-    from nitro.infrastructure.offload.line import Line
+    from nitro.infrastructure.offload.publishing.connection import BrokerConnection
     from nitro.settings import Settings
 
-    app = look.app
-    line = Line(app)
+    app = context.app
+    connection = BrokerConnection(app)
     place = f"embedded, in {Settings.load().home}" if is_embedded(app) else app.connection_for_write().as_uri()
     try:
-        line.check()
+        connection.ensure_connected()
     except Exception as error:  # noqa: BLE001  # whatever a transport raises is what was found
-        look.away = str(error) or type(error).__name__
-        yield wrong("broker", f"{place}: {look.away}")
+        context.broker_error = str(error) or type(error).__name__
+        yield wrong("broker", f"{place}: {context.broker_error}")
     else:
         yield fine("broker", place)
     finally:
-        line.close()
+        connection.close()
 
 
-def _workers(look: Look) -> Iterator[Finding]:
-    from nitro.infrastructure.outbox.census import beats
-    from nitro.infrastructure.worker.knowledge import answers, relaying_for
+def _workers(context: CheckContext) -> Iterator[Finding]:
+    from nitro.infrastructure.outbox.heartbeat import read_heartbeats
+    from nitro.infrastructure.worker.knowledge import inspect_workers, without_foreign_relays
 
-    if look.away is None:
-        noted, began = {} if look.health is None else beats(), monotonic()
-        seen = answers(look.app, consumers.ANSWER)
-        look.seen = seen if look.health is None else relaying_for(beats(), seen)
-        look.silent = consumers.silent(noted, seen, began)
-        yield from consumers.workers(look.app, look.seen, look.silent)
-
-
-def _stuck(look: Look) -> Iterator[Finding]:
-    if look.health is not None:
-        yield from consumers.stuck(look.health, look.seen, look.silent, look.away)
+    if context.broker_error is None:
+        noted, began = {} if context.health is None else read_heartbeats(), monotonic()
+        seen = inspect_workers(context.app, worker_checks.ANSWER_SECONDS)
+        context.workers = seen if context.health is None else without_foreign_relays(read_heartbeats(), seen)
+        context.silent_workers = worker_checks.silent_workers(noted, seen, began)
+        yield from worker_checks.check_workers(context.app, context.workers, context.silent_workers)
 
 
-def _tracking(look: Look) -> Iterator[Finding]:
-    from nitro.infrastructure.offload.declarations import declared
-    from nitro.infrastructure.offload.parcel import TRACKED
-    from nitro.infrastructure.outbox.keeper import tracks
+def _stuck(context: CheckContext) -> Iterator[Finding]:
+    if context.health is not None:
+        yield from worker_checks.check_stuck(
+            context.health, context.workers, context.silent_workers, context.broker_error
+        )
 
-    tracked = [name for name, declaration in declared.items() if declaration.offload.delivery in TRACKED]
-    if tracked and not tracks(look.app):
+
+def _tracking(context: CheckContext) -> Iterator[Finding]:
+    from nitro.infrastructure.offload.declarations import declarations_by_name
+    from nitro.infrastructure.offload.envelope import TRACKED_DELIVERIES
+    from nitro.infrastructure.outbox.writer import has_shared_database
+
+    tracked = [
+        name for name, declaration in declarations_by_name.items() if declaration.offload.delivery in TRACKED_DELIVERIES
+    ]
+    if tracked and not has_shared_database(context.app):
         yield wrong("outbox", "the broker is a server and no database is set that workers share; set NITRO_DB_URL")
 
 
-def _settings(look: Look) -> Iterator[Finding]:
+def _settings(context: CheckContext) -> Iterator[Finding]:
     """What an app of one's own sets that a promise cannot bear."""
     from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
-    from nitro.infrastructure.offload.message import is_signing
+    from nitro.infrastructure.offload.envelope import is_signing
 
-    app, conf = look.app, look.app.conf
+    app, conf = context.app, context.app.conf
     if not is_embedded(app) and not is_signing():
         yield warning("settings", "messages are not signed: whoever reaches the broker can have handlers run")
     if conf.task_always_eager:
@@ -169,12 +173,12 @@ def _settings(look: Look) -> Iterator[Finding]:
         yield warning("settings", f"{shorter}: Redis delivers what runs still once more")
 
 
-def _worker_settings(look: Look) -> Iterator[Finding]:
+def _worker_settings(context: CheckContext) -> Iterator[Finding]:
     """What a worker has only once, so that `bind` leaves it as it is: what keeps deliveries waiting, or out."""
     from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
     from nitro.infrastructure.offload.conf import accepts_json
 
-    app, conf = look.app, look.app.conf
+    app, conf = context.app, context.app.conf
     if not accepts_json(app):
         accepted = ", ".join(map(str, conf.accept_content))
         yield wrong("settings", f"accept_content is {accepted}: workers refuse the messages of handlers; add json")
@@ -191,7 +195,7 @@ def _worker_settings(look: Look) -> Iterator[Finding]:
         yield warning("settings", f"{silent}: a worker waits for ever for a Redis that is frozen; recommended: 5")
 
 
-Check = Callable[[Look], Iterator[Finding]]
+Check = Callable[[CheckContext], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (
     _handlers,
     _database,

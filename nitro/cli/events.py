@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nitro.cli import listing
-from nitro.cli.project import heard, load
-from nitro.infrastructure.logs import plain
+from nitro.cli import render
+from nitro.cli.project import events_with_handlers, load_handlers
+from nitro.infrastructure.logs import escape_text
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events import Event
 
 HEADINGS = ("EVENT", "#", "WHERE", "HANDLER", "KIND", "PRIORITY", "SENDER", "CONDITION", "DELIVERY", "OPTIONS")
 
-_json = click.option("--json", "json", is_flag=True, help="For scripts.")
+_json_option = click.option("--json", "json", is_flag=True, help="For scripts.")
 
 
 @click.command("handlers")
 @click.option("--event", metavar="NAME", help="Only of this event.")
-@_json
+@_json_option
 def handlers(event: str | None, json: bool) -> None:
     """List the events with their handlers, in the order in which an emit takes them.
 
@@ -31,18 +31,18 @@ def handlers(event: str | None, json: bool) -> None:
     \b
     Example: celery -A tasks nitro handlers --event order-placed
     """
-    from nitro.infrastructure.offload.catalogue import catalogue
+    from nitro.infrastructure.offload.handler_list import describe_handlers
 
-    load()
-    rows = catalogue(asked_for(event))
-    click.echo(json_.dumps(rows, indent=2, default=str) if json else listing.table(HEADINGS, map(_cells, rows)))
+    load_handlers()
+    rows = describe_handlers(select_events(event))
+    click.echo(json_.dumps(rows, indent=2, default=str) if json else render.table(HEADINGS, map(_row_cells, rows)))
 
 
 @click.command("explain")
 @click.argument("event")
 @click.option("--sender", metavar="Class:id", help="The entity that emits, which is read from its row; or a text.")
 @click.option("--kwargs", metavar="JSON", default="{}", help="What is emitted besides, as an object.")
-@_json
+@_json_option
 def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
     """Say what an emit would do now: ask the conditions, weigh the payload, run no handler.
 
@@ -51,25 +51,25 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
     """
     from nitro.infrastructure.events import ANY
 
-    load()
-    told = _known(event).explain(ANY if sender is None else _sender(sender), **_object(kwargs))
+    load_handlers()
+    told = _find_event(event).explain(ANY if sender is None else _parse_sender(sender), **_parse_object(kwargs))
     if json:
         click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in told], indent=2))
     else:
-        told[:] = [replace(verdict, condition=verdict.condition and plain(verdict.condition)) for verdict in told]
+        told[:] = [replace(verdict, condition=verdict.condition and escape_text(verdict.condition)) for verdict in told]
         click.echo(told)
 
 
-def asked_for(name: str | None) -> list[Event]:
+def select_events(name: str | None) -> list[Event]:
     """The event of that name, or all that somebody hears.
 
     Raises:
         ClickException: nobody hears one of that name.
     """
-    return [_known(name)] if name else heard()
+    return [_find_event(name)] if name else events_with_handlers()
 
 
-def _known(name: str) -> Event:
+def _find_event(name: str) -> Event:
     """The event of that name that somebody hears.
 
     Raises:
@@ -77,48 +77,48 @@ def _known(name: str) -> Event:
     """
     from difflib import get_close_matches
 
-    from nitro.infrastructure.events.events import default_namespace, heard_events, is_glob
+    from nitro.infrastructure.events.events import connected_events, default_namespace, is_glob
 
-    found = [event for event in heard_events() if event.name == name]
+    found = [event for event in connected_events() if event.name == name]
     if not found and name in default_namespace and not is_glob(name):
         found = [default_namespace.event(name)]  # that only a glob hears
     if found:
         return found[0]
-    near = get_close_matches(name, [event.name for event in heard_events()], n=1)
+    near = get_close_matches(name, [event.name for event in connected_events()], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ": is the module of its handlers among NITRO_HANDLERS?"
     raise click.ClickException(f"no handler hears an event {name!r}{hint}")
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _row_cells(row: dict[str, Any]) -> tuple[str, ...]:
     options = " ".join(f"{name}={value}" for name, value in row["options"].items())
     facts = (row["where"], row["handler"], row["kind"], str(row["priority"]), row["sender"] or "-")
     condition = "yes" if row["condition"] else "-"
     return (row["event"], str(row["position"]), *facts, condition, row["delivery"] or "-", options)
 
 
-def _sender(text: str) -> object:
+def _parse_sender(text: str) -> object:
     """The entity of `Class:id`, else the text itself.
 
     Raises:
         ClickException: there is no such class, or no such row.
     """
     from nitro.domain.entities.base_entity import Entity
-    from nitro.infrastructure.repository.loading import below
+    from nitro.infrastructure.repository.loading import all_subclasses
 
     name, colon, key = text.partition(":")
     if not colon:
         return text
-    classes = [cls for cls in below(Entity) if name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
+    classes = [cls for cls in all_subclasses(Entity) if name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
     if len(classes) != 1:
         found = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
         raise click.ClickException(f"entities named {name}: {found or 'none'}; give one as module.Class:id")
-    entity = classes[0].get(_typed(classes[0], key))
+    entity = classes[0].get(_parse_id(classes[0], key))
     if entity is None:
         raise click.ClickException(f"there is no {name} with the id {key}")
     return entity
 
 
-def _typed(cls: type[Any], key: str) -> object:
+def _parse_id(cls: type[Any], key: str) -> object:
     """The text as a value of the type that the class has for its id.
 
     Raises:
@@ -133,7 +133,7 @@ def _typed(cls: type[Any], key: str) -> object:
         raise click.ClickException(f"{cls.__name__}:{key}: {error.errors()[0]['msg']}") from error
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     """The object that a JSON text is.
 
     Raises:

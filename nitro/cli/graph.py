@@ -12,20 +12,20 @@ from warnings import catch_warnings
 
 import click
 
-from nitro.cli.events import asked_for
-from nitro.cli.output import give
-from nitro.cli.project import load
-from nitro.infrastructure.logs import plain
+from nitro.cli.events import select_events
+from nitro.cli.project import load_handlers
+from nitro.cli.render import write_output
+from nitro.infrastructure.logs import escape_text
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events import Event
     from nitro.infrastructure.events.handler import Handler
 
-CHARACTER, LINE, GAP = 0.085, 0.45, 2.0
+CHARACTER_INCHES, LINE_INCHES, ARROW_INCHES = 0.085, 0.45, 2.0
 """Inches: the width of a character, the height of a line, the length of an arrow."""
-LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-QUEUED = "#c98a1b"
-INLINE = "#2e8b57"
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+QUEUED_COLOUR = "#c98a1b"
+INLINE_COLOUR = "#2e8b57"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +55,18 @@ def command(form: str, event: str | None, output: Path | None) -> None:
     \b
     Example: celery -A tasks nitro graph --format svg -o events.svg
     """
-    load()
-    give(FORMS[form]([edge for each in asked_for(event) for edge in _edges(each)]), output)
+    load_handlers()
+    write_output(FORMATS[form]([edge for each in select_events(event) for edge in _edges(each)]), output)
 
 
 def _edges(event: Event) -> Iterator[Edge]:
     for handler in event.handlers:
         queued = handler.offload is not None
-        label = ", ".join(_labels(handler))
-        yield Edge(event=plain(event.name), handler=plain(handler.name), queued=queued, label=label)
+        label = ", ".join(_label_parts(handler))
+        yield Edge(event=escape_text(event.name), handler=escape_text(handler.name), queued=queued, label=label)
 
 
-def _labels(handler: Handler) -> Iterator[str]:
+def _label_parts(handler: Handler) -> Iterator[str]:
     if handler.offload is not None:
         yield str(handler.offload.delivery)
     if handler.priority:
@@ -81,7 +81,7 @@ def _mermaid(edges: list[Edge]) -> str:
     def quoted(text: str) -> str:
         return '"' + "".join(c if c.isalnum() or c in " ._-,*?[]" else f"#{ord(c)};" for c in text) + '"'
 
-    names, shapes = _names(edges), {"e": ("([", "])"), "h": ("[", "]")}
+    names, shapes = _node_names(edges), {"e": ("([", "])"), "h": ("[", "]")}
     nodes = [f"  {name}{quoted(text).join(shapes[kind])}" for (kind, text), name in names.items()]
     arrows = [
         f"  {names['e', edge.event]} {'-.->' if edge.queued else '-->'}"
@@ -93,7 +93,7 @@ def _mermaid(edges: list[Edge]) -> str:
 
 def _dot(edges: list[Edge]) -> str:
     """A directed graph (Graphviz documentation: DOT Language); texts are quoted as in JSON, which it reads."""
-    names, shapes = _names(edges), {"e": "ellipse", "h": "box"}
+    names, shapes = _node_names(edges), {"e": "ellipse", "h": "box"}
     labels = {each: json.dumps(each[1], ensure_ascii=False) for each in names}
     nodes = [f"  {name} [label={labels[each]} shape={shapes[each[0]]}];" for each, name in names.items()]
     arrows = [
@@ -115,17 +115,19 @@ def _svg(edges: list[Edge]) -> str:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise click.ClickException("--format svg needs matplotlib: pip install 'nitro-celery[graph]'") from error
-    handlers = {name: -LINE * row for row, name in enumerate(dict.fromkeys(edge.handler for edge in edges))}
-    events = _beside(edges, handlers)
-    left, right = (CHARACTER * max(map(len, column), default=0) for column in (events, handlers))
-    height = LINE - min([*handlers.values(), *events.values()], default=0.0) + LINE
+    handlers = {name: -LINE_INCHES * row for row, name in enumerate(dict.fromkeys(edge.handler for edge in edges))}
+    events = _event_heights(edges, handlers)
+    left, right = (CHARACTER_INCHES * max(map(len, column), default=0) for column in (events, handlers))
+    height = LINE_INCHES - min([*handlers.values(), *events.values()], default=0.0) + LINE_INCHES
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "nitro", "font.family": "monospace", "font.size": 10}):
-        figure = Figure(figsize=(left + GAP + right + 1, height))
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(-left - 0.5, GAP + right + 0.5), ylim=(LINE - height, LINE))
+        figure = Figure(figsize=(left + ARROW_INCHES + right + 1, height))
+        axes = figure.add_axes(
+            (0, 0, 1, 1), xlim=(-left - 0.5, ARROW_INCHES + right + 0.5), ylim=(LINE_INCHES - height, LINE_INCHES)
+        )
         axes.set_axis_off()
         for edge in edges:
             _draw_edge(axes, edge, events[edge.event], handlers[edge.handler])
-        for places, x, side in ((events, 0.0, "right"), (handlers, GAP, "left")):
+        for places, x, side in ((events, 0.0, "right"), (handlers, ARROW_INCHES, "left")):
             for name, y in places.items():
                 box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#8a94a6"}
                 axes.text(x, y, name, ha=side, va="center", bbox=box, parse_math=False)
@@ -135,29 +137,29 @@ def _svg(edges: list[Edge]) -> str:
     return drawn.getvalue().rstrip()
 
 
-def _beside(edges: list[Edge], handlers: dict[str, float]) -> dict[str, float]:
+def _event_heights(edges: list[Edge], handlers: dict[str, float]) -> dict[str, float]:
     """Each event in the middle of its handlers, and at least a line below the one before."""
     places: dict[str, float] = {}
-    lowest = LINE
+    lowest = LINE_INCHES
     for event in dict.fromkeys(edge.event for edge in edges):
         own = [handlers[edge.handler] for edge in edges if edge.event == event]
-        lowest = places[event] = min(sum(own) / len(own), lowest - LINE)
+        lowest = places[event] = min(sum(own) / len(own), lowest - LINE_INCHES)
     return places
 
 
 def _draw_edge(axes: Any, edge: Edge, begin: float, end: float) -> None:
-    colour = QUEUED if edge.queued else INLINE
+    colour = QUEUED_COLOUR if edge.queued else INLINE_COLOUR
     style = {"arrowstyle": "->", "color": colour, "linestyle": "--" if edge.queued else "-"}
-    axes.annotate("", xy=(GAP - 0.1, end), xytext=(0.1, begin), arrowprops=style)
-    x, y = GAP * 0.7, begin + (end - begin) * 0.7
-    axes.text(x, y, edge.label, fontsize=7, color=colour, ha="center", va="center", bbox=LABEL)
+    axes.annotate("", xy=(ARROW_INCHES - 0.1, end), xytext=(0.1, begin), arrowprops=style)
+    x, y = ARROW_INCHES * 0.7, begin + (end - begin) * 0.7
+    axes.text(x, y, edge.label, fontsize=7, color=colour, ha="center", va="center", bbox=LABEL_BOX)
 
 
-def _names(edges: Iterable[Edge]) -> dict[tuple[str, str], str]:
+def _node_names(edges: Iterable[Edge]) -> dict[tuple[str, str], str]:
     """A name of its own for each event and each handler, which may be called alike."""
     events = dict.fromkeys(("e", edge.event) for edge in edges)
     handlers = dict.fromkeys(("h", edge.handler) for edge in edges)
     return {each: f"{each[0]}{number}" for number, each in enumerate([*events, *handlers])}
 
 
-FORMS: dict[str, Callable[[list[Edge]], str]] = {"mermaid": _mermaid, "dot": _dot, "svg": _svg}
+FORMATS: dict[str, Callable[[list[Edge]], str]] = {"mermaid": _mermaid, "dot": _dot, "svg": _svg}

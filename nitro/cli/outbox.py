@@ -8,67 +8,67 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nitro.cli import known, listing
-from nitro.cli.masking import masked
-from nitro.cli.moments import Moment
+from nitro.cli import project, render
+from nitro.cli.render import mask_payload
+from nitro.cli.times import Moment
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
-OPEN = ("waiting", "queued", "running")
-CLOSED = ("done", "published", "dead", "cancelled")
+OPEN_STATES = ("waiting", "queued", "running")
+CLOSED_STATES = ("done", "published", "dead", "cancelled")
 """`published`: untracked, and left to the broker."""
-GIVEN_UP = ("waiting", "queued", "dead")
+DISCARDABLE_STATES = ("waiting", "queued", "dead")
 """States that `discard` can end."""
 
-Command = Callable[..., None]
+CommandFunction = Callable[..., None]
 
 
 @click.group("outbox", epilog="Example: celery -A tasks nitro outbox list --state dead")
-def commands() -> None:
+def group() -> None:
     """What is waiting, running, done or dead."""
 
 
-def _state(allowed: Sequence[str], **settings: Any) -> Callable[[Command], Command]:
+def _state_option(allowed: Sequence[str], **settings: Any) -> Callable[[CommandFunction], CommandFunction]:
     help_ = settings.pop("help", "Only in this state; may be given several times.")
     return click.option("--state", "states", multiple=True, type=click.Choice(allowed), help=help_, **settings)
 
 
-_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
-_handler = click.option("--handler", metavar="NAME", help="Only to this handler.")
-_json = click.option("--json", "json", is_flag=True, help="For scripts: an array of objects.")
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+_ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...")
+_handler_option = click.option("--handler", metavar="NAME", help="Only to this handler.")
+_json_option = click.option("--json", "json", is_flag=True, help="For scripts: an array of objects.")
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-@commands.command("list")
-@_state(OPEN + CLOSED)
-@_handler
+@group.command("list")
+@_state_option(OPEN_STATES + CLOSED_STATES)
+@_handler_option
 @click.option("--event", metavar="NAME", help="Only of this event.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
-@_json
+@_json_option
 def list_(states: Sequence[str], handler: str | None, event: str | None, limit: int, json: bool) -> None:
     """List deliveries, the latest emission first.
 
     \b
     Example: celery -A tasks nitro outbox list --state dead --state waiting
     """
-    from nitro.infrastructure.outbox import registry
+    from nitro.infrastructure.outbox import operations
 
     conditions = _conditions((), states, handler)
     if event is not None:
-        conditions.append(registry.of_event(event))
-    entries = registry.entries(*conditions, limit=limit + 1)
+        conditions.append(operations.is_of_event(event))
+    entries = operations.read_deliveries(*conditions, limit=limit + 1)
     if not entries:
-        known.check(handler=handler, event=event)
+        project.check_names(handler=handler, event=event)
     listed = entries[:limit]
-    click.echo(listing.as_json(listed) if json else listing.as_table(listed))
+    click.echo(render.as_json(listed) if json else render.as_table(listed))
     if listed != entries:
         click.echo(f"only the latest {limit} are listed; --limit lists more", err=True)
 
 
-@commands.command()
+@group.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@_json
+@_json_option
 def show(ids: Sequence[str], json: bool) -> None:
     """Show all about deliveries, with their payload.
 
@@ -78,23 +78,23 @@ def show(ids: Sequence[str], json: bool) -> None:
     \b
     Example: celery -A tasks nitro outbox show 0192f0c1-7a00-7000-8000-000000000000
     """
-    from nitro.infrastructure.outbox import registry
+    from nitro.infrastructure.outbox import operations
 
-    entries = registry.entries(registry.named(ids))
+    entries = operations.read_deliveries(operations.has_id_in(ids))
     unknown = set(ids).difference(*((entry.id, entry.emission) for entry in entries))
     if entries or json:
-        kept = registry.payloads(registry.named(ids))
-        shown = {name: masked(text) if text else None for name, text in kept.items()}
-        click.echo(listing.in_full_json(entries, shown) if json else listing.in_full(entries, shown))
+        kept = operations.read_payloads(operations.has_id_in(ids))
+        shown = {name: mask_payload(text) if text else None for name, text in kept.items()}
+        click.echo(render.details_as_json(entries, shown) if json else render.details_as_text(entries, shown))
     if unknown:
         raise click.ClickException(f"no delivery or emission in the outbox has the id {', '.join(sorted(unknown))}")
 
 
-@commands.command()
-@_ids
-@_state(CLOSED, help="In this state; dead unless given.")
-@_handler
-@_yes
+@group.command()
+@_ids_argument
+@_state_option(CLOSED_STATES, help="In this state; dead unless given.")
+@_handler_option
+@_yes_option
 def replay(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: bool) -> None:
     """Have dead letters, or other closed deliveries, run again.
 
@@ -103,20 +103,20 @@ def replay(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: 
     \b
     Example: celery -A tasks nitro outbox replay --handler shop.mail.confirm
     """
-    from nitro.infrastructure.outbox import registry
+    from nitro.infrastructure.outbox import operations
 
-    matching = _asked_for(ids, states, handler, "run again", yes)
-    replayed = registry.replay(*matching)
+    matching = _confirmed_conditions(ids, states, handler, "run again", yes)
+    replayed = operations.replay(*matching)
     if not replayed:
         raise click.ClickException("nothing runs again: what was found has no payload, or has changed meanwhile")
-    click.echo(f"run again: {listing.deliveries(replayed)}")
+    click.echo(f"run again: {render.delivery_count(replayed)}")
 
 
-@commands.command()
-@_ids
-@_state(GIVEN_UP, help="In this state; dead unless given.")
-@_handler
-@_yes
+@group.command()
+@_ids_argument
+@_state_option(DISCARDABLE_STATES, help="In this state; dead unless given.")
+@_handler_option
+@_yes_option
 def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: bool) -> None:
     """Cancel dead letters, or deliveries that have not started.
 
@@ -125,49 +125,50 @@ def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes:
     \b
     Example: celery -A tasks nitro outbox discard --state waiting --handler shop.mail.confirm
     """
-    from nitro.infrastructure.outbox import registry
+    from nitro.infrastructure.outbox import operations
 
-    matching = _asked_for(ids, states, handler, "be cancelled", yes)
-    discarded = registry.discard(*matching)
+    matching = _confirmed_conditions(ids, states, handler, "be cancelled", yes)
+    discarded = operations.discard(*matching)
     if not discarded:
         raise click.ClickException("nothing is cancelled: what was found has changed meanwhile")
-    click.echo(f"cancelled: {listing.deliveries(discarded)}")
+    click.echo(f"cancelled: {render.delivery_count(discarded)}")
 
 
-@commands.command()
+@group.command()
 @click.option("--before", required=True, type=Moment(), help="Emitted before: 14d, 12h, 30m ago, or a date (UTC).")
-@_state(CLOSED, default=("done", "published", "cancelled"), show_default=True)
-@_yes
+@_state_option(CLOSED_STATES, default=("done", "published", "cancelled"), show_default=True)
+@_yes_option
 def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
     """Delete closed deliveries, and with those that are done what the journal has recorded.
 
     \b
     Example: celery -A tasks nitro outbox purge --before 14d --state done
     """
-    from nitro.infrastructure.outbox import registry
-    from nitro.infrastructure.outbox.retention import forget
-    from nitro.infrastructure.outbox.retention import purge as delete
+    from nitro.infrastructure.outbox import operations
+    from nitro.infrastructure.outbox.retention import purge_deliveries as delete
+    from nitro.infrastructure.outbox.retention import purge_emissions
+    from nitro.infrastructure.outbox.states import is_in_states
     from nitro.infrastructure.outbox.versions import ensure_current
 
     ensure_current()
     what = f"what was emitted before {before:%Y-%m-%d %H:%M} UTC and is {' or '.join(states)}"
     if not yes:
         click.confirm(f"Delete {what}?", abort=True)
-    closed = sum(registry.tally(registry.in_states(states), registry.emitted_before(before)).values())
+    closed = sum(operations.count_by_state(is_in_states(states), operations.is_emitted_before(before)).values())
     deleted = 0
-    with listing.progress("deleting", closed) as bar:
+    with render.progress_bar("deleting", closed) as bar:
         while some := delete(before, tuple(states)):
             deleted += some
             bar.update(some)
-    click.echo(f"deleted: {listing.deliveries(deleted)}")
+    click.echo(f"deleted: {render.delivery_count(deleted)}")
     forgotten = 0
-    while "done" in states and (some := forget(before)):
+    while "done" in states and (some := purge_emissions(before)):
         forgotten += some
     if forgotten:
         click.echo(f"deleted from the journal: {forgotten}")
 
 
-def _asked_for(
+def _confirmed_conditions(
     ids: Sequence[str], states: Sequence[str], handler: str | None, fate: str, yes: bool
 ) -> list[ColumnElement[bool]]:
     """The conditions on deliveries that an operator means, once he has agreed to what becomes of them.
@@ -177,28 +178,31 @@ def _asked_for(
         ClickException: there are none.
         Abort: he does not agree.
     """
-    from nitro.infrastructure.outbox import registry
+    from nitro.infrastructure.outbox import operations
 
     if not (ids or states or handler):
         raise click.UsageError("say which deliveries: give their IDs, --state or --handler")
     states = states or ("dead",)
     matching = _conditions(ids, states, handler)
-    found = registry.tally(*matching)
+    found = operations.count_by_state(*matching)
     if not found:
-        known.check(handler=handler)
-        others = listing.by_state(registry.tally(*_conditions(ids, (), handler)))
+        project.check_names(handler=handler)
+        others = render.counts_by_state(operations.count_by_state(*_conditions(ids, (), handler)))
         raise click.ClickException(f"no such delivery is {' or '.join(states)}; there are: {others or 'none at all'}")
     if not yes:
         number = sum(found.values())
-        click.confirm(f"{listing.deliveries(number)} will {fate} ({listing.by_state(found)}). Go on?", abort=True)
+        click.confirm(
+            f"{render.delivery_count(number)} will {fate} ({render.counts_by_state(found)}). Go on?", abort=True
+        )
     return matching
 
 
 def _conditions(ids: Sequence[str], states: Sequence[str], handler: str | None) -> list[ColumnElement[bool]]:
-    from nitro.infrastructure.outbox import registry
+    from nitro.infrastructure.outbox import operations
+    from nitro.infrastructure.outbox.states import is_in_states
 
     return [
-        *([registry.named(ids)] if ids else []),
-        *([registry.in_states(states)] if states else []),
-        *([registry.of_handler(handler)] if handler is not None else []),
+        *([operations.has_id_in(ids)] if ids else []),
+        *([is_in_states(states)] if states else []),
+        *([operations.is_for_handler(handler)] if handler is not None else []),
     ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import click
 
-from nitro.cli import listing
-from nitro.cli.project import app_of, load
-from nitro.cli.stopping import signals
+from nitro.cli import render
+from nitro.cli.project import app_of, load_handlers
 
 if TYPE_CHECKING:
     from celery import Celery
 
-LEAVE = 5.0
+
+STOP_SECONDS = 5.0
 """Seconds for the step that it is in when it is told to stop."""
 
 
@@ -28,61 +30,72 @@ def command(ctx: click.Context, once: bool) -> None:
     \b
     Example: celery -A tasks nitro relay --once
     """
-    from nitro.infrastructure.offload.app import queueing
+    from nitro.infrastructure.offload.app import queueing_app
     from nitro.infrastructure.outbox.versions import ensure_current
 
-    load()
+    load_handlers()
     ensure_current()
-    app = queueing(app_of(ctx))
+    app = queueing_app(app_of(ctx))
     if once:
-        click.echo(f"moved to the broker: {_move_what_is_due(app)}")
+        click.echo(f"moved to the broker: {_publish_due(app)}")
     else:
-        _relay_until_told(app)
+        _relay_until_signal(app)
 
 
-def _move_what_is_due(app: Celery) -> int:
+def _publish_due(app: Celery) -> int:
     """Publish all that is due; how many deliveries."""
-    from nitro.infrastructure.offload.line import Line
+    from nitro.infrastructure.offload.publishing.connection import BrokerConnection
 
-    line = Line(app)
+    connection = BrokerConnection(app)
     try:
-        line.check()
-        return _publish_all(app)
+        connection.ensure_connected()
+        return _step_until_idle(app)
     except Exception as error:
-        if not line.is_broken_by(error):
+        if not connection.is_connection_error(error):
             raise
         raise click.ClickException(f"the broker is away: {' '.join(str(error).split())}") from error
     finally:
-        line.close()
+        connection.close()
 
 
-def _publish_all(app: Celery) -> int:
-    from nitro.infrastructure.offload.courier import courier
-    from nitro.infrastructure.outbox import backlog
-    from nitro.infrastructure.outbox.health import health
+def _step_until_idle(app: Celery) -> int:
+    from nitro.infrastructure.offload.publishing.publisher import publisher
+    from nitro.infrastructure.outbox import pending
+    from nitro.infrastructure.outbox.health import read_health
     from nitro.infrastructure.outbox.relay import Relay
-    from nitro.infrastructure.outbox.tables import WAITING
+    from nitro.infrastructure.outbox.schema import WAITING
 
     relay, moved = Relay(app), 0
-    with listing.progress("moving", health().deliveries[WAITING]) as bar:
-        while (some := relay.step()) or (courier.ready and backlog.due()):
+    with render.progress_bar("moving", read_health().deliveries[WAITING]) as bar:
+        while (some := relay.step()) or (publisher.is_ready and pending.has_due()):
             moved += some
             bar.update(some)
-    if not courier.ready:
+    if not publisher.is_ready:
         raise ConnectionError(f"it has taken {moved} deliveries, and the others wait as before")
     return moved
 
 
-def _relay_until_told(app: Celery) -> None:
+def _relay_until_signal(app: Celery) -> None:
     import logging
 
     from nitro.infrastructure.outbox.relay import Relay
     from nitro.infrastructure.threads import PeriodicThread
 
-    told = signals()
+    told = stop_signals()
     app.log.setup(loglevel=logging.INFO)
     relay = PeriodicThread("nitro-relay")
     relay.start(Relay(app).tick)
     click.echo("relays until SIGINT or SIGTERM")
     told.get()
-    relay.stop(LEAVE)
+    relay.stop(STOP_SECONDS)
+
+
+SignalQueue = SimpleQueue[int]
+
+
+def stop_signals() -> SignalQueue:
+    """SIGINT and SIGTERM as they come, from now on."""
+    told: SignalQueue = SimpleQueue()  # unlike an Event's set(), its put() may interrupt the thread that waits
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: told.put(received))
+    return told

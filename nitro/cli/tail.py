@@ -12,31 +12,30 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nitro.cli import known, listing
-from nitro.cli.moments import Moment, clock
-from nitro.cli.project import load_what_can_be
-from nitro.cli.steps import steps_of
-from nitro.cli.stopping import Signals, signals
-from nitro.infrastructure.logs import plain, said
+from nitro.cli import project, render
+from nitro.cli.project import load_handlers_or_warn
+from nitro.cli.relay import SignalQueue, stop_signals
+from nitro.cli.timeline import steps_of
+from nitro.cli.times import Moment, format_clock
+from nitro.infrastructure.logs import escape_text, exception_line
 
 if TYPE_CHECKING:
-    from nitro.infrastructure.outbox.happenings import Wanted
-    from nitro.infrastructure.outbox.lineage import Told
-    from nitro.infrastructure.outbox.registry import Entry
+    from nitro.infrastructure.outbox.history import EmissionRecord, HistoryFilter
+    from nitro.infrastructure.outbox.operations import DeliveryRecord
 
-EVERY = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two looks."""
-SHARE = 4
+PAUSE_FACTOR = 4
 """Times longer than a look takes, at least, is the pause after it: who follows leaves the database to others."""
-LATE = timedelta(seconds=60)
+LATE_COMMIT_WINDOW = timedelta(seconds=60)
 """How long after it happened something may be committed, and still be seen."""
-APART = timedelta(seconds=1)
+CLOCK_TOLERANCE = timedelta(seconds=1)
 """From how much on the clock of the database is taken for another one than that of this machine."""
-MOST = 50_000
+MAX_ROWS = 50_000
 """Emissions and deliveries that are looked at, the latest."""
-AT_ONCE = 500
+READ_BATCH = 500
 """Emissions that are read at a time."""
-REMEMBERED = 100_000
+MAX_REMEMBERED_EMISSIONS = 100_000
 """Emissions of which it is known what has been shown."""
 STATES = (
     *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped", "dropped"),
@@ -45,7 +44,7 @@ STATES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class TailLine:
     """Something that happened.
 
     Attributes:
@@ -63,7 +62,9 @@ class Line:
 
     def __str__(self) -> str:
         facts = (self.emission, self.event or "-", self.sender, self.handler or "", self.note)
-        return listing.GAP.join([clock(self.at), listing.coloured(self.state, 9), *map(plain, filter(None, facts))])
+        return render.COLUMN_GAP.join(
+            [format_clock(self.at), render.coloured(self.state, 9), *map(escape_text, filter(None, facts))]
+        )
 
 
 class Tail:
@@ -74,55 +75,55 @@ class Tail:
         wanted: what is shown; all, unless given.
 
     Attributes:
-        cut: whether there was more than was looked at.
+        is_truncated: whether there was more than was looked at.
     """
 
-    def __init__(self, since: datetime, wanted: Wanted | None = None) -> None:
-        from nitro.infrastructure.outbox.happenings import Wanted, clock
+    def __init__(self, since: datetime, wanted: HistoryFilter | None = None) -> None:
+        from nitro.infrastructure.outbox.history import HistoryFilter, database_time
 
-        apart = clock() - datetime.now(UTC)
-        self.cut = False
-        self._begin = self._since = since + apart if abs(apart) > APART else since
-        self._wanted = Wanted() if wanted is None else wanted
+        apart = database_time() - datetime.now(UTC)
+        self.is_truncated = False
+        self._begin = self._since = since + apart if abs(apart) > CLOCK_TOLERANCE else since
+        self._wanted = HistoryFilter() if wanted is None else wanted
         self._seen: set[Hashable] = set()
         self._shown: dict[str, set[Hashable]] = {}
 
-    def look(self) -> list[Line]:
+    def look(self) -> list[TailLine]:
         """The lines that have not been there, the earliest first."""
-        from nitro.infrastructure.outbox import happenings
+        from nitro.infrastructure.outbox import history
 
-        begun = happenings.clock()
-        keys, self.cut = happenings.happened(self._since, self._wanted, MOST)
+        begun = history.database_time()
+        keys, self.is_truncated = history.changes_since(self._since, self._wanted, MAX_ROWS)
         changed = sorted({key[0] for key in keys if key not in self._seen})
-        lines = [line for told in _read(changed) for line in self._fresh(told)]
+        lines = [line for told in _read_emissions(changed) for line in self._new_lines(told)]
         self._seen = set(keys)
-        self._since = max(self._since, begun - LATE)
-        for oldest in list(self._shown)[: max(0, len(self._shown) - REMEMBERED)]:
+        self._since = max(self._since, begun - LATE_COMMIT_WINDOW)
+        for oldest in list(self._shown)[: max(0, len(self._shown) - MAX_REMEMBERED_EMISSIONS)]:
             del self._shown[oldest]
         return sorted(lines, key=lambda line: line.at)
 
-    def _fresh(self, told: Told) -> Iterator[Line]:
-        from nitro.infrastructure.outbox.tables import first_id
+    def _new_lines(self, told: EmissionRecord) -> Iterator[TailLine]:
+        from nitro.infrastructure.outbox.schema import min_id_at
 
         shown = self._shown[told.id] = self._shown.pop(told.id, set())
-        is_new = told.id >= first_id(self._begin)
-        for line in _lines(told):
-            key = _key(line)
+        is_new = told.id >= min_id_at(self._begin)
+        for line in _emission_lines(told):
+            key = _line_key(line)
             if key not in shown and _is_wanted(line, self._wanted):
                 shown.add(key)
                 if is_new or line.at >= self._begin:
                     yield line
 
 
-def _read(emissions: Sequence[str]) -> Iterator[Told]:
+def _read_emissions(emissions: Sequence[str]) -> Iterator[EmissionRecord]:
     """These emissions, some at a time."""
-    from nitro.infrastructure.outbox import lineage
+    from nitro.infrastructure.outbox import history
 
-    for first in range(0, len(emissions), AT_ONCE):
-        yield from lineage.named(emissions[first : first + AT_ONCE])
+    for first in range(0, len(emissions), READ_BATCH):
+        yield from history.records_by_ids(emissions[first : first + READ_BATCH])
 
 
-def _key(line: Line) -> Hashable:
+def _line_key(line: TailLine) -> Hashable:
     """What tells a line from others of its emission: not the time of a run, which its history has in other digits."""
     return (line.handler, line.state, line.note) if line.state in ("emitted", "running", "retried") else line
 
@@ -151,27 +152,27 @@ def command(
     \b
     Example: celery -A tasks nitro tail --event order-placed --state dead --state retried
     """
-    from nitro.infrastructure.outbox.happenings import Wanted
+    from nitro.infrastructure.outbox.history import HistoryFilter
     from nitro.infrastructure.outbox.versions import ensure_current
 
-    load_what_can_be()
+    load_handlers_or_warn()
     ensure_current()
-    known.warn(handler=handler, event=event)
-    wanted = Wanted(event=event, handler=handler, sender=sender, states=frozenset(states))
-    told = signals()
+    project.warn_unknown_names(handler=handler, event=event)
+    wanted = HistoryFilter(event=event, handler=handler, sender=sender, states=frozenset(states))
+    told = stop_signals()
     tail, was_cut = Tail(since, wanted), False
     while True:
         began = monotonic()
         for line in tail.look():
             click.echo(json_.dumps(asdict(line), default=datetime.isoformat) if json else line)
-        if tail.cut and not was_cut:
-            click.echo(f"only the latest {MOST} are shown; give a later --since, or a filter", err=True)
-        was_cut = tail.cut
-        if once or _came(told, max(EVERY, SHARE * (monotonic() - began))):
+        if tail.is_truncated and not was_cut:
+            click.echo(f"only the latest {MAX_ROWS} are shown; give a later --since, or a filter", err=True)
+        was_cut = tail.is_truncated
+        if once or _has_signal_come(told, max(POLL_SECONDS, PAUSE_FACTOR * (monotonic() - began))):
             return
 
 
-def _came(told: Signals, seconds: float) -> bool:
+def _has_signal_come(told: SignalQueue, seconds: float) -> bool:
     """Whether a signal comes before it is time to look again."""
     try:
         told.get(timeout=seconds)
@@ -180,7 +181,7 @@ def _came(told: Signals, seconds: float) -> bool:
     return True
 
 
-def _is_wanted(line: Line, wanted: Wanted) -> bool:
+def _is_wanted(line: TailLine, wanted: HistoryFilter) -> bool:
     if wanted.sender is not None and line.sender != wanted.sender and not line.sender.startswith(f"{wanted.sender} "):
         return False  # which `__nitro_show__` of its class adds to
     facts = ((wanted.event, line.event), (wanted.handler, line.handler))
@@ -188,22 +189,24 @@ def _is_wanted(line: Line, wanted: Wanted) -> bool:
     return fits and (not wanted.states or line.state in wanted.states)
 
 
-def _lines(told: Told) -> Iterator[Line]:
+def _emission_lines(told: EmissionRecord) -> Iterator[TailLine]:
     below = f"below {told.parent}" if told.parent else ""
-    yield _line(told, told.at, "emitted", None, f"raised {told.error}" if told.error else below)
+    yield _make_line(told, told.at, "emitted", None, f"raised {told.error}" if told.error else below)
     for turn in told.turns:
         at = told.at + timedelta(seconds=turn.get("at", 0))
-        yield _line(told, at, turn["outcome"], turn["handler"], turn.get("why") or turn.get("delivery") or "")
+        yield _make_line(told, at, turn["outcome"], turn["handler"], turn.get("why") or turn.get("delivery") or "")
     for entry in told.deliveries:
-        yield from _delivery(told, entry)
+        yield from _delivery_lines(told, entry)
 
 
-def _delivery(told: Told, entry: Entry) -> Iterator[Line]:
+def _delivery_lines(told: EmissionRecord, entry: DeliveryRecord) -> Iterator[TailLine]:
     for step in steps_of(entry):
-        why = step.why or (said(entry.error or "") if step.state == "dead" else "")
+        why = step.why or (exception_line(entry.error or "") if step.state == "dead" else "")
         run = f"run {step.run}" if step.run else ""
-        yield _line(told, step.at, step.state, entry.handler, ": ".join(filter(None, (run, why))))
+        yield _make_line(told, step.at, step.state, entry.handler, ": ".join(filter(None, (run, why))))
 
 
-def _line(told: Told, at: datetime, state: str, handler: str | None, note: str) -> Line:
-    return Line(at=at, state=state, event=told.event, sender=told.sender, handler=handler, emission=told.id, note=note)
+def _make_line(told: EmissionRecord, at: datetime, state: str, handler: str | None, note: str) -> TailLine:
+    return TailLine(
+        at=at, state=state, event=told.event, sender=told.sender, handler=handler, emission=told.id, note=note
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nitro.errors.usage import NitroError
-from nitro.invocation import celery
+from nitro.invocation import celery_command
 
 
 class EntityError(NitroError):
@@ -83,7 +83,7 @@ class OutboxOutdated(OutboxError, RuntimeError):
     """
 
     def __init__(self, place: str, found: int | None, wanted: int, lacking: Sequence[str] = ()) -> None:
-        way_out = f"run `{celery('nitro init')}`"
+        way_out = f"run `{celery_command('nitro init')}`"
         if found is not None and found > wanted:
             state, way_out = f"are of version {found}, and this library knows {wanted}", "update the library"
         elif found is None:

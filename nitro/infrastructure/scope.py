@@ -25,7 +25,7 @@ class Commit(Protocol):
     def savepoint(self) -> AbstractContextManager[None]:
         """A part of the transaction that is undone alone when the block fails."""
 
-    def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
+    def savepoint_async(self) -> AbstractAsyncContextManager[None]:
         """The same around code that awaits; of concurrent tasks one after the other."""
 
     def after_rollback(self, callback: Callable[[], None]) -> None:
@@ -36,14 +36,14 @@ class Transaction(Commit, Protocol):
     """An open `transaction()`."""
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""
 
     @property
-    def elsewhere(self) -> bool:
+    def is_open_elsewhere(self) -> bool:
         """Whether it is still open, and another thread is its own."""
 
-    def lent(self) -> AbstractContextManager[None]:
+    def owned_by_this_thread(self) -> AbstractContextManager[None]:
         """Make the calling thread its own one, while the thread that it belongs to waits."""
 
 
@@ -58,13 +58,13 @@ class Cause(Protocol):
     def handler(self) -> str | None: ...
 
 
-transaction: ContextVar[Transaction | None] = ContextVar("nitro_transaction", default=None)
+transaction_variable: ContextVar[Transaction | None] = ContextVar("nitro_transaction", default=None)
 
 
 def current_transaction() -> Transaction | None:
     """The open transaction of this thread and context, if there is one."""
-    found = transaction.get()
-    return found if found is not None and found.usable else None
+    found = transaction_variable.get()
+    return found if found is not None and found.is_usable else None
 
 
 def transaction_to_join() -> Transaction | None:
@@ -73,55 +73,55 @@ def transaction_to_join() -> Transaction | None:
     Raises:
         OpenElsewhere: one is open that belongs to another thread; what is done here could not be part of it.
     """
-    found = transaction.get()
-    if found is None or found.usable:
+    found = transaction_variable.get()
+    if found is None or found.is_usable:
         return found
-    if found.elsewhere:
+    if found.is_open_elsewhere:
         raise OpenElsewhere
     return None
 
 
-class _Running(threading.local):
+class _ThreadState(threading.local):
     """The emissions whose sync handlers run on this thread, innermost last."""
 
     def __init__(self) -> None:
         self.emissions: list[Cause] = []
 
 
-running = _Running()
+thread_state = _ThreadState()
 
 # An async handler or a worker's delivery: the emission, and how deep this thread's sync handlers
 # were nested when it began, which tells whose turn it is where the two kinds interleave.
-_task: ContextVar[tuple[Cause, int, int] | None] = ContextVar("nitro_emission", default=None)
+_task_cause: ContextVar[tuple[Cause, int, int] | None] = ContextVar("nitro_emission", default=None)
 
 
-in_task = _task.get
+task_cause = _task_cause.get
 """Whether an async handler or a worker's delivery runs here: None when none does."""
 
 
-def enter_task(emission: Cause) -> Token[tuple[Cause, int, int] | None]:
-    """Make `emission` the cause of what this context emits; undo with `leave_task`."""
-    return _task.set((emission, threading.get_ident(), len(running.emissions)))
+def set_task_cause(emission: Cause) -> Token[tuple[Cause, int, int] | None]:
+    """Make `emission` the cause of what this context emits; undo with `reset_task_cause`."""
+    return _task_cause.set((emission, threading.get_ident(), len(thread_state.emissions)))
 
 
-def leave_task(token: Token[tuple[Cause, int, int] | None]) -> None:
-    """Undo `enter_task`."""
-    _task.reset(token)
+def reset_task_cause(token: Token[tuple[Cause, int, int] | None]) -> None:
+    """Undo `set_task_cause`."""
+    _task_cause.reset(token)
 
 
 @contextmanager
-def emitting(emission: Cause) -> Iterator[None]:
+def push_cause(emission: Cause) -> Iterator[None]:
     """Make `emission` the cause of what this thread's sync handlers emit."""
-    running.emissions.append(emission)
+    thread_state.emissions.append(emission)
     try:
         yield
     finally:
-        running.emissions.pop()
+        thread_state.emissions.pop()
 
 
-def cause() -> Cause | None:
+def current_cause() -> Cause | None:
     """The emission whose handler is running here, inline or in a worker."""
-    stack, task = running.emissions, _task.get()
+    stack, task = thread_state.emissions, _task_cause.get()
     if task is None:
         return stack[-1] if stack else None
     emission, thread, depth = task

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.logs import get_logger
 
-logger = logger_named("nitro.outbox")
+logger = get_logger("nitro.outbox")
 
 HANDLERS, MESSAGES, JOURNAL = 100, 90, 80
 """Priorities of what the exit waits for: async handlers may emit, and emissions are recorded last."""
@@ -34,7 +34,7 @@ class ForkSafe:
         raise NotImplementedError
 
 
-class Lock(ForkSafe):
+class ForkSafeLock(ForkSafe):
     """A re-entrant lock; a forked child finds it open, also when a thread of the parent held it."""
 
     def _reset(self) -> None:
@@ -46,7 +46,7 @@ class Lock(ForkSafe):
         return self._lock.acquire(blocking=False)
 
     @property
-    def is_mine(self) -> bool:
+    def is_owned(self) -> bool:
         """Whether this thread holds it."""
         try:
             self._condition.notify(0)  # wakes nobody; a condition lets only the thread that holds its lock do so
@@ -103,7 +103,7 @@ class PeriodicThread(ForkSafe):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
         super().__init__()
 
     def _reset(self) -> None:

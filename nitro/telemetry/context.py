@@ -15,44 +15,44 @@ from typing import Any
 
 from nitro.errors import ContextNotSerializable
 from nitro.infrastructure.events import Emission
-from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.offload.carriers import Headers, carriers
+from nitro.infrastructure.logs import get_logger
 from nitro.infrastructure.offload.delivery import Delivery
+from nitro.infrastructure.offload.propagation import Headers, propagators
 from nitro.settings import signing_key
 
-logger = logger_named("nitro.worker")
+logger = get_logger("nitro.worker")
 
-HEADER = "nitro_context"
+CONTEXT_HEADER = "nitro_context"
 """Message header: `{name: value}` as JSON text, which every broker brings back as it was."""
-MOST = 16 * 1024
+MAX_HEADER_BYTES = 16 * 1024
 """Bytes of that text: RabbitMQ's connection ends with a header of more than 128 KiB."""
-SIGNATURE = "nitro_context_signature"
+SIGNATURE_HEADER = "nitro_context_signature"
 """Message header: of that text, where messages are signed."""
 
 
-NAMESAKE = (
+DUPLICATE_NAME_MESSAGE = (
     "another variable of that name travels already; give it another name, or if it is the same one of a module "
     "that was reloaded, call carry() in that module, at its top level"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CallSite:
     """Where a module has called `carry` while it was executed.
 
     Attributes:
-        first: whether that was its first import, and no reload.
+        is_first_import: whether that was its first import, and no reload.
     """
 
     file: str
     line: int
-    first: bool
+    is_first_import: bool
 
-    def is_again(self, earlier: Place | None) -> bool:
+    def is_same_call(self, earlier: CallSite | None) -> bool:
         """Whether this is the same call anew; two calls within one first import are different ones."""
         if earlier is None or earlier.file != self.file:
             return False
-        return not self.first or earlier.line == self.line
+        return not self.is_first_import or earlier.line == self.line
 
 
 def carry(*variables: ContextVar[Any]) -> None:
@@ -67,21 +67,21 @@ def carry(*variables: ContextVar[Any]) -> None:
     Raises:
         ContextNotSerializable: two different variables have one name.
     """
-    place = _place(sys._getframe(1))
+    place = _call_site_of(sys._getframe(1))
     for variable in variables:
-        _carried.add(variable, place)
-    if _carried not in carriers:
-        carriers.append(_carried)
+        _propagator.add(variable, place)
+    if _propagator not in propagators:
+        propagators.append(_propagator)
 
 
-class ContextVariables:
+class ContextPropagator:
     """The carrier of context variables; signed with `NITRO_SIGNING_KEY`, because a tenant decides on what is done."""
 
     def __init__(self) -> None:
         self.variables: dict[str, ContextVar[Any]] = {}
-        self._places: dict[str, Place | None] = {}
+        self._call_sites: dict[str, CallSite | None] = {}
 
-    def add(self, variable: ContextVar[Any], place: Place | None) -> None:
+    def add(self, variable: ContextVar[Any], place: CallSite | None) -> None:
         """Have one more travel, or one that takes the place of its older self.
 
         Raises:
@@ -90,11 +90,11 @@ class ContextVariables:
         known = self.variables.get(variable.name)
         if known is variable:
             return
-        if known is not None and (place is None or not place.is_again(self._places[variable.name])):
-            raise ContextNotSerializable(variable.name, NAMESAKE)
-        self.variables[variable.name], self._places[variable.name] = variable, place
+        if known is not None and (place is None or not place.is_same_call(self._call_sites[variable.name])):
+            raise ContextNotSerializable(variable.name, DUPLICATE_NAME_MESSAGE)
+        self.variables[variable.name], self._call_sites[variable.name] = variable, place
 
-    def give(self, emission: Emission) -> Headers:
+    def inject(self, emission: Emission) -> Headers:
         """The values of those that are set.
 
         Raises:
@@ -106,19 +106,19 @@ class ContextVariables:
         if not values:
             return {}
         for name, value in values.items():
-            _check(name, value)
+            _check_value(name, value)
         text = json.dumps(values)
-        if len(text) > MOST:
+        if len(text) > MAX_HEADER_BYTES:
             raise ContextNotSerializable(
-                ", ".join(values), f"{len(text)} bytes are more than the {MOST} of a message header"
+                ", ".join(values), f"{len(text)} bytes are more than the {MAX_HEADER_BYTES} of a message header"
             )
         signature = _signature(text, emission.id)
-        return {HEADER: text} if signature is None else {HEADER: text, SIGNATURE: signature}
+        return {CONTEXT_HEADER: text} if signature is None else {CONTEXT_HEADER: text, SIGNATURE_HEADER: signature}
 
     @contextmanager
-    def take(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
+    def extract(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
         """Set them for a run of a handler; what is not signed as it must be is not set, which the log says."""
-        values = _values(headers, delivery.emission)
+        values = _verified_values(headers, delivery.emission)
         known = {self.variables[name]: value for name, value in values.items() if name in self.variables}
         tokens = [(variable, variable.set(value)) for variable, value in known.items()]
         try:
@@ -128,22 +128,22 @@ class ContextVariables:
                 variable.reset(token)
 
 
-_carried = ContextVariables()
+_propagator = ContextPropagator()
 
 
-def _place(caller: FrameType) -> Place | None:
+def _call_site_of(caller: FrameType) -> CallSite | None:
     """The place of a call at the top level of a module; in an interactive session each cell is a file of its own."""
     if caller.f_code.co_name != "<module>":
         return None
     module = caller.f_globals
     is_script = module.get("__name__") == "__main__"
     if is_script and "__file__" not in module:
-        return Place("", caller.f_lineno, first=False)
+        return CallSite("", caller.f_lineno, is_first_import=False)
     first = is_script or getattr(module.get("__spec__"), "_initializing", False)
-    return Place(os.path.realpath(caller.f_code.co_filename), caller.f_lineno, first=first)
+    return CallSite(os.path.realpath(caller.f_code.co_filename), caller.f_lineno, is_first_import=first)
 
 
-def _check(name: str, value: Any) -> None:
+def _check_value(name: str, value: Any) -> None:
     try:
         back = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
@@ -152,13 +152,13 @@ def _check(name: str, value: Any) -> None:
         raise ContextNotSerializable(name, f"{value!r} does not come back from JSON as it is")
 
 
-def _values(headers: Headers, emission: str) -> dict[str, Any]:
-    text = headers.get(HEADER)
+def _verified_values(headers: Headers, emission: str) -> dict[str, Any]:
+    text = headers.get(CONTEXT_HEADER)
     if text is None:
         return {}
     wanted = _signature(text, emission)
     if wanted is not None and not hmac.compare_digest(
-        wanted.encode(), str(headers.get(SIGNATURE)).encode(errors="replace")
+        wanted.encode(), str(headers.get(SIGNATURE_HEADER)).encode(errors="replace")
     ):
         logger.error("context of emission %s is refused: it is not signed as it must be", emission)
         return {}

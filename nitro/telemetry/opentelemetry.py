@@ -14,14 +14,14 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
 from opentelemetry.util.types import AnyValue
 
 from nitro.infrastructure.events import Emission
-from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.events.shown import shown
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.offload.carriers import Headers, carriers, publishing
+from nitro.infrastructure.events.display import describe_sender
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.events.ports import Call
 from nitro.infrastructure.offload.delivery import Delivery
-from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.envelope import TaskMessage
+from nitro.infrastructure.offload.propagation import Headers, propagators, publish_contexts
 
-MOST_LINKS = 128
+MAX_LINKS = 128
 """Of a span, which is the default limit of the SDK."""
 
 
@@ -33,15 +33,17 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
     Called again for the same provider it does nothing.
     """
-    if any(isinstance(carrier, _Tracing) and carrier.provider is tracer_provider for carrier in carriers):
+    if any(
+        isinstance(propagator, _EmissionTracer) and propagator.provider is tracer_provider for propagator in propagators
+    ):
         return
-    tracing = _Tracing(tracer_provider)
-    watchers.append(tracing.watch)
-    carriers.append(tracing)
-    publishing.append(tracing.publish)
+    tracing = _EmissionTracer(tracer_provider)
+    active_observers.append(tracing.watch)
+    propagators.append(tracing)
+    publish_contexts.append(tracing.publish)
 
 
-class _Tracing:
+class _EmissionTracer:
     def __init__(self, provider: TracerProvider | None) -> None:
         self.provider = provider
         self._tracer = trace.get_tracer("nitro", tracer_provider=provider)
@@ -49,8 +51,8 @@ class _Tracing:
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
         """The span of an emit."""
-        facts: dict[str, AnyValue] = {"nitro.event": emission.event, "nitro.sender": shown(call.sender)}
-        with self._span(f"emit {emission.event}", SpanKind.PRODUCER, facts) as span:
+        facts: dict[str, AnyValue] = {"nitro.event": emission.event, "nitro.sender": describe_sender(call.sender)}
+        with self._start_span(f"emit {emission.event}", SpanKind.PRODUCER, facts) as span:
             try:
                 yield
             finally:
@@ -60,14 +62,14 @@ class _Tracing:
                 if emission.cancelled_by is not None:
                     span.set_attribute("nitro.cancelled_by", emission.cancelled_by)
 
-    def give(self, _emission: Emission) -> Headers:
+    def inject(self, _emission: Emission) -> Headers:
         """The context of the emit, as the global propagator writes it."""
         headers: dict[str, str] = {}
         propagate.inject(headers)
         return headers
 
     @contextmanager
-    def take(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
+    def extract(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
         """The span of a run."""
         facts: dict[str, AnyValue] = {
             "messaging.operation.type": "process",
@@ -80,27 +82,32 @@ class _Tracing:
         # One that nothing was sent along with, such as a handler that a handler calls, is where it is called.
         token = context.attach(propagate.extract(sent, context=context.get_current()))
         try:
-            with self._span(f"run {delivery.handler}", SpanKind.CONSUMER, facts):
+            with self._start_span(f"run {delivery.handler}", SpanKind.CONSUMER, facts):
                 yield
         finally:
             context.detach(token)
 
     @contextmanager
-    def publish(self, parcels: Sequence[Parcel]) -> Iterator[None]:
+    def publish(self, messages: Sequence[TaskMessage]) -> Iterator[None]:
         """The span of a relay's batch."""
-        made = {(emit.trace_id, emit.span_id): emit for emit in map(_made_in, parcels) if emit.is_valid}
-        links = [Link(emit) for emit in made.values()][:MOST_LINKS]
-        facts: dict[str, AnyValue] = {"messaging.operation.type": "send", "messaging.batch.message_count": len(parcels)}
-        with self._span("publish", SpanKind.PRODUCER, facts, links=links) if parcels else nullcontext():
+        made = {(emit.trace_id, emit.span_id): emit for emit in map(_emit_span_context, messages) if emit.is_valid}
+        links = [Link(emit) for emit in made.values()][:MAX_LINKS]
+        facts: dict[str, AnyValue] = {
+            "messaging.operation.type": "send",
+            "messaging.batch.message_count": len(messages),
+        }
+        with self._start_span("publish", SpanKind.PRODUCER, facts, links=links) if messages else nullcontext():
             yield
 
-    def _span(
+    def _start_span(
         self, name: str, kind: SpanKind, facts: Mapping[str, AnyValue], **more: Any
     ) -> AbstractContextManager[trace.Span]:
         attributes = {"messaging.system": "nitro", **facts}
         return self._tracer.start_as_current_span(name, kind=kind, attributes=attributes, **more)
 
 
-def _made_in(parcel: Parcel) -> SpanContext:
+def _emit_span_context(message: TaskMessage) -> SpanContext:
     """The span of its emit."""
-    return trace.get_current_span(propagate.extract(parcel.carried, context=context.Context())).get_span_context()
+    return trace.get_current_span(
+        propagate.extract(message.propagated_headers, context=context.Context())
+    ).get_span_context()

@@ -15,16 +15,16 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from nitro.infrastructure.events import Emission
-from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.events.ports import Call
+from nitro.infrastructure.logs import get_logger
 
 if TYPE_CHECKING:
-    from nitro.infrastructure.outbox.health import Group
+    from nitro.infrastructure.outbox.health import DeliveryGroup
 
-logger = logger_named("nitro.outbox")
+logger = get_logger("nitro.outbox")
 
-BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+BUCKET_SECONDS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 """Seconds."""
 
 
@@ -43,11 +43,11 @@ class OutboxCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The metrics as they are now."""
-        from nitro.infrastructure.outbox.health import health
+        from nitro.infrastructure.outbox.health import read_health
 
         up = GaugeMetricFamily("nitro_outbox_up", "Whether the database of the outbox answers.")
         try:
-            found = health()
+            found = read_health()
         except Exception:
             logger.warning("the outbox cannot be measured", exc_info=True)
             up.add_metric([], 0)
@@ -58,11 +58,11 @@ class OutboxCollector(Collector):
         for state, count in found.deliveries.items():
             deliveries.add_metric([state], count)
         oldest = GaugeMetricFamily("nitro_outbox_oldest_waiting_seconds", "Since when the oldest that waits is due.")
-        oldest.add_metric([], found.oldest or 0)
-        yield from (up, deliveries, oldest, _stuck(found.groups))
+        oldest.add_metric([], found.oldest_waiting_age or 0)
+        yield from (up, deliveries, oldest, _stuck_metric(found.groups))
 
 
-def _stuck(groups: Iterable[Group]) -> GaugeMetricFamily:
+def _stuck_metric(groups: Iterable[DeliveryGroup]) -> GaugeMetricFamily:
     counts: Tally[tuple[str, str]] = Tally()
     for group in groups:
         counts[group.queue, group.handler] += group.stuck
@@ -81,13 +81,15 @@ def instrument(registry: CollectorRegistry = REGISTRY) -> None:
     Called again for the same registry it does nothing.
     """
     counting = [
-        each for each in (getattr(watch, "__self__", None) for watch in watchers) if isinstance(each, _Counting)
+        each
+        for each in (getattr(watch, "__self__", None) for watch in active_observers)
+        if isinstance(each, _EmissionCounter)
     ]
     if not any(each.registry is registry for each in counting):
-        watchers.append(_Counting(registry).watch)
+        active_observers.append(_EmissionCounter(registry).watch)
 
 
-class _Counting:
+class _EmissionCounter:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self._emissions = Counter("nitro_emissions", "Emissions.", ["event"], registry=registry)
@@ -96,7 +98,11 @@ class _Counting:
             "nitro_cancellations", "Emissions that a handler has cancelled.", ["event", "handler"], registry=registry
         )
         self._inline = Histogram(
-            "nitro_inline_seconds", "Time of inline handlers.", ["event", "handler"], registry=registry, buckets=BUCKETS
+            "nitro_inline_seconds",
+            "Time of inline handlers.",
+            ["event", "handler"],
+            registry=registry,
+            buckets=BUCKET_SECONDS,
         )
 
     @contextmanager
@@ -111,6 +117,6 @@ class _Counting:
         finally:
             if emission.cancelled_by is not None:
                 self._cancelled.labels(emission.event, emission.cancelled_by).inc()
-            for handler, (began, ended) in emission.turns.items():
+            for handler, (began, ended) in emission.timings.items():
                 if ended is not None:
                     self._inline.labels(emission.event, handler).observe(ended - began)

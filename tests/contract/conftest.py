@@ -16,13 +16,13 @@ from celery import Celery
 
 from databases import KINDS, on_database
 from nitro.infrastructure import scope
-from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace, dispatcher
-from nitro.infrastructure.events.dispatcher import Call
+from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace, ports
 from nitro.infrastructure.events.handler import Handler
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.lane import Lane
-from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.events.ports import Call
+from nitro.infrastructure.offload.envelope import TaskMessage
+from nitro.infrastructure.offload.publishing.channel import PublishChannel
+from nitro.infrastructure.offload.publishing.queue import Batch
 from nitro.infrastructure.outbox import journal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,14 +62,14 @@ class RecordingDispatcher:
         emission.offloaded.update({name: f"{emission.id}:{name}" for name in names})
         return lambda: self._publish(names)
 
-    def commit(self, call: Call, *, flush: bool) -> scope.Commit | None:
+    def find_commit(self, call: Call, *, flush: bool) -> scope.Commit | None:
         return scope.current_transaction()
 
     async def flush(self, call: Call) -> None:
         self.steps.append("flush")
 
-    def weigh(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
-        self.steps.append("weigh")
+    def payload_sizes(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
+        self.steps.append("payload_sizes")
         return [100 + position for position, _ in enumerate(handlers)]
 
     def _publish(self, names: list[str]) -> None:
@@ -85,15 +85,15 @@ class RecordingDispatcher:
 class FakeTransaction:
     """A transaction that keeps its callbacks until `commit`."""
 
-    usable: bool = True
-    elsewhere: bool = False
+    is_usable: bool = True
+    is_open_elsewhere: bool = False
     callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:
         self.callbacks.append(callback)
 
     def commit(self) -> None:
-        scope.transaction.set(None)
+        scope.transaction_variable.set(None)
         for callback in self.callbacks:
             callback()
 
@@ -119,33 +119,33 @@ def default() -> Iterator[Namespace]:
 @pytest.fixture
 def queue() -> Iterator[RecordingDispatcher]:
     """A recording dispatcher in the slot."""
-    earlier = list(dispatcher._filled)
+    earlier = list(ports._slot)
     recording = RecordingDispatcher()
-    dispatcher.fill(recording)
+    ports.set_dispatcher(recording)
     yield recording
-    dispatcher._filled[:] = earlier
+    ports._slot[:] = earlier
 
 
 @pytest.fixture
 def flights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many messages leave with each flight."""
     sizes: list[int] = []
-    publish = Lane.publish
+    publish = PublishChannel.publish
 
-    def counted(self: Lane, batch: Batch, parcels: Sequence[Parcel], *args: Any) -> Exception | None:
+    def counted(self: PublishChannel, batch: Batch, parcels: Sequence[TaskMessage], *args: Any) -> Exception | None:
         sizes.append(len(parcels))
         return publish(self, batch, parcels, *args)
 
-    monkeypatch.setattr(Lane, "publish", counted)
+    monkeypatch.setattr(PublishChannel, "publish", counted)
     return sizes
 
 
 @pytest.fixture
 def open_transaction() -> Iterator[FakeTransaction]:
     """A transaction that is open around the test."""
-    token = scope.transaction.set(opened := FakeTransaction())
+    token = scope.transaction_variable.set(opened := FakeTransaction())
     yield opened
-    scope.transaction.reset(token)
+    scope.transaction_variable.reset(token)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def database_kind(request: pytest.FixtureRequest, offloading: None, monkeypatch:
 @pytest.fixture
 def journal_on(offloading: None) -> Iterator[journal.Journal]:
     """The journal of this process, which notes all that is emitted as with NITRO_JOURNAL=on."""
-    journal.install()
+    journal.observe_emissions()
     yield journal.journal
-    watchers.remove(journal.journal.watch)
+    active_observers.remove(journal.journal.watch)
     assert journal.journal.flush(20)

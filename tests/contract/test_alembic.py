@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from nitro.alembic import include_name
-from nitro.infrastructure.database import create_tables, own, reset
+from nitro.infrastructure.database import create_tables, nitro_metadata, reset
 
 ROOT = Path(__file__).parents[2]
 ENV = """
@@ -104,6 +104,6 @@ def test_autogenerate_with_plugins_of_its_own_is_told_by_a_name_filter(project: 
 
 def test_the_filter_is_about_nitros_tables_alone() -> None:
     """Whatever else has such a name is the user's."""
-    assert not any(include_name(name, "table", {}) for name in own.tables)
+    assert not any(include_name(name, "table", {}) for name in nitro_metadata.tables)
     assert include_name("nitro_glycerine", "table", {})
     assert include_name("nitro_worker", "column", {})

@@ -214,7 +214,7 @@ def test_after_a_rollback_they_never_start(evt: Event, open_transaction: Any) ->
 def test_ended_transaction_is_not_waited_for(evt: Event, open_transaction: Any) -> None:
     """A transaction that is over postpones nothing."""
     ran: list[object] = []
-    open_transaction.usable = False
+    open_transaction.is_usable = False
 
     @on(evt)
     async def handler(sender: object) -> None:
@@ -236,7 +236,7 @@ def test_weak_async_handler_that_has_died_is_silent(
 
     known = [handler]
     if dying == "before its turn":
-        open_transaction.usable = False
+        open_transaction.is_usable = False
         on(evt, priority=1)(lambda sender: [known.clear(), gc.collect()])
     on(evt, weak=True)(handler)
     del handler

@@ -18,7 +18,7 @@ from nitro.errors import DatabaseRefused, SettingError
 from nitro.infrastructure import database
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox.keeper import tracks
+from nitro.infrastructure.outbox.writer import has_shared_database
 from nitro.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("offloading")
@@ -88,9 +88,9 @@ def test_a_bound_url_is_a_database_that_workers_share(
     """No setting is needed besides it, with a broker that is a server."""
     monkeypatch.delenv("NITRO_DB_URL")
     app = celery_app("shop", broker="redis://127.0.0.1:1/0")
-    assert not tracks(app)
+    assert not has_shared_database(app)
     bind(app, f"sqlite:///{tmp_path / 'own.db'}")
-    assert tracks(app)
+    assert has_shared_database(app)
 
 
 @pytest.mark.server

@@ -107,7 +107,7 @@ def test_cause_ends_with_the_handler(failing: bool) -> None:
     else:
         emit(events.event("first"))
     assert emit(events.event("second")).parent is None
-    assert scope.cause() is None
+    assert scope.current_cause() is None
 
 
 def test_async_siblings_do_not_mix_up_their_causes() -> None:
@@ -221,10 +221,10 @@ def test_delivery_in_a_worker_is_a_cause(chain: Chain) -> None:
     events = Namespace()
     delivered = Emission.of("first")
     connect(events, chain, "second", "third")
-    token = scope.enter_task(delivered)
+    token = scope.set_task_cause(delivered)
     try:
         chain["second"] = emit(events.event("second"))
     finally:
-        scope.leave_task(token)
+        scope.reset_task_cause(token)
     check(chain, delivered)
     assert emit(events.event("second")).parent is None

@@ -57,7 +57,7 @@ def test_exit_waits_for_emits_of_other_threads(fresh_process: Process) -> None:
 def test_exit_waits_no_longer_than_its_bound(fresh_process: Process) -> None:
     """After 30 s, here shortened, the handler is given up and the log names it."""
     forever = "@on('order.lost', name='shop.stuck')\nasync def stuck(sender):\n    await asyncio.Event().wait()\n"
-    ended = fresh_process(HANDLER + forever + "background.EXIT_WAIT = 0.05\nemit('order.lost')")
+    ended = fresh_process(HANDLER + forever + "background.EXIT_WAIT_SECONDS = 0.05\nemit('order.lost')")
     assert ended.returncode == 0
     assert "shop.stuck" in ended.stderr
     assert "order.lost" in ended.stderr
@@ -65,7 +65,7 @@ def test_exit_waits_no_longer_than_its_bound(fresh_process: Process) -> None:
 
 def test_bound_of_the_exit_is_thirty_seconds(fresh_process: Process) -> None:
     """The contract's number is the one in use."""
-    assert fresh_process(HANDLER + "print(background.EXIT_WAIT)").stdout == "30.0\n"
+    assert fresh_process(HANDLER + "print(background.EXIT_WAIT_SECONDS)").stdout == "30.0\n"
 
 
 def test_exit_of_a_program_without_async_handlers_waits_for_nothing(fresh_process: Process) -> None:
@@ -137,7 +137,7 @@ def test_child_forked_while_another_thread_asks_can_connect(fresh_process: Proce
 def test_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
     """A handler that calls `sys.exit()` has failed, is logged with its name, and the next one still runs."""
     failing = (
-        "background.EXIT_WAIT = 1.0\n"
+        "background.EXIT_WAIT_SECONDS = 1.0\n"
         "@on('order.lost', name='shop.reserve')\n"
         "async def reserve(sender):\n    raise SystemExit(1)\n"
         "emit('order.lost')\n"
@@ -152,7 +152,7 @@ def test_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
 def test_task_of_a_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
     """Nor can a task that a handler has left behind."""
     leaving = (
-        "background.EXIT_WAIT = 1.0\n"
+        "background.EXIT_WAIT_SECONDS = 1.0\n"
         "async def ends():\n    raise KeyboardInterrupt\n"
         "@on('order.lost')\n"
         "async def leaves(sender):\n    await asyncio.wait([asyncio.create_task(ends())])\n"
@@ -168,7 +168,7 @@ def test_started_handler_is_not_garbage(fresh_process: Process, loop: str) -> No
     """A handler that waits for a future that only it knows is kept until it has finished."""
     waiting = """
 import gc, threading, weakref
-background.EXIT_WAIT = 1.0
+background.EXIT_WAIT_SECONDS = 1.0
 begun, known = threading.Event(), []
 
 @on("order.lost")

@@ -24,7 +24,7 @@ def test_explain_runs_no_handler_and_queues_nothing(evt: Event, queue: Any) -> N
     evt.connect(fail_async)
     on(evt, offload=True)(lambda sender: fail())
     evt.explain("ada")
-    assert queue.steps == ["weigh"]
+    assert queue.steps == ["payload_sizes"]
 
 
 def test_explain_lists_handlers_in_order_with_their_place(evt: Event, queue: Any) -> None:

@@ -18,7 +18,7 @@ from nitro.errors import TransactionError
 from nitro.infrastructure import database
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, emit, emit_async, on
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.schema import deliveries
 
 Sent = Callable[..., list[Any]]
 Scope = pytest.mark.parametrize("scope", ["function", "request"])

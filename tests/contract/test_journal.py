@@ -17,10 +17,10 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, reset, transaction, use_engine
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.parcel import TRACKED
-from nitro.infrastructure.outbox import journal, registry
-from nitro.infrastructure.outbox.tables import made_at
+from nitro.infrastructure.offload.envelope import TRACKED_DELIVERIES
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox import journal, operations
+from nitro.infrastructure.outbox.schema import time_of_id
 from waiting import until
 
 on_each_database = pytest.mark.usefixtures("database_kind")
@@ -43,13 +43,13 @@ class Shy(Entity, table=True):
 @pytest.fixture
 def held(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A database that takes nothing until this is set."""
-    go, insert = threading.Event(), journal._insert
+    go, insert = threading.Event(), journal._insert_entries
 
     def wait(notes: list[Any]) -> None:
         assert go.wait(20)
         insert(notes)
 
-    monkeypatch.setattr(journal, "_insert", wait)
+    monkeypatch.setattr(journal, "_insert_entries", wait)
     yield go
     go.set()
     assert journal_on.flush(20)
@@ -94,7 +94,7 @@ def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object
     assert only().id == emission.id
 
 
-@pytest.mark.parametrize("delivery", TRACKED)
+@pytest.mark.parametrize("delivery", TRACKED_DELIVERIES)
 def test_what_celery_runs_at_once_is_recorded(
     journal_on: object, evt: Event, make_app: Callable[..., Celery], delivery: str
 ) -> None:
@@ -150,11 +150,11 @@ def test_a_tracked_emissions_story_commits_with_the_callers_data(evt: Event, app
 def test_a_stored_untracked_delivery_has_a_story_too(journal_on: object, evt: Event, app: Celery) -> None:
     """The broker was away, and it waits in the outbox: its emission is told of like any other."""
     on(heard(evt), name="shop.mail", offload={"delivery": "broker"})(lambda sender: None)
-    courier._failures, courier._pause_ends = 1, float("inf")
+    publisher._failures, publisher._paused_until = 1, float("inf")
     emit(evt, "ada")
     assert journal.journal.flush(20)
     assert only().outcomes == {"shop.stock": "done", "shop.mail": "queued"}
-    assert [entry.state for entry in registry.entries()] == ["waiting"]
+    assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
 
 
 def test_an_emit_makes_no_query(journal_on: object, evt: Event, app: Celery) -> None:
@@ -200,7 +200,7 @@ def test_an_engine_in_memory_is_left_to_the_program(
 ) -> None:
     """It has one connection: who wrote there from another thread would commit what is not finished. It is said once."""
     use_engine(create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}))
-    monkeypatch.setattr(journal_on, "_refused", False, raising=False)
+    monkeypatch.setattr(journal_on, "_has_warned_of_memory", False, raising=False)
     Bottle.init_db()
     for _ in range(2):
         with pytest.raises(InterruptedError), transaction():
@@ -216,7 +216,7 @@ def test_what_is_too_much_is_dropped_aloud(
     held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Memory does not grow without end while the database is away; the log counts what is missing."""
-    monkeypatch.setattr(journal, "MOST", 3)
+    monkeypatch.setattr(journal, "MAX_PENDING_ENTRIES", 3)
     emissions = [emit(heard(evt), "ada") for _ in range(5)]
     held.set()
     until(lambda: "2 emissions are not in the journal" in caplog.text)
@@ -227,7 +227,7 @@ def test_more_than_fits_at_once_is_written_in_turns(
     held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of it, without waiting in between."""
-    monkeypatch.setattr(journal, "AT_ONCE", 2)
+    monkeypatch.setattr(journal, "WRITE_BATCH", 2)
     emissions = [emit(heard(evt), "ada") for _ in range(7)]
     held.set()
     assert [found.id for found in recorded(7)] == [emission.id for emission in emissions]
@@ -243,7 +243,7 @@ def test_an_id_tells_when_its_emission_began(journal_on: object, evt: Event) -> 
         until(lambda: datetime.now(UTC) - inside[0] > timedelta(milliseconds=5))
 
     emit(evt, "ada")
-    assert made_at(only().id) <= inside[0]
+    assert time_of_id(only().id) <= inside[0]
 
 
 @on_each_database
@@ -277,7 +277,7 @@ def test_what_cannot_be_noted_fails_no_emit(
 ) -> None:
     """Whatever is wrong with it: it is not in the journal, which the log says with its emission."""
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "story_of", lambda *_: 1 / 0)
+        patch.setattr(journal, "report_of", lambda *_: 1 / 0)
         emission = emit(heard(evt), "ada")
     assert f"emission {emission.id} is not in the journal" in caplog.text
     following = emit(evt, "ada")

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from journals import Recorded, recorded, rows
 from nitro import cli
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.outbox import claims, registry, retention
+from nitro.infrastructure.outbox import claims, operations, retention
 from nitro.infrastructure.outbox.claims import Claim
 
 pytestmark = pytest.mark.usefixtures("journal_on")
@@ -138,11 +138,11 @@ def test_old_emissions_are_forgotten(evt: Event, further: Event, app: Celery) ->
     """But for those that somebody looks at still: with an open delivery, a dead letter or one that is done."""
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
     opened, dead, done = emit(evt), taken(evt), taken(evt)
-    claims.bury(dead, "no mail")
+    claims.dead_letter(dead, "no mail")
     claims.finish(done)
     emit(further)
     recorded(4)
-    assert retention.forget(datetime.now(UTC) + SOON) == 1
+    assert retention.purge_emissions(datetime.now(UTC) + SOON) == 1
     assert {found.id for found in rows()} == {opened.id, dead.emission, done.emission}
 
 
@@ -150,7 +150,7 @@ def test_what_is_not_old_is_kept(further: Event) -> None:
     """By the time of its emission."""
     emit(further)
     recorded()
-    assert retention.forget(datetime.now(UTC) - SOON) == 0
+    assert retention.purge_emissions(datetime.now(UTC) - SOON) == 0
     assert len(rows()) == 1
 
 
@@ -159,17 +159,17 @@ def test_they_are_forgotten_a_few_at_a_time(further: Event) -> None:
     for _ in range(5):
         emit(further)
     recorded(5)
-    assert [retention.forget(datetime.now(UTC) + SOON, most=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [retention.purge_emissions(datetime.now(UTC) + SOON, most=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_worker_forgets_by_itself(further: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Now and then, what is older than closed deliveries are kept."""
-    monkeypatch.setattr(retention, "_swept", float("-inf"))
+    monkeypatch.setattr(retention, "_last_sweep_at", float("-inf"))
     emit(further)
     recorded()
     assert retention.sweep() == 0
-    monkeypatch.setattr(retention, "KEPT", -SOON)
-    monkeypatch.setattr(retention, "_swept", float("-inf"))
+    monkeypatch.setattr(retention, "RETENTION_PERIOD", -SOON)
+    monkeypatch.setattr(retention, "_last_sweep_at", float("-inf"))
     assert retention.sweep() == 1
     assert rows() == []
 
@@ -190,4 +190,4 @@ def test_purge_deletes_them_with_what_is_done(
     assert (purged.exit_code, purged.stdout.partition("\n")[2]) == (0, says)
     assert len(rows()) == left
     assert opened.id in {found.id for found in rows()}
-    assert registry.tally()["queued"] == 1
+    assert operations.count_by_state()["queued"] == 1

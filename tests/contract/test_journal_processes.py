@@ -170,10 +170,10 @@ def test_an_outdated_database_is_said(fresh_process: Process) -> None:
     shorter = "from nitro.infrastructure.outbox import journal\njournal.EXIT_WAIT = 0.2\n"
     older = (
         "from sqlalchemy import update\n"
-        "from nitro.infrastructure.database import create_tables, reset, writing\n"
-        "from nitro.infrastructure.outbox.tables import schema\n"
+        "from nitro.infrastructure.database import create_tables, reset, write_connection\n"
+        "from nitro.infrastructure.outbox.schema import schema\n"
         "create_tables()\n"
-        "with writing() as connection:\n"
+        "with write_connection() as connection:\n"
         "    connection.execute(update(schema).values(version=99, usable_from=99))\n"
         "reset()\n"
     )

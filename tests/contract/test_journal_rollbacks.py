@@ -16,7 +16,7 @@ from journals import recorded, rows
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from nitro.infrastructure.outbox import journal, lineage, registry
+from nitro.infrastructure.outbox import history, journal, operations
 
 PATIENCE = 20.0
 DELIVERIES = ["at-least-once", "exactly-once", "broker", "at-most-once"]
@@ -106,7 +106,7 @@ def test_what_was_rolled_back_is_recorded_once(heard: Event, way: Callable[[Even
     assert found.id == emission.id
     assert found.outcomes == {"shop.stock": "done", "shop.mail": "dropped"}
     assert found.story["rolled_back"] is True
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -114,7 +114,7 @@ def test_people_are_told(heard: Event, way: Callable[[Event], Emission]) -> None
     """Whoever asks what became of the emission."""
     emission = way(heard)
     recorded()
-    (told,) = lineage.of(emission.id)
+    (told,) = history.trees_by_id(emission.id)
     assert told.rolled_back
 
 
@@ -167,13 +167,13 @@ def test_emit_async_is_recorded_too(heard: Event) -> None:
 @pytest.fixture
 def held(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A database that takes nothing from the journal until this is set."""
-    go, insert = threading.Event(), journal._insert
+    go, insert = threading.Event(), journal._insert_entries
 
     def wait(notes: list[Any]) -> None:
         assert go.wait(PATIENCE)
         insert(notes)
 
-    monkeypatch.setattr(journal, "_insert", wait)
+    monkeypatch.setattr(journal, "_insert_entries", wait)
     yield go
     go.set()
     assert journal_on.flush(PATIENCE)

@@ -19,7 +19,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure import database
 from nitro.infrastructure.database import current_transaction, transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.schema import deliveries
 
 Sent = Callable[..., list[Any]]
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
-from nitro.infrastructure.logs import logger_named, plain, said
+from nitro.infrastructure.logs import escape_text, exception_line, get_logger
 
 NAME = "nitro.events"
 FORGED = "CRITICAL:root:all is lost"
@@ -321,7 +321,7 @@ def test_no_name_breaks_the_line_of_what_was_not_dispatched(
 
 def test_nothing_that_a_logger_of_ours_says_breaks_a_line(output: io.StringIO) -> None:
     """Whoever writes the line need not think of it; what has a sign of per cent in it stays as it is."""
-    logger_named(NAME).warning("the database is away: %s", EVIL + "\x00100 %")
+    get_logger(NAME).warning("the database is away: %s", EVIL + "\x00100 %")
     assert_is_one_line(output.getvalue())
     assert output.getvalue().endswith(r"\x00100 %" + "\n")
 
@@ -365,8 +365,8 @@ def test_a_traceback_is_shown_once(evt: Event, caplog: pytest.LogCaptureFixture,
 
 def test_lines_without_an_exception_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     """A logger that is asked for twice has one filter."""
-    logger = logger_named("nitro.test")
-    assert logger_named("nitro.test") is logger
+    logger = get_logger("nitro.test")
+    assert get_logger("nitro.test") is logger
     assert len(logger.filters) == 1
     with caplog.at_level(logging.INFO, "nitro.test"):
         logger.info("fine", exc_info=False)
@@ -401,7 +401,7 @@ def test_a_handler_that_is_skipped_in_a_worker_is_one_line(
 )
 def test_what_is_printable_stays_and_the_rest_is_escaped(text: str, written: str) -> None:
     """As Python writes it."""
-    assert plain(text) == written
+    assert escape_text(text) == written
 
 
 class Amount(BaseModel):
@@ -475,7 +475,7 @@ def test_a_traceback_says_one_line_in_the_end(fails: Callable[[], None], first: 
         fails()
     text = "".join(traceback.format_exception(raised.value))
     cut = text.index("File") if shortened else 0
-    assert said(f"…{text[cut + 10 :]}" if shortened else text) == first
+    assert exception_line(f"…{text[cut + 10 :]}" if shortened else text) == first
 
 
 @pytest.mark.parametrize(
@@ -490,4 +490,4 @@ def test_a_traceback_says_one_line_in_the_end(fails: Callable[[], None], first: 
 )
 def test_a_reason_without_a_traceback_says_its_first_line(text: str, first: str) -> None:
     """A delivery may have ended for other reasons than an exception of its handler."""
-    assert said(text) == first
+    assert exception_line(text) == first

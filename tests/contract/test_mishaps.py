@@ -11,7 +11,7 @@ from celery import Celery
 
 from nitro.errors import PayloadUnreadable
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.offload.message import KEY, Message
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, Envelope
 
 
 def test_publishing_that_fails_after_the_commit_is_logged(
@@ -35,7 +35,7 @@ def test_publishing_that_fails_after_the_commit_is_logged(
 def test_a_message_of_another_version_is_unreadable(offloading: None, envelope: object) -> None:
     """The error names the handler, so that it can be found among the workers' failures."""
     with pytest.raises(PayloadUnreadable, match=r"shop\.mail"):
-        Message.read({KEY: envelope}, "shop.mail")
+        Envelope.read({ENVELOPE_KEY: envelope}, "shop.mail")
 
 
 def test_progress_that_cannot_be_shown_fails_no_handler(

@@ -21,11 +21,11 @@ from brokers import DATABASE, bound, on_server
 from nitro.errors import DispatchError, NoDatabase, PayloadError
 from nitro.infrastructure.events import Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.line import Line
-from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.offload.envelope import TaskMessage
+from nitro.infrastructure.offload.publishing.connection import BrokerConnection
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.offload.publishing.queue import Batch
+from nitro.infrastructure.outbox import operations
 from waiting import until
 
 PATIENCE = 20.0
@@ -40,7 +40,7 @@ def offloaded(evt: Event, *names: str, **options: Any) -> None:
 
 def states() -> dict[str, str]:
     """The state of every row, by handler."""
-    return {entry.handler: entry.state for entry in registry.entries()}
+    return {entry.handler: entry.state for entry in operations.read_deliveries()}
 
 
 @pytest.fixture
@@ -99,10 +99,10 @@ def test_emission_is_one_round_trip_to_redis(
     """All tasks of an emission go in one command."""
     offloaded(evt, *(f"shop.{number}" for number in range(handlers)), delivery=delivery)
     emit(evt)
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     round_trips.clear()
     emission = emit(evt)
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     carrying = [trip for trip in round_trips if b"LPUSH" in trip]
     assert len(carrying) == 1
     assert carrying[0].count(b"LPUSH") == 1
@@ -116,7 +116,7 @@ def test_redis_gets_all_messages(evt: Event, redis_app: Celery) -> None:
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
     asyncio.run(emit_async(evt))
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     with redis_app.connection_for_read() as connection:
         channel = connection.default_channel
         assert channel._size("celery") == 6
@@ -134,9 +134,9 @@ def test_what_an_unreachable_broker_cannot_take_waits_in_the_outbox(
     bound(f"{scheme}://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a", "shop.b", delivery=delivery)
     emission = emit(evt) if emitting == "emit" else asyncio.run(emit_async(evt))
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     until(lambda: states() == {"shop.a": "waiting", "shop.b": "waiting"})
-    assert {entry.id for entry in registry.entries()} == set(emission.offloaded.values())
+    assert {entry.id for entry in operations.read_deliveries()} == set(emission.offloaded.values())
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
@@ -175,33 +175,33 @@ def test_what_gathers_while_the_broker_is_busy_leaves_together(
     refused = Namespace().event("refused")
     offloaded(refused, "shop.wrong", queue="wrong")
     emit(evt)
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     Redis(db=DATABASE).set("wrong", "no list")
-    free, publish = threading.Event(), Line.publish
+    free, publish = threading.Event(), BrokerConnection.publish
 
-    def held(self: Line, batch: Batch) -> Any:
+    def held(self: BrokerConnection, batch: Batch) -> Any:
         assert free.wait(PATIENCE)
         return publish(self, batch)
 
-    monkeypatch.setattr(Line, "publish", held)
+    monkeypatch.setattr(BrokerConnection, "publish", held)
     emit(evt)
-    until(lambda: courier._tray.busy_for() and not len(courier._tray))
+    until(lambda: publisher._queue.busy_seconds() and not len(publisher._queue))
     emissions = [emit(evt) for _ in range(5)]
     round_trips.clear()
     free.set()
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     assert sum(b"LPUSH" in trip for trip in round_trips) == 2, "the one that was on its way, and all others"
     sent = b"".join(round_trips)
     assert all(emission.offloaded["shop.a"].encode() in sent for emission in emissions)
 
     free.clear()
     emit(evt)
-    until(lambda: courier._tray.busy_for() and not len(courier._tray))
+    until(lambda: publisher._queue.busy_seconds() and not len(publisher._queue))
     for event in (evt, refused, evt):
         emit(event)
     free.set()
-    assert courier.drain(PATIENCE)
-    assert sorted((entry.handler, entry.state) for entry in registry.entries()) == [
+    assert publisher.drain(PATIENCE)
+    assert sorted((entry.handler, entry.state) for entry in operations.read_deliveries()) == [
         *[("shop.a", "queued")] * 10,
         ("shop.wrong", "waiting"),
     ]
@@ -215,11 +215,11 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     def hang(self: Any, *args: Any, **kwargs: Any) -> None:
         assert released.wait(PATIENCE)
 
-    monkeypatch.setattr(Parcel, "publish", hang)
-    monkeypatch.setattr("nitro.infrastructure.offload.publisher.is_embedded", lambda app: False)
+    monkeypatch.setattr(TaskMessage, "publish", hang)
+    monkeypatch.setattr("nitro.infrastructure.offload.dispatcher.is_embedded", lambda app: False)
     yield released
     released.set()
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
 
 
 @pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
@@ -231,7 +231,7 @@ def test_tracked_emit_returns_while_the_broker_hangs(
     for _ in range(3):
         emit(evt)
     assert not blocked.is_set()
-    assert [entry.state for entry in registry.entries()] == ["queued"] * 3
+    assert [entry.state for entry in operations.read_deliveries()] == ["queued"] * 3
 
 
 def test_unknown_outcome_of_a_broker_delivery_is_stored(evt: Event, app: Celery, blocked: threading.Event) -> None:
@@ -283,12 +283,12 @@ def test_everything_leaves_when_the_broker_is_back(
     """The process that has emitted relays it; no worker is needed for that."""
     offloaded(evt, "shop.a", "shop.b")
     emissions = [emit(evt)]
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     with monkeypatch.context() as away:
         away.setattr(Connection, "_connect", _refuse)
         away.setattr(Connection, "send_packed_command", _break)
         emissions.append(emit(evt))
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
     with redis_app.connection_for_read() as connection:
         channel = connection.default_channel
         until(lambda: channel._size("celery") >= 4, within=2 * PATIENCE)
@@ -339,12 +339,12 @@ def test_a_tracked_message_that_cannot_be_published_is_tried_later(evt: Event, m
     bind(make_app(task_cls=Buggy))
     offloaded(evt, "shop.a")
     emit(evt)
-    assert courier.drain(PATIENCE)
-    (entry,) = registry.entries()
+    assert publisher.drain(PATIENCE)
+    (entry,) = operations.read_deliveries()
     assert entry.state == "waiting"
     assert "LookupError: bug" in str(entry.error)
     assert entry.due is not None
-    assert courier.ready
+    assert publisher.is_ready
 
 
 def test_a_payload_that_rabbitmq_would_refuse_is_an_error_at_emit(
@@ -378,9 +378,9 @@ def test_one_that_the_broker_refuses_keeps_no_other_from_leaving(
         offloaded(evt, "shop.wrong", queue=f"{queue}.wrong")
         offloaded(evt, "shop.good", queue=queue)
         emit(evt)
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
         assert states() == {"shop.wrong": "waiting", "shop.good": "queued"}
-        assert courier.ready
+        assert publisher.is_ready
         assert channel.queue_declare(queue, passive=True).message_count >= 1
         channel.queue_delete(queue)
         channel.queue_delete(f"{queue}.wrong")
@@ -396,14 +396,14 @@ def test_the_courier_survives_a_database_that_is_away_too(
         raise OperationalError("away")
 
     with monkeypatch.context() as faults:
-        faults.setattr(Parcel, "publish", away)
-        faults.setattr("nitro.infrastructure.outbox.backlog.put_back", away)
+        faults.setattr(TaskMessage, "publish", away)
+        faults.setattr("nitro.infrastructure.outbox.pending.requeue_unconfirmed", away)
         emit(evt)
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
     assert "could not be put back" in caplog.text
-    courier._failures = 0
+    publisher._failures = 0
     emit(evt)
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     with app.connection_for_read() as connection:
         assert connection.default_channel._size("celery") == 1
 

@@ -15,8 +15,8 @@ from brokers import PLACES, OwnRedis, own_redis
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.broker import driver_of, is_embedded
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.line import sizes
+from nitro.infrastructure.offload.publishing.connection import queue_sizes
+from nitro.infrastructure.offload.publishing.publisher import publisher
 from waiting import until
 
 pytestmark = pytest.mark.usefixtures("offloading")
@@ -103,7 +103,7 @@ def place(evt: Event, request: pytest.FixtureRequest) -> Callable[[], object]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time-outs of a second, so that a test need not wait for three of five."""
     options = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-    monkeypatch.setattr("nitro.infrastructure.offload.broker.OPTIONS", {"redis": options})
+    monkeypatch.setattr("nitro.infrastructure.offload.broker.TRANSPORT_OPTIONS", {"redis": options})
 
 
 @pytest.mark.server
@@ -135,7 +135,7 @@ def test_the_publisher_moves_on_when_its_server_goes_away(
     app.conf.broker_url = listed(servers)
     bind(app)
     place()
-    assert courier.drain(10)
+    assert publisher.drain(10)
     for server, other in pairwise(servers):
         assert server.length(QUEUE) == 1
         put_away(server)
@@ -166,7 +166,7 @@ def test_a_list_of_queues_is_asked_of_a_server_that_answers(
     servers[0].freeze()
     app = celery_app("shop")
     app.config_from_object({"broker_read_url": listed(servers), "broker_write_url": servers[1].url})
-    assert sizes(bind(app), [QUEUE]) == {QUEUE: 0}
+    assert queue_sizes(bind(app), [QUEUE]) == {QUEUE: 0}
 
 
 @pytest.mark.server
@@ -179,5 +179,5 @@ def test_the_second_server_of_rabbitmq_is_found(celery_app: Callable[..., Celery
     with app.connection_for_write(url=PLACES["amqp"][0]) as connection:
         connection.default_channel.queue_delete("nitro-failover")
         place()
-        until(lambda: sizes(app, ["nitro-failover"]) == {"nitro-failover": 1})
+        until(lambda: queue_sizes(app, ["nitro-failover"]) == {"nitro-failover": 1})
         connection.default_channel.queue_delete("nitro-failover")

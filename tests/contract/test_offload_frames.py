@@ -15,11 +15,10 @@ from celery import Celery, signals
 from brokers import on_server
 from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, emit, on
-from nitro.infrastructure.offload.confirms import Confirms
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.frames import MOST, Frames, frames_of
-from nitro.infrastructure.offload.message import KEY
-from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TaskMessage
+from nitro.infrastructure.offload.publishing.channel import PublisherConfirms
+from nitro.infrastructure.offload.publishing.frames import MOST, Frames, frames_of
+from nitro.infrastructure.offload.publishing.publisher import publisher
 from waiting import until
 
 pytestmark = pytest.mark.server
@@ -91,7 +90,7 @@ def test_rabbitmq_gets_what_celery_would_give_it(
     """All headers, properties and parts of the body are the same, but for what belongs to one message."""
     offloaded(evt, "shop.a", delivery=delivery, **options)
     emissions = [emitting(evt, "ädä") for emitting in (emit, emit, watched)]
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     messages = taken(channel, 3)
     made, templated, celerys = messages
     for one, other in ((made, celerys), (templated, celerys)):
@@ -106,7 +105,7 @@ def test_rabbitmq_gets_what_celery_would_give_it(
         args, kwargs, embed = message.payload
         assert list(args) == []
         assert not any(embed.values())
-        assert kwargs[KEY]["emission"] == emission.id
+        assert kwargs[ENVELOPE_KEY]["emission"] == emission.id
 
 
 def test_the_messages_of_an_emission_are_one_write(evt: Event, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +113,7 @@ def test_the_messages_of_an_emission_are_one_write(evt: Event, channel: Any, mon
     names = ("shop.a", "shop.b", "shop.c")
     offloaded(evt, *names)
     emit(evt)
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     taken(channel, 3)
     writes, write = list[Any](), TCPTransport.write
 
@@ -122,7 +121,7 @@ def test_the_messages_of_an_emission_are_one_write(evt: Event, channel: Any, mon
         writes.append(data)
         write(self, data)
 
-    monkeypatch.setattr(Parcel, "publish", lambda *args, **kwargs: pytest.fail("made by Celery"))
+    monkeypatch.setattr(TaskMessage, "publish", lambda *args, **kwargs: pytest.fail("made by Celery"))
     with monkeypatch.context() as patched:
         patched.setattr(TCPTransport, "write", noted)
         emit(evt)
@@ -136,8 +135,8 @@ def test_a_message_may_be_larger_than_a_frame(evt: Event, channel: Any, delivery
     offloaded(evt, "shop.a", "shop.b", delivery=delivery)
     for text in ("first", "x" * 3 * MOST, "last"):
         emit(evt, text)
-        assert courier.drain(PATIENCE)
-    payloads = [message.payload[1][KEY]["payload"] for message in taken(channel, 6)]
+        assert publisher.drain(PATIENCE)
+    payloads = [message.payload[1][ENVELOPE_KEY]["payload"] for message in taken(channel, 6)]
     assert [len(payload) > 3 * MOST for payload in payloads] == [False, False, True, True, False, False]
 
 
@@ -149,7 +148,7 @@ def test_a_queue_that_is_refused_keeps_nothing_from_leaving_that_was_published_b
     for _ in range(2):
         with suppress(DispatchError):
             emit(evt)
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
     assert [message.headers["task"] for message in taken(channel, 2)] == ["shop.good"] * 2
     channel.queue_delete(f"{QUEUE}.wrong")
 
@@ -161,7 +160,7 @@ def test_what_was_dropped_is_not_waited_for(channel: Any) -> None:
         own = connection.channel()
         frames = frames_of(own)
         assert frames is not None
-        confirms = Confirms(own)
+        confirms = PublisherConfirms(own)
         for task_id in ("dropped", "kept"):
             own.basic_publish(amqp.Message("x", correlation_id=task_id), "", QUEUE)
             if task_id == "dropped":

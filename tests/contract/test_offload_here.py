@@ -20,11 +20,11 @@ from redis.connection import Connection
 from brokers import DATABASE, on_server
 from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, emit, on
-from nitro.infrastructure.offload import bind, line
-from nitro.infrastructure.offload.courier import WAIT, Courier, courier
-from nitro.infrastructure.offload.message import KEY
-from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.offload import bind
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TaskMessage
+from nitro.infrastructure.offload.publishing import connection
+from nitro.infrastructure.offload.publishing.publisher import ANSWER_SECONDS, Publisher, publisher
+from nitro.infrastructure.outbox import operations
 from waiting import until
 
 pytestmark = pytest.mark.server
@@ -36,13 +36,13 @@ PER_MESSAGE = {"id", "root_id", "correlation_id", "delivery_tag"}
 @pytest.fixture
 def server(offloading: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     """An empty database of a real Redis, which is given more time than an emit would, on a machine that may be busy."""
-    monkeypatch.setattr(sys.modules[Courier.__module__], "WAIT", PATIENCE)
-    monkeypatch.setattr(line, "IDLE", PATIENCE)
+    monkeypatch.setattr(sys.modules[Publisher.__module__], "ANSWER_SECONDS", PATIENCE)
+    monkeypatch.setattr(connection, "IDLE_SECONDS", PATIENCE)
     on_server("redis")
     with Redis(db=DATABASE) as redis:
         redis.flushdb()
         yield redis
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
         redis.flushdb()
 
 
@@ -103,10 +103,10 @@ def test_whatever_could_keep_it_waiting_is_left_to_the_courier(
     elif why == "new handler":
         offloaded(evt, "shop.b")
     elif why == "busy":
-        monkeypatch.setattr(courier, "_failures", 1)
+        monkeypatch.setattr(publisher, "_failures", 1)
     try:
         emit(evt, "x" * (40_000 if why == "large" else 3))
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
     finally:
         signals.before_task_publish.disconnect(_listen)
     assert set(threads) == {COURIER}
@@ -136,7 +136,7 @@ def test_redis_gets_what_kombu_would_give_it(
     made: list[dict[str, Any]] = []
     for emitting in (emit, emit, _watched):
         emission = emitting(evt, "ädä", text='"quoted"')
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
         made.append(_stored(server, emission))
     first, templated, celerys = made
     assert templated == celerys == first
@@ -173,7 +173,7 @@ def _common(message: dict[str, Any]) -> dict[str, Any]:
     packed = "compression" in message["headers"]
     body: Any = None if packed else json.loads(b64decode(message["body"]))
     if body is not None:
-        body[1][KEY].pop("emission")
+        body[1][ENVELOPE_KEY].pop("emission")
     return {**message, "body": body}
 
 
@@ -187,12 +187,12 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         return read(self, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules[Courier.__module__], "WAIT", WAIT)
+        patched.setattr(sys.modules[Publisher.__module__], "ANSWER_SECONDS", ANSWER_SECONDS)
         patched.setattr(Connection, "can_read", lambda self, timeout=0: timeout == 0 and answered.is_set())
         patched.setattr(Connection, "read_response", held)
         yield answered
         answered.set()
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
 
 
 def test_an_answer_that_does_not_come_is_left_to_the_courier(
@@ -205,9 +205,9 @@ def test_an_answer_that_does_not_come_is_left_to_the_courier(
     emission = emit(evt)
     assert not answered.is_set()
     assert threads == [COURIER, HERE]
-    assert [entry.id for entry in registry.entries()] == list(emission.offloaded.values())
+    assert [entry.id for entry in operations.read_deliveries()] == list(emission.offloaded.values())
     answered.set()
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     later = emit(evt)
     assert later.offloaded["shop.a"] in str(taken(server))
 
@@ -231,19 +231,19 @@ def test_what_overtakes_an_unanswered_message_leaves_it_as_it_is(
         other = threading.Thread(target=emit_too)
         others.append(other)
         other.start()
-        until(lambda: courier._tray.busy_for())
+        until(lambda: publisher._queue.busy_seconds())
         return False
 
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules[Courier.__module__], "WAIT", WAIT)
+        patched.setattr(sys.modules[Publisher.__module__], "ANSWER_SECONDS", ANSWER_SECONDS)
         patched.setattr(Connection, "can_read", late)
         emit_too()
     others[0].join(PATIENCE)
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     ids = [message["headers"]["id"] for message in taken(server)]
     assert len(ids) == len(set(ids)) >= 2
-    assert courier._line is not None
-    pool = courier._line._lanes[False]._gathering._spare._pool  # type: ignore[union-attr]  # on Redis
+    assert publisher._connection is not None
+    pool = publisher._connection._channels[False]._gathering._idle_connections._pool  # type: ignore[union-attr]  # on Redis
     assert len(pool._available_connections) == pool._created_connections
 
 
@@ -279,7 +279,7 @@ def test_at_most_once_is_never_stored_when_it_may_have_left(
     request.getfixturevalue("silent")
     with pytest.raises(DispatchError, match=r"shop\.a"):
         emit(evt)
-    assert list(registry.entries()) == []
+    assert list(operations.read_deliveries()) == []
 
 
 def test_what_the_broker_refuses_is_told_by_the_courier(evt: Event, server: Redis, threads: list[str]) -> None:
@@ -331,11 +331,11 @@ def test_an_emit_within_another_ones_publishing_waits_its_turn(
         return can_read(self, timeout)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules[Courier.__module__], "WAIT", WAIT)
+        patched.setattr(sys.modules[Publisher.__module__], "ANSWER_SECONDS", ANSWER_SECONDS)
         patched.setattr(Connection, "can_read", interrupted)
         outer = emit(evt)
     assert threads[:2] == [COURIER, HERE]
-    ids = {message["headers"]["id"] for message in taken(server)} | {entry.id for entry in registry.entries()}
+    ids = {message["headers"]["id"] for message in taken(server)} | {entry.id for entry in operations.read_deliveries()}
     assert {outer.offloaded["shop.a"], inner[0].offloaded["shop.a"]} <= ids
 
 
@@ -348,8 +348,8 @@ def test_rabbitmq_gets_an_unconfirmed_message_from_the_emitter(
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         emit(evt)
-        monkeypatch.setattr(Parcel, "publish", lambda *args, **kwargs: pytest.fail("made by Celery"))
-        monkeypatch.setattr(courier, "post", lambda *args, **kwargs: pytest.fail("left to the courier"))
+        monkeypatch.setattr(TaskMessage, "publish", lambda *args, **kwargs: pytest.fail("made by Celery"))
+        monkeypatch.setattr(publisher, "enqueue", lambda *args, **kwargs: pytest.fail("left to the courier"))
         emit(evt)
         until(lambda: channel.queue_declare("nitro-here", passive=True).message_count == 2)
         channel.queue_delete("nitro-here")

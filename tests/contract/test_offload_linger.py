@@ -10,8 +10,8 @@ from celery import Celery
 
 from brokers import on_server
 from nitro.infrastructure.events import Event, Namespace, emit, on
-from nitro.infrastructure.offload import tray
-from nitro.infrastructure.offload.courier import courier
+from nitro.infrastructure.offload.publishing import queue
+from nitro.infrastructure.offload.publishing.publisher import publisher
 from waiting import until
 
 pytestmark = pytest.mark.server
@@ -26,11 +26,11 @@ def lingering(offloading: None, flights: list[int], monkeypatch: pytest.MonkeyPa
     first = Namespace().event("first")
     offloaded(first, "shop.first", "at-least-once")
     emit(first)
-    assert courier.drain(PATIENCE)
-    monkeypatch.setattr(tray, "LINGER", 10 * PATIENCE)
+    assert publisher.drain(PATIENCE)
+    monkeypatch.setattr(queue, "LINGER_SECONDS", 10 * PATIENCE)
     flights.clear()
     yield
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     _purge(app)
 
 
@@ -50,7 +50,7 @@ def test_tracked_emits_that_follow_one_another_leave_together(evt: Event, flight
     for _ in range(3):
         emit(evt)
     assert flights == []
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     assert flights == [3]
 
 
@@ -67,7 +67,7 @@ def test_an_emit_that_waits_takes_them_along(evt: Event, flights: list[int]) -> 
 
 def test_many_do_not_wait_for_more(evt: Event, flights: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A flight is never larger than it may be."""
-    monkeypatch.setattr(tray, "TOGETHER", 2)
+    monkeypatch.setattr(queue, "MAX_MERGED_MESSAGES", 2)
     offloaded(evt, "shop.a", "at-least-once")
     threads = [threading.Thread(target=emit, args=(evt,)) for _ in range(4)]
     for thread in threads:

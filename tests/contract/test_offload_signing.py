@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.offload.message import KEY
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
 
 Work = Callable[..., Any]
 Sent = Callable[..., list[Any]]
@@ -83,9 +83,9 @@ def test_eager_apply_needs_no_signature(evt: Event, app: Celery, key: str) -> No
 def test_unsigned_emission_is_refused(evt: Event, app: Celery, work: Work, ran: list[Any], sent: Sent) -> None:
     """A message without a signature does not reach the handler."""
     emit(evt, "ada")
-    envelope = sent()[0].kwargs[KEY]
+    envelope = sent()[0].kwargs[ENVELOPE_KEY]
     del envelope["signature"]
-    assert refused(app, work, "shop.handler", kwargs={KEY: envelope})
+    assert refused(app, work, "shop.handler", kwargs={ENVELOPE_KEY: envelope})
     assert ran == []
 
 
@@ -104,8 +104,8 @@ def test_tampered_message_is_refused(
 ) -> None:
     """Each fact of a message is covered by its signature."""
     emit(evt, "ada")
-    envelope = sent()[0].kwargs[KEY] | {fact: value}
-    assert refused(app, work, "shop.handler", kwargs={KEY: envelope})
+    envelope = sent()[0].kwargs[ENVELOPE_KEY] | {fact: value}
+    assert refused(app, work, "shop.handler", kwargs={ENVELOPE_KEY: envelope})
     assert ran == []
 
 
@@ -150,4 +150,4 @@ def test_without_a_key_messages_carry_no_signature(evt: Event, app: Celery, sent
     """Signing is opt-in."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     emit(evt, "ada")
-    assert "signature" not in sent()[0].kwargs[KEY]
+    assert "signature" not in sent()[0].kwargs[ENVELOPE_KEY]

@@ -15,7 +15,7 @@ from kombu.utils.json import dumps as kombus_json
 
 from nitro.infrastructure.events import Emission, Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.parcel import Parcel
+from nitro.infrastructure.offload.envelope import TaskMessage
 
 Sent = Callable[..., list[Any]]
 
@@ -34,13 +34,13 @@ def offloaded(evt: Event, name: str = "shop.a", **options: Any) -> None:
 def by_celery(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the handlers whose message Celery has made."""
     names: list[str] = []
-    publish = Parcel.publish
+    publish = TaskMessage.publish
 
-    def noted(self: Parcel, *args: Any, **kwargs: Any) -> None:
+    def noted(self: TaskMessage, *args: Any, **kwargs: Any) -> None:
         names.append(self.handler)
         publish(self, *args, **kwargs)
 
-    monkeypatch.setattr(Parcel, "publish", noted)
+    monkeypatch.setattr(TaskMessage, "publish", noted)
     return names
 
 
@@ -111,16 +111,16 @@ def test_one_body_for_all_handlers_of_an_emission(
     evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is serialised once."""
-    from nitro.infrastructure.offload import template
+    from nitro.infrastructure.offload.publishing import templates
 
     bodies: list[Any] = []
-    serialised = template._serialised
+    serialised = templates._serialize_body
 
     def counted(*body: Any) -> Any:
         bodies.append(body)
         return serialised(*body)
 
-    monkeypatch.setattr(template, "_serialised", counted)
+    monkeypatch.setattr(templates, "_serialize_body", counted)
     for name in ("shop.a", "shop.b", "shop.c"):
         offloaded(evt, name)
     emit(evt, "ada")

@@ -29,17 +29,17 @@ def at_module_level(sender: object) -> None: ...
 @pytest.fixture(autouse=True)
 def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The real dispatcher in the slot, no Celery app that hears of it, and no declaration left behind."""
-    from nitro.infrastructure.events import dispatcher
+    from nitro.infrastructure.events import ports
     from nitro.infrastructure.offload import declarations
-    from nitro.infrastructure.offload.publisher import Publisher
+    from nitro.infrastructure.offload.dispatcher import CeleryDispatcher
 
-    earlier, declared = list(dispatcher._filled), dict(declarations.declared)
-    dispatcher.fill(Publisher())
-    monkeypatch.setattr(declarations, "announce", [])
+    earlier, declared = list(ports._slot), dict(declarations.declarations_by_name)
+    ports.set_dispatcher(CeleryDispatcher())
+    monkeypatch.setattr(declarations, "declaration_hooks", [])
     yield
-    dispatcher._filled[:] = earlier
-    declarations.declared.clear()
-    declarations.declared.update(declared)
+    ports._slot[:] = earlier
+    declarations.declarations_by_name.clear()
+    declarations.declarations_by_name.update(declared)
 
 
 @pytest.fixture

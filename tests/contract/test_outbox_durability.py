@@ -10,10 +10,10 @@ from celery import Celery
 from sqlalchemy import create_engine, text
 
 from databases import on_database
-from nitro.infrastructure.database import engine, reset, writing
+from nitro.infrastructure.database import engine, reset, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import Offload, bind
-from nitro.infrastructure.outbox import backlog, claims
+from nitro.infrastructure.outbox import claims, pending
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
 from waiting import until
 
@@ -36,15 +36,15 @@ FORGET = "DROP TRIGGER noted ON nitro_delivery; DROP FUNCTION note; DROP TABLE c
 def watched(request: pytest.FixtureRequest, app: Celery, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The database notes, at the end of each commit, what it is about and whether it waits."""
     on_database(request, monkeypatch, "postgresql")
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(text(WATCH))
     yield
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(text(FORGET))
 
 
 def noted() -> list[tuple[str, ...]]:
-    with writing() as connection:
+    with write_connection() as connection:
         return [tuple(row) for row in connection.execute(text("SELECT state, waits FROM commits"))]
 
 
@@ -77,16 +77,16 @@ def test_a_forgotten_claim_is_made_again(evt: Event) -> None:
     emission = emit(evt).id
     forgotten = claimed(emission)
     assert isinstance(forgotten, Claim)
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(text("UPDATE nitro_delivery SET state = 'queued', attempts = 0, worker = NULL, due_at = 0"))
     with pytest.raises(claims.DeliveryLost):
         claims.finish(forgotten)
-    assert backlog.look_after(lambda queues: dict.fromkeys(queues, 0)) == 1
-    backlog.take(10)
+    assert pending.requeue_lost(lambda queues: dict.fromkeys(queues, 0)) == 1
+    pending.take_due(10)
     run = claimed(emission, "boot/2-1")
     assert isinstance(run, Claim)
     with pytest.raises(claims.DeliveryLost):
-        claims.bury(forgotten, "the forgotten run has failed")
+        claims.dead_letter(forgotten, "the forgotten run has failed")
     claims.finish(run)
     assert noted()[-1][0] == "done"
 

@@ -13,14 +13,14 @@ from celery.exceptions import Retry
 from sqlalchemy import select
 
 from databases import KINDS, on_database
-from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
 from nitro.infrastructure.outbox.relay import Relay
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.schema import deliveries
 from waiting import until
 
 Sent = Callable[..., list[Any]]
@@ -60,18 +60,18 @@ def naive(moment: datetime) -> datetime:
 
 def expire_now() -> None:
     """Let all that expires have expired."""
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().where(deliveries.c.expires_at.is_not(None)).values(expires_at=1.0))
 
 
-def only(state: str | None = None) -> registry.Entry:
+def only(state: str | None = None) -> operations.DeliveryRecord:
     """The only delivery, when it has come into a state."""
     return until(lambda: next(iter(found), None) if (found := in_state(state)) else None)
 
 
-def in_state(state: str | None) -> list[registry.Entry]:
+def in_state(state: str | None) -> list[operations.DeliveryRecord]:
     """The deliveries in a state."""
-    return [entry for entry in registry.entries() if state in (None, entry.state)]
+    return [entry for entry in operations.read_deliveries() if state in (None, entry.state)]
 
 
 def expires_at() -> float:
@@ -88,7 +88,7 @@ def test_a_time_is_read_as_celery_reads_it(
     moment = datetime.now(UTC) + SOON
     emit(handled(evt, expires=shape(moment)))
     assert expires_at() == pytest.approx(moment.timestamp(), abs=0.01)
-    assert isinstance(claim(registry.entries()[0].emission, HANDLER, "worker/1-1"), Claim)
+    assert isinstance(claim(operations.read_deliveries()[0].emission, HANDLER, "worker/1-1"), Claim)
 
 
 @pytest.mark.parametrize("promise", ["broker", "at-most-once"])
@@ -96,9 +96,9 @@ def test_the_message_says_the_same_as_the_row(zone: str, evt: Event, app: Celery
     """An untracked one, sent at once or when the broker is back."""
     moment = datetime.now(UTC) + SOON
     emit(handled(evt, expires=naive(moment), delivery=promise))
-    courier._failures, courier._pause_ends = 1, float("inf")
+    publisher._failures, publisher._paused_until = 1, float("inf")
     emit(evt)
-    courier._failures, courier._pause_ends = 0, 0.0
+    publisher._failures, publisher._paused_until = 0, 0.0
     only("published")
     said = [datetime.fromisoformat(message.headers["expires"]) for message in sent()]
     assert [abs(each - moment) < timedelta(seconds=0.01) for each in said] == [True, True]
@@ -166,18 +166,18 @@ def test_what_expires_while_the_broker_is_away_is_a_dead_letter(evt: Event, app:
     """A row needs no broker to be closed."""
     emit(handled(evt, expires=3600, countdown=1800))
     expire_now()
-    courier._failures, courier._pause_ends = 1, float("inf")
+    publisher._failures, publisher._paused_until = 1, float("inf")
     Relay(app).step()
-    courier._failures, courier._pause_ends = 0, 0.0
+    publisher._failures, publisher._paused_until = 0, 0.0
     assert only().state == "dead"
 
 
 def test_what_no_worker_knows_expires(evt: Event, app: Celery) -> None:
     """It waits for a worker that does, until then."""
     emission = emit(handled(evt, expires=3600))
-    claims.misdirected(emission.id, HANDLER, 10, "unknown")
+    claims.requeue_unknown(emission.id, HANDLER, 10, "unknown")
     expire_now()
-    assert backlog.expire() == 1
+    assert pending.close_expired() == 1
     assert only().state == "dead"
 
 
@@ -185,9 +185,9 @@ def test_a_retry_does_not_outlive_its_delivery(evt: Event, app: Celery) -> None:
     """It says that it has run, and of which error in its history."""
     run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
     assert isinstance(run, Claim)
-    claims.put_off(run, 1800.0, "ValueError: no stock")
+    claims.reschedule(run, 1800.0, "ValueError: no stock")
     expire_now()
-    assert backlog.expire() == 1
+    assert pending.close_expired() == 1
     assert (only().state, only().error) == ("dead", "expired before it ran again")
     assert [run.why for run in only().history] == ["ValueError: no stock"]
 
@@ -197,34 +197,34 @@ def test_a_run_goes_on_after_its_expiry(evt: Event, app: Celery) -> None:
     run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
     assert isinstance(run, Claim)
     expire_now()
-    assert backlog.expire() == 0
+    assert pending.close_expired() == 0
     claims.finish(run)
     assert only().state == "done"
 
 
 def test_many_expire_together(evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some at a time, until none is left."""
-    monkeypatch.setattr(backlog, "MOST_EXPIRED", 2)
+    monkeypatch.setattr(pending, "EXPIRY_BATCH", 2)
     handled(evt, expires=3600)
     for _ in range(5):
         emit(evt)
     expire_now()
-    assert backlog.expire() == 5
+    assert pending.close_expired() == 5
 
 
 def test_what_is_replayed_does_not_expire_again(evt: Event, app: Celery) -> None:
     """Somebody wants it to run now."""
     emit(handled(evt, expires=0))
-    assert backlog.expire() == 1
-    assert registry.replay() == 1
-    assert backlog.expire() == 0
+    assert pending.close_expired() == 1
+    assert operations.replay() == 1
+    assert pending.close_expired() == 0
 
 
 def test_the_class_of_a_task_may_say_when_it_expires(evt: Event, app: Celery, work: Work) -> None:
     """Its row sees to it then too: in a message it would be taken for cancelled."""
     handled(evt, base=Expiring)
     emit(evt)
-    assert courier.drain(20)
+    assert publisher.drain(20)
     work(app)
     assert only("dead").error == "expired before it started"
 

@@ -10,14 +10,14 @@ from celery import Celery
 from sqlalchemy import event, insert, update
 
 from databases import KINDS, on_database
-from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
-from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.claims import Claim, claim
-from nitro.infrastructure.outbox.health import MAX_AGE, health
-from nitro.infrastructure.outbox.tables import deliveries, emissions, first_id, now
+from nitro.infrastructure.outbox.health import MAX_AGE_SECONDS, read_health
+from nitro.infrastructure.outbox.schema import deliveries, emissions, min_id_at, now
 
-LONG = MAX_AGE + 300.0
+LONG = MAX_AGE_SECONDS + 300.0
 MAIL = "shop.mail"
 
 
@@ -45,14 +45,14 @@ def begun(emission: Emission) -> Claim:
 def after(seconds: float) -> None:
     """Let time pass for all that is open."""
     times = ("due_at", "due_since", "published_at", "started_at")
-    with writing() as connection:
+    with write_connection() as connection:
         earlier = {name: getattr(deliveries.c, name) - seconds for name in times}
         connection.execute(update(deliveries).values(earlier))
 
 
 def stuck() -> list[tuple[str, str, str, int]]:
     """Handler, queue, state and number of each group of which something is stuck."""
-    return [(group.handler, group.queue, group.state, group.stuck) for group in health().stuck]
+    return [(group.handler, group.queue, group.state, group.stuck) for group in read_health().stuck]
 
 
 def test_what_is_queued_for_long_is_stuck(placed: Event) -> None:
@@ -61,7 +61,7 @@ def test_what_is_queued_for_long_is_stuck(placed: Event) -> None:
     after(LONG)
     emit(placed, "bob")
     assert stuck() == [(MAIL, "celery", "queued", 1)]
-    (group,) = health().groups
+    (group,) = read_health().groups
     assert group.count == 2
     assert LONG <= (group.age or 0) < LONG + 60
 
@@ -69,15 +69,15 @@ def test_what_is_queued_for_long_is_stuck(placed: Event) -> None:
 def test_what_is_young_is_not(placed: Event) -> None:
     """Five minutes are what a busy day takes."""
     emit(placed, "ada")
-    after(MAX_AGE - 60)
+    after(MAX_AGE_SECONDS - 60)
     assert stuck() == []
 
 
 def test_the_greatest_age_can_be_another(placed: Event) -> None:
     """As an operator says."""
     emit(placed, "ada")
-    after(MAX_AGE - 60)
-    assert [group.stuck for group in health(max_age=60.0).stuck] == [1]
+    after(MAX_AGE_SECONDS - 60)
+    assert [group.stuck for group in read_health(max_age=60.0).stuck] == [1]
 
 
 def test_neither_a_lease_nor_a_publication_hides_it(placed: Event) -> None:
@@ -85,10 +85,10 @@ def test_neither_a_lease_nor_a_publication_hides_it(placed: Event) -> None:
     emit(placed, "ada")
     for _ in range(4):
         after(LONG / 4)
-        backlog.look_after(lambda queues: dict.fromkeys(queues, 0))
-        assert len(backlog.take(10)) == 1
+        pending.requeue_lost(lambda queues: dict.fromkeys(queues, 0))
+        assert len(pending.take_due(10)) == 1
     after(20)
-    backlog.look_after(lambda queues: dict.fromkeys(queues, 7))
+    pending.requeue_lost(lambda queues: dict.fromkeys(queues, 7))
     assert stuck() == [(MAIL, "celery", "queued", 1)]
 
 
@@ -96,7 +96,7 @@ def test_a_worker_that_does_not_know_the_handler_does_not_hide_it(placed: Event)
     """The row then waits for its next publication, and is no more alive for that."""
     emission = emit(placed, "ada")
     after(LONG)
-    claims.misdirected(emission.id, MAIL, 10, "unknown")
+    claims.requeue_unknown(emission.id, MAIL, 10, "unknown")
     assert stuck() == [(MAIL, "celery", "waiting", 1)]
 
 
@@ -104,8 +104,8 @@ def test_a_broker_that_refuses_does_not_hide_it(placed: Event) -> None:
     """Put back, it waits for a further try."""
     emit(placed, "ada")
     after(LONG)
-    backlog.look_after(lambda queues: dict.fromkeys(queues, 0))
-    backlog.put_back(backlog.take(10), OSError("away"), "unknown")
+    pending.requeue_lost(lambda queues: dict.fromkeys(queues, 0))
+    pending.requeue_unconfirmed(pending.take_due(10), OSError("away"), "unknown")
     assert stuck() == [(MAIL, "celery", "waiting", 1)]
 
 
@@ -113,7 +113,7 @@ def test_a_countdown_is_not_due(app: Celery) -> None:
     """However long ago it was emitted; once it is over, it is."""
     emit(with_mail(countdown=3600), "ada")
     after(LONG)
-    assert (stuck(), health().oldest) == ([], None)
+    assert (stuck(), read_health().oldest_waiting_age) == ([], None)
     after(3600)
     assert stuck() == [(MAIL, "celery", "waiting", 1)]
 
@@ -122,9 +122,9 @@ def test_a_retry_is_not_due(placed: Event) -> None:
     """Although its delivery has been due for long before it ran; once it is, its age begins then."""
     emission = emit(placed, "ada")
     after(LONG)
-    claims.put_off(begun(emission), 600, "OSError: away")
-    assert (stuck(), health().oldest) == ([], None)
-    after(600 + MAX_AGE - 60)
+    claims.reschedule(begun(emission), 600, "OSError: away")
+    assert (stuck(), read_health().oldest_waiting_age) == ([], None)
+    after(600 + MAX_AGE_SECONDS - 60)
     assert stuck() == []
     after(120)
     assert stuck() == [(MAIL, "celery", "waiting", 1)]
@@ -136,12 +136,12 @@ def test_what_begins_anew_has_its_age_from_then(placed: Event, again: str) -> No
     run = begun(emit(placed, "ada"))
     after(LONG)
     if again == "lost":
-        claims.lose(claims.runs_of("boot"), "its worker died")
+        claims.record_losses(claims.is_run_of_worker("boot"), "its worker died")
     elif again == "given back":
-        claims.give_back("boot")
+        claims.requeue_runs("boot")
     else:
-        claims.bury(run, "no")
-        registry.replay(registry.named([run.emission]))
+        claims.dead_letter(run, "no")
+        operations.replay(operations.has_id_in([run.emission]))
     assert stuck() == []
     after(LONG)
     assert stuck() == [(MAIL, "celery", "waiting", 1)]
@@ -154,7 +154,7 @@ def test_a_run_that_lasts_is_stuck_and_names_its_worker(placed: Event) -> None:
     begun(emission)
     assert stuck() == []
     after(LONG)
-    (group,) = health().stuck
+    (group,) = read_health().stuck
     assert (group.state, group.worker) == ("running", "a worker that is gone, process 7")
 
 
@@ -175,15 +175,15 @@ def test_a_longer_time_limit_of_its_handler_is_waited_for(app: Celery, limit: di
 def test_a_shorter_time_limit_changes_nothing(app: Celery) -> None:
     """The limit ends such a run."""
     begun(emit(with_mail(time_limit=30), "ada"))
-    after(MAX_AGE - 60)
+    after(MAX_AGE_SECONDS - 60)
     assert stuck() == []
 
 
 def test_rows_of_an_older_version_are_due_since_their_emission(placed: Event) -> None:
     """They do not say since when; a countdown of theirs is waited for."""
-    old, clock = first_id(datetime.now(UTC) - timedelta(seconds=LONG)), datetime.now(UTC).timestamp()
+    old, clock = min_id_at(datetime.now(UTC) - timedelta(seconds=LONG)), datetime.now(UTC).timestamp()
     row = {"promise": "at-least-once", "mode": "snapshot", "queue": "celery", "handler": MAIL, "due_since": None}
-    with writing() as connection:
+    with write_connection() as connection:
         for number, (state, due_at) in enumerate([("queued", clock + 60), ("waiting", 0.0), ("waiting", clock + 60)]):
             identity = f"{old}-7000-8000-00000000000{number}"
             connection.execute(insert(emissions).values(id=identity, sender="ada"))
@@ -193,16 +193,16 @@ def test_rows_of_an_older_version_are_due_since_their_emission(placed: Event) ->
                 )
             )
     assert sorted(stuck()) == [(MAIL, "celery", "queued", 1), (MAIL, "celery", "waiting", 1)]
-    assert LONG <= (health().oldest or 0) < LONG + 60
+    assert LONG <= (read_health().oldest_waiting_age or 0) < LONG + 60
 
 
 def test_what_is_closed_is_not_stuck(placed: Event) -> None:
     """Done, dead or cancelled."""
     claims.finish(begun(emit(placed, "ada")))
-    claims.bury(begun(emit(placed, "bob")), "no")
-    registry.cancel(emit(placed, "eve").id)
+    claims.dead_letter(begun(emit(placed, "bob")), "no")
+    operations.cancel(emit(placed, "eve").id)
     after(LONG)
-    assert health().groups == ()
+    assert read_health().groups == ()
 
 
 def test_it_is_one_pass_over_what_is_open(placed: Event) -> None:
@@ -213,17 +213,17 @@ def test_it_is_one_pass_over_what_is_open(placed: Event) -> None:
     ]
     more = {"handler": MAIL, "promise": "at-least-once", "mode": "snapshot", "queue": "celery"}
     times = {"due_at": 0.0, "due_since": now()}
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(insert(emissions), [{"id": row["emission"], "sender": "ada"} for row in rows])
         closed = [row | more for row in rows if row["state"] == "done"]
         connection.execute(insert(deliveries).values(**times, closed_at=now()), closed)
         connection.execute(insert(deliveries).values(times), [row | more for row in rows if row["state"] == "queued"])
         if engine().dialect.name == "postgresql":
             connection.exec_driver_sql("ANALYZE")
-    health()  # sees the version of the tables
+    read_health()  # sees the version of the tables
     asked: list[tuple[str, Any]] = []
     event.listen(engine(), "before_cursor_execute", lambda *call: asked.append(call[2:4]))
-    assert health().deliveries["queued"] == 10
+    assert read_health().deliveries["queued"] == 10
     asked[:] = [(sql, values) for sql, values in asked if sql.startswith("SELECT")]
     assert len(asked) == 2
     explain = "EXPLAIN QUERY PLAN " if engine().dialect.name == "sqlite" else "EXPLAIN "
@@ -239,9 +239,9 @@ def test_it_is_one_pass_over_what_is_open(placed: Event) -> None:
 def test_an_untracked_delivery_is_stuck_only_while_it_waits(app: Celery, placed: Event) -> None:
     """It has no handler's end to be told of."""
     emit(placed, "ada")
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(update(deliveries).values(promise="broker"))
     after(LONG)
     assert stuck() == []
-    backlog.look_after(lambda queues: dict.fromkeys(queues, 0))
+    pending.requeue_lost(lambda queues: dict.fromkeys(queues, 0))
     assert stuck() == [(MAIL, "celery", "waiting", 1)]

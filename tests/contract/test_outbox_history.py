@@ -11,10 +11,10 @@ from sqlalchemy import event
 
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.outbox import backlog, claims, happenings, registry, states
+from nitro.infrastructure.outbox import claims, history, operations, pending, states
 from nitro.infrastructure.outbox.claims import Claim
-from nitro.infrastructure.outbox.happenings import Wanted
-from nitro.infrastructure.outbox.registry import Entry
+from nitro.infrastructure.outbox.history import HistoryFilter
+from nitro.infrastructure.outbox.operations import DeliveryRecord
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "mail.py", line 3\n{}'
 
@@ -26,9 +26,9 @@ def task_id(database_kind: str, evt: Event, app: Celery) -> str:
     return emit(evt, "ada").offloaded["shop.mail"]
 
 
-def entry(task_id: str) -> Entry:
+def entry(task_id: str) -> DeliveryRecord:
     """The delivery as it stands."""
-    (found,) = registry.entries(registry.named([task_id]))
+    (found,) = operations.read_deliveries(operations.has_id_in([task_id]))
     return found
 
 
@@ -36,7 +36,7 @@ def begun(task_id: str) -> Claim:
     """A run of it, published anew where it waits."""
     mine = entry(task_id)
     if mine.state == "waiting":
-        backlog.take(10)
+        pending.take_due(10)
     started = claims.claim(mine.emission, mine.handler, "boot/1")
     assert isinstance(started, Claim)
     return started
@@ -53,7 +53,7 @@ def told(task_id: str) -> list[tuple[int, str]]:
 )
 def test_a_failed_run_keeps_its_reason(task_id: str, message: str) -> None:
     """The exception's own line, whatever is in it, with when the run began and ended."""
-    claims.put_off(begun(task_id), 0, TRACEBACK.format(f"ValueError: {message}"))
+    claims.reschedule(begun(task_id), 0, TRACEBACK.format(f"ValueError: {message}"))
     (run,) = entry(task_id).history
     assert (run.run, run.why) == (1, f"ValueError: {message}")
     assert run.started is not None
@@ -62,17 +62,17 @@ def test_a_failed_run_keeps_its_reason(task_id: str, message: str) -> None:
 
 def test_a_message_of_many_lines_is_one_reason(task_id: str) -> None:
     """Its first line; what a database cannot keep is escaped."""
-    claims.put_off(begun(task_id), 0, TRACEBACK.format("ValueError: first\0\nsecond\n\nthird"))
+    claims.reschedule(begun(task_id), 0, TRACEBACK.format("ValueError: first\0\nsecond\n\nthird"))
     assert told(task_id) == [(1, "ValueError: first\\0")]
 
 
 def test_each_run_has_its_place(task_id: str) -> None:
     """Failed ones, one whose process died, and one that was cut short; the last one, which closes it, is not there."""
-    claims.put_off(begun(task_id), 0, "ValueError: one")
+    claims.reschedule(begun(task_id), 0, "ValueError: one")
     run = begun(task_id)
-    assert claims.lose(claims.run_in(run.emission, run.handler, "boot/1"), "its process died: SIGKILL") == 1
+    assert claims.record_losses(claims.is_run_in(run.emission, run.handler, "boot/1"), "its process died: SIGKILL") == 1
     begun(task_id)
-    assert claims.give_back("boot") == 1
+    assert claims.requeue_runs("boot") == 1
     claims.finish(begun(task_id))
     assert told(task_id) == [
         (1, "ValueError: one"),
@@ -84,7 +84,7 @@ def test_each_run_has_its_place(task_id: str) -> None:
 def test_a_run_that_took_too_long_is_told(task_id: str) -> None:
     """Of a hard time limit the main process writes."""
     run = begun(task_id)
-    claims.overrun(run.emission, run.handler, "boot/1", 0.0, "hard time limit of 1 s exceeded")
+    claims.record_timeout(run.emission, run.handler, "boot/1", 0.0, "hard time limit of 1 s exceeded")
     assert told(task_id) == [(1, "hard time limit of 1 s exceeded")]
 
 
@@ -96,9 +96,9 @@ def test_a_run_that_ends_well_writes_none(task_id: str) -> None:
 
 def test_it_does_not_grow_for_ever(task_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first runs are kept, and the column stays small."""
-    monkeypatch.setattr(states, "MOST_HISTORY", 300)
+    monkeypatch.setattr(states, "MAX_HISTORY_CHARACTERS", 300)
     for number in range(12):
-        claims.put_off(begun(task_id), 0, f"ValueError: {number}")
+        claims.reschedule(begun(task_id), 0, f"ValueError: {number}")
     kept: list[Any] = told(task_id)
     assert kept[:2] == [(1, "ValueError: 0"), (2, "ValueError: 1")]
     assert len(kept) < 6
@@ -106,21 +106,21 @@ def test_it_does_not_grow_for_ever(task_id: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_replayed_one_remembers(task_id: str) -> None:
     """Why it died the first time is not forgotten."""
-    claims.put_off(begun(task_id), 0, "ValueError: one")
-    claims.bury(begun(task_id), "ValueError: two")
-    assert registry.replay(registry.named([task_id])) == 1
+    claims.reschedule(begun(task_id), 0, "ValueError: one")
+    claims.dead_letter(begun(task_id), "ValueError: two")
+    assert operations.replay(operations.has_id_in([task_id])) == 1
     assert told(task_id) == [(1, "ValueError: one"), (2, "ValueError: two")]
 
 
 @pytest.mark.parametrize("text", ["a\nb", 'a "quoted" \\ path', "\u2028", "x" * 10_000])
 def test_a_replayed_one_remembers_its_death(task_id: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When its last run began and ended, and the line that said why; however often, and however full its history is."""
-    monkeypatch.setattr(states, "MOST_HISTORY", 10)
-    claims.put_off(begun(task_id), 0, "ValueError: one")
+    monkeypatch.setattr(states, "MAX_HISTORY_CHARACTERS", 10)
+    claims.reschedule(begun(task_id), 0, "ValueError: one")
     for _ in range(2):
-        claims.bury(begun(task_id), f"ValueError: {text}")
+        claims.dead_letter(begun(task_id), f"ValueError: {text}")
         dead = entry(task_id)
-        registry.replay(registry.named([task_id]))
+        operations.replay(operations.has_id_in([task_id]))
         death = entry(task_id).history[-1]
         assert (death.run, death.started, death.ended) == (dead.attempts, dead.started, dead.closed)
         assert (death.outcome, death.why) == ("dead", f"ValueError: {text}".splitlines()[0][:300])
@@ -129,11 +129,11 @@ def test_a_replayed_one_remembers_its_death(task_id: str, text: str, monkeypatch
 
 def test_what_died_after_its_last_run_is_told_of_too(task_id: str) -> None:
     """That run is in the history already, and is not told of as if it had been another one."""
-    for _ in range(claims.MOST_LOSSES):
+    for _ in range(claims.MAX_LOSSES):
         begun(task_id)
-        claims.lose(claims.runs_of("boot"), "its worker died")
+        claims.record_losses(claims.is_run_of_worker("boot"), "its worker died")
     assert entry(task_id).state == "dead"
-    registry.replay(registry.named([task_id]))
+    operations.replay(operations.has_id_in([task_id]))
     *_, last, death = entry(task_id).history
     assert (last.run, last.outcome, death.run, death.outcome) == (5, "retried", 5, "dead")
     assert (death.started, death.why) == (None, "its worker died")
@@ -141,13 +141,13 @@ def test_what_died_after_its_last_run_is_told_of_too(task_id: str) -> None:
 
 def test_each_of_many_that_are_replayed_remembers(task_id: str, evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where they are more than are read at a time; what was done has nothing to remember."""
-    monkeypatch.setattr(registry, "MOST", 2)
+    monkeypatch.setattr(operations, "READ_BATCH", 2)
     ids = [task_id, *(emit(evt, "ada").offloaded["shop.mail"] for _ in range(4))]
     for number, each in enumerate(ids):
-        claims.bury(begun(each), f"ValueError: {number}")
+        claims.dead_letter(begun(each), f"ValueError: {number}")
     done = emit(evt, "ada").offloaded["shop.mail"]
     claims.finish(begun(done))
-    assert registry.replay(registry.named([*ids, done])) == 6
+    assert operations.replay(operations.has_id_in([*ids, done])) == 6
     assert [told(each) for each in (*ids, done)] == [*([(1, f"ValueError: {number}")] for number in range(5)), []]
 
 
@@ -161,12 +161,12 @@ def is_short(plan: str, index: str, kind: str) -> bool:
 @pytest.mark.parametrize("states", [frozenset[str](), frozenset({"dead"})])
 def test_what_has_happened_is_found_by_indexes(task_id: str, database_kind: str, states: frozenset[str]) -> None:
     """However many deliveries there are: who follows what happens asks twice a second."""
-    claims.bury(begun(task_id), "ValueError: one")
-    registry.replay(registry.named([task_id]))
+    claims.dead_letter(begun(task_id), "ValueError: one")
+    operations.replay(operations.has_id_in([task_id]))
     asked: list[tuple[str, Any]] = []
     event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
     begin = datetime.now(UTC) - timedelta(minutes=1)
-    keys, cut = happenings.happened(begin, Wanted(states=states), 10)
+    keys, cut = history.changes_since(begin, HistoryFilter(states=states), 10)
     assert ({key[0] for key in keys}, cut) == ({entry(task_id).emission}, False)
     explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
     with engine().connect() as connection:
@@ -183,7 +183,9 @@ def test_what_is_listed_by_its_state_is_found_by_an_index(database_kind: str, st
     """However many deliveries are done; those of one event are not sought among all emissions."""
     asked: list[tuple[str, Any]] = []
     event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
-    assert registry.entries(registry.in_states([state]), registry.of_event("nothing"), limit=50) == []
+    assert (
+        operations.read_deliveries(operations.is_in_states([state]), operations.is_of_event("nothing"), limit=50) == []
+    )
     sql, values = asked[-1]
     explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
     with engine().connect() as connection:

@@ -11,15 +11,15 @@ import pytest
 from celery import Celery
 from sqlalchemy import select, update
 
-from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, emit, emit_async, on
-from nitro.infrastructure.logs import said
-from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.logs import exception_line
+from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.claims import Claim
-from nitro.infrastructure.outbox.registry import Entry
-from nitro.infrastructure.outbox.states import MOST_HISTORY
-from nitro.infrastructure.outbox.tables import deliveries
-from nitro.infrastructure.worker.attempt import LONGEST_ERROR
+from nitro.infrastructure.outbox.operations import DeliveryRecord
+from nitro.infrastructure.outbox.schema import deliveries
+from nitro.infrastructure.outbox.states import MAX_HISTORY_CHARACTERS
+from nitro.infrastructure.worker.attempt import MAX_ERROR_CHARACTERS
 from waiting import until
 
 AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
@@ -41,9 +41,9 @@ def app_on(database_kind: str, app: Celery) -> Celery:
     return app
 
 
-def entry() -> Entry:
+def entry() -> DeliveryRecord:
     """The only delivery."""
-    (only,) = registry.entries()
+    (only,) = operations.read_deliveries()
     return only
 
 
@@ -55,7 +55,7 @@ def run_of(event: Event) -> Claim:
 
 def again() -> Claim:
     """The next run of the only delivery."""
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(update(deliveries).values(state="queued"))
     started = claims.claim(entry().emission, "shop.mail", WORKER)
     assert isinstance(started, Claim)
@@ -123,20 +123,20 @@ def test_the_run_that_failed_for_good_is_told_of_by_the_row_itself(
 
 def test_a_run_whose_process_died_is_told_of(shop: Event) -> None:
     """By whoever has noticed it; also the last one, of which the delivery is dead."""
-    for run in range(1, claims.MOST_LOSSES + 1):
+    for run in range(1, claims.MAX_LOSSES + 1):
         _ = run_of(shop) if run == 1 else again()
-        assert claims.lose(claims.runs_of("boot"), f"its worker died {run} times") == 1
-    assert why(runs=claims.MOST_LOSSES) == [f"its worker died {run} times" for run in range(1, 6)]
+        assert claims.record_losses(claims.is_run_of_worker("boot"), f"its worker died {run} times") == 1
+    assert why(runs=claims.MAX_LOSSES) == [f"its worker died {run} times" for run in range(1, 6)]
     assert entry().state == "dead"
 
 
 def test_what_was_no_run_is_not_told_of(shop: Event) -> None:
     """A message that was lost, or that a worker did not know, has begun nothing."""
     emission = emit(shop, "ada")
-    claims.misdirected(emission.id, "shop.mail", 9, "unknown to the worker that took it")
-    with writing() as connection:
+    claims.requeue_unknown(emission.id, "shop.mail", 9, "unknown to the worker that took it")
+    with write_connection() as connection:
         connection.execute(update(deliveries).values(state="queued", due_at=0.0, published_at=0.0))
-    assert backlog.look_after(lambda queues: dict.fromkeys(queues, 0)) == 1
+    assert pending.requeue_lost(lambda queues: dict.fromkeys(queues, 0)) == 1
     assert entry().history == ()
 
 
@@ -156,7 +156,7 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_any_text_survives(shop: Event, text: str) -> None:
     """As it was, and as one line of JSON."""
-    claims.put_off(run_of(shop), 0.0, f"OSError: {text}")
+    claims.reschedule(run_of(shop), 0.0, f"OSError: {text}")
     assert why() == [f"OSError: {text}".splitlines()[0]]
     (line,) = written().split("\n")[:-1]
     assert json.loads(line)["why"] == entry().history[0].why
@@ -165,7 +165,7 @@ def test_any_text_survives(shop: Event, text: str) -> None:
 
 def test_what_no_database_can_keep_is_spelled_out(shop: Event) -> None:
     """A NUL, and half a pair of surrogates."""
-    claims.put_off(run_of(shop), 0.0, "OSError: a\0b\ud800c")
+    claims.reschedule(run_of(shop), 0.0, "OSError: a\0b\ud800c")
     assert why() == [r"OSError: a\0b\ud800c"]
 
 
@@ -202,10 +202,10 @@ def test_a_long_error_is_told_by_its_own_line(evt: Event, app_on: Celery, work: 
     until(lambda: entry().state == "dead")
     assert [reason[:20] for reason in why()] == ["ValueError: no stock"]
     error = str(entry().error)
-    assert said(error).startswith("ValueError: no stock")
+    assert exception_line(error).startswith("ValueError: no stock")
     assert error.endswith(" at all")
     assert "in mail" in error
-    assert len(error) <= LONGEST_ERROR
+    assert len(error) <= MAX_ERROR_CHARACTERS
 
 
 def test_several_errors_at_once_are_told_by_the_group(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
@@ -234,32 +234,32 @@ def test_several_errors_at_once_are_told_by_the_group(evt: Event, app_on: Celery
 def test_it_does_not_grow_without_end(shop: Event, text: str) -> None:
     """The first runs are kept, each with as much of its reason as tells it apart."""
     for run in range(1, 101):
-        claims.put_off(run_of(shop) if run == 1 else again(), 0.0, f"{run}: {text * 10_000}")
+        claims.reschedule(run_of(shop) if run == 1 else again(), 0.0, f"{run}: {text * 10_000}")
     history = entry().history
     assert [run.run for run in history] == list(range(1, len(history) + 1))
     assert 1 < len(history) < 100
     assert max(len(run.why) for run in history) <= 600
-    assert len(written()) < 2 * MOST_HISTORY
+    assert len(written()) < 2 * MAX_HISTORY_CHARACTERS
     assert entry().attempts == 100
 
 
 def test_a_replay_keeps_it(shop: Event) -> None:
     """What went wrong before is not forgotten; the runs are counted on."""
-    claims.put_off(run_of(shop), 0.0, "OSError: first")
-    claims.bury(again(), "OSError: for good")
-    assert registry.replay(registry.named([entry().id])) == 1
+    claims.reschedule(run_of(shop), 0.0, "OSError: first")
+    claims.dead_letter(again(), "OSError: for good")
+    assert operations.replay(operations.has_id_in([entry().id])) == 1
     assert why(runs=2) == ["OSError: first", "OSError: for good"]
-    claims.put_off(again(), 0.0, "OSError: third")
+    claims.reschedule(again(), 0.0, "OSError: third")
     assert [run.run for run in entry().history] == [1, 2, 3]
 
 
 def test_a_run_that_somebody_has_taken_over_notes_nothing(shop: Event) -> None:
     """Only the latest run writes."""
     first = run_of(shop)
-    claims.lose(claims.runs_of("boot"), "its worker died")
+    claims.record_losses(claims.is_run_of_worker("boot"), "its worker died")
     again()
     with pytest.raises(claims.DeliveryLost):
-        claims.put_off(first, 0.0, "OSError: too late")
+        claims.reschedule(first, 0.0, "OSError: too late")
     assert why() == ["its worker died"]
 
 
@@ -269,8 +269,8 @@ def test_each_delivery_has_its_own(shop: Event) -> None:
     emission = emit(shop, "ada")
     for handler in ("shop.mail", "shop.books"):
         claims.claim(emission.id, handler, WORKER)
-    assert claims.lose(claims.runs_of("boot"), "its worker died") == 2
-    assert {each.handler: [run.run for run in each.history] for each in registry.entries()} == {
+    assert claims.record_losses(claims.is_run_of_worker("boot"), "its worker died") == 2
+    assert {each.handler: [run.run for run in each.history] for each in operations.read_deliveries()} == {
         "shop.mail": [1],
         "shop.books": [1],
     }

@@ -8,19 +8,19 @@ import pytest
 from celery import Celery
 from sqlalchemy import Update, bindparam, update
 
-from nitro.infrastructure.database import Prepared
+from nitro.infrastructure.database import CachedStatement
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.claims import Claim, claim
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.schema import deliveries
 
 
 @pytest.fixture(autouse=True)
 def made_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Statements that are made once are made by each test, of what it has put in place."""
-    monkeypatch.setattr(claims, "_START", Prepared(lambda dialect: claims._start(dialect)))
-    monkeypatch.setattr(claims, "_FINISH", Prepared(lambda dialect: claims._finish(dialect)))
-    mine = claims._mine
+    monkeypatch.setattr(claims, "_START", CachedStatement(lambda dialect: claims._start_statement(dialect)))
+    monkeypatch.setattr(claims, "_FINISH", CachedStatement(lambda dialect: claims._finish_statement(dialect)))
+    mine = claims._update_of_claim
     mine.cache_clear()
     yield
     mine.cache_clear()
@@ -43,14 +43,14 @@ def closed_by_the_first(emission: str) -> bool:
     """Whether a run closes a delivery that another one has taken over."""
     run = claim(emission, "shop.a", "boot/1-1")
     assert isinstance(run, Claim)
-    assert claims.lose(claims.run_in(emission, "shop.a", "boot/1-"), "frozen") == 1
-    backlog.take(10)
+    assert claims.record_losses(claims.is_run_in(emission, "shop.a", "boot/1-"), "frozen") == 1
+    pending.take_due(10)
     assert isinstance(claim(emission, "shop.a", "boot/2-1"), Claim)
     try:
         claims.finish(run)
     except claims.DeliveryLost:
         return False
-    (entry,) = registry.entries()
+    (entry,) = operations.read_deliveries()
     return entry.state == "done"
 
 
@@ -68,11 +68,11 @@ def test_the_ledger_keeps_a_second_message_from_running(
 def test_the_fence_keeps_an_old_run_from_closing(queued: str, monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """Only the latest attempt closes a delivery; without that number the first one would."""
     if mutant:
-        monkeypatch.setattr(claims, "_mine", any_run)
+        monkeypatch.setattr(claims, "_update_of_claim", any_run)
     assert closed_by_the_first(queued) is mutant
 
 
 def any_run() -> Update:
     """What is closed by who asks neither for the latest attempt nor for the state."""
     later = (deliveries.c.attempts >= bindparam("of_attempt")) | (deliveries.c.worker == bindparam("of_worker"))
-    return update(deliveries).where(claims._is(*claims._KEY), later)
+    return update(deliveries).where(claims._has_key(*claims._KEY_PARAMETERS), later)

@@ -12,11 +12,11 @@ from celery import Celery
 from sqlalchemy import func, select, update
 
 from databases import KINDS, on_database
-from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox import retention
-from nitro.infrastructure.outbox.tables import deliveries, emissions, now
+from nitro.infrastructure.outbox.schema import deliveries, emissions, now
 
 MANY = 60
 PURGES = 3
@@ -67,9 +67,9 @@ def test_purges_side_by_side_share_what_there_is(app_of_kind: Celery, evt: Event
         on(evt, offload={"countdown": 3600}, name=name)(lambda sender: None)
     for _ in range(MANY):
         emit(evt)
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(update(deliveries).values(state="done", closed_at=now()))
-    deleted = at_once(all_of(lambda: retention.purge(FUTURE, STATES, most=7)))
+    deleted = at_once(all_of(lambda: retention.purge_deliveries(FUTURE, STATES, most=7)))
     assert sum(deleted) == 2 * MANY
     assert left() == (0, 0)
 
@@ -80,9 +80,9 @@ def test_the_journal_is_shared_too(app_of_kind: Celery) -> None:
     on(event, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     for _ in range(MANY):
         emit(event)
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.delete())
-    assert sum(at_once(all_of(lambda: retention.forget(FUTURE, most=7)))) == MANY
+    assert sum(at_once(all_of(lambda: retention.purge_emissions(FUTURE, most=7)))) == MANY
     assert left() == (0, 0)
 
 
@@ -90,7 +90,7 @@ def test_a_purge_keeps_what_has_changed_meanwhile(app_of_kind: Celery, evt: Even
     """What is open again is no longer to be deleted."""
     on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     emit(evt)
-    assert retention.purge(FUTURE, STATES) == 0
+    assert retention.purge_deliveries(FUTURE, STATES) == 0
     assert left() == (1, 1)
 
 
@@ -102,7 +102,7 @@ def test_what_was_left_to_the_broker_is_a_state_of_its_own(
     on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     on(evt, offload={"countdown": 3600}, name="shop.b")(lambda sender: None)
     emit(evt)
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(update(deliveries).values(state="done", closed_at=now()))
         connection.execute(update(deliveries).where(deliveries.c.handler == "shop.b").values(promise="broker"))
-    assert retention.purge(FUTURE, states) == deleted
+    assert retention.purge_deliveries(FUTURE, states) == deleted

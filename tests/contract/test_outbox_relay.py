@@ -14,15 +14,15 @@ from kombu.transport import memory
 from sqlalchemy import event, func, select
 
 from databases import KINDS, on_database
-from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox import backlog, census, claims, registry, retention
-from nitro.infrastructure.outbox.census import Census, beat
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox import claims, heartbeat, operations, pending, retention
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
+from nitro.infrastructure.outbox.heartbeat import HeartbeatMonitor, record_heartbeat
 from nitro.infrastructure.outbox.relay import Relay
-from nitro.infrastructure.outbox.tables import deliveries, emissions, now
+from nitro.infrastructure.outbox.schema import deliveries, emissions, now
 from waiting import until
 
 Sent = Callable[..., list[Any]]
@@ -43,13 +43,13 @@ def age(seconds: float, **of: Any) -> None:
     """Let time pass: of the rows with these values."""
     chosen = [getattr(deliveries.c, name) == value for name, value in of.items()]
     older = {"due_at": deliveries.c.due_at - seconds, "published_at": deliveries.c.published_at - seconds}
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().where(*chosen).values(older))
 
 
 def lose_all() -> None:
     """Have the broker lose all that it has been given."""
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     memory.Channel.queues.clear()
 
 
@@ -58,9 +58,9 @@ def asked(ready: int) -> Callable[[Iterable[str]], Mapping[str, int]]:
     return lambda queues: dict.fromkeys(queues, ready)
 
 
-def only() -> registry.Entry:
+def only() -> operations.DeliveryRecord:
     """The only delivery."""
-    (entry,) = registry.entries()
+    (entry,) = operations.read_deliveries()
     return entry
 
 
@@ -86,7 +86,7 @@ def test_what_waits_in_a_long_queue_is_not_published_again(handled: Event) -> No
     """However old it is."""
     emit(handled)
     age(3600)
-    assert backlog.look_after(asked(LONG)) == 0
+    assert pending.requeue_lost(asked(LONG)) == 0
     assert only().state == "queued"
 
 
@@ -97,8 +97,11 @@ def test_what_a_later_one_has_overtaken_is_published_again(handled: Event) -> No
     later = emit(handled)
     age(15, emission=lost.id)
     assert isinstance(claim(later.id, "shop.a", "worker/1-1"), Claim)
-    assert backlog.look_after(asked(LONG)) == 1
-    assert {entry.emission: entry.state for entry in registry.entries()} == {lost.id: "waiting", later.id: "running"}
+    assert pending.requeue_lost(asked(LONG)) == 1
+    assert {entry.emission: entry.state for entry in operations.read_deliveries()} == {
+        lost.id: "waiting",
+        later.id: "running",
+    }
 
 
 def test_another_queue_says_nothing(handled: Event, app: Celery) -> None:
@@ -109,7 +112,7 @@ def test_another_queue_says_nothing(handled: Event, app: Celery) -> None:
     age(60)
     age(15, emission=waiting.id)
     assert isinstance(claim(emit(other).id, "shop.fast", "worker/1-1"), Claim)
-    assert backlog.look_after(asked(LONG)) == 0
+    assert pending.requeue_lost(asked(LONG)) == 0
 
 
 def test_a_retry_that_waits_says_nothing_of_those_that_wait_with_it(handled: Event, app: Celery) -> None:
@@ -117,10 +120,10 @@ def test_a_retry_that_waits_says_nothing_of_those_that_wait_with_it(handled: Eve
     waiting, retried = emit(handled), emit(handled)
     run = claim(retried.id, "shop.a", "worker/1-1")
     assert isinstance(run, Claim)
-    claims.put_off(run, 0.0, "again")
+    claims.reschedule(run, 0.0, "again")
     assert Relay(app).step() == 1
     age(60, emission=waiting.id)
-    assert backlog.look_after(asked(LONG)) == 0
+    assert pending.requeue_lost(asked(LONG)) == 0
 
 
 def test_the_lease_grows_with_each_publication(handled: Event, app: Celery) -> None:
@@ -141,10 +144,10 @@ def test_the_lease_grows_with_each_publication(handled: Event, app: Celery) -> N
 def test_what_is_taken_and_never_started_is_dead_in_the_end(handled: Event, app: Celery) -> None:
     """Whoever takes it from the queue does not know it."""
     emit(handled)
-    with writing() as connection:
-        connection.execute(deliveries.update().values(publications=backlog.MOST_PUBLICATIONS))
+    with write_connection() as connection:
+        connection.execute(deliveries.update().values(publications=pending.MAX_PUBLICATIONS))
     age(3600)
-    assert backlog.look_after(asked(EMPTY)) == 0
+    assert pending.requeue_lost(asked(EMPTY)) == 0
     assert only().state == "dead"
     assert "never started" in str(only().error)
 
@@ -158,7 +161,7 @@ def test_a_broker_that_is_asked_in_vain_changes_nothing(handled: Event) -> None:
     emit(handled)
     age(3600)
     with pytest.raises(ConnectionError):
-        backlog.look_after(away)
+        pending.requeue_lost(away)
     assert only().state == "queued"
 
 
@@ -174,11 +177,11 @@ def test_a_clock_that_was_set_keeps_nothing_from_leaving(handled: Event, app: Ce
 def test_a_worker_without_a_beat_is_dead(handled: Event) -> None:
     """Its run is taken back, and counted as one that lost its process."""
     emission = emit(handled)
-    beat("boot", "worker@host")
+    record_heartbeat("boot", "worker@host")
     assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
-    observer = Census("observer", dead_after=0.05)
-    assert observer.bury_the_dead() == 0
-    until(observer.bury_the_dead)
+    observer = HeartbeatMonitor("observer", dead_after=0.05)
+    assert observer.release_dead_workers() == 0
+    until(observer.release_dead_workers)
     assert (only().state, only().losses) == ("waiting", 1)
     assert "its worker died" in str(only().error)
 
@@ -187,10 +190,10 @@ def test_a_worker_with_a_beat_keeps_its_runs(handled: Event) -> None:
     """However long a handler takes."""
     emission = emit(handled)
     assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
-    observer = Census("observer", dead_after=0.0)
+    observer = HeartbeatMonitor("observer", dead_after=0.0)
     for _ in range(5):
-        beat("boot", "worker@host")
-        assert observer.bury_the_dead() == 0
+        record_heartbeat("boot", "worker@host")
+        assert observer.release_dead_workers() == 0
     assert only().state == "running"
 
 
@@ -198,8 +201,8 @@ def test_a_worker_does_not_bury_itself(handled: Event) -> None:
     """Its beats may wait for a lock that a handler of its own holds."""
     emission = emit(handled)
     assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
-    observer = Census("boot", dead_after=0.0)
-    assert [observer.bury_the_dead() for _ in range(3)] == [0, 0, 0]
+    observer = HeartbeatMonitor("boot", dead_after=0.0)
+    assert [observer.release_dead_workers() for _ in range(3)] == [0, 0, 0]
     assert only().state == "running"
 
 
@@ -207,11 +210,11 @@ def test_an_observer_that_was_kept_from_looking_begins_anew(handled: Event, monk
     """Who could not write his own beat in time does not know whether others could."""
     emission = emit(handled)
     assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
-    observer = Census("observer", dead_after=0.0)
-    monkeypatch.setattr(census, "BLIND_AFTER", -1.0)
-    assert [observer.bury_the_dead() for _ in range(3)] == [0, 0, 0]
-    monkeypatch.setattr(census, "BLIND_AFTER", 60.0)
-    until(observer.bury_the_dead)
+    observer = HeartbeatMonitor("observer", dead_after=0.0)
+    monkeypatch.setattr(heartbeat, "MAX_OBSERVATION_GAP_SECONDS", -1.0)
+    assert [observer.release_dead_workers() for _ in range(3)] == [0, 0, 0]
+    monkeypatch.setattr(heartbeat, "MAX_OBSERVATION_GAP_SECONDS", 60.0)
+    until(observer.release_dead_workers)
 
 
 def test_a_started_run_begins_the_count_of_publications_anew(handled: Event, app: Celery) -> None:
@@ -219,7 +222,7 @@ def test_a_started_run_begins_the_count_of_publications_anew(handled: Event, app
     emission = emit(handled)
     run = claim(emission.id, "shop.a", "boot/1-1")
     assert isinstance(run, Claim)
-    claims.put_off(run, 0.0, "again")
+    claims.reschedule(run, 0.0, "again")
     assert Relay(app).step() == 1
     assert only().publications == 1
 
@@ -227,20 +230,20 @@ def test_a_started_run_begins_the_count_of_publications_anew(handled: Event, app
 def test_a_run_that_loses_its_process_again_and_again_is_dead(handled: Event, app: Celery) -> None:
     """It is taken for what kills its workers."""
     emission = emit(handled)
-    for number in range(claims.MOST_LOSSES):
+    for number in range(claims.MAX_LOSSES):
         process = f"boot/{number}-"
         assert isinstance(claim(emission.id, "shop.a", f"{process}1"), Claim)
-        assert claims.lose(claims.run_in(emission.id, "shop.a", process), "killed") == 1
+        assert claims.record_losses(claims.is_run_in(emission.id, "shop.a", process), "killed") == 1
         Relay(app).step()
     assert only().state == "dead"
-    assert only().attempts == claims.MOST_LOSSES
+    assert only().attempts == claims.MAX_LOSSES
 
 
 def test_runs_of_a_stopped_worker_begin_anew(handled: Event, app: Celery) -> None:
     """They are given back, which is no loss."""
     emission = emit(handled)
     assert isinstance(claim(emission.id, "shop.a", "boot/1-1"), Claim)
-    assert claims.give_back("boot") == 1
+    assert claims.requeue_runs("boot") == 1
     assert Relay(app).step() == 1
     assert (only().state, only().losses) == ("queued", 0)
 
@@ -256,14 +259,14 @@ def test_two_workers_cannot_claim_one_delivery(handled: Event) -> None:
 def test_a_stored_at_most_once_delivery_is_never_sent_twice(evt: Event, app: Celery) -> None:
     """Whether it has left is not known after its relay has died, so that it is given up."""
     on(evt, offload={"delivery": "at-most-once"}, name="shop.once")(lambda sender: None)
-    courier._failures, courier._pause_ends = 1, float("inf")
+    publisher._failures, publisher._paused_until = 1, float("inf")
     emit(evt)
-    courier._failures, courier._pause_ends = 0, 0.0
+    publisher._failures, publisher._paused_until = 0, 0.0
     until(lambda: only().state == "published")
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().values(state="queued", closed_at=None))
     age(3600)
-    assert backlog.look_after(asked(EMPTY)) == 0
+    assert pending.requeue_lost(asked(EMPTY)) == 0
     assert only().state == "dead"
 
 
@@ -277,7 +280,7 @@ def test_four_relays_share_a_backlog(
     evt = Namespace().event("many")
     on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     emitted = {emit(evt).offloaded["shop.a"] for _ in range(200)}
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.delete().where(~deliveries.c.id.in_(emitted)))
         connection.execute(deliveries.update().values(due_at=0.0))
     start = threading.Barrier(4)
@@ -285,7 +288,7 @@ def test_four_relays_share_a_backlog(
     def relay() -> list[str]:
         start.wait()
         taken = []
-        while parcels := backlog.take(7):
+        while parcels := pending.take_due(7):
             taken += [parcel.task_id for parcel in parcels]
         return taken
 
@@ -311,7 +314,7 @@ def test_what_no_worker_knows_is_dead_in_the_end(evt: Event, app: Celery, work: 
     """After as many tries as a handler that always fails."""
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     emit(evt)
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().values(publications=10))
     app._tasks.pop("shop.a")
     work(app)
@@ -324,17 +327,17 @@ def test_retention_keeps_what_is_open_or_young(handled: Event, app: Celery) -> N
     kept = {state: emit(handled).id for state in ("queued", "dead")}
     gone = {state: emit(handled).id for state in ("done", "cancelled")}
     closed_late = emit(handled).id
-    with writing() as connection:
+    with write_connection() as connection:
         for emission, state in [*((e, s) for s, e in (kept | gone).items()), (closed_late, "done")]:
             closed = None if state == "queued" else now() - (0 if emission == closed_late else 3600)
             chosen = deliveries.update().where(deliveries.c.emission == emission)
             connection.execute(chosen.values(state=state, closed_at=closed))
     tomorrow = datetime.now(UTC) + timedelta(days=1)
-    assert retention.purge(tomorrow - timedelta(days=2), ("done", "cancelled")) == 0
+    assert retention.purge_deliveries(tomorrow - timedelta(days=2), ("done", "cancelled")) == 0
     aged = datetime.now(UTC) - timedelta(minutes=1)
-    assert retention.purge(aged, ("done", "cancelled")) == 0
-    assert retention.purge(tomorrow, ("done", "cancelled")) == 3
-    assert {entry.emission for entry in registry.entries()} == set(kept.values())
+    assert retention.purge_deliveries(aged, ("done", "cancelled")) == 0
+    assert retention.purge_deliveries(tomorrow, ("done", "cancelled")) == 3
+    assert {entry.emission for entry in operations.read_deliveries()} == set(kept.values())
     with engine().connect() as connection:
         assert connection.scalar(select(func.count()).select_from(emissions)) == 2
 
@@ -358,7 +361,7 @@ def test_polling_stays_flat(
     Relay(app).step()
     event.listen(engine(), "before_cursor_execute", note)
     Relay(app).step()
-    Census("observer").bury_the_dead()
+    HeartbeatMonitor("observer").release_dead_workers()
     event.remove(engine(), "before_cursor_execute", note)
     with engine().connect() as connection:
         if kind == "postgresql":
@@ -379,7 +382,7 @@ def test_taking_reads_no_more_than_it_takes(
     Relay(bind(make_app())).step()
     asked: list[tuple[str, Any]] = []
     event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
-    backlog.take(500)
+    pending.take_due(500)
     ((sql, values),) = [(sql, values) for sql, values in asked if "ORDER BY" in sql]
     explain = "EXPLAIN QUERY PLAN" if kind == "sqlite" else "EXPLAIN"
     with engine().connect() as connection:

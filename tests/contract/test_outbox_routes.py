@@ -14,14 +14,14 @@ from kombu.common import Broadcast
 from kombu.transport import memory
 
 from databases import KINDS, on_database
-from nitro.infrastructure.database import writing
+from nitro.infrastructure.database import write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.outbox import backlog, registry
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox import operations, pending
 from nitro.infrastructure.outbox.relay import Relay
-from nitro.infrastructure.outbox.rows import LONGEST_LEASE
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.rows import MAX_LEASE_SECONDS
+from nitro.infrastructure.outbox.schema import deliveries
 from waiting import until
 
 MakeApp = Callable[..., Celery]
@@ -58,19 +58,19 @@ def release(make_app: MakeApp, evt: Event, offload: Any = True, **conf: Any) -> 
 def age(seconds: float) -> None:
     """Let time pass for all rows."""
     older = {"due_at": deliveries.c.due_at - seconds, "published_at": deliveries.c.published_at - seconds}
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().values(older))
 
 
 def in_queues() -> dict[str, int]:
     """How many messages lie in each queue of the broker."""
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
     return {name: found for name, queue in memory.Channel.queues.items() if (found := queue.qsize())}
 
 
 def named_queues() -> list[str]:
     """The queues that the rows name."""
-    return [entry.queue for entry in registry.entries()]
+    return [entry.queue for entry in operations.read_deliveries()]
 
 
 def handle(sender: object) -> None:
@@ -108,7 +108,9 @@ def test_a_change_of_routes_multiplies_nothing(make_app: MakeApp, evt: Event) ->
         age(90)
         Relay(bind(make_app(task_routes={"shop.*": {"queue": "new"}}))).step()
     assert in_queues() == {"new": MANY}
-    assert {(entry.state, entry.queue, entry.publications) for entry in registry.entries()} == {("queued", "new", 2)}
+    assert {(entry.state, entry.queue, entry.publications) for entry in operations.read_deliveries()} == {
+        ("queued", "new", 2)
+    }
 
 
 def test_two_releases_side_by_side_multiply_nothing(make_app: MakeApp, evt: Event) -> None:
@@ -223,11 +225,11 @@ def test_queues_that_the_app_does_not_have_are_not_taken_for_empty(
         return dict.fromkeys(queues, 0)
 
     emit(evt)
-    assert courier.drain(PATIENCE)
-    age(LONGEST_LEASE - 60)
-    assert backlog.look_after(none) == 0
+    assert publisher.drain(PATIENCE)
+    age(MAX_LEASE_SECONDS - 60)
+    assert pending.requeue_lost(none) == 0
     age(120)
-    assert backlog.look_after(none) == 1
+    assert pending.requeue_lost(none) == 1
 
 
 def test_a_queue_that_is_gone_is_left_to_the_routes(
@@ -254,7 +256,7 @@ def test_a_route_that_fails_keeps_no_other_from_leaving(make_app: MakeApp, evt: 
         task_create_missing_queues=False, task_queues=[Queue("celery")], task_routes={HANDLER: {"queue": "missing"}}
     )
     assert Relay(bind(later)).step() == 1
-    failed, left = sorted(registry.entries(), key=lambda entry: entry.handler)
+    failed, left = sorted(operations.read_deliveries(), key=lambda entry: entry.handler)
     assert (failed.state, left.state) == ("waiting", "queued")
     assert "missing" in str(failed.error)
 
@@ -279,9 +281,9 @@ def test_a_worker_of_another_app_relays_to_the_broker_of_the_bound_one(
     work(make_app(task_default_queue="others"))
     emit(evt)
     until(lambda: states() == ["queued"])
-    assert {entry.queue for entry in registry.entries()} == {"mine"}
+    assert {entry.queue for entry in operations.read_deliveries()} == {"mine"}
 
 
 def states() -> list[str]:
     """Of all deliveries."""
-    return [entry.state for entry in registry.entries()]
+    return [entry.state for entry in operations.read_deliveries()]

@@ -23,9 +23,9 @@ from nitro.errors import OptionNotSerializable
 from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import Offload
-from nitro.infrastructure.offload.message import KEY
-from nitro.infrastructure.outbox import registry
-from nitro.infrastructure.outbox.tables import deliveries, emissions
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
+from nitro.infrastructure.outbox import operations
+from nitro.infrastructure.outbox.schema import deliveries, emissions
 
 Sent = Callable[..., list[Any]]
 SKEW = 1.0
@@ -118,12 +118,12 @@ def test_an_emit_in_a_transaction_commits_with_it(evt: Event, app: Celery, state
     with transaction():
         emit(evt, Cargo(id="c1").save())
         assert registry_in_another_connection() == []
-    assert len(registry.entries()) == 1
+    assert len(operations.read_deliveries()) == 1
 
 
-def registry_in_another_connection() -> list[registry.Entry]:
+def registry_in_another_connection() -> list[operations.DeliveryRecord]:
     """What others can see of the outbox at this moment."""
-    return registry.entries()
+    return operations.read_deliveries()
 
 
 def test_payload_is_stored_once(evt: Event, app: Celery) -> None:
@@ -152,8 +152,8 @@ def test_message_of_a_tracked_delivery_carries_no_payload(evt: Event, app: Celer
     offloaded(evt, "shop.a")
     emission = emit(evt, "ada", email="alice@example.com")
     (message,) = sent()
-    assert message.kwargs[KEY]["emission"] == emission.id
-    assert message.kwargs[KEY]["payload"] is None
+    assert message.kwargs[ENVELOPE_KEY]["emission"] == emission.id
+    assert message.kwargs[ENVELOPE_KEY]["payload"] is None
     assert "alice" not in json.dumps([message.kwargs, message.headers])
 
 
@@ -188,7 +188,7 @@ def test_an_async_session_commits_the_rows(
         await database.dispose()
 
     asyncio.run(main())
-    assert len(registry.entries()) == 1
+    assert len(operations.read_deliveries()) == 1
     assert Cargo.exists("kept")
 
 
@@ -210,7 +210,7 @@ def test_a_savepoint_of_an_async_session_takes_its_rows(evt: Event, app: Celery,
         return kept.id
 
     kept = asyncio.run(main())
-    assert [entry.emission for entry in registry.entries()] == [kept]
+    assert [entry.emission for entry in operations.read_deliveries()] == [kept]
 
 
 def test_countdown_waits_in_the_row(evt: Event, app: Celery, sent: Sent) -> None:
@@ -218,7 +218,7 @@ def test_countdown_waits_in_the_row(evt: Event, app: Celery, sent: Sent) -> None
     offloaded(evt, "shop.a", countdown=3600)
     before = datetime.now(UTC)
     emit(evt)
-    (entry,) = registry.entries()
+    (entry,) = operations.read_deliveries()
     assert sent() == []
     assert entry.state == "waiting"
     assert entry.due is not None
@@ -230,7 +230,10 @@ def test_queue_of_the_handler_is_kept(evt: Event, app: Celery) -> None:
     offloaded(evt, "shop.a", queue="mail")
     on(evt, offload=Offload(queue=Queue("post")), name="shop.b")(lambda sender: None)
     emit(evt)
-    assert {entry.handler: entry.queue for entry in registry.entries()} == {"shop.a": "mail", "shop.b": "post"}
+    assert {entry.handler: entry.queue for entry in operations.read_deliveries()} == {
+        "shop.a": "mail",
+        "shop.b": "post",
+    }
 
 
 def test_options_that_are_not_json_are_an_error(evt: Event, app: Celery) -> None:
@@ -238,7 +241,7 @@ def test_options_that_are_not_json_are_an_error(evt: Event, app: Celery) -> None
     offloaded(evt, "shop.a", headers={"when": datetime.now(UTC)})
     with pytest.raises(OptionNotSerializable, match=r"shop\.a"):
         emit(evt)
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 def test_a_rolled_back_row_is_not_published(evt: Event, app: Celery, sent: Sent) -> None:
@@ -247,7 +250,7 @@ def test_a_rolled_back_row_is_not_published(evt: Event, app: Celery, sent: Sent)
     with pytest.raises(ZeroDivisionError), transaction():
         emit(evt, "ada")
         raise ZeroDivisionError
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
     with engine().connect() as connection:
         assert connection.execute(select(deliveries)).all() == []
     assert sent() == []

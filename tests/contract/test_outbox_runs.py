@@ -18,17 +18,17 @@ from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import NotTracked
 from nitro.infrastructure import failpoints
-from nitro.infrastructure.database import engine, transaction, writing
+from nitro.infrastructure.database import engine, transaction, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import Offload, bind, cancel, current_delivery
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.message import KEY
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
-from nitro.infrastructure.outbox import claims, registry
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox import claims, operations
 from nitro.infrastructure.outbox.claims import Claim, claim
-from nitro.infrastructure.outbox.tables import deliveries, emissions, workers
+from nitro.infrastructure.outbox.schema import deliveries, emissions, workers
 from nitro.infrastructure.worker import attempt as attempts
-from nitro.infrastructure.worker import caretaker, identity
+from nitro.infrastructure.worker import identity, supervisor
 from waiting import until
 
 Work = Callable[..., Any]
@@ -45,11 +45,11 @@ class Ledger(Entity, table=True):
     key: str
 
 
-def entry(state: str | None = None) -> registry.Entry:
+def entry(state: str | None = None) -> operations.DeliveryRecord:
     """The only delivery; when it has come to a state, if one is given."""
 
-    def found() -> registry.Entry | None:
-        (only,) = registry.entries()
+    def found() -> operations.DeliveryRecord | None:
+        (only,) = operations.read_deliveries()
         return only if state in (None, only.state) else None
 
     reached = until(found)
@@ -156,7 +156,7 @@ def test_exactly_once_emits_in_its_transaction(evt: Event, app: Celery, work: Wo
 
     work(app)
     emit(evt, "ada")
-    until(lambda: sorted(found.state for found in registry.entries()) == ["done", "queued"])
+    until(lambda: sorted(found.state for found in operations.read_deliveries()) == ["done", "queued"])
 
 
 @pytest.mark.parametrize("delivery", TRACKED)
@@ -167,7 +167,7 @@ def test_a_run_that_was_taken_over_does_not_close(
 
     def take_over(place: str) -> None:
         if place == "claimed by a worker":
-            with writing() as connection:
+            with write_connection() as connection:
                 connection.execute(deliveries.update().values(attempts=deliveries.c.attempts + 1))
 
     monkeypatch.setattr(failpoints, "hooks", [take_over])
@@ -345,11 +345,11 @@ def test_a_message_without_a_row_is_parked(evt: Event, app: Celery, work: Work, 
     ran: list[str] = []
     on(evt, offload=True, name="shop.handler")(lambda sender: ran.append(sender))
     emit(evt, "ada")
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.delete())
         connection.execute(emissions.delete())
     work(app)
-    until(registry.entries)
+    until(operations.read_deliveries)
     assert "no row" in str(entry("dead").error)
     assert ran == []
 
@@ -361,7 +361,7 @@ def test_a_message_that_names_anything_cannot_forge_a_line(
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     emit(evt, "ada")
     (message,) = sent()
-    message.kwargs[KEY]["emission"] = "01a21240-501e-74d1-8f0f\nforged"
+    message.kwargs[ENVELOPE_KEY]["emission"] = "01a21240-501e-74d1-8f0f\nforged"
     app.send_task("shop.handler", (), message.kwargs, headers={DELIVERY_HEADER: "at-least-once"})
     work(app)
     until(lambda: "is parked" in caplog.text)
@@ -373,7 +373,7 @@ def test_a_payload_of_another_version_is_parked(evt: Event, app: Celery, work: W
     """After its retries; it can be replayed when the workers have been updated."""
     on(evt, offload={"max_retries": 1, **AT_ONCE, "queue": "celery"}, name="shop.handler")(lambda sender: None)
     emit(evt, "ada")
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(emissions.update().values(snapshot='{"nitro":99}'))
     work(app)
     assert "PayloadUnreadable" in str(entry("dead").error)
@@ -395,7 +395,7 @@ def test_a_replay_runs_again_under_the_same_key(evt: Event, app: Celery, work: W
     work(app)
     emit(evt, "ada")
     first = entry(state)
-    assert registry.replay(registry.named([first.id])) == 1
+    assert operations.replay(operations.has_id_in([first.id])) == 1
     until(lambda: len(keys) == 2)
     entry("done")
     assert keys == [first.id, first.id]
@@ -410,7 +410,10 @@ def test_cancel_stops_what_has_not_started(evt: Event, app: Celery, work: Work) 
     assert cancel(emission.id, "shop.a") == 1
     work(app).of(emission.offloaded["shop.b"])
     assert ran == ["b"]
-    assert {found.handler: found.state for found in registry.entries()} == {"shop.a": "cancelled", "shop.b": "done"}
+    assert {found.handler: found.state for found in operations.read_deliveries()} == {
+        "shop.a": "cancelled",
+        "shop.b": "done",
+    }
 
 
 def test_cancel_of_a_whole_emission_counts(evt: Event, app: Celery) -> None:
@@ -474,7 +477,7 @@ def test_a_database_that_is_away_delays_a_run(
 
     for name in away:
         monkeypatch.setattr(claims, name, unsteady(name))
-    monkeypatch.setattr(attempts, "AGAIN", 0.01)
+    monkeypatch.setattr(attempts, "RETRY_SECONDS", 0.01)
     on(evt, offload=True, name="shop.a")(lambda sender: ran.append(sender))
     work(app)
     emit(evt, "ada")
@@ -509,10 +512,10 @@ def test_stored_untracked_deliveries_leave_later_with_their_payload(
     """The broker was away at the emit: the row waits, and then says no more than that the message has left."""
     ran: list[Any] = []
     on(evt, offload={"delivery": "broker"}, name="shop.a")(lambda sender, **kwargs: ran.append((sender, kwargs)))
-    courier._failures, courier._pause_ends = 1, float("inf")
+    publisher._failures, publisher._paused_until = 1, float("inf")
     emit(evt, "ada", tags={1})
     assert entry().state == "waiting"
-    courier._failures, courier._pause_ends = 0, 0.0
+    publisher._failures, publisher._paused_until = 0, 0.0
     assert entry("published").attempts == 0
     work(app)
     until(lambda: ran == [("ada", {"tags": {1}})])
@@ -537,11 +540,11 @@ def test_a_run_that_nobody_knows_of_is_taken_back(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its worker lives, but no task of it is about that run: it does not stay `running` for ever."""
-    monkeypatch.setattr(caretaker, "COUNT", 0.1)
+    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.1)
     on(evt, offload={"queue": "elsewhere"}, name="shop.a")(lambda sender: None)
     emission = emit(evt, "ada")
     work(app)
-    assert isinstance(claim(emission.id, "shop.a", f"{identity.boot()}/1-1"), Claim)
+    assert isinstance(claim(emission.id, "shop.a", f"{identity.worker_id()}/1-1"), Claim)
     until(lambda: entry().losses == 1)
     assert "without a word" in str(entry().error)
 
@@ -551,9 +554,9 @@ def test_a_run_that_takes_long_is_not_taken_back(
 ) -> None:
     """Its worker knows of it."""
     looks: list[int] = []
-    monkeypatch.setattr(caretaker, "COUNT", 0.05)
-    running = claims.running
-    monkeypatch.setattr(claims, "running", lambda boot: looks.append(1) or running(boot))
+    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.05)
+    running = claims.running_attempts
+    monkeypatch.setattr(claims, "running_attempts", lambda boot: looks.append(1) or running(boot))
 
     @on(evt, offload=True, name="shop.a")
     def handler(sender: str) -> None:

@@ -19,11 +19,11 @@ from sqlmodel import Field, Session, SQLModel
 import old_tables
 from databases import KINDS
 from nitro.errors import OutboxElsewhere, OutboxOutdated
-from nitro.infrastructure.database import create_tables, engine, own, reset, transaction, writing
+from nitro.infrastructure.database import create_tables, engine, nitro_metadata, reset, transaction, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox import claims, registry, versions
-from nitro.infrastructure.outbox.tables import schema
+from nitro.infrastructure.outbox import claims, operations, versions
+from nitro.infrastructure.outbox.schema import schema_versions
 
 NAMES = {"nitro_delivery", "nitro_emission", "nitro_schema", "nitro_worker"}
 SOON = 10.0
@@ -84,7 +84,7 @@ def wanted(place: Engine) -> Any:
     create_tables(entities=False)
     found = shape(place)
     with place.begin() as connection:
-        own.drop_all(connection)
+        nitro_metadata.drop_all(connection)
     reset()
     return found
 
@@ -95,7 +95,7 @@ def wanted(place: Engine) -> Any:
 def test_they_are_not_among_the_users(app: Celery) -> None:
     """Neither in the process that has offloaded handlers nor in one that has none."""
     assert {name for name in SQLModel.metadata.tables if name.startswith("nitro_")} == set()
-    assert set(own.tables) == NAMES
+    assert set(nitro_metadata.tables) == NAMES
 
 
 def test_dropping_the_users_tables_leaves_them(evt: Event, app: Celery) -> None:
@@ -104,7 +104,7 @@ def test_dropping_the_users_tables_leaves_them(evt: Event, app: Celery) -> None:
     first = emit(evt)
     SQLModel.metadata.drop_all(engine())
     second = emit(evt)
-    assert {entry.emission for entry in registry.entries()} == {first.id, second.id}
+    assert {entry.emission for entry in operations.read_deliveries()} == {first.id, second.id}
 
 
 SCRIPT = """
@@ -183,7 +183,7 @@ def test_a_session_of_a_tenant_writes_into_them(
         with transaction(session):
             emission = emit(evt)
         session.commit()
-    assert [entry.emission for entry in registry.entries()] == [emission.id]
+    assert [entry.emission for entry in operations.read_deliveries()] == [emission.id]
 
 
 # Versions
@@ -198,9 +198,9 @@ def test_older_tables_become_those_of_this_version(empty: Engine, version: int, 
         old_tables.create(connection, version, numbered=numbered)
     versions.init()
     assert shape(empty) == target
-    assert [entry.handler for entry in registry.entries()] == ["shop.old"]
+    assert [entry.handler for entry in operations.read_deliveries()] == ["shop.old"]
     with engine().connect() as connection:
-        assert connection.execute(select(schema)).all() == [(versions.VERSION, versions.USABLE_FROM)]
+        assert connection.execute(select(schema_versions)).all() == [(versions.VERSION, versions.USABLE_FROM)]
     versions.init()
     assert shape(empty) == target
 
@@ -214,7 +214,7 @@ def test_older_tables_on_sqlite_bring_themselves_up_to_date(
         old_tables.create(connection, version)
     offloaded(evt)
     emit(evt)
-    assert len(registry.entries()) == 2
+    assert len(operations.read_deliveries()) == 2
 
 
 INIT = """
@@ -264,8 +264,8 @@ def init_at_once(url: str, folder: Path, into: str = "") -> None:
 
 
 def numbered(version: int, usable_from: int) -> None:
-    with writing() as connection:
-        connection.execute(schema.update().values(version=version, usable_from=usable_from))
+    with write_connection() as connection:
+        connection.execute(schema_versions.update().values(version=version, usable_from=usable_from))
     reset()
 
 
@@ -273,14 +273,14 @@ def test_later_tables_that_allow_it_are_used(evt: Event, empty: Engine) -> None:
     """A worker of this release goes on beside one of the next, whose tables have a column more."""
     offloaded(evt)
     versions.init()
-    with writing() as connection:
+    with write_connection() as connection:
         connection.exec_driver_sql("ALTER TABLE nitro_delivery ADD COLUMN later INTEGER NOT NULL DEFAULT 0")
     numbered(versions.VERSION + 3, versions.VERSION)
     emission = emit(evt)
     assert isinstance(claims.claim(emission.id, "shop.a", "boot/1-1"), claims.Claim)
     versions.init()
     with engine().connect() as connection:
-        assert connection.scalar(select(schema.c.version)) == versions.VERSION + 3
+        assert connection.scalar(select(schema_versions.c.version)) == versions.VERSION + 3
 
 
 def test_later_tables_that_do_not_allow_it_are_refused(evt: Event, empty: Engine) -> None:
@@ -288,7 +288,12 @@ def test_later_tables_that_do_not_allow_it_are_refused(evt: Event, empty: Engine
     offloaded(evt)
     versions.init()
     numbered(versions.VERSION + 2, versions.VERSION + 1)
-    for act in (lambda: emit(evt), registry.entries, versions.init, lambda: claims.claim("e", "shop.a", "b/1-1")):
+    for act in (
+        lambda: emit(evt),
+        operations.read_deliveries,
+        versions.init,
+        lambda: claims.claim("e", "shop.a", "b/1-1"),
+    ):
         reset()
         with pytest.raises(OutboxOutdated, match="update the library"):
             act()
@@ -303,13 +308,13 @@ def test_tables_of_a_later_step_are_brought_up_to_date(
     later = versions.VERSION + 2
     monkeypatch.setattr(versions, "VERSION", later)
     steps = {later - 1: ("ALTER TABLE nitro_worker ADD note TEXT",), later: ("UPDATE nitro_worker SET note = 'x'",)}
-    monkeypatch.setattr(versions, "STEPS", steps)
+    monkeypatch.setattr(versions, "UPGRADE_STEPS", steps)
     reset()
     second = emit(evt)
     with engine().connect() as connection:
-        assert connection.scalar(select(schema.c.version)) == later
+        assert connection.scalar(select(schema_versions.c.version)) == later
         connection.exec_driver_sql("SELECT note FROM nitro_worker")
-    assert {entry.emission for entry in registry.entries()} == {first.id, second.id}
+    assert {entry.emission for entry in operations.read_deliveries()} == {first.id, second.id}
 
 
 # Errors
@@ -333,7 +338,7 @@ def test_a_server_database_that_cannot_be_used_says_why(
         with server.begin() as connection:
             made(connection)
     offloaded(evt)
-    for act in (lambda: emit(evt), registry.entries, lambda: claims.claim("e", "shop.a", "b/1-1")):
+    for act in (lambda: emit(evt), operations.read_deliveries, lambda: claims.claim("e", "shop.a", "b/1-1")):
         with pytest.raises(OutboxOutdated, match=said):
             act()
 
@@ -346,9 +351,9 @@ def test_a_table_that_is_missing_alone_is_named(evt: Event, server: Engine) -> N
         connection.execute(text("DROP TABLE nitro_worker"))
     reset()
     with pytest.raises(OutboxOutdated, match="nitro_worker is missing"):
-        registry.entries()
+        operations.read_deliveries()
     versions.init()
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 # A schema of their own
@@ -362,7 +367,7 @@ def test_tables_in_a_schema_are_found(evt: Event, server: Engine) -> None:
     offloaded(evt)
     emission = emit(evt)
     assert isinstance(claims.claim(emission.id, "shop.a", "boot/1-1"), claims.Claim)
-    assert [entry.state for entry in registry.entries()] == ["running"]
+    assert [entry.state for entry in operations.read_deliveries()] == ["running"]
     assert set(inspect(server).get_table_names("Ours")) == NAMES
     assert inspect(server).get_table_names() == []
 
@@ -384,7 +389,7 @@ def test_older_tables_in_a_schema_are_brought_up_to_date(server: Engine) -> None
         connection.exec_driver_sql("CREATE SCHEMA ours; SET LOCAL search_path TO ours")
         old_tables.create(connection, 1)
     versions.init()
-    assert [entry.handler for entry in registry.entries()] == ["shop.old"]
+    assert [entry.handler for entry in operations.read_deliveries()] == ["shop.old"]
     assert inspect(server).get_table_names() == []
 
 
@@ -398,7 +403,7 @@ def test_a_second_schema_is_refused(server: Engine, database_server: str, monkey
     reset()
     versions.init(into="two")
     reset()
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
     with pytest.raises(OutboxElsewhere, match=r"in schema two; .*without --schema"):
         versions.init(into="three")
 
@@ -417,7 +422,7 @@ def test_the_first_read_of_a_process_waits_for_no_writer(
     other.execute("BEGIN IMMEDIATE")
     begun = time.monotonic()
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(lambda: len(registry.entries())).result(SOON) == 1
+        assert thread.submit(lambda: len(operations.read_deliveries())).result(SOON) == 1
     with Session(engine()) as session:
         session.execute(text("SELECT 1"))
     assert time.monotonic() - begun < SOON
@@ -435,7 +440,7 @@ def test_a_read_writes_nothing_where_all_is_there(evt: Event, app: Celery, tmp_p
         begun.extend([statement] if statement.startswith("BEGIN") else [])
 
     event.listen(engine(), "before_cursor_execute", note)
-    registry.entries()
+    operations.read_deliveries()
     assert set(begun) == {"BEGIN DEFERRED"}
 
 
@@ -473,13 +478,13 @@ def test_init_on_sqlite_creates_only_nitros(app: Celery, tmp_path: Path) -> None
 def test_the_script_makes_what_init_makes(empty: Engine) -> None:
     """`init --sql`, for those who may not let a program create tables."""
     target = wanted(empty)
-    statements = versions.script()
+    statements = versions.init_script()
     with empty.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
     assert shape(empty) == target
     reset()
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 @pytest.mark.server
@@ -489,14 +494,14 @@ def test_the_script_brings_older_tables_up_to_date(server: Engine) -> None:
     with server.begin() as connection:
         old_tables.create(connection, 2)
     before = shape(server)
-    statements = versions.script()
+    statements = versions.init_script()
     assert shape(server) == before
     with server.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
     assert shape(server) == target
     reset()
-    assert versions.script() == []
+    assert versions.init_script() == []
 
 
 def test_bind_to_another_database_forgets_the_schema(evt: Event, app: Celery, tmp_path: Path) -> None:
@@ -504,4 +509,4 @@ def test_bind_to_another_database_forgets_the_schema(evt: Event, app: Celery, tm
     bind(app, create_engine(f"sqlite:///{tmp_path / 'other.db'}"))
     offloaded(evt)
     emit(evt)
-    assert {table.schema for table in own.tables.values()} == {None}
+    assert {table.schema for table in nitro_metadata.tables.values()} == {None}

@@ -15,7 +15,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.errors import EntityVanished, PayloadError
 from nitro.infrastructure.events import Event, emit, emit_async, on
 from nitro.infrastructure.offload import Offload
-from nitro.infrastructure.offload import message as messages
+from nitro.infrastructure.offload import envelope as messages
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

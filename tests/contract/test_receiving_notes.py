@@ -13,7 +13,7 @@ from redis import BlockingConnectionPool, Redis
 from redis.exceptions import ResponseError
 
 from brokers import DATABASE, on_server
-from nitro.infrastructure.worker.receiving import Notes, tune
+from nitro.infrastructure.worker.redis_acks import AckPipeline, use_ack_pipeline
 
 pytestmark = pytest.mark.server
 
@@ -43,7 +43,7 @@ def channel(server: Redis, prefix: str) -> Iterator[Any]:
     app.conf.broker_transport_options = {"global_keyprefix": prefix}
     with app.connection_for_write() as connection:
         channel = connection.default_channel
-        tune(channel)
+        use_ack_pipeline(channel)
         app.amqp.queues.select([QUEUE])
         app.amqp.queues[QUEUE].bind(channel).declare()
         app.amqp.Producer(channel).publish({"sold": 1}, routing_key=QUEUE, exchange="", serializer="json")
@@ -125,10 +125,10 @@ def test_a_pool_of_somebodys_own_is_asked_as_kombu_asks(server: Redis, channel: 
     """Such as one that blocks, which has no list of what is free."""
     other = channel.connection.client.channel()
     other._pool = BlockingConnectionPool(db=DATABASE)
-    tune(other)
+    use_ack_pipeline(other)
     message = other.basic_get(QUEUE)
     with other.qos.pipe_or_acquire() as pipe:
-        assert not isinstance(pipe, Notes)
+        assert not isinstance(pipe, AckPipeline)
     assert unacked(server, "")[0] == [message.delivery_tag]
     other.basic_ack(message.delivery_tag)
     assert unacked(server, "") == ([], {})

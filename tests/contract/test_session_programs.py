@@ -34,7 +34,7 @@ from nitro.infrastructure import database
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox.tables import OPEN, deliveries, emissions
+from nitro.infrastructure.outbox.schema import OPEN_STATES, deliveries, emissions
 
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
 PATIENCE = 120.0
@@ -212,7 +212,7 @@ class Place:
 
     def stored(self) -> set[str]:
         """The tickets and the open deliveries, as another connection sees them."""
-        open_ones = select(deliveries.c.id).where(deliveries.c.state.in_(OPEN))
+        open_ones = select(deliveries.c.id).where(deliveries.c.state.in_(OPEN_STATES))
         with database.engine().connect() as connection:
             return set(connection.scalars(union_all(select(Ticket.id), open_ones)))
 

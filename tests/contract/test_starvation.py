@@ -15,10 +15,10 @@ from sqlalchemy import func, select, update
 from brokers import bound, on_server, own_redis
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.line import sizes
-from nitro.infrastructure.outbox.tables import deliveries, now, workers
-from nitro.infrastructure.worker.starvation import Starvation
+from nitro.infrastructure.offload.publishing.connection import queue_sizes
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox.schema import deliveries, now, workers
+from nitro.infrastructure.worker.watchdog import ConsumerWatchdog
 from waiting import until
 
 LONG = 60.0
@@ -45,8 +45,8 @@ def test_a_worker_that_gets_nothing_connects_anew(evt: Event, app: Celery, caplo
         handled.clear()
         forget(worker)
         emit(evt)
-        assert courier.drain(LONG)
-        starvation = Starvation(worker)
+        assert publisher.drain(LONG)
+        starvation = ConsumerWatchdog(worker)
         starvation.look()
         starvation.look()
         assert "connecting anew" not in caplog.text, "a message that has just been published is no sign"
@@ -77,10 +77,10 @@ def test_a_worker_that_holds_messages_does_not_starve(
         for _ in range(20):
             emit(evt)
         until(handled.is_set)
-        assert courier.drain(LONG)
+        assert publisher.drain(LONG)
         publish_long_ago()
-        until(lambda: sizes(app, [queue])[queue] > 0 and not state.active_requests)
-        starvation = Starvation(worker)
+        until(lambda: queue_sizes(app, [queue])[queue] > 0 and not state.active_requests)
+        starvation = ConsumerWatchdog(worker)
         for _ in range(4):
             starvation.look()
         assert "connecting anew" not in caplog.text
@@ -98,14 +98,14 @@ def test_a_frozen_broker_keeps_no_worker_from_beating(
     def ask(*question: Any) -> dict[str, int]:
         asking.set()
         try:
-            return sizes(*question)
+            return queue_sizes(*question)
         finally:
             told.set()
 
-    monkeypatch.setattr("nitro.infrastructure.worker.starvation.sizes", ask)
-    monkeypatch.setattr("nitro.infrastructure.outbox.backlog.waits_long", lambda _queues: True)
-    monkeypatch.setattr("nitro.infrastructure.worker.caretaker.COUNT", 0.1)
-    monkeypatch.setattr("nitro.infrastructure.worker.caretaker.BEAT", 0.1)
+    monkeypatch.setattr("nitro.infrastructure.worker.watchdog.sizes", ask)
+    monkeypatch.setattr("nitro.infrastructure.outbox.pending.has_long_queued", lambda _queues: True)
+    monkeypatch.setattr("nitro.infrastructure.worker.supervisor.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("nitro.infrastructure.worker.supervisor.HEARTBEAT_SECONDS", 0.1)
     on(evt, offload=True, name="shop.fed")(lambda sender: None)
     with own_redis() as server:
         solo = {"pool": "solo", "loglevel": "ERROR", "without_heartbeat": False}

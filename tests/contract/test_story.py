@@ -15,7 +15,7 @@ from celery import Celery
 from journals import only
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.events import Event, drain, emit, emit_async, on
-from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.outbox import operations
 
 TRACKED = ("at-least-once", "exactly-once")
 Made = Callable[..., None]
@@ -152,7 +152,7 @@ def test_a_tracked_delivery_is_told_of_by_its_own_row(evt: Event, app: Celery) -
     on(evt, name="shop.mail", offload=True)(nothing())
     emit(evt, "ada")
     assert only().outcomes == {}
-    assert [entry.handler for entry in registry.entries()] == ["shop.mail"]
+    assert [entry.handler for entry in operations.read_deliveries()] == ["shop.mail"]
 
 
 def test_an_error_that_cannot_be_told_is_recorded(told: str, evt: Event) -> None:

@@ -24,13 +24,13 @@ from nitro.errors import ContextNotSerializable, EmitError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import current_delivery
-from nitro.infrastructure.offload.carriers import Headers, carriers
 from nitro.infrastructure.offload.delivery import Delivery
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
-from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.offload.propagation import Headers, propagators
+from nitro.infrastructure.outbox import operations
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import carry, context
-from nitro.telemetry.context import HEADER, SIGNATURE, ContextVariables
+from nitro.telemetry.context import CONTEXT_HEADER, SIGNATURE_HEADER, ContextPropagator
 from waiting import until
 
 Sent = Callable[..., list[Any]]
@@ -50,11 +50,11 @@ carry(tenant)
 @pytest.fixture(autouse=True)
 def _nothing_travels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing travels before a test nor after it."""
-    monkeypatch.setattr(context, "_carried", ContextVariables())
-    earlier = list(carriers)
-    carriers.clear()
+    monkeypatch.setattr(context, "_propagator", ContextPropagator())
+    earlier = list(propagators)
+    propagators.clear()
     yield
-    carriers[:] = earlier
+    propagators[:] = earlier
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_it_waits_for_the_broker_with_its_handler(
     on(evt, offload={"delivery": delivery}, name="shop.handler")(reading(tenant))
     with broker_away():
         emission = within(tenant, "t1", emit, evt)
-        assert [entry.state for entry in registry.entries()] == ["waiting"]
+        assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
     assert work(app).only(emission) == "t1"
 
 
@@ -292,7 +292,10 @@ def test_what_a_handler_sets_travels_on_and_ends_with_it(evt: Event, app: Celery
 @pytest.mark.parametrize("error", [ValueError("no stock"), SystemExit(3)], ids=repr)
 def test_it_ends_with_a_run_that_fails(tenant: Variable, error: BaseException) -> None:
     """Whatever ends a run, what was set for it ends with it."""
-    with pytest.raises(type(error)), context._carried.take({HEADER: '{"tenant": "t1"}'}, delivery_of("e1")):
+    with (
+        pytest.raises(type(error)),
+        context._propagator.extract({CONTEXT_HEADER: '{"tenant": "t1"}'}, delivery_of("e1")),
+    ):
         assert tenant.get() == "t1"
         raise error
     assert tenant.get("not set") == "not set"
@@ -305,7 +308,7 @@ def test_what_is_not_set_does_not_travel(evt: Event, app: Celery, work: Work, se
     on(evt, offload=True, name="shop.handler")(lambda sender: [tenant.get("not set"), with_default.get("other")])
     emit(evt)
     (message,) = sent()
-    assert HEADER not in message.headers
+    assert CONTEXT_HEADER not in message.headers
     assert work(app).only(emit(evt)) == ["not set", "other"]
 
 
@@ -372,7 +375,7 @@ def test_what_json_does_not_bring_back_is_an_error_at_the_emit(
         within(tenant, value, emit, evt)
     assert isinstance(raised.value, EmitError)
     assert sent() == []
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
@@ -388,7 +391,7 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
     with pytest.raises(ContextNotSerializable):
         copy_context().run(both)
     assert sent() == []
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 def test_values_that_no_header_can_hold_are_refused(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
@@ -433,8 +436,8 @@ def test_they_are_one_header_of_text(evt: Event, app: Celery, sent: Sent, tenant
     on(evt, offload=True, name="shop.handler")(reading(tenant))
     within(tenant, {"id": 2**70}, emit, evt)
     (message,) = sent()
-    assert json.loads(message.headers[HEADER]) == {"tenant": {"id": 2**70}}
-    assert message.headers[HEADER].isascii()
+    assert json.loads(message.headers[CONTEXT_HEADER]) == {"tenant": {"id": 2**70}}
+    assert message.headers[CONTEXT_HEADER].isascii()
 
 
 def test_monitoring_does_not_show_them(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
@@ -475,7 +478,7 @@ def test_a_variable_of_a_module_that_is_loaded_again_takes_the_place_of_the_olde
     on(evt, offload=True, name="shop.handler")(reading(newer.tenant))
     within(newer.tenant, "t1", emit, evt)
     (message,) = sent()
-    assert json.loads(message.headers[HEADER]) == {"tenant": "t1"}
+    assert json.loads(message.headers[CONTEXT_HEADER]) == {"tenant": "t1"}
 
 
 def test_two_variables_of_one_module_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,8 +510,8 @@ def test_a_variable_may_be_named_twice(evt: Event, app: Celery, sent: Sent, tena
 
     copy_context().run(emitted)
     (message,) = sent()
-    assert json.loads(message.headers[HEADER]) == {"tenant": "t1", "other": "o1"}
-    assert len(carriers) == 1
+    assert json.loads(message.headers[CONTEXT_HEADER]) == {"tenant": "t1", "other": "o1"}
+    assert len(propagators) == 1
 
 
 def test_a_worker_that_does_not_know_a_variable_runs_the_handler(
@@ -525,7 +528,7 @@ def test_a_worker_that_does_not_know_a_variable_runs_the_handler(
         return emit(evt)
 
     emission = copy_context().run(emitted)
-    del context._carried.variables["other"]
+    del context._propagator.variables["other"]
     assert work(app).only(emission) == ["t1", "not set"]
 
 
@@ -575,10 +578,12 @@ def test_what_is_signed_is_accepted_from_a_relay(
 @pytest.mark.parametrize(
     "forge",
     [
-        pytest.param(lambda mine, others: mine | {HEADER: mine[HEADER].replace("t1", "t9")}, id="another value"),
-        pytest.param(lambda mine, others: {HEADER: mine[HEADER]}, id="no signature"),
-        pytest.param(lambda mine, others: mine | {SIGNATURE: None}, id="an empty signature"),
-        pytest.param(lambda mine, others: mine | {SIGNATURE: "\xfc\ud800"}, id="a signature that is no hex"),
+        pytest.param(
+            lambda mine, others: mine | {CONTEXT_HEADER: mine[CONTEXT_HEADER].replace("t1", "t9")}, id="another value"
+        ),
+        pytest.param(lambda mine, others: {CONTEXT_HEADER: mine[CONTEXT_HEADER]}, id="no signature"),
+        pytest.param(lambda mine, others: mine | {SIGNATURE_HEADER: None}, id="an empty signature"),
+        pytest.param(lambda mine, others: mine | {SIGNATURE_HEADER: "\xfc\ud800"}, id="a signature that is no hex"),
         pytest.param(lambda mine, others: others, id="that of another emission"),
     ],
 )
@@ -597,7 +602,8 @@ def test_what_is_not_signed_as_it_must_be_is_refused(
     emission = within(tenant, "t1", emit, evt)
     within(tenant, "t9", emit, evt)
     mine, others = (
-        (message, {name: message.headers[name] for name in (HEADER, SIGNATURE, DELIVERY_HEADER)}) for message in sent()
+        (message, {name: message.headers[name] for name in (CONTEXT_HEADER, SIGNATURE_HEADER, DELIVERY_HEADER)})
+        for message in sent()
     )
     forged = forge(mine[1], others[1])
     app.send_task(mine[0].name, (), mine[0].kwargs, task_id=mine[0].id, headers=dict(forged), task_type=None)
@@ -612,9 +618,9 @@ def test_a_signature_of_another_key_is_refused(
 ) -> None:
     """Where a key is set, a value that was signed with another one is not taken."""
     emission = Emission.of("order.placed")
-    given = within(tenant, "t1", context._carried.give, emission)
+    given = within(tenant, "t1", context._propagator.inject, emission)
     monkeypatch.setenv("NITRO_SIGNING_KEY", "battery staple")
-    with context._carried.take(given, delivery_of(emission.id)):
+    with context._propagator.extract(given, delivery_of(emission.id)):
         assert tenant.get("not set") == "not set"
 
 
@@ -624,12 +630,12 @@ class Recording:
     def __init__(self, name: str, notes: list[Any]) -> None:
         self.name, self.notes = name, notes
 
-    def give(self, emission: Emission) -> Headers:
+    def inject(self, emission: Emission) -> Headers:
         self.notes.append(("give", self.name, emission.id))
         return {f"x-{self.name}": emission.id}
 
     @contextmanager
-    def take(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
+    def extract(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
         self.notes.append(("take", self.name, headers[f"x-{self.name}"], delivery.handler))
         try:
             yield
@@ -643,7 +649,7 @@ class Recording:
 def test_a_carrier_is_asked_once_an_emission(evt: Event, app: Celery, sent: Sent) -> None:
     """Not once a handler, and not at all where nothing is queued."""
     notes: list[Any] = []
-    carriers.append(Recording("one", notes))
+    propagators.append(Recording("one", notes))
     for name in ("shop.a", "shop.b"):
         on(evt, offload=True, name=name)(lambda sender: None)
     on(evt)(lambda sender: sender != "cancelled")
@@ -657,7 +663,7 @@ def test_a_carrier_is_asked_once_an_emission(evt: Event, app: Celery, sent: Sent
 def test_carriers_surround_a_run_one_inside_the_other(evt: Event, app: Celery, work: Work) -> None:
     """The last one is the innermost; each sees how the run ends, at every attempt."""
     notes: list[Any] = []
-    carriers.extend([Recording("outer", notes), Recording("inner", notes)])
+    propagators.extend([Recording("outer", notes), Recording("inner", notes)])
 
     @on(evt, offload={"delivery": "broker", **AT_ONCE}, name="shop.handler")
     def handler(sender: object) -> None:
@@ -676,7 +682,7 @@ def test_carriers_surround_a_run_one_inside_the_other(evt: Event, app: Celery, w
 def test_a_carrier_is_there_while_the_promise_is_kept(evt: Event, app: Celery, work: Work) -> None:
     """What an exactly-once handler commits is committed inside; a span around it sees that as well."""
     notes: list[Any] = []
-    carriers.append(Recording("one", notes))
+    propagators.append(Recording("one", notes))
 
     @on(evt, offload={"delivery": "exactly-once"}, name="shop.handler")
     def handler(sender: object) -> None:

@@ -31,9 +31,9 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.errors import PayloadError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.offload.carriers import carriers, publishing
-from nitro.infrastructure.outbox import registry
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.offload.propagation import propagators, publish_contexts
+from nitro.infrastructure.outbox import operations
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import opentelemetry
 from waiting import until
@@ -105,7 +105,7 @@ def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
 @contextmanager
 def untraced() -> Iterator[None]:
     """As in a process that was not instrumented."""
-    lists: tuple[list[Any], ...] = (watchers, carriers, publishing)
+    lists: tuple[list[Any], ...] = (active_observers, propagators, publish_contexts)
     earlier = [list(each) for each in lists]
     for each in lists:
         each.clear()
@@ -259,7 +259,7 @@ def test_it_is_the_same_trace_when_a_relay_publishes(
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: None)
     with broker_away():
         emission = emit(evt)
-        assert [entry.state for entry in registry.entries()] == ["waiting"]
+        assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
     with spans.tracer.start_as_current_span("relay"):
         relay(app)
     work(app).only(emission)
@@ -302,7 +302,7 @@ def test_a_batch_has_no_more_links_than_a_span_may_have(
     evt: Event, app: Celery, sent: Sent, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them leave nevertheless."""
-    monkeypatch.setattr(opentelemetry, "MOST_LINKS", 2)
+    monkeypatch.setattr(opentelemetry, "MAX_LINKS", 2)
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     with broker_away():
         for _ in range(3):
@@ -328,7 +328,7 @@ def test_a_relay_without_anything_to_publish_leaves_no_span(evt: Event, app: Cel
     on(evt, offload={"countdown": SOON, "expires": SOON}, name="shop.handler")(lambda sender: None)
     emit(evt)
     mover = Relay(app)
-    until(lambda: mover.step() == 0 and [entry.state for entry in registry.entries()] == ["dead"])
+    until(lambda: mover.step() == 0 and [entry.state for entry in operations.read_deliveries()] == ["dead"])
     assert [span.name for span in spans.all] == ["emit order.placed"]
 
 

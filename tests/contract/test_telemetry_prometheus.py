@@ -14,12 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from databases import KINDS, on_database
 from nitro.infrastructure import database
-from nitro.infrastructure.database import writing
+from nitro.infrastructure.database import write_connection
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.outbox import claims, health, registry
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.outbox import claims, health, operations
 from nitro.infrastructure.outbox.claims import Claim, claim
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.schema import deliveries
 from nitro.telemetry import prometheus
 from nitro.telemetry.prometheus import OutboxCollector
 
@@ -43,12 +43,12 @@ def _written(name: str, labels: dict[str, str]) -> str:
 @pytest.fixture
 def counted() -> Iterator[Samples]:
     """What is counted of the emissions of a test, in a registry of its own."""
-    earlier = list(watchers)
-    watchers.clear()
+    earlier = list(active_observers)
+    active_observers.clear()
     metrics = CollectorRegistry()
     prometheus.instrument(metrics)
     yield lambda: scraped(metrics)
-    watchers[:] = earlier
+    active_observers[:] = earlier
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_deliveries_are_counted_by_their_state(
     emissions = [emit(evt) for _ in range(7)]
     runs = [claim(emission.id, "shop.handler", "worker/1-1") for emission in emissions[:5]]
     assert all(isinstance(run, Claim) for run in runs)
-    claims.bury(runs[0], "no stock")  # type: ignore[arg-type]  # checked above
+    claims.dead_letter(runs[0], "no stock")  # type: ignore[arg-type]  # checked above
     claims.finish(runs[1])  # type: ignore[arg-type]
-    registry.cancel(emissions[6].id)
+    operations.cancel(emissions[6].id)
     assert states(outbox()) == {"waiting": 4, "queued": 1, "running": 3, "dead": 1}
 
 
@@ -104,7 +104,7 @@ def test_the_oldest_is_the_one_that_is_due(
     on(evt, offload={"countdown": 3600}, name="shop.handler")(lambda sender: None)
     emit(evt)
     assert outbox()["nitro_outbox_oldest_waiting_seconds"] == 0
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().values(due_at=deliveries.c.due_at - 3600))
     ages = [outbox()["nitro_outbox_oldest_waiting_seconds"] for _ in range(2)]
     assert 0 < ages[0] < ages[1] < PATIENCE
@@ -116,7 +116,7 @@ def test_what_is_stuck_is_counted_by_queue_and_handler(evt: Event, app: Celery, 
     on(evt, offload=True, name="shop.bill")(lambda sender: None)
     emit(evt)
     emit(evt)
-    with writing() as connection:
+    with write_connection() as connection:
         older = deliveries.update().where(deliveries.c.handler == "shop.mail")
         connection.execute(older.values(due_since=deliveries.c.due_since - 600))
     samples = outbox()
@@ -140,7 +140,7 @@ def test_a_database_that_is_away_is_a_metric(
 
 def test_to_register_asks_no_database(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower starts while the database is away."""
-    monkeypatch.setattr(health, "health", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(health, "read_health", lambda: pytest.fail("asked"))
     CollectorRegistry().register(OutboxCollector())
 
 
@@ -265,7 +265,7 @@ def test_async_handlers_that_end_before_the_emit_that_has_started_them_are_not(e
     assert [name for name in counted() if name.startswith("nitro_inline_seconds_count")] == [
         "nitro_inline_seconds_count{event=order.placed,handler=shop.slow}"
     ]
-    assert emission.turns["shop.handler"][1] is None
+    assert emission.timings["shop.handler"][1] is None
 
 
 def test_an_emission_inside_an_emission_is_counted_as_well(evt: Event, counted: Samples) -> None:
@@ -282,12 +282,12 @@ def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
     """And from then on all are, those of events that were emitted before too."""
     on(evt)(lambda sender: None)
     emit(evt)
-    earlier, metrics = list(watchers), CollectorRegistry()
+    earlier, metrics = list(active_observers), CollectorRegistry()
     try:
         prometheus.instrument(metrics)
         emit(evt)
     finally:
-        watchers[:] = earlier
+        active_observers[:] = earlier
     emit(evt)
     assert scraped(metrics)["nitro_emissions_total{event=order.placed}"] == 1
 

@@ -38,12 +38,12 @@ BEGIN = """
     from celery import Celery
     from celery.contrib.testing.worker import start_worker
     from nitro.infrastructure.events import Event, emit, on
-    from nitro.infrastructure.offload import bind, publisher
-    from nitro.infrastructure.offload.courier import courier
+    from nitro.infrastructure.offload import bind, dispatcher
+    from nitro.infrastructure.offload.publishing.publisher import publisher
     from nitro.telemetry import carry, sentry
 
     if os.environ["BROKER"] == "server":
-        publisher.is_embedded = lambda app: False  # the courier's thread publishes, as with any server
+        dispatcher.is_embedded = lambda app: False  # the courier's thread publishes, as with any server
     sentry.instrument()
     app = Celery("shop", set_as_current=False)
     app.conf.update(
@@ -105,7 +105,7 @@ def test_a_run_is_in_the_trace_of_its_emit(run: Run, broker: str) -> None:
         for name in options:
             on(placed, offload=options[name], name=name)(eval("lambda sender: None"))
         emissions, spans = zip(*[checkout(name) for name in ("first", "second", "third")])
-        courier.drain(20)
+        publisher.drain(20)
         run(*emissions)
         print(json.dumps([{name: traces(name) for name in options}, spans]))
     """
@@ -233,7 +233,7 @@ def test_without_sentry_it_changes_nothing(run: Run) -> None:
 def test_a_second_call_sends_nothing_twice(run: Run) -> None:
     """A module that is imported by two ways may call it twice."""
     source = """
-        from nitro.infrastructure.offload.carriers import carriers
+        from nitro.infrastructure.offload.propagation import propagators
 
         sentry.instrument()
         print(json.dumps(len(carriers)))

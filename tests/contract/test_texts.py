@@ -22,7 +22,7 @@ from nitro.errors import DeclarationError, PayloadError
 from nitro.infrastructure.database import create_tables, engine, reset
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import Offload, bind
-from nitro.infrastructure.outbox import census, claims, lineage, registry
+from nitro.infrastructure.outbox import claims, heartbeat, history, operations
 from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.worker import attempt as attempts
 from waiting import until
@@ -71,10 +71,10 @@ def native(app: Celery, foreign_server: tuple[str, str], monkeypatch: pytest.Mon
     reset()
 
 
-def only(state: str) -> registry.Entry:
+def only(state: str) -> operations.DeliveryRecord:
     """The only delivery, when it has come to a state."""
-    found = until(lambda: next((each for each in registry.entries() if each.state == state), None))
-    assert found is not None, [(each.state, each.error) for each in registry.entries()]
+    found = until(lambda: next((each for each in operations.read_deliveries() if each.state == state), None))
+    assert found is not None, [(each.state, each.error) for each in operations.read_deliveries()]
     return found
 
 
@@ -119,7 +119,7 @@ def test_a_queue_that_routes_find_is_refused_at_emit(evt: Event, app: Celery, na
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     with pytest.raises(DeclarationError, match=r"queue of handler shop\.a"):
         emit(evt)
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +140,7 @@ def test_an_id_that_cannot_be_stored_is_refused_at_emit(
     for act in (partial(emit, evt, Texted(id=identity)), partial(emit, evt, "ada", items=[Texted(id=identity)])):
         with pytest.raises(PayloadError, match=r"Texted.*shop\.a: its id"):
             act()
-    assert registry.entries() == []
+    assert operations.read_deliveries() == []
 
 
 @pytest.mark.server
@@ -148,7 +148,7 @@ def test_an_id_outside_the_encoding_is_refused_at_emit(evt: Event, app: Celery, 
     """What the encoding has is kept as it is."""
     on(evt, offload=True, name="shop.a")(lambda sender, **kwargs: None)
     emit(evt, Texted(id=native))
-    assert registry.entries()[0].sender.startswith(f"Texted:{native}")
+    assert operations.read_deliveries()[0].sender.startswith(f"Texted:{native}")
     if native != EMOJI:
         with pytest.raises(PayloadError, match="cannot store its id"):
             emit(evt, Texted(id=EMOJI))
@@ -221,7 +221,7 @@ def test_payload_sender_and_results_outside_the_encoding(evt: Event, app: Celery
     done = only("done")
     assert seen == [EMOJI, EMOJI]
     assert done.sender.startswith("Texted:t1 note=")
-    assert [told.id for told in lineage.of(emission.id)] == [emission.id]
+    assert [told.id for told in history.trees_by_id(emission.id)] == [emission.id]
 
 
 @pytest.mark.server
@@ -236,12 +236,12 @@ def test_the_journal_keeps_what_is_outside_the_encoding(app: Celery, native: str
 def test_workers_and_searches_of_any_name(app: Celery, native: str) -> None:
     """A host may be called anything, and whoever searches may mistype."""
     ensure_current()
-    census.beat("boot", f"worker@{EMOJI}\0")
+    heartbeat.record_heartbeat("boot", f"worker@{EMOJI}\0")
     for odd in (EMOJI, "a\0b", "\ud800"):
-        assert registry.entries(registry.named([odd])) == []
-        assert registry.entries(registry.of_event(odd), registry.of_handler(odd)) == []
-        assert lineage.of(odd) == []
-        assert lineage.about(odd, datetime.now(UTC), 5) == ([], False)
+        assert operations.read_deliveries(operations.has_id_in([odd])) == []
+        assert operations.read_deliveries(operations.is_of_event(odd), operations.is_for_handler(odd)) == []
+        assert history.trees_by_id(odd) == []
+        assert history.trees_by_sender(odd, datetime.now(UTC), 5) == ([], False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,8 +253,8 @@ def test_a_message_that_names_an_odd_emission_is_parked(
     facts = {"event": "e\0" * 600, "sender": "\ud800", "root": "r" * 99, "parent": "\0"}
     for odd in ("x" * 99, "a\0b", "\ud800"):
         assert claims.claim(odd, "shop.a", "boot/1-1") == claims.Refusal(state=None)
-        claims.park(odd, "shop.a", "t" * 99, facts, f"why {EMOJI}\0")
-    assert [each.state for each in registry.entries()] == ["dead"] * 3
+        claims.dead_letter_without_row(odd, "shop.a", "t" * 99, facts, f"why {EMOJI}\0")
+    assert [each.state for each in operations.read_deliveries()] == ["dead"] * 3
 
 
 # What goes wrong while a run is closed
@@ -335,4 +335,4 @@ def test_an_error_that_cannot_be_told_is_an_error() -> None:
     """Its kind is told."""
     with pytest.raises(ZeroDivisionError):
         traceback.format_exception(Untold("odd"))
-    assert attempts._told(Untold("odd")).startswith("Untold")
+    assert attempts._error_text(Untold("odd")).startswith("Untold")

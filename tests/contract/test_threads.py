@@ -211,8 +211,8 @@ def test_mute_is_not_undone_by_a_plan_in_the_making(monkeypatch: pytest.MonkeyPa
             go.wait(10)
         return build(handlers)
 
-    build = events_module.Plans
-    monkeypatch.setattr(events_module, "Plans", slow_build)
+    build = events_module.PlanCache
+    monkeypatch.setattr(events_module, "PlanCache", slow_build)
     planner = threading.Thread(target=emit, args=(evt,))
     planner.start()
     planning.wait(10)

@@ -26,7 +26,7 @@ from nitro.infrastructure import database
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, drain, emit, emit_async, on
 from nitro.infrastructure.offload import cancel
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.schema import deliveries
 
 Sent = Callable[..., list[Any]]
 

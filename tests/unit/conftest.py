@@ -9,7 +9,7 @@ import pytest
 from sqlmodel import SQLModel
 
 from databases import KINDS
-from nitro.infrastructure.database import create_tables, engine, own, reset
+from nitro.infrastructure.database import create_tables, engine, nitro_metadata, reset
 
 
 @pytest.fixture
@@ -34,5 +34,5 @@ def database_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     create_tables()
     yield "postgresql"
     SQLModel.metadata.drop_all(engine())
-    own.drop_all(engine())
+    nitro_metadata.drop_all(engine())
     reset()

@@ -14,8 +14,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import BatchPublishError
 from redis.exceptions import ResponseError
 
-from nitro.infrastructure.offload import channels
-from nitro.infrastructure.offload.channels import Pushes, Spare, Unanswered, keep_client
+from nitro.infrastructure.offload.publishing import redis
+from nitro.infrastructure.offload.publishing.redis import (
+    IdleConnections,
+    RedisAnswerTimeout,
+    RedisPipeline,
+    reuse_client,
+)
 
 
 class Connection:
@@ -116,27 +121,27 @@ def connection() -> Iterator[Connection]:
 
 
 @pytest.fixture
-def pushes(connection: Connection) -> Pushes:
-    return Pushes(Spare(Client(connection)))
+def pipeline(connection: Connection) -> RedisPipeline:
+    return RedisPipeline(IdleConnections(Client(connection)))
 
 
-def flushed(pushes: Pushes, *commands: Any, **how: Any) -> None:
+def flushed(pipeline: RedisPipeline, *commands: Any, **how: Any) -> None:
     """Gather these commands, and flush."""
     for command in commands:
-        pushes.add(*command)
-    pushes.flush(**how)
+        pipeline.add(*command)
+    pipeline.flush(**how)
 
 
-def test_messages_of_one_list_are_one_command(connection: Connection, pushes: Pushes) -> None:
+def test_messages_of_one_list_are_one_command(connection: Connection, pipeline: RedisPipeline) -> None:
     """In their order."""
-    flushed(pushes, ("lpush", "q", "1"), ("lpush", "q", "2"), ("lpush", "q", "3"))
+    flushed(pipeline, ("lpush", "q", "1"), ("lpush", "q", "2"), ("lpush", "q", "3"))
     assert connection.sent == [[("LPUSH", "q", "1", "2", "3")]]
 
 
-def test_lists_are_kept_apart_and_in_order(connection: Connection, pushes: Pushes) -> None:
+def test_lists_are_kept_apart_and_in_order(connection: Connection, pipeline: RedisPipeline) -> None:
     """In one round trip; a queue that expires is prolonged after each of its messages."""
     expiring = [("lpush", "b", "2"), ("pexpire", "b", 9)]
-    flushed(pushes, ("lpush", "a", "1"), *expiring, ("publish", "topic", "x"), ("lpush", "a", "3"))
+    flushed(pipeline, ("lpush", "a", "1"), *expiring, ("publish", "topic", "x"), ("lpush", "a", "3"))
     assert connection.sent == [
         [("LPUSH", "a", "1"), ("LPUSH", "b", "2"), ("PEXPIRE", "b", 9), ("PUBLISH", "topic", "x"), ("LPUSH", "a", "3")]
     ]
@@ -146,40 +151,40 @@ def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
     """As whoever takes the messages looks for them there."""
     client: Any = Client(connection)
     client._prefix_args = lambda args: [args[0], f"shop:{args[1]}", *args[2:]]
-    flushed(Pushes(Spare(client)), ("lpush", "q", "1"), ("publish", "topic", "x"))
+    flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"), ("publish", "topic", "x"))
     assert connection.sent == [[("LPUSH", "shop:q", "1"), ("PUBLISH", "shop:topic", "x")]]
 
 
-def test_nothing_is_sent_for_nothing(connection: Connection, pushes: Pushes) -> None:
+def test_nothing_is_sent_for_nothing(connection: Connection, pipeline: RedisPipeline) -> None:
     """Nor for what was discarded."""
-    pushes.add("lpush", "q", "1")
-    pushes.discard()
-    pushes.flush()
+    pipeline.add("lpush", "q", "1")
+    pipeline.discard()
+    pipeline.flush()
     assert connection.sent == []
 
 
 def test_what_is_too_much_to_leave_together_leaves_before(
-    connection: Connection, pushes: Pushes, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, pipeline: RedisPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When more comes than may gather."""
-    monkeypatch.setattr(channels, "MOST", 3)
-    flushed(pushes, *(("lpush", "q", str(number)) for number in range(5)))
+    monkeypatch.setattr(redis, "MAX_PIPELINE_COMMANDS", 3)
+    flushed(pipeline, *(("lpush", "q", str(number)) for number in range(5)))
     assert connection.sent == [[("LPUSH", "q", "0", "1", "2")], [("LPUSH", "q", "3", "4")]]
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), ResponseError("WRONGTYPE")])
 @pytest.mark.parametrize("keys", [["q", "q"], ["q", "other"]], ids=["command", "commands"])
 def test_a_failure_is_one_of_the_batch(
-    connection: Connection, pushes: Pushes, keys: list[str], error: Exception
+    connection: Connection, pipeline: RedisPipeline, keys: list[str], error: Exception
 ) -> None:
     """With its cause, on a connection that is used no more as it is; nothing is sent again."""
     connection.error = error
     with pytest.raises(BatchPublishError) as caught:
-        flushed(pushes, *(("lpush", key, "1") for key in keys))
+        flushed(pipeline, *(("lpush", key, "1") for key in keys))
     assert caught.value.__cause__ is error
     assert not connection.open
     connection.error = None
-    pushes.flush()
+    pipeline.flush()
     assert connection.sent == []
 
 
@@ -187,33 +192,33 @@ def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection) -> N
     """By whoever may wait, whatever is sent meanwhile; the connection serves nobody else until then."""
     other = Connection()
     client = Client(other, connection)
-    pushes = Pushes(Spare(client))
+    pipeline = RedisPipeline(IdleConnections(client))
     connection.silent = True
-    with pytest.raises(Unanswered) as late:
-        flushed(pushes, ("lpush", "q", "1"), patience=0.01)
+    with pytest.raises(RedisAnswerTimeout) as late:
+        flushed(pipeline, ("lpush", "q", "1"), patience=0.01)
     assert connection.sent == [[("LPUSH", "q", "1")]]
-    flushed(pushes, ("lpush", "q", "2"), patience=0.01)
+    flushed(pipeline, ("lpush", "q", "2"), patience=0.01)
     assert other.sent == [[("LPUSH", "q", "2")]]
-    pushes.answer(late.value.owed)
+    pipeline.read_answers(late.value.pending)
     assert connection.answers == 0
     assert client.free == [other, connection]
     other.disconnect()
 
 
-def test_a_connection_that_was_closed_is_made_anew(connection: Connection, pushes: Pushes) -> None:
+def test_a_connection_that_was_closed_is_made_anew(connection: Connection, pipeline: RedisPipeline) -> None:
     """Found out before anything is sent, because then nobody would know whether it has arrived."""
-    assert pushes.is_open
+    assert pipeline.is_open
     connection.hang_up()
-    assert not pushes.is_open
-    flushed(pushes, ("lpush", "q", "1"))
+    assert not pipeline.is_open
+    flushed(pipeline, ("lpush", "q", "1"))
     assert connection.sent == [[("LPUSH", "q", "1")]]
-    assert pushes.is_open
+    assert pipeline.is_open
 
 
-def test_a_connection_that_a_server_wants_gone_is_used_no_more(connection: Connection, pushes: Pushes) -> None:
+def test_a_connection_that_a_server_wants_gone_is_used_no_more(connection: Connection, pipeline: RedisPipeline) -> None:
     """redis-py notes that on the connection, when it reads of a maintenance to come."""
     connection._should_reconnect = True
-    flushed(pushes, ("lpush", "q", "1"))
+    flushed(pipeline, ("lpush", "q", "1"))
     assert not connection.open
 
 
@@ -222,8 +227,8 @@ def test_a_connection_is_taken_with_the_lock_of_its_pool(
 ) -> None:
     """With which redis-py says a new password on the free ones."""
     client, locked = Client(connection), list[bool]()
-    monkeypatch.setattr(channels, "polled", lambda *_: locked.append(client._lock._is_owned()))
-    flushed(Pushes(Spare(client)), ("lpush", "q", "1"))
+    monkeypatch.setattr(redis, "poll_socket", lambda *_: locked.append(client._lock._is_owned()))
+    flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"))
     assert locked == [True]
     assert not client._lock._is_owned()
 
@@ -232,19 +237,19 @@ def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> Non
     """So that whoever closes the pool closes it too; and it is free again afterwards."""
     client, used = Client(connection), list[set[Connection]]()
     connection.pack_command = lambda *args: used.append({*client._in_use_connections}) or [repr([args]).encode()]  # type: ignore[func-returns-value,method-assign]  # noted
-    flushed(Pushes(Spare(client)), ("lpush", "q", "1"))
+    flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"))
     assert used == [{connection}]
     assert (client.free, client._in_use_connections) == ([connection], set())
 
 
-def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pushes: Pushes) -> None:
+def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pipeline: RedisPipeline) -> None:
     """It goes to whoever emits, such as a task whose time is over; no answer is left behind."""
     connection.error = SoftTimeLimitExceeded()
     with pytest.raises(SoftTimeLimitExceeded):
-        flushed(pushes, ("lpush", "q", "1"))
+        flushed(pipeline, ("lpush", "q", "1"))
     assert not connection.open
     connection.error = None
-    flushed(pushes, ("lpush", "q", "2"))
+    flushed(pipeline, ("lpush", "q", "2"))
     assert connection.sent == [[("LPUSH", "q", "2")]]
 
 
@@ -263,7 +268,7 @@ class Acquiring:
 def test_a_kept_client_is_given_to_whoever_brings_none() -> None:
     """And nobody's own is exchanged for it."""
     channel = Acquiring()
-    assert keep_client(channel) == "client 1"
+    assert reuse_client(channel) == "client 1"
     for given, got in ((None, "client 1"), ("own", "own"), (None, "client 1")):
         with channel.conn_or_acquire(given) as client:
             assert client == got
@@ -274,4 +279,4 @@ def test_a_kept_client_is_given_to_whoever_brings_none() -> None:
 
 def test_a_channel_without_clients_is_left_alone() -> None:
     """Such as one on RabbitMQ."""
-    assert keep_client(object()) is None
+    assert reuse_client(object()) is None

@@ -20,16 +20,16 @@ from sqlalchemy import create_engine, inspect, select, text, update
 
 from nitro import cli
 from nitro.cli import outbox
-from nitro.infrastructure.database import create_tables, engine, reset, transaction, writing
+from nitro.infrastructure.database import create_tables, engine, reset, transaction, write_connection
 from nitro.infrastructure.events import Namespace, default_namespace, emit, on
-from nitro.infrastructure.logs import said
+from nitro.infrastructure.logs import exception_line
 from nitro.infrastructure.offload import bind, declarations
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.line import Line
-from nitro.infrastructure.outbox import claims, registry, relay, retention, versions
-from nitro.infrastructure.outbox.registry import Entry
-from nitro.infrastructure.outbox.states import SHOWN
-from nitro.infrastructure.outbox.tables import schema
+from nitro.infrastructure.offload.publishing.connection import BrokerConnection
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.outbox import claims, operations, relay, retention, versions
+from nitro.infrastructure.outbox.operations import DeliveryRecord
+from nitro.infrastructure.outbox.schema import schema_versions
+from nitro.infrastructure.outbox.states import DISPLAY_STATES
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -100,9 +100,9 @@ def listed(*arguments: str) -> list[dict[str, Any]]:
     return found
 
 
-def entry(task_id: str) -> Entry:
+def entry(task_id: str) -> DeliveryRecord:
     """A delivery as it stands."""
-    (found,) = registry.entries(registry.named([task_id]))
+    (found,) = operations.read_deliveries(operations.has_id_in([task_id]))
     return found
 
 
@@ -112,7 +112,7 @@ def close(task_id: str, error: str = "") -> str:
     started = claims.claim(mine.emission, mine.handler, "boot/1")
     assert isinstance(started, claims.Claim)
     if error:
-        claims.bury(started, error)
+        claims.dead_letter(started, error)
     else:
         claims.finish(started)
     return task_id
@@ -132,7 +132,7 @@ class Shop:
             self.connected.add(handler)
             on(evt, offload=options or True, name=handler)(lambda sender, **kwargs: None)
         task_id = emit(evt, "ada", card="4111-1111").offloaded[handler]
-        assert courier.drain(PATIENCE)
+        assert publisher.drain(PATIENCE)
         return task_id
 
     def done(self, handler: str = "shop.mail") -> str:
@@ -146,7 +146,7 @@ class Shop:
     def waiting(self, handler: str = "shop.mail") -> str:
         """The id of one that is due, and that no relay has seen."""
         task_id = self.dead(handler)
-        assert registry.replay(registry.named([task_id])) == 1
+        assert operations.replay(operations.has_id_in([task_id])) == 1
         return task_id
 
 
@@ -229,13 +229,13 @@ def test_an_event_that_is_nowhere_known_is_an_error(shop: Shop, monkeypatch: pyt
 def test_a_handler_that_is_gone_is_known_by_its_deliveries(shop: Shop) -> None:
     """Though none is in the state that was asked for."""
     shop.dead("shop.mail")
-    del declarations.declared["shop.mail"]
+    del declarations.declarations_by_name["shop.mail"]
     assert listed("--handler", "shop.mail", "--state", "done") == []
 
 
 def test_the_commands_know_every_state() -> None:
     """Their choices, which are written out so that no SQL is imported for them, are those of the rows."""
-    assert sorted(outbox.OPEN + outbox.CLOSED) == sorted(SHOWN)
+    assert sorted(outbox.OPEN_STATES + outbox.CLOSED_STATES) == sorted(DISPLAY_STATES)
 
 
 @pytest.mark.parametrize("arguments", ["init", "outbox list", "relay --once"])
@@ -251,7 +251,7 @@ def test_a_database_that_is_away_is_one_line(shop: Shop, monkeypatch: pytest.Mon
 
 def test_an_error_that_nobody_expects_is_not_hidden(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug has its traceback."""
-    monkeypatch.setattr(registry, "entries", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(operations, "read_deliveries", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("outbox", "list")
 
@@ -261,8 +261,8 @@ def test_tables_of_a_later_version_are_one_line(shop: Shop, arguments: str) -> N
     """It says which version there is, which this library knows, and what to do."""
     create_tables()
     later = versions.VERSION + 1
-    with writing() as connection:
-        connection.execute(update(schema).values(version=later, usable_from=later))
+    with write_connection() as connection:
+        connection.execute(update(schema_versions).values(version=later, usable_from=later))
     reset()
     failed = run(*arguments.split())
     assert failed.exit_code == 1
@@ -274,10 +274,10 @@ def test_init_brings_older_tables_up_to_date(database_each: str, monkeypatch: py
     """Step by step, from the version that is there."""
     create_tables()
     monkeypatch.setattr(versions, "VERSION", versions.VERSION + 1)
-    monkeypatch.setitem(versions.STEPS, versions.VERSION, ("ALTER TABLE nitro_worker ADD COLUMN pid INTEGER",))
+    monkeypatch.setitem(versions.UPGRADE_STEPS, versions.VERSION, ("ALTER TABLE nitro_worker ADD COLUMN pid INTEGER",))
     assert run("init").exit_code == 0
     with engine().connect() as connection:
-        assert connection.scalar(select(schema.c.version)) == versions.VERSION
+        assert connection.scalar(select(schema_versions.c.version)) == versions.VERSION
         assert "pid" in [column["name"] for column in inspect(connection).get_columns("nitro_worker")]
 
 
@@ -359,7 +359,7 @@ def test_json_has_all_that_is_known(shop: Shop) -> None:
     """An object for each delivery, with its whole error; times with their zone."""
     task_id = shop.dead()
     (row,) = listed()
-    assert row.keys() == Entry.__dataclass_fields__.keys()
+    assert row.keys() == DeliveryRecord.__dataclass_fields__.keys()
     assert row["error"] == TRACE
     closed = entry(task_id).closed
     assert closed is not None
@@ -430,8 +430,10 @@ def test_a_dead_letter_that_is_replayed_shows_still_how_it_died(shop: Shop) -> N
     """In its own lines, and in those of its emission."""
     task_id = shop.dead()
     run("outbox", "replay", task_id, "--yes")
-    assert re.search(rf"^  run 1, dead .+: {said(TRACE)}$", run("outbox", "show", task_id).stdout, re.MULTILINE)
-    assert f"dead ({said(TRACE)})" in run("trace", task_id).stdout
+    assert re.search(
+        rf"^  run 1, dead .+: {exception_line(TRACE)}$", run("outbox", "show", task_id).stdout, re.MULTILINE
+    )
+    assert f"dead ({exception_line(TRACE)})" in run("trace", task_id).stdout
 
 
 def test_discard_cancels_a_dead_letter(shop: Shop) -> None:
@@ -460,7 +462,9 @@ def test_an_emission_means_its_dead_letters(shop: Shop, command: str, then: str)
     shop.queued("shop.books")
     dead = shop.dead("shop.mail")
     run("outbox", command, entry(dead).emission, "--yes")
-    states = {each.handler: each.state for each in registry.entries(registry.named([entry(dead).emission]))}
+    states = {
+        each.handler: each.state for each in operations.read_deliveries(operations.has_id_in([entry(dead).emission]))
+    }
     assert states == {"shop.books": "queued", "shop.mail": then}
 
 
@@ -516,7 +520,7 @@ def test_a_dead_letter_without_a_payload_cannot_be_replayed(shop: Shop) -> None:
     """One that was parked because its row was never here: there is nothing to run it with."""
     facts = {"event": "order.placed", "sender": "ada", "root": None, "parent": None}
     create_tables()
-    claims.park("e1", "shop.mail", "t1", facts, "its message has no row here")
+    claims.dead_letter_without_row("e1", "shop.mail", "t1", facts, "its message has no row here")
     refused = run("outbox", "replay", "t1", "--yes")
     assert refused.exit_code == 1
     assert "has no payload" in refused.stderr
@@ -526,7 +530,7 @@ def test_a_dead_letter_without_a_payload_cannot_be_replayed(shop: Shop) -> None:
 def test_purge_deletes_what_is_done_or_cancelled(shop: Shop) -> None:
     """What is dead or open stays, and so do its emissions."""
     done, cancelled, dead, queued = shop.done(), shop.queued(), shop.dead(), shop.queued()
-    registry.discard(registry.named([cancelled]))
+    operations.discard(operations.has_id_in([cancelled]))
     purged = run("outbox", "purge", "--before", "0m", "--yes")
     assert (purged.exit_code, purged.stdout) == (0, "deleted: 2 deliveries\n")
     assert [row["id"] for row in listed()] == [queued, dead]
@@ -578,11 +582,11 @@ def test_purge_goes_on_until_all_are_gone(shop: Shop) -> None:
     """In short transactions, of which one does not do."""
     on(shop.events.event("order.placed"), offload=True, name="shop.mail")(lambda sender: None)
     with transaction():
-        for _ in range(retention.AT_ONCE + 1):
+        for _ in range(retention.DELETE_BATCH + 1):
             emit(shop.events.event("order.placed"))
-    registry.discard(registry.in_states(["queued"]))
+    operations.discard(operations.is_in_states(["queued"]))
     purged = run("outbox", "purge", "--before", "0m", "--yes")
-    assert purged.stdout == f"deleted: {retention.AT_ONCE + 1} deliveries\n"
+    assert purged.stdout == f"deleted: {retention.DELETE_BATCH + 1} deliveries\n"
     assert listed() == []
 
 
@@ -599,7 +603,7 @@ def test_relay_once_moves_all_that_is_due(
     shop: Shop, sent: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batch after batch, until nothing is."""
-    monkeypatch.setattr(relay, "MOST", 2)
+    monkeypatch.setattr(relay, "MAX_BATCH", 2)
     due = {shop.waiting() for _ in range(5)}
     sent()
     moved = run("relay", "--once")
@@ -631,7 +635,7 @@ def test_relay_once_fails_when_the_broker_is_away(shop: Shop, make_app: Callable
 def test_relay_once_fails_when_the_broker_goes_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after it has answered; what it has not taken waits."""
     task_id = shop.waiting()
-    monkeypatch.setattr(Line, "publish", lambda line, batch: ConnectionResetError("gone"))
+    monkeypatch.setattr(BrokerConnection, "publish", lambda line, batch: ConnectionResetError("gone"))
     failed = run("relay", "--once")
     assert failed.exit_code == 1
     assert failed.stderr == "Error: the broker is away: it has taken 0 deliveries, and the others wait as before\n"

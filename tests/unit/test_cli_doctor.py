@@ -12,12 +12,12 @@ from celery import Celery
 from click.testing import CliRunner
 
 from nitro import cli
-from nitro.cli import consumers
-from nitro.infrastructure.database import reset, writing
+from nitro.cli import worker_checks
+from nitro.infrastructure.database import reset, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox import census, claims, versions
-from nitro.infrastructure.outbox.tables import deliveries, schema
+from nitro.infrastructure.outbox import claims, heartbeat, versions
+from nitro.infrastructure.outbox.schema import deliveries, schema_versions
 
 NOBODY = "redis://127.0.0.1:1/0"
 
@@ -81,10 +81,10 @@ def test_a_worker_that_beats_and_does_not_answer_is_named(
     handled: Event, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another may seem to be the only one: nothing is denied for it, and one that was killed is not named."""
-    census.beat("boot-1", "solo@shop")
-    census.beat("boot-2", "killed@shop")
+    heartbeat.record_heartbeat("boot-1", "solo@shop")
+    heartbeat.record_heartbeat("boot-2", "killed@shop")
     registered["one@shop"] = ["celery.ping"]
-    monkeypatch.setattr(consumers, "sleep", lambda _seconds: census.beat("boot-1", "solo@shop"))
+    monkeypatch.setattr(worker_checks, "sleep", lambda _seconds: heartbeat.record_heartbeat("boot-1", "solo@shop"))
     checks = found(0)
     assert checks["workers"] == ("warning", "one@shop; solo@shop lives but does not answer (busy under -P solo?)")
     assert checks["handlers"][0] == "warning"
@@ -101,7 +101,7 @@ def test_a_handler_that_no_worker_knows_is_wrong(handled: Event, registered: dic
 
 def late(seconds: float) -> None:
     """Let time pass for all that is open."""
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().values(due_since=deliveries.c.due_since - seconds))
 
 
@@ -154,7 +154,7 @@ def test_a_broker_that_is_away_is_the_reason(
     emit(evt)
     late(600)
     assert "broker away since" in found(1)["stuck"][1]
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().values(state="running", started_at=1.0))
     assert "it runs still" in found(1)["stuck"][1]
 
@@ -209,8 +209,8 @@ def test_tables_of_another_version_are_wrong(handled: Event, registered: dict[st
     """It says what to do."""
     emit(handled)
     later = versions.VERSION + 1
-    with writing() as connection:
-        connection.execute(schema.update().values(version=later, usable_from=later))
+    with write_connection() as connection:
+        connection.execute(schema_versions.update().values(version=later, usable_from=later))
     reset()
     verdict, told = found(1)["tables"]
     assert verdict == "wrong"
@@ -221,7 +221,7 @@ def test_dead_letters_are_a_warning(handled: Event, registered: dict[str, list[s
     """With the command that lists them."""
     run = claims.claim(emit(handled).id, "shop.mail", "boot/1")
     assert isinstance(run, claims.Claim)
-    claims.bury(run, "no")
+    claims.dead_letter(run, "no")
     assert found(0)["dead letters"] == (
         "warning",
         "1 delivery; see: celery -A <your app> nitro outbox list --state dead",

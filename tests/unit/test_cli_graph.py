@@ -24,7 +24,7 @@ def events(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Namespace:
     """The only events that anybody hears."""
     from nitro.infrastructure.events import events as module
 
-    monkeypatch.setattr(module, "_connected", module.weakref.WeakSet())
+    monkeypatch.setattr(module, "_ever_connected", module.weakref.WeakSet())
     return Namespace()
 
 

@@ -45,7 +45,7 @@ NAMES = {
 @pytest.fixture
 def events(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Namespace:
     """The only events that anybody hears."""
-    monkeypatch.setattr(module, "_connected", WeakSet())
+    monkeypatch.setattr(module, "_ever_connected", WeakSet())
     return Namespace()
 
 

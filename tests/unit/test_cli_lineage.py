@@ -18,10 +18,10 @@ from sqlalchemy import insert
 from uuid_utils import uuid7
 
 from nitro import cli
-from nitro.infrastructure.database import create_tables, writing
+from nitro.infrastructure.database import create_tables, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
-from nitro.infrastructure.outbox import backlog, claims
-from nitro.infrastructure.outbox.tables import emissions
+from nitro.infrastructure.outbox import claims, pending
+from nitro.infrastructure.outbox.schema import emissions
 from schemas import TREES
 
 UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -46,7 +46,7 @@ def trees(*arguments: object) -> list[Json]:
 def recorded(sender: str = "str", **causes: Any) -> str:
     """The id of an emission that is recorded without a story."""
     identity = str(uuid7())
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(insert(emissions).values(id=identity, event="placed", sender=sender, **causes))
     return identity
 
@@ -72,7 +72,7 @@ def placed(app: Celery) -> Event:
 
 def run(emission: str, end: Callable[[claims.Claim], None]) -> None:
     """A run of the delivery to `shop.mail`."""
-    backlog.take(10)
+    pending.take_due(10)
     started = claims.claim(emission, "shop.mail", "boot/1")
     assert isinstance(started, claims.Claim)
     end(started)
@@ -82,9 +82,9 @@ def test_json_has_a_shape_that_a_script_can_rely_on(placed: Event) -> None:
     """Whatever state anything is in."""
     emission = emit(placed, "ada").id
     trees(emission)
-    run(emission, lambda claim: claims.put_off(claim, 0, "OSError: away"))
+    run(emission, lambda claim: claims.reschedule(claim, 0, "OSError: away"))
     trees(emission)
-    run(emission, lambda claim: claims.bury(claim, "OSError: for good"))
+    run(emission, lambda claim: claims.dead_letter(claim, "OSError: for good"))
     (tree,) = trees(emission)
     assert {turn["handler"]: turn["outcome"] for turn in tree["turns"]} == {
         "shop.check": "done",
@@ -162,7 +162,7 @@ def test_a_chain_that_is_longer_still_goes_on_in_further_trees(tables: str, form
     chain = [str(uuid7()) for _ in range(2000)]
     facts = {"event": "placed", "sender": "Order:o1", "root": chain[0]}
     rows = [{**facts, "id": mine, "parent": parent} for parent, mine in pairwise(chain)]
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(insert(emissions), [{**facts, "id": chain[0], "root": None, "parent": None}, *rows])
     for what in (chain[1500], "Order:o1"):
         shown = trace(what, "--format", form, "--limit", 2000)

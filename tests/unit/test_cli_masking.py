@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pytest
 from pydantic import BaseModel
 
-from nitro.cli.masking import MASK, masked
+from nitro.cli.render import MASK, mask_payload
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.offload.codec import encode
 
@@ -45,7 +45,7 @@ class Visit:
 
 def shown(sender: object = None, *args: object, **kwargs: object) -> Any:
     """What is shown of a payload."""
-    return masked(encode(sender, args, kwargs, entity="snapshot"))
+    return mask_payload(encode(sender, args, kwargs, entity="snapshot"))
 
 
 @pytest.mark.parametrize(

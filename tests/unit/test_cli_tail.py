@@ -20,7 +20,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, emit, on
 from nitro.infrastructure.events.events import Namespace
-from nitro.infrastructure.outbox import backlog, claims
+from nitro.infrastructure.outbox import claims, pending
 
 ROOT = Path(__file__).parents[2]
 EMITTER = """
@@ -62,10 +62,10 @@ def steps(lines: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
 
 def run(emission: Emission, error: str | None = None) -> None:
     """What a worker does: to the end, or to an error that is tried again."""
-    backlog.take(10)
+    pending.take_due(10)
     started = claims.claim(emission.id, "shop.mail", "boot/1")
     assert isinstance(started, claims.Claim)
-    claims.finish(started) if error is None else claims.put_off(started, 0, error)
+    claims.finish(started) if error is None else claims.reschedule(started, 0, error)
 
 
 def test_it_shows_what_has_happened_in_order(placed: Event) -> None:

@@ -23,12 +23,12 @@ from nitro import cli
 from nitro.cli import tail as tails
 from nitro.cli.tail import Tail
 from nitro.domain.entities.base_entity import Entity
-from nitro.infrastructure.database import reset, transaction, writing
+from nitro.infrastructure.database import reset, transaction, write_connection
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.journal import journal
-from nitro.infrastructure.outbox.tables import deliveries, emissions, first_id
+from nitro.infrastructure.outbox.schema import deliveries, emissions, min_id_at
 
 ROOT = Path(__file__).parents[2]
 TRACE = 'Traceback (most recent call last):\n  File "m.py", line 3\nOSError: no mail\nmore'
@@ -64,9 +64,9 @@ def placed(app: Celery) -> Event:
 @pytest.fixture
 def journaled(app: Celery) -> Iterator[Event]:
     """An event without offloads, while the journal is on."""
-    watchers.append(journal.watch)
+    active_observers.append(journal.watch)
     yield Namespace().event("order.seen")
-    watchers.remove(journal.watch)
+    active_observers.remove(journal.watch)
     assert journal.flush(20)
 
 
@@ -83,7 +83,7 @@ def told(*arguments: str) -> list[dict[str, Any]]:
 
 def begun(emission: Emission) -> claims.Claim:
     """A run of its delivery."""
-    backlog.take(10)
+    pending.take_due(10)
     started = claims.claim(emission.id, "shop.mail", "boot/1")
     assert isinstance(started, claims.Claim)
     return started
@@ -98,10 +98,10 @@ def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) ->
     """Which keeps its times in fewer digits than the row on SQLite."""
     tail = Tail(datetime.now(UTC))
     run = begun(emit(placed, "ada"))
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(update(deliveries).values(started_at=time() // 1 + 2.123_456_7))
     assert states(tail) == ["emitted", "queued", "running"]
-    claims.put_off(run, 600, "OSError: away")
+    claims.reschedule(run, 600, "OSError: away")
     assert states(tail) == ["retried", "waiting"]
     assert states(tail) == []
 
@@ -110,9 +110,9 @@ def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed
     """What comes after it is shown as ever."""
     tail = Tail(datetime.now(UTC))
     run = begun(emit(placed, "ada"))
-    claims.bury(run, "OSError: away")
+    claims.dead_letter(run, "OSError: away")
     assert states(tail) == ["emitted", "queued", "running", "dead"]
-    registry.replay(registry.named([run.emission]))
+    operations.replay(operations.has_id_in([run.emission]))
     assert states(tail) == ["replayed", "waiting"]
 
 
@@ -120,15 +120,15 @@ def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed
 def test_a_replay_of_what_was_emitted_long_ago_is_shown(placed: Event, end: str) -> None:
     """And what becomes of it, however soon that is; but nothing of what had become of it before."""
     emission = emit(placed, "ada")
-    claims.bury(begun(emission), "OSError: away")
+    claims.dead_letter(begun(emission), "OSError: away")
     tail = Tail(datetime.now(UTC))
     assert states(tail) == []
-    registry.replay(registry.named([emission.id]))
+    operations.replay(operations.has_id_in([emission.id]))
     assert states(tail) == ["replayed", "waiting"]
     run = begun(emission)
-    claims.finish(run) if end == "done" else claims.bury(run, "OSError: away")
+    claims.finish(run) if end == "done" else claims.dead_letter(run, "OSError: away")
     assert states(tail) == ["queued", "running", end]
-    registry.replay(registry.named([emission.id]))
+    operations.replay(operations.has_id_in([emission.id]))
     claims.finish(begun(emission))
     assert states(tail)[-1] == "done"
 
@@ -146,7 +146,7 @@ def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
 
 def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when its emission is too old to be found by its time."""
-    monkeypatch.setattr(tails, "LATE", timedelta(0))
+    monkeypatch.setattr(tails, "LATE_COMMIT_WINDOW", timedelta(0))
     tail = Tail(datetime.now(UTC))
     emission = emit(placed, "ada")
     assert states(tail) == ["emitted", "queued"]
@@ -158,8 +158,8 @@ def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pyt
 
 def test_it_does_not_remember_more_and_more(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing is closed, as with a broker that is away: the latest ones only, each shown once."""
-    monkeypatch.setattr(tails, "LATE", timedelta(0))
-    monkeypatch.setattr(tails, "REMEMBERED", 3)
+    monkeypatch.setattr(tails, "LATE_COMMIT_WINDOW", timedelta(0))
+    monkeypatch.setattr(tails, "MAX_REMEMBERED_EMISSIONS", 3)
     tail, shown = Tail(datetime.now(UTC)), []
     for _ in range(5):
         latest = [emit(placed, "ada") for _ in range(2)]
@@ -167,12 +167,12 @@ def test_it_does_not_remember_more_and_more(placed: Event, monkeypatch: pytest.M
         assert shown[-2:] == [emission.id for emission in latest]
         assert len(tail._shown) <= 3
     assert len(shown) == len(set(shown)) == 10
-    assert not tail.cut
+    assert not tail.is_truncated
 
 
 def test_it_says_when_there_is_more_than_it_shows(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr; shown are the latest."""
-    monkeypatch.setattr(tails, "MOST", 2)
+    monkeypatch.setattr(tails, "MAX_ROWS", 2)
     emissions = [emit(placed, "ada") for _ in range(2)]
     assert tail("--state", "emitted").stderr == ""
     emissions.append(emit(placed, "ada"))
@@ -183,9 +183,9 @@ def test_it_says_when_there_is_more_than_it_shows(placed: Event, monkeypatch: py
 
 def older(emission: Emission, days: int = 3) -> str:
     """Have it been emitted, and queued, so long ago; its id from then on."""
-    identity = f"{first_id(datetime.now(UTC) - timedelta(days=days))}{emission.id[13:]}"
+    identity = f"{min_id_at(datetime.now(UTC) - timedelta(days=days))}{emission.id[13:]}"
     times = {name: deliveries.c[name] - days * 86400 for name in ("due_since", "published_at")}
-    with writing() as connection:
+    with write_connection() as connection:
         row = connection.execute(select(emissions).where(emissions.c.id == emission.id)).one()
         connection.execute(insert(emissions).values({**row._mapping, "id": identity, "story": None}))
         mine = update(deliveries).where(deliveries.c.emission == emission.id)
@@ -197,18 +197,18 @@ def older(emission: Emission, days: int = 3) -> str:
 def ended(identity: str, state: str) -> None:
     """Have the delivery of an emission come into this state now."""
     if state == "cancelled":
-        registry.cancel(identity)
+        operations.cancel(identity)
         return
     run = claims.claim(identity, "shop.mail", "boot/1")
     assert isinstance(run, claims.Claim)
     if state == "retried":
-        claims.put_off(run, 600, "OSError: away")
+        claims.reschedule(run, 600, "OSError: away")
     elif state in ("dead", "replayed"):
-        claims.bury(run, "OSError: away")
+        claims.dead_letter(run, "OSError: away")
     elif state == "done":
         claims.finish(run)
     if state == "replayed":
-        registry.replay(registry.named([identity]))
+        operations.replay(operations.has_id_in([identity]))
 
 
 @pytest.mark.parametrize("state", ["running", "retried", "dead", "replayed", "done", "cancelled"])
@@ -247,11 +247,11 @@ def test_a_limit_counts_what_is_asked_for(
     placed: Event, monkeypatch: pytest.MonkeyPatch, filters: tuple[str, ...]
 ) -> None:
     """Not what a filter takes away: a few dead letters are found among many that are done."""
-    monkeypatch.setattr(tails, "MOST", 4)
-    monkeypatch.setattr(tails, "AT_ONCE", 2)
+    monkeypatch.setattr(tails, "MAX_ROWS", 4)
+    monkeypatch.setattr(tails, "READ_BATCH", 2)
     wanted = [emit(placed, Pram(id="p1")) for _ in range(3)]
     for emission in wanted:
-        claims.bury(begun(emission), "OSError: away")
+        claims.dead_letter(begun(emission), "OSError: away")
     for _ in range(9):
         claims.finish(begun(emit(placed, "bob")))
     shown = tail("--json", *filters)
@@ -263,7 +263,7 @@ def test_what_the_journal_tells_is_found_among_much_else(
     placed: Event, journaled: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By handler and by outcome."""
-    monkeypatch.setattr(tails, "MOST", 3)
+    monkeypatch.setattr(tails, "MAX_ROWS", 3)
     on(journaled, name="shop.gäte")(lambda sender: False)
     emit(journaled, "ada")
     assert journal.flush(20)
@@ -351,11 +351,11 @@ def test_the_end_of_a_delivery_is_shown(placed: Event, state: str) -> None:
     """Of a dead letter with its error's own line."""
     emission = emit(placed, "ada")
     if state == "dead":
-        claims.bury(
+        claims.dead_letter(
             begun(emission), 'Traceback (most recent call last):\n  File "m.py", line 3\nOSError: no mail\nmore'
         )
     else:
-        assert registry.cancel(emission.id) == 1
+        assert operations.cancel(emission.id) == 1
     (line,) = told("--state", state)
     assert line["note"] == ("OSError: no mail" if state == "dead" else "")
 

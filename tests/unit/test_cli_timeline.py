@@ -10,10 +10,10 @@ from typing import Any
 import click
 import pytest
 
-from nitro.cli import page, timeline
-from nitro.cli.steps import steps_of
-from nitro.infrastructure.outbox.lineage import Told
-from nitro.infrastructure.outbox.registry import Entry, Run
+from nitro.cli import timeline, trace_html
+from nitro.cli.timeline import steps_of
+from nitro.infrastructure.outbox.history import EmissionRecord
+from nitro.infrastructure.outbox.operations import DeliveryRecord, PastRun
 
 BEGIN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 NOW = BEGIN + timedelta(seconds=60)
@@ -24,12 +24,12 @@ def at(seconds: float) -> datetime:
     return BEGIN + timedelta(seconds=seconds)
 
 
-def run(number: int, started: float, ended: float, why: str = "OSError: away") -> Run:
+def run(number: int, started: float, ended: float, why: str = "OSError: away") -> PastRun:
     """A run that did not close its delivery."""
-    return Run(run=number, started=at(started), ended=at(ended), why=why)
+    return PastRun(run=number, started=at(started), ended=at(ended), why=why)
 
 
-def entry(state: Any, **facts: Any) -> Entry:
+def entry(state: Any, **facts: Any) -> DeliveryRecord:
     """A delivery that was published after a second."""
     fixed = {
         "id": "t1",
@@ -41,33 +41,35 @@ def entry(state: Any, **facts: Any) -> Entry:
     }
     counts = {"attempts": 0, "retries": 0, "losses": 0, "publications": 1, "promise": "at-least-once"}
     times = {"due": None, "published": at(1), "started": None, "closed": None, "replayed": None}
-    return Entry(**{**fixed, **counts, **times, "worker": None, "error": None, "history": (), "state": state, **facts})
+    return DeliveryRecord(
+        **{**fixed, **counts, **times, "worker": None, "error": None, "history": (), "state": state, **facts}
+    )
 
 
-def told(**facts: Any) -> Told:
+def told(**facts: Any) -> EmissionRecord:
     """An emission that took 10 ms."""
     fixed = {"id": "e1", "event": "placed", "sender": "ada", "root": None, "parent": None, "at": BEGIN, "took": 0.01}
     more = {"process": "host/1", "caused_in": None, "error": None, "rolled_back": False, "turns": [], "deliveries": []}
-    return Told(**{**fixed, **more, **facts})
+    return EmissionRecord(**{**fixed, **more, **facts})
 
 
-def lines(*emissions: Told) -> list[str]:
+def lines(*emissions: EmissionRecord) -> list[str]:
     """The tree of lines, without what emissions are said to be besides."""
-    text = click.unstyle(timeline.as_text(timeline.items(emissions, NOW)))
+    text = click.unstyle(timeline.as_text(timeline.timeline_items(emissions, NOW)))
     return [re.sub(r"  2026-01-31 .*", "", line) for line in text.splitlines()]
 
 
-def spans(delivery: Entry) -> list[tuple[str, str, float, float]]:
+def spans(delivery: DeliveryRecord) -> list[tuple[str, str, float, float]]:
     """Kind and state of each bar of a delivery, and from when to when it goes."""
-    (item,) = timeline.items([told(deliveries=[delivery])], NOW)
-    (handler,) = item.below
+    (item,) = timeline.timeline_items([told(deliveries=[delivery])], NOW)
+    (handler,) = item.children
     return [
         (span.kind, span.state, (span.began - BEGIN).total_seconds(), (span.ended - BEGIN).total_seconds())
         for span in handler.spans
     ]
 
 
-def steps(delivery: Entry) -> list[tuple[str, int]]:
+def steps(delivery: DeliveryRecord) -> list[tuple[str, int]]:
     """State and run of each step of a delivery."""
     return [(step.state, step.run) for step in steps_of(delivery)]
 
@@ -137,7 +139,7 @@ def test_a_replayed_one_waits_after_its_last_run() -> None:
 
 def test_a_replayed_one_tells_how_it_had_died() -> None:
     """In its place among the steps, with the bar of that run."""
-    death = Run(run=2, started=at(4), ended=at(5), why="OSError: no", outcome="dead")
+    death = PastRun(run=2, started=at(4), ended=at(5), why="OSError: no", outcome="dead")
     history = (run(1, 2, 3), death)
     again = entry("running", attempts=3, history=history, replayed=at(5.5), published=at(6), started=at(7))
     assert steps(again)[2:] == [("running", 2), ("dead", 0), ("replayed", 0), ("queued", 0), ("running", 3)]
@@ -169,7 +171,7 @@ def test_several_trees_are_apart() -> None:
 def test_without_a_story_there_is_a_head_and_no_more() -> None:
     """Of an emission that an older version has written; a call of the task has no event."""
     bare = told(event=None, took=None, process=None)
-    (line,) = timeline.as_text(timeline.items([bare], NOW)).splitlines()
+    (line,) = timeline.as_text(timeline.timeline_items([bare], NOW)).splitlines()
     assert line == "a call of the task by ada  2026-01-31 12:00:00.000 UTC  e1"
 
 
@@ -202,7 +204,7 @@ def test_no_text_can_break_a_page_or_steer_a_terminal() -> None:
     found = [
         told(event=f"event{NASTY}", sender=f"sender{NASTY}", error=f"raised{NASTY}", turns=turns, deliveries=[dead])
     ]
-    html = page.of(timeline.items(found, NOW), f"title{NASTY}")
+    html = trace_html.render_page(timeline.timeline_items(found, NOW), f"title{NASTY}")
     html.encode()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", html)
     shown = Texts(html)
@@ -217,7 +219,7 @@ def test_a_page_fits_its_bars_into_its_width() -> None:
     """Whatever the clocks say: none begins left of it or ends right of it."""
     early = entry("done", attempts=1, published=at(-5), started=at(-4), closed=at(-3))
     late = entry("done", handler="shop.b", attempts=1, published=at(900), started=at(2), closed=at(1))
-    shown = Texts(page.of(timeline.items([told(deliveries=[early, late])], NOW), "trace"))
+    shown = Texts(trace_html.render_page(timeline.timeline_items([told(deliveries=[early, late])], NOW), "trace"))
     places = [value for name, value in shown.attributes if name == "style" and value and value.startswith("left")]
     assert len(places) == 5
     for place in places:
@@ -229,4 +231,4 @@ def test_a_page_fits_its_bars_into_its_width() -> None:
 
 def test_a_page_of_a_single_moment_can_be_drawn() -> None:
     """Nothing has any length."""
-    assert "placed by ada" in page.of(timeline.items([told(took=None)], NOW), "trace")
+    assert "placed by ada" in trace_html.render_page(timeline.timeline_items([told(took=None)], NOW), "trace")

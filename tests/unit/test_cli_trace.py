@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 
 from nitro import cli
 from nitro.domain.entities.base_entity import Entity
-from nitro.infrastructure.database import transaction, writing
+from nitro.infrastructure.database import transaction, write_connection
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.outbox import backlog, claims, registry
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.journal import journal
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.outbox.schema import deliveries
 
 
 class Basket(Entity):
@@ -47,9 +47,9 @@ def placed(events: Namespace) -> Event:
 @pytest.fixture
 def journaled(events: Namespace) -> Iterator[None]:
     """The journal is on."""
-    watchers.append(journal.watch)
+    active_observers.append(journal.watch)
     yield
-    watchers.remove(journal.watch)
+    active_observers.remove(journal.watch)
     journal.flush(20)
 
 
@@ -71,15 +71,15 @@ def offloaded(event: Event, name: str, **options: Any) -> None:
 
 def run(emission: Emission, handler: str, error: str | None = None, *, last: bool = True) -> None:
     """What a worker does: to the end, to an error for good, or to one that is tried again."""
-    backlog.take(10)
+    pending.take_due(10)
     started = claims.claim(emission.id, handler, "boot/1")
     assert isinstance(started, claims.Claim)
     if error is None:
         claims.finish(started)
     elif last:
-        claims.bury(started, error)
+        claims.dead_letter(started, error)
     else:
-        claims.put_off(started, 0, error)
+        claims.reschedule(started, 0, error)
 
 
 def test_it_tells_of_each_handler(placed: Event) -> None:
@@ -128,14 +128,14 @@ def test_what_is_published_in_the_end_is_not_said_to_be_unpublished(placed: Even
     """The error of a publication leaves with the next one; that of a run stays."""
     offloaded(placed, "shop.mail")
     emission = emit(placed, Basket(id="b1"))
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(deliveries.update().values(state="waiting", due_at=0.0))
-    backlog.put_back(backlog.take(10), ConnectionError("away"), "unsent")
+    pending.requeue_unconfirmed(pending.take_due(10), ConnectionError("away"), "unsent")
     assert "not published: ConnectionError: away" in trace(emission.id).stdout
-    backlog.take(10)
+    pending.take_due(10)
     assert "not published" not in trace(emission.id).stdout
     run(emission, "shop.mail", "OSError: no mail", last=False)
-    backlog.take(10)
+    pending.take_due(10)
     assert trace(emission.id).stdout.rstrip().endswith(": OSError: no mail")
 
 
@@ -273,5 +273,5 @@ def test_what_waits_says_until_when(placed: Event) -> None:
     assert re.search(r"shop\.later  waiting  waiting \(until \d\d:\d\d:\d\d\)", trace(emission.id).stdout)
     (tree,) = as_json(emission.id)
     assert tree["deliveries"][0]["due"] is not None
-    assert registry.discard(registry.named([emission.id])) == 1
+    assert operations.discard(operations.has_id_in([emission.id])) == 1
     assert "shop.later  cancelled" in trace(emission.id).stdout

@@ -261,7 +261,7 @@ def test_nothing_is_imported_for_an_argument(tmp_path: Path, monkeypatch: pytest
 def test_messages_make_a_bounded_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a limit a new parametrised class is unreadable, and one that is known still arrives."""
     monkeypatch.setattr(references, "_parametrised", {})
-    monkeypatch.setattr(references, "MOST_PARAMETRISED", 3)
+    monkeypatch.setattr(references, "MAX_PARAMETRISED_CLASSES", 3)
     for number in range(3):
         decode(box(["Literal", [number]]))
     with pytest.raises(PayloadUnreadable, match="3 parametrised classes"):

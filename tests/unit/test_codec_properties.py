@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from nitro.errors import PayloadUnreadable
 from nitro.infrastructure.offload.codec import decode, encode
-from nitro.infrastructure.offload.codec.reader import TAGS
-from nitro.infrastructure.offload.codec.scalars import SCALAR_TAGS
+from nitro.infrastructure.offload.codec.reader import TAG_READERS
+from nitro.infrastructure.offload.codec.scalars import SCALAR_READERS
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ FORGED = st.recursive(
     st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*SCALAR_TAGS, *TAGS, "$nothing", "class"]), inner, max_size=2)
+        | st.dictionaries(st.sampled_from([*SCALAR_READERS, *TAG_READERS, "$nothing", "class"]), inner, max_size=2)
     ),
     max_leaves=10,
 )

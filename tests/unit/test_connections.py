@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from nitro.infrastructure.database import connections, engine, reset, writing, writing_once
+from nitro.infrastructure.database import autocommit_connection, connections, engine, reset, write_connection
 
 pytestmark = pytest.mark.server
 
@@ -56,7 +56,7 @@ def test_one_that_was_used_a_moment_ago_is_not_asked(pings: list[Any]) -> None:
 def test_one_that_was_silent_is_asked(pings: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each time that it is taken out of the pool."""
     first = process()
-    monkeypatch.setattr(connections, "IDLE", -1.0)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", -1.0)
     assert process() == first
     assert len(pings) == 1
 
@@ -65,7 +65,7 @@ def test_one_that_has_ended_in_silence_is_replaced(monkeypatch: pytest.MonkeyPat
     """Whoever takes it does not notice."""
     first = process()
     end(first)
-    monkeypatch.setattr(connections, "IDLE", -1.0)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", -1.0)
     assert process() != first
 
 
@@ -80,10 +80,10 @@ def test_one_that_has_just_ended_is_an_error_once() -> None:
 
 def test_a_statement_alone_is_a_transaction_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is committed when it has been executed; the connection begins transactions again for whoever is next."""
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(text("DROP TABLE IF EXISTS alone"))
         connection.execute(text("CREATE TABLE alone (id int)"))
-    with writing_once() as connection:
+    with autocommit_connection() as connection:
         connection.execute(text("INSERT INTO alone VALUES (1)"))
         with engine().connect() as other:
             assert other.scalar(text("SELECT count(*) FROM alone")) == 1
@@ -91,5 +91,5 @@ def test_a_statement_alone_is_a_transaction_of_its_own(monkeypatch: pytest.Monke
         connection.execute(text("INSERT INTO alone VALUES (2)"))
     with engine().connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM alone")) == 1
-    with writing() as connection:
+    with write_connection() as connection:
         connection.execute(text("DROP TABLE alone"))

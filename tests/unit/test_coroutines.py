@@ -9,7 +9,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from nitro.infrastructure.events.background import LoopThread
-from nitro.infrastructure.worker.coroutines import _Run
+from nitro.infrastructure.worker.loop import _CoroutineRun
 
 PATIENCE = 20.0
 
@@ -17,7 +17,7 @@ PATIENCE = 20.0
 @pytest.fixture
 def loop() -> asyncio.AbstractEventLoop:
     """One that runs on a thread of its own."""
-    return LoopThread("loop-of-a-test").started()
+    return LoopThread("loop-of-a-test").ensure_running()
 
 
 class Interrupting:
@@ -38,8 +38,8 @@ class Interrupting:
 
 def test_a_limit_that_comes_as_the_coroutine_ends_is_raised(loop: asyncio.AbstractEventLoop) -> None:
     """The thread has been told of the end already, and nothing more is to come."""
-    run = _Run(loop)
-    run._over = Interrupting(run._over)  # type: ignore[assignment]  # in its place
+    run = _CoroutineRun(loop)
+    run._finished = Interrupting(run._finished)  # type: ignore[assignment]  # in its place
     loop.call_soon_threadsafe(run.begin, asyncio.sleep(0))
     with pytest.raises(SoftTimeLimitExceeded):
         run.result()

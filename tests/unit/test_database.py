@@ -157,8 +157,8 @@ def test_memory_leaves_nothing_behind() -> None:
     """Its file ends with the process that made it, and not with a forked child."""
     source = """
         import os, sys
-        from nitro.infrastructure.database import engine, writing
-        with writing():
+        from nitro.infrastructure.database import engine, write_connection
+        with write_connection():
             place = engine().url.database
         if not os.fork():
             sys.exit()
@@ -185,7 +185,7 @@ def test_reading_takes_no_lock(statements: list[str]) -> None:
     """Reads, and a session of the user's own, begin DEFERRED."""
     bodies()
     statements.clear()
-    with db.reading() as session:
+    with db.read_session() as session:
         session.exec(select(DbNote)).all()
     assert statements[0] == "BEGIN DEFERRED"
 
@@ -475,7 +475,7 @@ def test_ended_transaction_is_unusable(database: Path) -> None:
     with db.transaction():
         copied = contextvars.copy_context()
     assert copied.run(scope.current_transaction) is None
-    assert scope.transaction.get() is None
+    assert scope.transaction_variable.get() is None
 
 
 # after_commit()
@@ -498,7 +498,7 @@ def test_callbacks_run_in_order_after_the_commit(database: Path) -> None:
         add(session, "one")
         current = db.current_transaction()
         assert current is not None
-        current.after_commit(lambda: seen.append((bodies(), scope.transaction.get())))
+        current.after_commit(lambda: seen.append((bodies(), scope.transaction_variable.get())))
         ran = callbacks("first", "second")
         assert ran == []
     assert ran == ["first", "second"]
@@ -684,20 +684,20 @@ def test_explicit_begin_makes_a_transaction_the_users_own(database: Path) -> Non
     """So do pending, flushed and executed writes; having read does not."""
     with Session(db.engine()) as own:
         own.exec(select(DbNote)).all()
-        assert not db.in_own_transaction(own)
+        assert not db.has_work_to_commit(own)
         own.add(DbNote(body="pending"))
-        assert db.in_own_transaction(own)
+        assert db.has_work_to_commit(own)
         own.flush()
-        assert db.in_own_transaction(own)
+        assert db.has_work_to_commit(own)
         own.commit()
-        assert not db.in_own_transaction(own)
+        assert not db.has_work_to_commit(own)
         own.begin()
-        assert db.in_own_transaction(own)
+        assert db.has_work_to_commit(own)
         own.rollback()
         own.execute(text("SELECT 1"))
-        assert not db.in_own_transaction(own)
+        assert not db.has_work_to_commit(own)
         own.execute(DbNote.__table__.delete())  # type: ignore[attr-defined]
-        assert db.in_own_transaction(own)
+        assert db.has_work_to_commit(own)
 
 
 def test_async_session_is_adopted(database: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import ChannelError
 
-from nitro.infrastructure.offload.folder import Transport
+from nitro.infrastructure.offload.publishing.filesystem import Transport
 
 Connect = Callable[[], Connection]
 

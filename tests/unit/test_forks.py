@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from nitro.infrastructure.database import engine, writing
+from nitro.infrastructure.database import engine, write_connection
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -41,7 +41,7 @@ def write() -> None:
 @pytest.fixture
 def table() -> None:
     """A table to write into."""
-    with writing() as connection:
+    with write_connection() as connection:
         connection.exec_driver_sql("CREATE TABLE seen (number INTEGER)")
 
 
@@ -52,7 +52,7 @@ def test_a_child_can_write_although_a_thread_was_writing_at_the_fork(table: None
         inside = threading.Event()
 
         def hold(inside: threading.Event = inside) -> None:
-            with writing() as connection:
+            with write_connection() as connection:
                 connection.exec_driver_sql("INSERT INTO seen VALUES (0)")
                 inside.set()
                 forking.wait(0.2)  # the fork has begun, as far as it can without this transaction's end
@@ -79,6 +79,6 @@ def test_parent_and_child_go_on(table: None) -> None:
 
 def test_a_fork_inside_a_transaction_of_its_own_thread_does_not_hang(table: None) -> None:
     """It can wait for others only."""
-    with writing() as connection:
+    with write_connection() as connection:
         connection.exec_driver_sql("INSERT INTO seen VALUES (0)")
         assert in_a_child(lambda: None) == 0

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from nitro.infrastructure.outbox.health import Group, Health
-from nitro.infrastructure.worker import inspecting
-from nitro.infrastructure.worker.inspecting import Question
-from nitro.infrastructure.worker.knowledge import Seen
+from nitro.infrastructure.outbox.health import DeliveryGroup, Health
+from nitro.infrastructure.worker import control
+from nitro.infrastructure.worker.control import HealthQuery
+from nitro.infrastructure.worker.knowledge import WorkerInfo
 
-WORKER = Seen(name="one@shop", queues=frozenset({"bills"}), tasks={})
-GROUP = Group(handler="shop.mail", queue="mails", state="queued", count=3, stuck=2, age=600.0, worker=None)
+WORKER = WorkerInfo(name="one@shop", queues=frozenset({"bills"}), tasks={})
+GROUP = DeliveryGroup(handler="shop.mail", queue="mails", state="queued", count=3, stuck=2, age=600.0, worker=None)
 HEALTH = Health(deliveries={"waiting": 0, "queued": 3, "running": 0, "dead": 0}, groups=(GROUP,))
 
 
@@ -39,12 +39,12 @@ class Database:
 def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """One that is slow until it is set free."""
     slow = Database()
-    monkeypatch.setattr(inspecting, "health", slow.health)
+    monkeypatch.setattr(control, "health", slow.health)
     yield slow
     slow.free.set()
 
 
-def answer(question: Question, patience: float = 20.0) -> dict[str, Any]:
+def answer(question: HealthQuery, patience: float = 20.0) -> dict[str, Any]:
     """What the worker says."""
     return question.answer(patience, WORKER)
 
@@ -52,7 +52,7 @@ def answer(question: Question, patience: float = 20.0) -> dict[str, Any]:
 def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
     """As far as this worker knows."""
     database.free.set()
-    told = answer(Question())
+    told = answer(HealthQuery())
     assert told["deliveries"] == HEALTH.deliveries
     assert told["stuck"] == [
         {
@@ -68,7 +68,7 @@ def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
 
 def test_a_slow_database_is_not_one_that_is_away(database: Database) -> None:
     """The first answer is to come still; later ones are the last that came, with their age; never are two asked for."""
-    question = Question()
+    question = HealthQuery()
     assert "has not answered within 0 s" in answer(question, 0.0)["error"]
     assert "has not answered within 0 s" in answer(question, 0.0)["error"]
     assert database.asked == 1
@@ -83,4 +83,4 @@ def test_what_the_database_refuses_is_told(database: Database) -> None:
     """By its error."""
     database.free.set()
     database.answer = OSError("no such host")
-    assert answer(Question()) == {"error": "OSError: no such host"}
+    assert answer(HealthQuery()) == {"error": "OSError: no such host"}

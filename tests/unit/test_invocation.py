@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nitro.errors import OutboxOutdated
-from nitro.invocation import celery
+from nitro.invocation import celery_command
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_message_names_the_app_of_the_reader(arguments: list[str], app: str, m
     """As this process was started with it; another program's `-A` is none."""
     monkeypatch.delenv("APP", raising=False)
     monkeypatch.setattr("sys.argv", arguments)
-    assert celery("nitro init") == f"celery -A {app} nitro init"
+    assert celery_command("nitro init") == f"celery -A {app} nitro init"
     assert f"`celery -A {app} nitro init`" in str(OutboxOutdated("sqlite:///a.db", None, 1))
 
 
@@ -35,4 +35,4 @@ def test_a_message_names_the_app_of_the_environment(monkeypatch: pytest.MonkeyPa
     """Which Celery takes where no option names one."""
     monkeypatch.setenv("APP", "shop")
     monkeypatch.setattr("sys.argv", ["celery", "worker"])
-    assert celery("worker") == "celery -A shop worker"
+    assert celery_command("worker") == "celery -A shop worker"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from nitro.infrastructure.threads import Lock
+from nitro.infrastructure.threads import ForkSafeLock
 
 
 def test_a_lock_is_mine_while_this_thread_holds_it() -> None:
     """Neither a free lock nor that of another thread is, and a re-entered one is until it is left as often."""
-    lock = Lock()
-    assert not lock.is_mine
+    lock = ForkSafeLock()
+    assert not lock.is_owned
     with lock:
         assert lock.try_acquire()
-        assert lock.is_mine
+        assert lock.is_owned
         with ThreadPoolExecutor(1) as other:
-            assert not other.submit(lambda: lock.is_mine).result()
+            assert not other.submit(lambda: lock.is_owned).result()
             assert not other.submit(lock.try_acquire).result()
         lock.release()
-        assert lock.is_mine
-    assert not lock.is_mine
+        assert lock.is_owned
+    assert not lock.is_owned

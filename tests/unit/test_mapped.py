@@ -24,7 +24,7 @@ from sqlalchemy.orm import (
 from sqlmodel import Field, SQLModel
 
 from nitro.domain.entities.base_entity import Entity
-from nitro.infrastructure.database.mapped import attached_in, mapped_in
+from nitro.infrastructure.database.mapped_instances import attached_states, mapped_states
 
 IMPERATIVE = registry()
 
@@ -196,7 +196,7 @@ def session() -> Iterator[Session]:
 def test_an_instance_is_found_wherever_it_is_held(session: Session, holder: str) -> None:
     """At any depth, also behind itself."""
     session.add(one := Node(id=1))
-    (states,) = attached_in([HOLDERS[holder](one)]).values()
+    (states,) = attached_states([HOLDERS[holder](one)]).values()
     assert [state.obj() for state in states] == [one]
 
 
@@ -204,7 +204,7 @@ def test_an_instance_is_found_wherever_it_is_held(session: Session, holder: str)
 def test_an_instance_of_any_mapped_class_is_found(session: Session, kind: str) -> None:
     """However the class was mapped."""
     session.add(one := CLASSES[kind]())
-    assert list(attached_in(["a", {"b": [one]}])) == [session]
+    assert list(attached_states(["a", {"b": [one]}])) == [session]
 
 
 @pytest.mark.parametrize("attribute", ["parent", "children"])
@@ -214,7 +214,7 @@ def test_an_instance_that_is_not_attached_may_hold_one_that_is(session: Session,
     with session.no_autoflush:
         other = Node(id=2)
         other.__dict__[attribute] = [one] if attribute == "children" else one
-    assert list(attached_in([other])) == [session]
+    assert list(attached_states([other])) == [session]
 
 
 def test_rows_of_a_result_are_looked_into(tmp_path: Any) -> None:
@@ -226,8 +226,8 @@ def test_rows_of_a_result_are_looked_into(tmp_path: Any) -> None:
         session.commit()
         result = session.execute(select(Node, Node.id))
         row = result.one()
-        assert list(attached_in([[row]])) == [session]
-        assert list(attached_in([row._mapping])) == [session]
+        assert list(attached_states([[row]])) == [session]
+        assert list(attached_states([row._mapping])) == [session]
     engine.dispose()
 
 
@@ -236,19 +236,19 @@ def test_sessions_come_in_the_order_of_the_arguments() -> None:
     with Session() as first, Session() as second:
         first.add(sender := Node(id=1))
         second.add(argument := Node(id=2))
-        assert list(attached_in([[[sender]], argument])) == [second, first]
-        assert list(attached_in([sender, argument])) == [first, second]
+        assert list(attached_states([[[sender]], argument])) == [second, first]
+        assert list(attached_states([sender, argument])) == [first, second]
 
 
 @pytest.mark.parametrize("value", [None, "a", 1, Colour.RED, Node, Plain, object(), UserList(), b"x", range(3), Model])
 def test_what_holds_no_instance_has_none(value: object) -> None:
     """Classes, members of an Enum and what Nitro knows nothing of among them."""
-    assert list(mapped_in([value, [value], {"a": value}])) == []
+    assert list(mapped_states([value, [value], {"a": value}])) == []
 
 
 def test_an_instance_made_without_a_constructor_is_no_obstacle() -> None:
     """It has no state, and is in no session."""
-    assert list(mapped_in([Node.__new__(Node)])) == []
+    assert list(mapped_states([Node.__new__(Node)])) == []
 
 
 def test_a_class_with_a_getattr_of_its_own_is_no_obstacle(session: Session) -> None:
@@ -259,20 +259,20 @@ def test_a_class_with_a_getattr_of_its_own_is_no_obstacle(session: Session) -> N
             raise AttributeError(name) if name.startswith("_sa_") else KeyError(name)
 
     session.add(one := Strict(id=3))
-    assert list(attached_in([one])) == [session]
+    assert list(attached_states([one])) == [session]
 
 
 def test_a_class_may_be_mapped_after_it_was_met(session: Session) -> None:
     """Imperative mapping often comes late."""
     late: Any = type("Late", (), {})
-    assert list(mapped_in([late()])) == []
+    assert list(mapped_states([late()])) == []
     registry().map_imperatively(late, Table("mapped_late", MetaData(), Column("id", Integer, primary_key=True)))
     session.add(one := late())
-    assert list(attached_in([one])) == [session]
+    assert list(attached_states([one])) == [session]
 
 
 def test_a_generator_is_left_alone() -> None:
     """Looking at its values would take them from the handlers."""
     values = (value for value in [1, 2])
-    assert list(mapped_in([values])) == []
+    assert list(mapped_states([values])) == []
     assert list(values) == [1, 2]

@@ -98,30 +98,30 @@ def test_options_are_frozen() -> None:
 def test_given_options_only_are_passed_on() -> None:
     """What is not given is left to Celery and to the app."""
     offload = Offload(queue="mail", rate_limit="5/m")
-    assert offload.message == {"queue": "mail"}
-    assert offload.task() == {"rate_limit": "5/m"}
+    assert offload.message_options == {"queue": "mail"}
+    assert offload.task_options() == {"rate_limit": "5/m"}
 
 
 def test_a_given_none_is_passed_on() -> None:
     """`max_retries=None` means for ever in Celery, and is no default."""
-    assert Offload(max_retries=None).task() == {"max_retries": None}
+    assert Offload(max_retries=None).task_options() == {"max_retries": None}
 
 
 def test_at_most_once_tells_the_worker() -> None:
     """The worker's main process acknowledges early by a header, beside those of the user."""
-    headers = Offload(delivery="at-most-once", headers={"tenant": "t1"}).message["headers"]
+    headers = Offload(delivery="at-most-once", headers={"tenant": "t1"}).message_options["headers"]
     assert headers == {"tenant": "t1", "nitro_delivery": "at-most-once"}
 
 
 @pytest.mark.parametrize("value", [60, 60.5, datetime(2030, 1, 1, tzinfo=UTC)])
 def test_expires_is_seconds_or_a_time(value: Any) -> None:
     """As in Celery."""
-    assert Offload(expires=value).message == {"expires": value}
+    assert Offload(expires=value).message_options == {"expires": value}
 
 
 def test_a_time_without_an_offset_is_utc() -> None:
     """As in Celery, whatever the time zone of the process."""
-    assert Offload(expires=datetime(2030, 1, 1)).message == {"expires": datetime(2030, 1, 1, tzinfo=UTC)}
+    assert Offload(expires=datetime(2030, 1, 1)).message_options == {"expires": datetime(2030, 1, 1, tzinfo=UTC)}
 
 
 def test_task_options_are_attributes_of_celerys_task() -> None:
@@ -173,4 +173,4 @@ def test_differs_names_options_of_the_task_only() -> None:
     """Message options may differ between two events."""
     first = Offload(queue="a", countdown=1, delivery="broker", entity="reload", max_retries=1, rate_limit="1/m")
     second = Offload(queue="b", max_retries=2, on_missing="skip", rate_limit="1/m")
-    assert first.differs(second) == {"max_retries", "on_missing"}
+    assert first.conflicting_options(second) == {"max_retries", "on_missing"}

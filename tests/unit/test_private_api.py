@@ -1,4 +1,4 @@
-"""Private names of other libraries: the installed versions have them, and docs/explanation/private-api.md lists them."""
+"""Private names of other libraries: the installed versions have each one that docs/explanation/private-api.md lists."""
 
 from __future__ import annotations
 

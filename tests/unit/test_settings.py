@@ -16,7 +16,7 @@ def test_without_variables_no_server_is_needed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     assert Settings.load({}) == Settings(
         db_url="sqlite:///nitro.db",
-        db_given=False,
+        is_db_set=False,
         broker_url="filesystem://localhost//",
         result_backend=f"db+sqlite:///{tmp_path / '.nitro' / 'results.db'}",
         handlers=(),

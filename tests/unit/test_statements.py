@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-from nitro.infrastructure.database import Prepared
+from nitro.infrastructure.database import CachedStatement
 
 goods = Table(
     "goods", MetaData(), Column("sku", String), Column("price", Float), Column("count", Integer), Column("tags", JSON)
@@ -53,7 +53,7 @@ def test_values_of_a_call_and_of_the_statement_get_where_they_belong(connection:
         price = literal(2, Float) * 2
         return insert(goods).values(count=bindparam("many"), price=price, sku=bindparam("named"), tags=None)
 
-    statement = Prepared(make)
+    statement = CachedStatement(make)
     for sku in ("a", "b"):
         assert statement.execute(connection, {"named": sku, "many": 3}).rowcount == 1
     assert stored(connection) == [("a", 4.0, 3, None), ("b", 4.0, 3, None)]
@@ -61,14 +61,14 @@ def test_values_of_a_call_and_of_the_statement_get_where_they_belong(connection:
 
 
 def test_what_it_returns_is_found_by_name(connection: Connection) -> None:
-    statement = Prepared(lambda _dialect: insert(goods).values(sku=bindparam("named")).returning(goods.c.sku))
+    statement = CachedStatement(lambda _dialect: insert(goods).values(sku=bindparam("named")).returning(goods.c.sku))
     assert statement.execute(connection, {"named": "a"}).one().sku == "a"
 
 
 def test_a_value_that_a_type_has_to_write_is_written_by_it(connection: Connection) -> None:
     """Of the call, or of the statement itself."""
-    given = Prepared(lambda _dialect: insert(goods).values(sku="given", tags=bindparam("tagged", type_=JSON)))
-    own = Prepared(lambda _dialect: insert(goods).values(sku=bindparam("named"), tags=["new"]))
+    given = CachedStatement(lambda _dialect: insert(goods).values(sku="given", tags=bindparam("tagged", type_=JSON)))
+    own = CachedStatement(lambda _dialect: insert(goods).values(sku=bindparam("named"), tags=["new"]))
     given.execute(connection, {"tagged": {"on": "sale"}})
     own.execute(connection, {"named": "own"})
     assert [row[3] for row in stored(connection)] == [{"on": "sale"}, ["new"]]
@@ -77,13 +77,15 @@ def test_a_value_that_a_type_has_to_write_is_written_by_it(connection: Connectio
 def test_a_list_is_spread(connection: Connection) -> None:
     """As an `IN` wants it."""
     connection.execute(insert(goods), [{"sku": sku} for sku in "abc"])
-    statement = Prepared(lambda _dialect: select(goods.c.sku).where(goods.c.sku.in_(bindparam("some", expanding=True))))
+    statement = CachedStatement(
+        lambda _dialect: select(goods.c.sku).where(goods.c.sku.in_(bindparam("some", expanding=True)))
+    )
     assert sorted(statement.execute(connection, {"some": ["a", "c"]}).scalars()) == ["a", "c"]
 
 
 def test_tables_are_where_the_engine_says(connection: Connection) -> None:
     """With a `schema_translate_map`, before and after the text was made."""
-    statement = Prepared(lambda _dialect: insert(goods).values(sku=bindparam("named")))
+    statement = CachedStatement(lambda _dialect: insert(goods).values(sku=bindparam("named")))
     statement.execute(connection, {"named": "here"})
     connection.commit()
     connection.execute(text("ATTACH ':memory:' AS tenant"))

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
-from nitro.infrastructure.outbox.health import Group
-from nitro.infrastructure.worker.knowledge import Seen, relaying_for, unserved, why
+from nitro.infrastructure.outbox.health import DeliveryGroup
+from nitro.infrastructure.worker.knowledge import WorkerInfo, why_stuck, why_unserved, without_foreign_relays
 
 MAIL = "shop.mail"
 
 
-def worker(name: str = "one@shop", **facts: Any) -> Seen:
+def worker(name: str = "one@shop", **facts: Any) -> WorkerInfo:
     """A worker that consumes `mails` and knows `shop.mail`, but for these facts."""
     usual: dict[str, Any] = {"queues": frozenset({"mails"}), "tasks": {MAIL: None}, "processes": 2, "relays": True}
-    return Seen(name=name, **usual | facts)
+    return WorkerInfo(name=name, **usual | facts)
 
 
-def group(state: Any = "queued", runner: str | None = None) -> Group:
+def group(state: Any = "queued", runner: str | None = None) -> DeliveryGroup:
     """Deliveries to `shop.mail` in `mails`."""
-    return Group(handler=MAIL, queue="mails", state=state, count=3, stuck=3, age=600.0, worker=runner)
+    return DeliveryGroup(handler=MAIL, queue="mails", state=state, count=3, stuck=3, age=600.0, worker=runner)
 
 
 @pytest.mark.parametrize(
@@ -41,43 +41,45 @@ def group(state: Any = "queued", runner: str | None = None) -> Group:
         ([worker(), worker("two@shop", active=["a", "b"])], "not known; its queue is consumed by one@shop, two@shop"),
     ],
 )
-def test_what_is_queued_waits_for_a_worker(workers: list[Seen], expected: str) -> None:
+def test_what_is_queued_waits_for_a_worker(workers: list[WorkerInfo], expected: str) -> None:
     """One that consumes its queue, knows its handler, and has a process free."""
-    assert why(group(), workers) == expected
+    assert why_stuck(group(), workers) == expected
 
 
 def test_a_worker_that_does_not_say_what_it_consumes_may_consume_all() -> None:
     """Nothing false is told for want of an answer."""
-    assert unserved(MAIL, "mails", [worker(queues=None)]) is None
+    assert why_unserved(MAIL, "mails", [worker(queues=None)]) is None
 
 
 def test_what_waits_needs_a_relay() -> None:
     """Each worker is one, unless it was told not to be."""
-    assert why(group("waiting"), [worker(relays=False)]).startswith("no worker relays (--without-relay, ")
-    assert why(group("waiting"), [worker(relays=False), worker(relays=None)]).startswith("no relay has published it")
+    assert why_stuck(group("waiting"), [worker(relays=False)]).startswith("no worker relays (--without-relay, ")
+    assert why_stuck(group("waiting"), [worker(relays=False), worker(relays=None)]).startswith(
+        "no relay has published it"
+    )
 
 
 def test_what_runs_still_names_who_runs_it() -> None:
     """Whoever answers."""
-    assert why(group("running", "one@shop, process 7"), []) == "it runs still, in one@shop, process 7"
+    assert why_stuck(group("running", "one@shop, process 7"), []) == "it runs still, in one@shop, process 7"
 
 
 def test_one_worker_speaks_for_itself_alone() -> None:
     """Others may do what it does not."""
     other = worker(queues=frozenset({"b"}))
-    assert why(group(), [other], alone=True) == "this worker does not consume queue mails (consumed: b)"
-    assert why(group(), [worker(tasks={})], alone=True) == "this worker does not know handler shop.mail"
+    assert why_stuck(group(), [other], alone=True) == "this worker does not consume queue mails (consumed: b)"
+    assert why_stuck(group(), [worker(tasks={})], alone=True) == "this worker does not know handler shop.mail"
 
 
 def test_a_worker_of_another_outbox_relays_nothing_of_this_one() -> None:
     """It answers on the same broker, and is not in the census."""
     ours, strange = worker(relays=False, boot="a"), worker("car@shop", relays=True, boot="b")
-    assert [each.relays for each in relaying_for({"a"}, [ours, strange])] == [False, False]
-    assert [each.relays for each in relaying_for({"a", "b"}, [ours, strange])] == [False, True]
-    assert relaying_for({"a"}, [worker(relays=None)]) == [worker(relays=None)]
+    assert [each.relays for each in without_foreign_relays({"a"}, [ours, strange])] == [False, False]
+    assert [each.relays for each in without_foreign_relays({"a", "b"}, [ours, strange])] == [False, True]
+    assert without_foreign_relays({"a"}, [worker(relays=None)]) == [worker(relays=None)]
 
 
 @pytest.mark.parametrize("workers", [[], [worker(queues=frozenset({"b"}))], [worker(tasks={})]])
-def test_what_a_silent_worker_may_do_is_not_denied(workers: list[Seen]) -> None:
+def test_what_a_silent_worker_may_do_is_not_denied(workers: list[WorkerInfo]) -> None:
     """Under `-P solo` a worker that runs something answers nobody."""
-    assert "solo@shop lives but does not answer" in why(group(), workers, silent=["solo@shop"])
+    assert "solo@shop lives but does not answer" in why_stuck(group(), workers, silent=["solo@shop"])

@@ -11,7 +11,7 @@ from sqlmodel import Field, SQLModel
 
 from nitro.infrastructure.database import create_tables
 from nitro.infrastructure.repository import find, loading, store
-from nitro.infrastructure.repository.graph import known_key
+from nitro.infrastructure.repository.graph import known_id
 from nitro.infrastructure.repository.query import Condition, Ordering
 
 
@@ -19,7 +19,7 @@ def _new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def _or_new(given: Any) -> Any:
+def _id_or_new(given: Any) -> Any:
     return _new_id() if given is None else given
 
 
@@ -39,7 +39,7 @@ class Entity(SQLModel):
 
     __nitro_show__: ClassVar[tuple[str, ...]] = ()
 
-    id: Annotated[str, BeforeValidator(_or_new)] = Field(default_factory=_new_id, primary_key=True)
+    id: Annotated[str, BeforeValidator(_id_or_new)] = Field(default_factory=_new_id, primary_key=True)
 
     def __init__(self, /, **fields: Any) -> None:
         if "id" in fields and fields["id"] is None:
@@ -47,12 +47,12 @@ class Entity(SQLModel):
         super().__init__(**fields)
 
     def __hash__(self) -> int:
-        return hash((type(self), known_key(self)))
+        return hash((type(self), known_id(self)))
 
     @property
     def __nitro_identity__(self) -> tuple[type, object] | None:
         """Class and id, by which events recognise it as a sender; None without an id."""
-        known = known_key(self)
+        known = known_id(self)
         return None if known is None else (type(self), known)
 
     def save(self) -> Self:
@@ -106,7 +106,7 @@ class Entity(SQLModel):
     @classmethod
     def all(cls) -> list[Self]:
         """All instances, by id."""
-        return find.every(cls)
+        return find.all_entities(cls)
 
     @classmethod
     def count(cls, *conditions: Condition) -> int:
@@ -191,4 +191,4 @@ class Entity(SQLModel):
         create_tables()
 
 
-loading.keep_readable(Entity)
+loading.enable_detached_loading(Entity)

@@ -3,61 +3,68 @@
 from __future__ import annotations
 
 from nitro.infrastructure.database.binds import connection_of, must_await
+from nitro.infrastructure.database.commit_lookup import commit_for, flush_async
 from nitro.infrastructure.database.connections import (
     create_tables,
-    creating,
+    database_identity,
     engine,
-    has_own_engine,
-    place_of,
+    has_user_engine,
     reset,
+    table_creation_connection,
     use_engine,
 )
-from nitro.infrastructure.database.joining import commit_for, flush_awaited
-from nitro.infrastructure.database.sessions import Commits, commits_of, ends_elsewhere, in_own_transaction
-from nitro.infrastructure.database.statements import Prepared
+from nitro.infrastructure.database.sessions import Commits, commits_of, has_outer_transaction, has_work_to_commit
+from nitro.infrastructure.database.statements import CachedStatement
 from nitro.infrastructure.database.tables import (
     create_missing,
-    current,
-    encodings,
+    current_pools,
     ensure_tables,
-    own,
-    place_in,
-    upgrades,
+    nitro_metadata,
+    set_schema,
+    table_upgrades,
+    text_encodings,
 )
-from nitro.infrastructure.database.transactions import joined, reading, transaction, write_with, writing, writing_once
-from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction, is_of_block
+from nitro.infrastructure.database.transactions import (
+    autocommit_connection,
+    read_session,
+    transaction,
+    write_connection,
+    write_in_transaction,
+    write_session,
+)
+from nitro.infrastructure.database.unit_of_work import Transaction, current_transaction, is_block_session
 
 __all__ = [
+    "CachedStatement",
     "Commits",
-    "Prepared",
     "Transaction",
+    "autocommit_connection",
     "commit_for",
     "commits_of",
     "connection_of",
     "create_missing",
     "create_tables",
-    "creating",
-    "current",
+    "current_pools",
     "current_transaction",
-    "encodings",
-    "ends_elsewhere",
+    "database_identity",
     "engine",
     "ensure_tables",
-    "flush_awaited",
-    "has_own_engine",
-    "in_own_transaction",
-    "is_of_block",
-    "joined",
+    "flush_async",
+    "has_outer_transaction",
+    "has_user_engine",
+    "has_work_to_commit",
+    "is_block_session",
     "must_await",
-    "own",
-    "place_in",
-    "place_of",
-    "reading",
+    "nitro_metadata",
+    "read_session",
     "reset",
+    "set_schema",
+    "table_creation_connection",
+    "table_upgrades",
+    "text_encodings",
     "transaction",
-    "upgrades",
     "use_engine",
-    "write_with",
-    "writing",
-    "writing_once",
+    "write_connection",
+    "write_in_transaction",
+    "write_session",
 ]

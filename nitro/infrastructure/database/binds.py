@@ -16,46 +16,46 @@ from nitro.errors import TransactionError
 
 Bind = Engine | Connection
 
-HOME = "nitro_bind"
+NITRO_BIND_KEY = "nitro_bind"
 """In the `info` of a session, the bind that its transaction has Nitro's rows written on."""
 
-_insert = insert(Table("nitro_emission", MetaData()))
+_ROW_INSERT = insert(Table("nitro_emission", MetaData()))
 
 
 def bind_of(session: Session, mapper: Mapper[Any] | None = None) -> Bind | None:
     """The bind that a flush would write an instance on, without a mapper a row of Nitro's; None where there is none."""
-    with _as_in_a_flush(session):
+    with _as_if_flushing(session):
         try:
-            return session.get_bind(clause=_insert) if mapper is None else session.get_bind(mapper.base_mapper)
+            return session.get_bind(clause=_ROW_INSERT) if mapper is None else session.get_bind(mapper.base_mapper)
         except UnboundExecutionError:
             return None
 
 
-def home_of(session: Session) -> Bind | None:
+def nitro_bind_of(session: Session) -> Bind | None:
     """The bind that Nitro's rows are written on in the open transaction of a session."""
-    found: Bind | None = session.info.get(HOME)
+    found: Bind | None = session.info.get(NITRO_BIND_KEY)
     return found if found is not None else bind_of(session)
 
 
 def connection_of(session: Session) -> Connection:
     """The connection that Nitro's rows are written on, in the session's transaction."""
-    home = home_of(session)
+    home = nitro_bind_of(session)
     return session.connection(bind_arguments=None if home is None else {"bind": home})
 
 
 def async_session_of(session: Session) -> Any:
     """The `AsyncSession` that this one works for, or None."""
-    loaded = _asyncio()
+    loaded = _asyncio_module()
     return None if loaded is None else loaded.async_session(session)
 
 
-def session_behind(given: Any) -> Any:
+def resolve_session(given: Any) -> Any:
     """The `Session` or `AsyncSession` that this is, or that a scoped session has for the calling code; None stays.
 
     Raises:
         TransactionError: it is neither.
     """
-    loaded = _asyncio()
+    loaded = _asyncio_module()
     kinds: tuple[Any, ...] = (Session,) if loaded is None else (Session, loaded.AsyncSession)
     scoped: tuple[Any, ...] = (scoped_session,) if loaded is None else (scoped_session, loaded.async_scoped_session)
     session = given() if isinstance(given, scoped) else given
@@ -63,7 +63,7 @@ def session_behind(given: Any) -> Any:
         return session
     raise TransactionError(
         f"transaction() takes nothing, a Session, an AsyncSession, or a scoped_session such as Flask-SQLAlchemy's "
-        f"db.session, and this is {_told(given)}"
+        f"db.session, and this is {_describe(given)}"
     )
 
 
@@ -80,12 +80,12 @@ def is_flushing(session: Session) -> bool:
     return session._flushing
 
 
-def _asyncio() -> Any:
+def _asyncio_module() -> Any:
     """The module of async sessions, if anybody has loaded it: there are none before."""
     return sys.modules.get("sqlalchemy.ext.asyncio")
 
 
-def _told(given: object) -> str:
+def _describe(given: object) -> str:
     kind = (
         f"the class {given.__qualname__}" if isinstance(given, type) else f"an instance of {type(given).__qualname__}"
     )
@@ -93,7 +93,7 @@ def _told(given: object) -> str:
 
 
 @contextmanager
-def _as_in_a_flush(session: Session) -> Iterator[None]:
+def _as_if_flushing(session: Session) -> Iterator[None]:
     """Have a session that routes its statements answer as it does for a write.
 
     SQLAlchemy's recipe of a routing session looks at `_flushing`, and there is no other word for it.

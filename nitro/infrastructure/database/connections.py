@@ -17,36 +17,36 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import PoolProxiedConnection
 
 from nitro.infrastructure.database import sqlite, tables
-from nitro.infrastructure.database.drivers import engine_for
-from nitro.infrastructure.threads import ForkSafe, Lock
+from nitro.infrastructure.database.drivers import synchronous_engine_for
+from nitro.infrastructure.threads import ForkSafe, ForkSafeLock
 from nitro.settings import Settings
 
-IDLE = 1.0
+IDLE_SECONDS = 1.0
 """Seconds of silence after which a connection to a server is asked whether it still stands."""
-USED = "nitro_used"
+LAST_USED_KEY = "nitro_used"
 """In the `info` of a connection, when it was last used; a new one has none."""
 
-_LOOPBACK = ("127.0.0.1", "::1")
+_LOOPBACK_ADDRESSES = ("127.0.0.1", "::1")
 
 
-class _Process(ForkSafe):
+class _ProcessEngine(ForkSafe):
     """The engine of this process, and the pools of its parents."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
-        self.own = self.given = False
-        self.lock = Lock()
-        self.inherited: list[Pool] = []
+        self.is_nitros = self.is_users = False
+        self.lock = ForkSafeLock()
+        self.inherited_pools: list[Pool] = []
         super().__init__()
 
     def _reset(self) -> None:
         """Leave the parent's connections alone, and keep them: closing one would disturb the parent."""
         if self.engine is not None and not isinstance(self.engine.pool, StaticPool):
-            self.inherited.append(self.engine.pool)
+            self.inherited_pools.append(self.engine.pool)
             self.engine.dispose(close=False)
 
 
-_process = _Process()
+_process = _ProcessEngine()
 
 
 def engine() -> Engine:
@@ -55,7 +55,7 @@ def engine() -> Engine:
         return _process.engine
     with _process.lock:
         if _process.engine is None:
-            _process.engine, _process.own = _connect(make_url(Settings.load().db_url)), True
+            _process.engine, _process.is_nitros = _create_engine(make_url(Settings.load().db_url)), True
         return _process.engine
 
 
@@ -68,39 +68,39 @@ def use_engine(given: object) -> None:
     Raises:
         DatabaseRefused: it cannot be used; says why.
     """
-    engine, made = engine_for(given, _connect)
+    engine, made = synchronous_engine_for(given, _create_engine)
     reset()
     if engine.dialect.name == "sqlite":
-        sqlite.prepare(engine)
-    _process.engine, _process.own, _process.given = engine, made, True
+        sqlite.configure_engine(engine)
+    _process.engine, _process.is_nitros, _process.is_users = engine, made, True
 
 
-def has_own_engine() -> bool:
+def has_user_engine() -> bool:
     """Whether the database was given to `use_engine`."""
-    return _process.given
+    return _process.is_users
 
 
 def reset() -> None:
     """Forget the engine and close its connections, unless it is the user's own."""
     with _process.lock:
-        if _process.engine is not None and _process.own:
+        if _process.engine is not None and _process.is_nitros:
             _process.engine.dispose()
-        _process.engine, _process.own, _process.given = None, False, False
-    tables.forget()
+        _process.engine, _process.is_nitros, _process.is_users = None, False, False
+    tables.clear_cache()
 
 
-def place_of(url: URL) -> tuple[object, ...] | None:
+def database_identity(url: URL) -> tuple[object, ...] | None:
     """What tells a database from another, whatever driver and user; None for one that lives in memory."""
     backend = url.get_backend_name()
     if backend == "sqlite":
-        return None if sqlite.in_memory(url) else (backend, str(Path(url.database or "").absolute()))
+        return None if sqlite.is_in_memory(url) else (backend, str(Path(url.database or "").absolute()))
     host = url.host or url.query.get("host") or "localhost"
-    return backend, "localhost" if host in _LOOPBACK else host, url.port or 5432, url.database
+    return backend, "localhost" if host in _LOOPBACK_ADDRESSES else host, url.port or 5432, url.database
 
 
-def same_database(one: Engine, other: Engine) -> bool:
+def is_same_database(one: Engine, other: Engine) -> bool:
     """Whether two engines lead to one database."""
-    return one.pool is other.pool or (place_of(one.url) == place_of(other.url) is not None)
+    return one.pool is other.pool or (database_identity(one.url) == database_identity(other.url) is not None)
 
 
 def create_tables(*, entities: bool = True) -> None:
@@ -109,35 +109,35 @@ def create_tables(*, entities: bool = True) -> None:
     Args:
         entities: those of every declared class too, not only Nitro's.
     """
-    with creating() as connection:
+    with table_creation_connection() as connection:
         tables.create_missing(connection, entities=entities)
 
 
 @contextmanager
-def creating() -> Iterator[Connection]:
+def table_creation_connection() -> Iterator[Connection]:
     """A connection to create tables with, which sees what others have created while it waited for them."""
     with engine().connect() as connection:
         if connection.dialect.name == "sqlite":
-            connection.execution_options(**{sqlite.WRITES: True, sqlite.AS_IT_IS: True})
+            connection.execution_options(**{sqlite.WRITES_OPTION: True, sqlite.SKIP_TABLES_OPTION: True})
         else:
             connection.execution_options(isolation_level="READ COMMITTED")
         with connection.begin():
             if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({tables.LOCK})")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({tables.ADVISORY_LOCK_ID})")
             yield connection
 
 
-def _connect(url: URL) -> Engine:
+def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
-        return sqlite.connect(url)
+        return sqlite.new_engine(url)
     made = create_engine(url, max_overflow=-1)  # a worker's concurrency is its limit
-    listen(made, "checkin", _note_use)
+    listen(made, "checkin", _mark_used)
     listen(made, "checkout", partial(_ping, made.dialect))
     return made
 
 
-def _note_use(_connection: Any, record: PoolProxiedConnection) -> None:
-    record.info[USED] = monotonic()
+def _mark_used(_connection: Any, record: PoolProxiedConnection) -> None:
+    record.info[LAST_USED_KEY] = monotonic()
 
 
 def _ping(dialect: Dialect, connection: DBAPIConnection, record: PoolProxiedConnection, _proxy: object) -> None:
@@ -146,11 +146,11 @@ def _ping(dialect: Dialect, connection: DBAPIConnection, record: PoolProxiedConn
     Raises:
         InvalidatePoolError: it does not, so that the pool connects anew.
     """
-    if monotonic() - record.info.get(USED, inf) > IDLE and not _answers(dialect, connection):
+    if monotonic() - record.info.get(LAST_USED_KEY, inf) > IDLE_SECONDS and not _is_alive(dialect, connection):
         raise InvalidatePoolError
 
 
-def _answers(dialect: Dialect, connection: DBAPIConnection) -> bool:
+def _is_alive(dialect: Dialect, connection: DBAPIConnection) -> bool:
     try:
         return dialect.do_ping(connection)
     except dialect.loaded_dbapi.Error:

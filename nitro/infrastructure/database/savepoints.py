@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session, SessionTransaction
 
-from nitro.infrastructure.database.binds import connection_of, home_of
-from nitro.infrastructure.database.sqlite import begin_for_real
+from nitro.infrastructure.database.binds import connection_of, nitro_bind_of
+from nitro.infrastructure.database.sqlite import send_begin
 
 if TYPE_CHECKING:
     from asyncio import Lock
 
-TURN = "nitro_turn"
+SAVEPOINT_LOCK_KEY = "nitro_turn"
 """In the `info` of a session, with an event loop: the lock of its outermost savepoints that code awaits in."""
 
-POINTS = "nitro_points"
+HANDLER_SAVEPOINTS_KEY = "nitro_points"
 """In the `info` of a session: the savepoints that are open here for handlers, and that nobody began."""
 
-_turn: ContextVar[tuple[Session, Lock] | None] = ContextVar("nitro_turn", default=None)
+_current_lock: ContextVar[tuple[Session, Lock] | None] = ContextVar("nitro_turn", default=None)
 
 
-def begin_in(session: Session) -> None:
+def ensure_begun(session: Session) -> None:
     """Send the BEGIN that a savepoint needs; a session without a bind of its own begins each at its first use."""
-    if home_of(session) is not None:
-        begin_for_real(connection_of(session))
+    if nitro_bind_of(session) is not None:
+        send_begin(connection_of(session))
 
 
 @contextmanager
@@ -40,29 +40,29 @@ def savepoint(session: Session) -> Iterator[None]:
     if not session.is_active:
         yield
         return
-    begin_in(session)
+    ensure_begun(session)
     point = session.begin_nested()
-    points: set[SessionTransaction] = session.info.setdefault(POINTS, set())
+    points: set[SessionTransaction] = session.info.setdefault(HANDLER_SAVEPOINTS_KEY, set())
     points.add(point)
     try:
         yield
-        if point in _open(session):
+        if point in _open_savepoints(session):
             point.commit()
     except BaseException:
-        if point in _open(session):
+        if point in _open_savepoints(session):
             point.rollback()
         raise
     finally:
         points.discard(point)
 
 
-def has_foreign(session: Session) -> bool:
+def has_user_savepoint(session: Session) -> bool:
     """Whether a savepoint is open that the user's code has begun."""
-    ours: set[SessionTransaction] = session.info.get(POINTS, set())
-    return any(point.nested and point not in ours for point in _open(session))
+    ours: set[SessionTransaction] = session.info.get(HANDLER_SAVEPOINTS_KEY, set())
+    return any(point.nested and point not in ours for point in _open_savepoints(session))
 
 
-def _open(session: Session) -> Iterator[SessionTransaction]:
+def _open_savepoints(session: Session) -> Iterator[SessionTransaction]:
     """The open savepoints of a session, innermost first, and the transaction that they are in."""
     found = session.get_nested_transaction()
     while found is not None:
@@ -71,38 +71,38 @@ def _open(session: Session) -> Iterator[SessionTransaction]:
 
 
 @asynccontextmanager
-async def awaited_savepoint(session: Session, *, awaits: bool) -> AsyncIterator[None]:
+async def savepoint_async(session: Session, *, awaits: bool) -> AsyncIterator[None]:
     """The same around code that awaits; concurrent tasks of one session take turns, as savepoints must not overlap.
 
     Args:
         awaits: the session belongs to an `AsyncSession`.
     """
-    async with _in_turn(session):
+    async with _savepoint_lock(session):
         if not awaits:
             with savepoint(session):
                 yield
             return
-        async with _of_async_session(session):
+        async with _savepoint_of_async_session(session):
             yield
 
 
 @asynccontextmanager
-async def _in_turn(session: Session) -> AsyncIterator[None]:
+async def _savepoint_lock(session: Session) -> AsyncIterator[None]:
     from asyncio import Lock, get_running_loop
 
-    around, lock = _turn.get() or (None, None)
+    around, lock = _current_lock.get() or (None, None)
     if around is not session or lock is None:
-        lock = session.info.setdefault((TURN, get_running_loop()), Lock())
+        lock = session.info.setdefault((SAVEPOINT_LOCK_KEY, get_running_loop()), Lock())
     async with lock:
-        token = _turn.set((session, Lock()))  # of the savepoints that are opened inside this one
+        token = _current_lock.set((session, Lock()))  # of the savepoints that are opened inside this one
         try:
             yield
         finally:
-            _turn.reset(token)
+            _current_lock.reset(token)
 
 
 @asynccontextmanager
-async def _of_async_session(session: Session) -> AsyncIterator[None]:
+async def _savepoint_of_async_session(session: Session) -> AsyncIterator[None]:
     from sqlalchemy.ext.asyncio import async_session
 
     owner = async_session(session)

@@ -12,29 +12,29 @@ from sqlalchemy import ClauseElement, Connection, CursorResult, Dialect, Executa
 Values = Mapping[str, object]
 
 
-class _Text(NamedTuple):
+class _CompiledText(NamedTuple):
     """What a driver is given.
 
     Attributes:
-        fixed: the values that the statement holds itself, as the driver takes them.
-        order: names of the parameters, for a driver that takes them by position.
+        constants: the values that the statement holds itself, as the driver takes them.
+        positions: names of the parameters, for a driver that takes them by position.
     """
 
     sql: str
-    fixed: dict[str, Any]
-    order: tuple[str, ...] | None
+    constants: dict[str, Any]
+    positions: tuple[str, ...] | None
 
 
-_prepared: WeakSet[Prepared] = WeakSet()
+_statements: WeakSet[CachedStatement] = WeakSet()
 
 
-def forget() -> None:
+def clear_cache() -> None:
     """Make all texts of all statements anew: their tables are elsewhere."""
-    for statement in _prepared:
-        statement.forget()
+    for statement in _statements:
+        statement.clear()
 
 
-class Prepared:
+class CachedStatement:
     """A statement whose text is kept, where SQLAlchemy looks for it each time, which costs as much as an order does.
 
     Args:
@@ -42,11 +42,11 @@ class Prepared:
     """
 
     def __init__(self, make: Callable[[str], Executable]) -> None:
-        self._made = cache(make)
-        self._texts: WeakKeyDictionary[Dialect, _Text | None] = WeakKeyDictionary()
-        _prepared.add(self)
+        self._build = cache(make)
+        self._texts: WeakKeyDictionary[Dialect, _CompiledText | None] = WeakKeyDictionary()
+        _statements.add(self)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Make all texts anew."""
         self._texts.clear()
 
@@ -56,22 +56,22 @@ class Prepared:
         try:
             text = self._texts[dialect]
         except KeyError:
-            text = self._texts[dialect] = _text(self._made(dialect.name), dialect)
+            text = self._texts[dialect] = _compile(self._build(dialect.name), dialect)
         if text is None or connection.get_execution_options().get("schema_translate_map"):
-            return connection.execute(self._made(dialect.name), values)
-        given = {**text.fixed, **values}
-        if text.order is None:
+            return connection.execute(self._build(dialect.name), values)
+        given = {**text.constants, **values}
+        if text.positions is None:
             return connection.exec_driver_sql(text.sql, given)
-        return connection.exec_driver_sql(text.sql, tuple(map(given.__getitem__, text.order)))
+        return connection.exec_driver_sql(text.sql, tuple(map(given.__getitem__, text.positions)))
 
 
-def _text(statement: Executable, dialect: Dialect) -> _Text | None:
+def _compile(statement: Executable, dialect: Dialect) -> _CompiledText | None:
     """None where SQLAlchemy has something to do at each execution."""
     assert isinstance(statement, ClauseElement)
     compiled: Any = statement.compile(dialect=dialect)
     processors = compiled._bind_processors
     if compiled.post_compile_params or any(compiled.binds[name].required for name in processors):
         return None
-    fixed = {name: bind.effective_value for name, bind in compiled.binds.items() if not bind.required}
-    fixed |= {name: process(fixed[name]) for name, process in processors.items()}
-    return _Text(str(compiled), fixed, tuple(compiled.positiontup) if compiled.positional else None)
+    constants = {name: bind.effective_value for name, bind in compiled.binds.items() if not bind.required}
+    constants |= {name: process(constants[name]) for name, process in processors.items()}
+    return _CompiledText(str(compiled), constants, tuple(compiled.positiontup) if compiled.positional else None)

@@ -18,70 +18,77 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlmodel import Session as OwnSession
 
 from nitro.errors import TransactionError
-from nitro.infrastructure.database.binds import HOME, Bind, bind_of, connection_of, must_await, session_behind
-from nitro.infrastructure.database.connections import engine, has_own_engine, same_database
-from nitro.infrastructure.database.places import Place
-from nitro.infrastructure.database.savepoints import begin_in
-from nitro.infrastructure.database.sessions import Commits, commits_of, note_writes
-from nitro.infrastructure.database.sqlite import WRITES
+from nitro.infrastructure.database.binds import (
+    NITRO_BIND_KEY,
+    Bind,
+    bind_of,
+    connection_of,
+    must_await,
+    resolve_session,
+)
+from nitro.infrastructure.database.connections import engine, has_user_engine, is_same_database
+from nitro.infrastructure.database.execution_context import ExecutionContext
+from nitro.infrastructure.database.savepoints import ensure_begun
+from nitro.infrastructure.database.sessions import Commits, commits_of, mark_written
+from nitro.infrastructure.database.sqlite import WRITES_OPTION
 from nitro.infrastructure.database.tables import ensure_tables
 from nitro.infrastructure.database.unit_of_work import (
     Transaction,
+    active_transaction,
     current_transaction,
-    entered,
-    inner,
+    prevent_commit_on_failure,
+    savepoint_block,
     transaction_to_join,
-    undone_with_user,
 )
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_scoped_session
 
-Given = TypeVar("Given")
+SessionT = TypeVar("SessionT")
 
 
-class Block(Generic[Given], AbstractContextManager[Given], AbstractAsyncContextManager[Given]):
+class TransactionBlock(Generic[SessionT], AbstractContextManager[SessionT], AbstractAsyncContextManager[SessionT]):
     """What `transaction()` returns: enter it with `with` or `async with`, once."""
 
-    __slots__ = ("_place", "_session", "_sync", "_waits")
+    __slots__ = ("_async_block", "_context", "_session", "_sync_block")
 
     def __init__(self, session: Session | AsyncSession | None) -> None:
         self._session = session
 
-    def __enter__(self) -> Given:
-        self._place = Place()
-        self._sync = _block(self._session)
-        return self._sync.__enter__()  # type: ignore[return-value]  # the overloads of transaction() say which
+    def __enter__(self) -> SessionT:
+        self._context = ExecutionContext()
+        self._sync_block = _open_block(self._session)
+        return self._sync_block.__enter__()  # type: ignore[return-value]  # the overloads of transaction() say which
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._place.left(error, self._sync) as how:
-            if how is not None:
-                self._sync.__exit__(*how)
+        with self._context.exit_arguments(error, self._sync_block) as arguments:
+            if arguments is not None:
+                self._sync_block.__exit__(*arguments)
 
-    async def __aenter__(self) -> Given:
-        self._place = Place()
-        self._waits = _awaited_block(self._session)
-        return await self._waits.__aenter__()  # type: ignore[return-value]  # the overloads of transaction() say which
+    async def __aenter__(self) -> SessionT:
+        self._context = ExecutionContext()
+        self._async_block = _open_block_async(self._session)
+        return await self._async_block.__aenter__()  # type: ignore[return-value]  # the overloads of transaction() say which
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._place.left(error, self._waits) as how:
-            if how is not None:
-                await self._waits.__aexit__(*how)
+        with self._context.exit_arguments(error, self._async_block) as arguments:
+            if arguments is not None:
+                await self._async_block.__aexit__(*arguments)
 
 
 @overload
-def transaction(session: None = None) -> Block[OwnSession]: ...
+def transaction(session: None = None) -> TransactionBlock[OwnSession]: ...
 @overload
-def transaction(session: Session | scoped_session[Any]) -> Block[Session]: ...
+def transaction(session: Session | scoped_session[Any]) -> TransactionBlock[Session]: ...
 @overload
-def transaction(session: AsyncSession | async_scoped_session[Any]) -> Block[AsyncSession]: ...
+def transaction(session: AsyncSession | async_scoped_session[Any]) -> TransactionBlock[AsyncSession]: ...
 def transaction(
     session: Session | scoped_session[Any] | AsyncSession | async_scoped_session[Any] | None = None,
-) -> Block[OwnSession] | Block[Session] | Block[AsyncSession]:
+) -> TransactionBlock[OwnSession] | TransactionBlock[Session] | TransactionBlock[AsyncSession]:
     """A block in which every `save()` and `emit()` joins one commit: `with transaction() as session:`.
 
     - An exception that leaves the block rolls all of it back; offloads leave only after the commit.
@@ -101,11 +108,11 @@ def transaction(
         TransactionError: inner blocks of concurrent tasks overlapped, or the block was left in another thread or
             context than it was entered; nothing was committed. Or this is no session.
     """
-    return Block(session_behind(session))
+    return TransactionBlock(resolve_session(session))
 
 
 @contextmanager
-def joined() -> Iterator[Session]:
+def write_session() -> Iterator[Session]:
     """The session to write with: of the open transaction, else of one that commits at the end of the block.
 
     Raises:
@@ -122,7 +129,7 @@ def joined() -> Iterator[Session]:
 
 
 @contextmanager
-def reading() -> Iterator[Session]:
+def read_session() -> Iterator[Session]:
     """The session to read with: of this thread's open transaction, else one that is closed at the end of the block."""
     current = current_transaction()
     if current is not None and not must_await(current.session):
@@ -133,20 +140,20 @@ def reading() -> Iterator[Session]:
 
 
 @contextmanager
-def writing() -> Iterator[Connection]:
+def write_connection() -> Iterator[Connection]:
     """A connection to write with, in a transaction of its own that is committed at the end of the block."""
-    with engine().connect() as connection, connection.execution_options(**{WRITES: True}).begin():
+    with engine().connect() as connection, connection.execution_options(**{WRITES_OPTION: True}).begin():
         yield connection
 
 
 @contextmanager
-def writing_once() -> Iterator[Connection]:
+def autocommit_connection() -> Iterator[Connection]:
     """A connection whose every statement is a transaction of its own: on a server one round trip in place of three.
 
     Not on an engine of the user's own, where listeners may have begun a transaction, or set something for it.
     """
-    if has_own_engine() or engine().dialect.driver != "psycopg":
-        with writing() as connection:
+    if has_user_engine() or engine().dialect.driver != "psycopg":
+        with write_connection() as connection:
             yield connection
         return
     with engine().connect() as connection:
@@ -158,19 +165,19 @@ def writing_once() -> Iterator[Connection]:
         yield connection
 
 
-def write_with(commit: Transaction | Commits, work: Callable[[Connection], None]) -> None:
+def write_in_transaction(commit: Transaction | Commits, work: Callable[[Connection], None]) -> None:
     """Run SQL in the transaction that a commit ends; of a session that must be awaited, as the last thing in it.
 
     Raises:
         TransactionError: it is the transaction of another database than this process's; names both.
     """
     session = commit.session
-    session.info[HOME] = _home_here(session)
+    session.info[NITRO_BIND_KEY] = _choose_bind(session)
 
     def write() -> None:
         ensure_tables(session)
         work(connection_of(session))
-        note_writes(session)
+        mark_written(session)
 
     if must_await(session):
         if not session.in_transaction():
@@ -180,14 +187,14 @@ def write_with(commit: Transaction | Commits, work: Callable[[Connection], None]
         write()
 
 
-def _home_here(session: Session) -> Bind:
+def _choose_bind(session: Session) -> Bind:
     """The bind that its instances are written on, or rows of Nitro's would be: the first that leads to our database.
 
     A session that can say neither takes our own engine into its transaction.
     """
     own, foreign = engine(), list[Bind]()
-    for bind in _binds(session):
-        if same_database(bind.engine, own):
+    for bind in _candidate_binds(session):
+        if is_same_database(bind.engine, own):
             return bind
         foreign.append(bind)
     if not foreign:
@@ -199,52 +206,52 @@ def _home_here(session: Session) -> Bind:
     )
 
 
-def _binds(session: Session) -> Iterator[Bind]:
+def _candidate_binds(session: Session) -> Iterator[Bind]:
     """Those that this transaction may have Nitro's rows written on, likeliest first; each is asked for when wanted."""
-    if HOME in session.info:
-        yield session.info[HOME]
-    for mapper in (*commits_of(session).mappers, None):
+    if NITRO_BIND_KEY in session.info:
+        yield session.info[NITRO_BIND_KEY]
+    for mapper in (*commits_of(session).emitted_mappers, None):
         if (bind := bind_of(session, mapper)) is not None:
             yield bind
 
 
-def _block(session: Session | AsyncSession | None) -> AbstractContextManager[Session | AsyncSession]:
+def _open_block(session: Session | AsyncSession | None) -> AbstractContextManager[Session | AsyncSession]:
     current = current_transaction()
     if session is None:
-        return _opened() if current is None else _inside(current)
+        return _own_transaction() if current is None else _nested_block(current)
     if not isinstance(session, Session):
-        return _left_to_user(session)
-    return _adopted(session)
+        return _user_commits_block(session)
+    return _user_session_block(session)
 
 
 @contextmanager
-def _opened() -> Iterator[Session]:
-    session = OwnSession(engine(), expire_on_commit=False, execution_options={WRITES: True})
-    with entered(session), closing(session), _committed(session):
+def _own_transaction() -> Iterator[Session]:
+    session = OwnSession(engine(), expire_on_commit=False, execution_options={WRITES_OPTION: True})
+    with active_transaction(session), closing(session), _commit_at_end(session):
         yield session
 
 
 @contextmanager
-def _inside(current: Transaction) -> Iterator[Session]:
-    block = undone_with_user if must_await(current.session) else inner
+def _nested_block(current: Transaction) -> Iterator[Session]:
+    block = prevent_commit_on_failure if must_await(current.session) else savepoint_block
     with block(current.session):
         yield current.session
 
 
 @contextmanager
-def _adopted(session: Session) -> Iterator[Session]:
+def _user_session_block(session: Session) -> Iterator[Session]:
     if session.in_transaction():
-        with entered(session), inner(session):
+        with active_transaction(session), savepoint_block(session):
             yield session
         return
-    with entered(session):
+    with active_transaction(session):
         session.begin()
-        with _committed(session):
+        with _commit_at_end(session):
             yield session
 
 
 @contextmanager
-def _committed(session: Session) -> Iterator[None]:
+def _commit_at_end(session: Session) -> Iterator[None]:
     """Commit at the end of the block, or roll back when an exception leaves it or the commit fails."""
     try:
         yield
@@ -255,21 +262,21 @@ def _committed(session: Session) -> Iterator[None]:
 
 
 @contextmanager
-def _left_to_user(session: AsyncSession) -> Iterator[AsyncSession]:
-    with entered(session.sync_session), undone_with_user(session.sync_session):
+def _user_commits_block(session: AsyncSession) -> Iterator[AsyncSession]:
+    with active_transaction(session.sync_session), prevent_commit_on_failure(session.sync_session):
         yield session
 
 
 @asynccontextmanager
-async def _awaited_block(session: Session | AsyncSession | None) -> AsyncIterator[Session | AsyncSession]:
+async def _open_block_async(session: Session | AsyncSession | None) -> AsyncIterator[Session | AsyncSession]:
     if session is None or isinstance(session, Session):
-        with _block(session) as opened:
+        with _open_block(session) as opened:
             yield opened
         return
-    with entered(session.sync_session):
+    with active_transaction(session.sync_session):
         ending: AsyncSession | AsyncSessionTransaction = session  # whose end the user may bring about himself
         if session.in_transaction():
-            await session.run_sync(begin_in)
+            await session.run_sync(ensure_begun)
             ending = await session.begin_nested()
         else:
             await session.begin()

@@ -9,15 +9,15 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from nitro.errors import TransactionError
 from nitro.infrastructure import scope
-from nitro.infrastructure.database.places import this_thread
-from nitro.infrastructure.database.savepoints import begin_in
+from nitro.infrastructure.database.execution_context import this_thread
+from nitro.infrastructure.database.savepoints import ensure_begun
 from nitro.infrastructure.database.sessions import commits_of
 
-OVERLAP = (
+OVERLAP_MESSAGE = (
     "transaction() blocks of one transaction overlap: one ended while another, begun later inside it, was open. "
     "Concurrent tasks that share a transaction must not open inner ones across an await. Nothing was committed"
 )
-UNDONE = (
+NOT_UNDOABLE_MESSAGE = (
     "an inner transaction() block failed and its session cannot take it back alone, so nothing was committed; "
     "use `async with transaction(session)`"
 )
@@ -50,26 +50,26 @@ class Transaction:
         """A part of it that is undone alone when the block fails."""
         return commits_of(self.session).savepoint()
 
-    def awaited_savepoint(self) -> AbstractAsyncContextManager[None]:
+    def savepoint_async(self) -> AbstractAsyncContextManager[None]:
         """The same around code that awaits; of concurrent tasks one after the other."""
-        return commits_of(self.session).awaited_savepoint()
+        return commits_of(self.session).savepoint_async()
 
     def after_rollback(self, callback: Callable[[], None]) -> None:
         """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
         commits_of(self.session).after_rollback(callback)
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether it is still open and the calling thread is its own."""
         return self._open and self._owner == this_thread()
 
     @property
-    def elsewhere(self) -> bool:
+    def is_open_elsewhere(self) -> bool:
         """Whether it is still open, and another thread is its own."""
         return self._open and self._owner != this_thread()
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def owned_by_this_thread(self) -> Iterator[None]:
         """Make the calling thread its own one, while the thread that it belongs to waits."""
         lender, self._owner = self._owner, this_thread()
         try:
@@ -98,20 +98,20 @@ def transaction_to_join() -> Transaction | None:
     return found if isinstance(found, Transaction) else None
 
 
-def is_of_block(session: Session) -> bool:
+def is_block_session(session: Session) -> bool:
     """Whether it is the session of the `transaction()` that is open here, be it another thread's."""
-    found = scope.transaction.get()
-    return isinstance(found, Transaction) and found.session is session and (found.usable or found.elsewhere)
+    found = scope.transaction_variable.get()
+    return isinstance(found, Transaction) and found.session is session and (found.is_usable or found.is_open_elsewhere)
 
 
 @contextmanager
-def entered(session: Session) -> Iterator[None]:
+def active_transaction(session: Session) -> Iterator[None]:
     """Let the code inside find the transaction; run what waits for the commit when it has left."""
     outer = current_transaction()
     here = outer if outer is not None and outer.session is session else Transaction(session)
     commits = commits_of(session)
-    commits.held += 1
-    token = scope.transaction.set(here)
+    commits.open_blocks += 1
+    token = scope.transaction_variable.set(here)
     try:
         yield
     finally:
@@ -119,36 +119,36 @@ def entered(session: Session) -> Iterator[None]:
             here.end()
         # A generator that is closed from another context cannot restore that one, and need not.
         with suppress(ValueError):
-            scope.transaction.reset(token)
-        commits.held -= 1
-        commits.release()
+            scope.transaction_variable.reset(token)
+        commits.open_blocks -= 1
+        commits.run_due()
 
 
 @contextmanager
-def inner(session: Session) -> Iterator[None]:
-    begin_in(session)
+def savepoint_block(session: Session) -> Iterator[None]:
+    ensure_begun(session)
     savepoint = session.begin_nested()
     try:
         yield
         if session.get_nested_transaction() is not savepoint:
-            raise TransactionError(OVERLAP)
+            raise TransactionError(OVERLAP_MESSAGE)
         savepoint.commit()
     except BaseException:
-        _take_back(session, savepoint)
+        _roll_back_savepoint(session, savepoint)
         raise
 
 
-def _take_back(session: Session, savepoint: SessionTransaction) -> None:
+def _roll_back_savepoint(session: Session, savepoint: SessionTransaction) -> None:
     if session.get_nested_transaction() is savepoint:
         savepoint.rollback()
     else:
-        commits_of(session).doomed = OVERLAP
+        commits_of(session).commit_error = OVERLAP_MESSAGE
 
 
 @contextmanager
-def undone_with_user(session: Session) -> Iterator[None]:
+def prevent_commit_on_failure(session: Session) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        commits_of(session).doomed = UNDONE
+        commits_of(session).commit_error = NOT_UNDOABLE_MESSAGE
         raise

@@ -10,15 +10,15 @@ from blinker import ANY
 
 from nitro.errors import DeclarationError
 from nitro.infrastructure.events import pipeline
-from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.events import Event, Namespace, default_namespace
-from nitro.infrastructure.events.handler import Function, OffloadOptions, OnError
-from nitro.infrastructure.events.pipeline import ends
+from nitro.infrastructure.events.handler import Function, OffloadLike, OnError
+from nitro.infrastructure.events.observers import active_observers, enabled_levels
+from nitro.infrastructure.events.pipeline import record_or_start
+from nitro.infrastructure.events.ports import Call
 from nitro.infrastructure.events.registration import Offloaded
-from nitro.infrastructure.events.run import approves, blame, doubted
-from nitro.infrastructure.events.watching import debugs, watchers
-from nitro.infrastructure.scope import in_task, running
+from nitro.infrastructure.events.run import annotate_error, check_verdict, record_condition_error
+from nitro.infrastructure.scope import task_cause, thread_state
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -57,7 +57,7 @@ def on(
     priority: int = ...,
     condition: Function | None = ...,
     on_error: OnError = ...,
-    offload: Literal[True] | OffloadOptions | dict[str, Any],
+    offload: Literal[True] | OffloadLike | dict[str, Any],
     name: str | None = ...,
 ) -> Callable[[Callable[P, R]], Offloaded[P, R]]: ...
 
@@ -122,31 +122,31 @@ def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> E
     # Where all handlers are plain just their calls, with as little around them as possible; else the whole pipeline.
     event: Any = evt
     try:
-        plain = None if debugs[DEBUG] else event.plans.plain
+        direct_calls = None if enabled_levels[DEBUG] else event.plan_cache.direct_calls
     except (AttributeError, KeyError):  # of a name, of an event whose handlers have changed; or levels have
-        plain = None
-    if plain is None or watchers or (kwargs and "sender" in kwargs):
-        return pipeline.emit_fully(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
-    emissions = running.emissions
+        direct_calls = None
+    if direct_calls is None or active_observers or (kwargs and "sender" in kwargs):
+        return pipeline.emit_with_results(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
+    emissions = thread_state.emissions
     # What no other emission has caused comes for a fifth of the price: a constructor in Python costs the rest.
-    emission = Emission.of(event.name) if emissions or in_task() is not None else Emission()
+    emission = Emission.of(event.name) if emissions or task_cause() is not None else Emission()
     emission.event = event.name
     emissions.append(emission)
     alone = not (args or kwargs)  # half the price of a call
     try:
-        for condition, function, handler in plain:
+        for condition, function, handler in direct_calls:
             if condition is not None:
                 try:
                     verdict = condition(sender) if alone else condition(sender, *args, **kwargs)
                 except Exception as error:  # noqa: BLE001  # it is logged
-                    verdict = doubted(handler, emission, sender, error)
-                if verdict is not True and not approves(verdict, handler, emission, sender):
+                    verdict = record_condition_error(handler, emission, sender, error)
+                if verdict is not True and not check_verdict(verdict, handler, emission, sender):
                     continue
             result = function(sender) if alone else function(sender, *args, **kwargs)
-            if result is not None and ends(handler, emission, result, sender, args, kwargs):
+            if result is not None and record_or_start(handler, emission, result, sender, args, kwargs):
                 break
     except Exception as error:
-        blame(handler, emission, error)
+        annotate_error(handler, emission, error)
         raise
     finally:
         del emissions[-1]

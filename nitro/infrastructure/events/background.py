@@ -14,19 +14,19 @@ from typing import Any
 
 from nitro.errors import WrongThread
 from nitro.infrastructure import greenlets, scope
-from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.threads import HANDLERS, AtExit, ForkSafe, Lock
+from nitro.infrastructure.logs import get_logger
+from nitro.infrastructure.threads import HANDLERS, AtExit, ForkSafe, ForkSafeLock
 
-logger = logger_named("nitro.events")
+logger = get_logger("nitro.events")
 
-EXIT_WAIT = 30.0
+EXIT_WAIT_SECONDS = 30.0
 """Seconds that the exit of the interpreter waits for what still runs."""
 
-LOOK_AGAIN = 0.05
+RECHECK_SECONDS = 0.05
 """Seconds after which a handler that waits for others sees that one of them waits for it."""
 
-Done = Future[None]
-Outcome = asyncio.Future[Any] | Future[Any]
+DoneFuture = Future[None]
+AnyFuture = asyncio.Future[Any] | Future[Any]
 
 
 class LoopThread(ForkSafe):
@@ -34,7 +34,7 @@ class LoopThread(ForkSafe):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
         super().__init__()
 
     def _reset(self) -> None:
@@ -45,7 +45,7 @@ class LoopThread(ForkSafe):
         """The loop, or None before its first coroutine."""
         return self._loop
 
-    def started(self) -> asyncio.AbstractEventLoop:
+    def ensure_running(self) -> asyncio.AbstractEventLoop:
         """The loop, which runs."""
         with self._lock:
             if self._loop is None:
@@ -54,7 +54,7 @@ class LoopThread(ForkSafe):
             return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        greenlets.keep_loops_apart()
+        greenlets.install_loop_switcher()
         while not loop.is_closed():
             try:
                 loop.run_forever()
@@ -66,34 +66,34 @@ class LoopThread(ForkSafe):
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> tuple[asyncio.AbstractEventLoop, Future[Any]]:
         """Run a coroutine there, in a copy of the caller's context."""
-        loop = self.started()
+        loop = self.ensure_running()
         return loop, asyncio.run_coroutine_threadsafe(work, loop)
 
 
-class Jobs(ForkSafe):
+class RunningJobs(ForkSafe):
     """Handlers that were started and have not finished, each with its event loop and its name in the log.
 
     Attributes:
-        waiting: handlers that wait in `drain_async`.
-        ended: whether the exit has waited already, so that it will not wait for what is started now.
+        draining: handlers that wait in `drain_async`.
+        has_exit_waited: whether the exit has waited already, so that it will not wait for what is started now.
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
         super().__init__()
 
     def _reset(self) -> None:
-        self.ended = False
-        self._running: dict[Done, tuple[asyncio.AbstractEventLoop, str, Outcome]] = {}
-        self.waiting: set[Done] = set()
+        self.has_exit_waited = False
+        self._running: dict[DoneFuture, tuple[asyncio.AbstractEventLoop, str, AnyFuture]] = {}
+        self.draining: set[DoneFuture] = set()
 
-    def add(self, done: Done, loop: asyncio.AbstractEventLoop, label: str, outcome: Outcome) -> None:
+    def add(self, done: DoneFuture, loop: asyncio.AbstractEventLoop, label: str, outcome: AnyFuture) -> None:
         """Keep one more of them until it is over: a loop itself keeps its tasks only weakly."""
         with self._lock:
             self._running[done] = loop, label, outcome
-        outcome.add_done_callback(partial(self._finish, done))
+        outcome.add_done_callback(partial(self._mark_finished, done))
 
-    def _finish(self, done: Done, outcome: Outcome) -> None:
+    def _mark_finished(self, done: DoneFuture, outcome: AnyFuture) -> None:
         """One is over, by itself or because its loop was closed."""
         with self._lock:
             _, label, _ = self._running.pop(done)
@@ -101,18 +101,18 @@ class Jobs(ForkSafe):
             logger.warning("%s was cancelled before it finished: its event loop was closed", label)
         done.set_result(None)
 
-    def on(self, *loops: asyncio.AbstractEventLoop | None) -> dict[Done, str]:
+    def on_loops(self, *loops: asyncio.AbstractEventLoop | None) -> dict[DoneFuture, str]:
         """Those on these loops; one of them that asks is not told of those that are waiting as it is."""
-        waiting = self.waiting if _own.get() is not None else ()
+        waiting = self.draining if _current_job.get() is not None else ()
         with self._lock:
             running = list(self._running.items())
         return {done: label for done, (loop, label, _) in running if loop in loops and done not in waiting}
 
 
-_own: ContextVar[Done | None] = ContextVar("nitro_job", default=None)
-_collected: ContextVar[list[Done] | None] = ContextVar("nitro_collected", default=None)
-_jobs = Jobs()
-_thread = LoopThread("nitro-background")
+_current_job: ContextVar[DoneFuture | None] = ContextVar("nitro_job", default=None)
+_collected_jobs: ContextVar[list[DoneFuture] | None] = ContextVar("nitro_collected", default=None)
+_running_jobs = RunningJobs()
+_loop_thread = LoopThread("nitro-background")
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -123,51 +123,51 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def start(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
+def start_job(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
     """Run an async handler without waiting for it, on the running loop or on the background one."""
-    done: Done = Future()
-    outcome: Outcome
+    done: DoneFuture = Future()
+    outcome: AnyFuture
     running = running_loop()
     if running is not None:
-        loop, outcome = running, running.create_task(_as_job(make, done))
+        loop, outcome = running, running.create_task(_run_job(make, done))
     else:
-        loop, outcome = _thread.submit(_as_job(make, done))
-    collected = _collected.get()
+        loop, outcome = _loop_thread.submit(_run_job(make, done))
+    collected = _collected_jobs.get()
     if collected is not None:
         collected.append(done)
-    _jobs.add(done, loop, label, outcome)
+    _running_jobs.add(done, loop, label, outcome)
     if running is None:
-        expect()
-        if _jobs.ended:
-            wait([done], EXIT_WAIT)
+        drain_at_exit()
+        if _running_jobs.has_exit_waited:
+            wait([done], EXIT_WAIT_SECONDS)
 
 
-async def _as_job(make: Callable[[], Coroutine[Any, Any, Any]], done: Done) -> None:
-    _own.set(done)
-    if scope.running.emissions:
+async def _run_job(make: Callable[[], Coroutine[Any, Any, Any]], done: DoneFuture) -> None:
+    _current_job.set(done)
+    if scope.thread_state.emissions:
         await asyncio.sleep(0)  # an eager task would begin inside the emission that starts it
     await make()
 
 
 @contextmanager
-def settling() -> Iterator[None]:
+def collect_started_jobs() -> Iterator[None]:
     """On leaving, wait for all that was started inside, and for what that has started.
 
     On the thread of a running loop, where waiting would keep it from ever ending, it is left to that loop.
     """
-    collected: list[Done] = []
-    token = _collected.set(collected)
+    collected: list[DoneFuture] = []
+    token = _collected_jobs.set(collected)
     try:
         yield
     finally:
-        _collected.reset(token)
+        _collected_jobs.reset(token)
         while running_loop() is None and (running := [done for done in collected if not done.done()]):
             wait(running)
 
 
-async def settle() -> None:
-    """Wait for what was started so far inside `settling()`, without blocking this loop."""
-    while running := [done for done in _collected.get() or () if not done.done()]:
+async def wait_for_collected_jobs() -> None:
+    """Wait for what was started so far inside `collect_started_jobs()`, without blocking this loop."""
+    while running := [done for done in _collected_jobs.get() or () if not done.done()]:
         await asyncio.wait([asyncio.wrap_future(done) for done in running])
 
 
@@ -186,7 +186,7 @@ def drain(timeout: float | None = None) -> bool:
     if running_loop() is not None:
         raise WrongThread("drain()", "await drain_async()")
     ends = None if timeout is None else monotonic() + timeout
-    while running := _jobs.on(_thread.loop):
+    while running := _running_jobs.on_loops(_loop_thread.loop):
         left = None if ends is None else ends - monotonic()
         if left is not None and left <= 0:
             return False
@@ -196,19 +196,19 @@ def drain(timeout: float | None = None) -> bool:
 
 async def drain_async() -> None:
     """Wait for the async handlers that `emit` started on this loop or on the background one, but for waiting ones."""
-    own = _own.get()
+    own = _current_job.get()
     if own is not None:
-        _jobs.waiting.add(own)
+        _running_jobs.draining.add(own)
     try:
-        while running := _jobs.on(asyncio.get_running_loop(), _thread.loop):
+        while running := _running_jobs.on_loops(asyncio.get_running_loop(), _loop_thread.loop):
             # A handler that begins to wait itself is then no longer waited for, so look again now and then.
-            await asyncio.wait([asyncio.wrap_future(done) for done in running], timeout=LOOK_AGAIN)
+            await asyncio.wait([asyncio.wrap_future(done) for done in running], timeout=RECHECK_SECONDS)
     finally:
         if own is not None:
-            _jobs.waiting.discard(own)
+            _running_jobs.draining.discard(own)
 
 
-def expect() -> None:
+def drain_at_exit() -> None:
     """Have the exit of the interpreter, or of a child of multiprocessing, wait for what is started.
 
     Said when an async handler is connected: where an `atexit` function starts the first one it would be too late.
@@ -216,11 +216,13 @@ def expect() -> None:
     _at_exit.arm()
 
 
-def _finish() -> None:
-    if not drain(EXIT_WAIT):
-        for label in _jobs.on(_thread.loop).values():
-            logger.warning("%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT)
-    _jobs.ended = True
+def _drain_or_warn() -> None:
+    if not drain(EXIT_WAIT_SECONDS):
+        for label in _running_jobs.on_loops(_loop_thread.loop).values():
+            logger.warning(
+                "%s still ran %.0f s after the end of the program and was abandoned", label, EXIT_WAIT_SECONDS
+            )
+    _running_jobs.has_exit_waited = True
 
 
-_at_exit = AtExit(_finish, HANDLERS)
+_at_exit = AtExit(_drain_or_warn, HANDLERS)

@@ -10,18 +10,18 @@ from blinker import ANY
 
 from nitro.errors import DispatchError, TransactionError
 from nitro.infrastructure import scope
-from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.handler import Handler
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.events.ports import Call, dispatcher
+from nitro.infrastructure.logs import get_logger
 
-logger = logger_named("nitro.events")
+logger = get_logger("nitro.events")
 
 
-PLAIN = frozenset({str, int, float, bool, bytes, type(None), type(ANY)})
+NEVER_MAPPED_TYPES = frozenset({str, int, float, bool, bytes, type(None), type(ANY)})
 """Types of values that cannot be in a session."""
 
 
-def commit_of(call: Call, *, flush: bool = False) -> scope.Commit | None:
+def commit_to_wait_for(call: Call, *, flush: bool = False) -> scope.Commit | None:
     """The commit that this emit waits for, or None.
 
     Args:
@@ -31,39 +31,41 @@ def commit_of(call: Call, *, flush: bool = False) -> scope.Commit | None:
     Raises:
         TransactionError: there is none that this thread can wait for, or there are those of two databases.
     """
-    return dispatcher().commit(call, flush=flush) if _may_be_mapped(call) else scope.transaction_to_join()
+    return (
+        dispatcher().find_commit(call, flush=flush) if _may_hold_mapped_instances(call) else scope.transaction_to_join()
+    )
 
 
-async def flush_of(call: Call) -> None:
+async def flush_async_sessions(call: Call) -> None:
     """Write the instances that wait to be, and read expired columns, of sessions that must be awaited."""
-    if _may_be_mapped(call):
+    if _may_hold_mapped_instances(call):
         await dispatcher().flush(call)
 
 
-def _may_be_mapped(call: Call) -> bool:
+def _may_hold_mapped_instances(call: Call) -> bool:
     """Whether anything in it can be in a session of the user's own; nothing is mapped before SQLAlchemy is loaded."""
     values = (call.sender, *call.args, *call.kwargs.values())
-    return "sqlalchemy.orm" in sys.modules and not PLAIN.issuperset(map(type, values))
+    return "sqlalchemy.orm" in sys.modules and not NEVER_MAPPED_TYPES.issuperset(map(type, values))
 
 
-def commit_around(call: Call) -> scope.Commit | None:
+def enclosing_commit(call: Call) -> scope.Commit | None:
     """The commit of the transaction that this emit's inline handlers run in, be it one that has only read, or None."""
     current = scope.current_transaction()
     if current is not None:
         return current
     try:
-        return dispatcher().commit(call, reading=True) if _may_be_mapped(call) else None
+        return dispatcher().find_commit(call, reading=True) if _may_hold_mapped_instances(call) else None
     except TransactionError:  # raised once something has to wait for it
         return None
 
 
-def begun_savepoint(handler: Handler, call: Call) -> ExitStack | None:
+def begin_savepoint(handler: Handler, call: Call) -> ExitStack | None:
     """What undoes a sync handler alone whose failure is only logged, begun; None where there is nothing to keep apart.
 
     Raises:
         Exception: what the emitter has not flushed yet cannot be written, which is no failure of the handler.
     """
-    commit = None if handler.on_error == "raise" else commit_around(call)
+    commit = None if handler.on_error == "raise" else enclosing_commit(call)
     if commit is None:
         return None
     begun = ExitStack()
@@ -71,22 +73,22 @@ def begun_savepoint(handler: Handler, call: Call) -> ExitStack | None:
     return begun
 
 
-async def begun_awaited_savepoint(handler: Handler, call: Call) -> AsyncExitStack | None:
+async def begin_async_savepoint(handler: Handler, call: Call) -> AsyncExitStack | None:
     """The same of an async handler that is awaited."""
-    commit = None if handler.on_error == "raise" else commit_around(call)
+    commit = None if handler.on_error == "raise" else enclosing_commit(call)
     if commit is None:
         return None
     begun = AsyncExitStack()
-    await begun.enter_async_context(commit.awaited_savepoint())
+    await begun.enter_async_context(commit.savepoint_async())
     return begun
 
 
-def warn_of_drop(what: str) -> None:
+def warn_dropped(what: str) -> None:
     """Say that something does not happen any more."""
     logger.warning("%s is dropped: its session was closed without a commit", what)
 
 
-def publish_committed(send: Callable[[], None]) -> None:
+def publish_after_commit(send: Callable[[], None]) -> None:
     """Publish after a commit, when nothing can be raised any more; never on a running loop's thread."""
     from nitro.infrastructure.events.background import running_loop
 

@@ -18,34 +18,40 @@ class Definition:
     """The function beneath decorators, partials and methods, as it was when it was connected.
 
     Attributes:
-        function: its address; it is not kept alive.
-        text: the code of the module, or of the cell, whose run has connected it; None when that had ended before.
+        function_id: its address; it is not kept alive.
+        enclosing_code: that of the module, or of the cell, whose run has connected it; None when that had ended.
     """
 
-    function: int
+    function_id: int
     qualname: str
     code: CodeType
-    module: dict[str, Any]
-    text: CodeType | None
+    module_globals: dict[str, Any]
+    enclosing_code: CodeType | None
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Definition | None:
         """The definition of a callable that is connected just now; None of one that is not written in Python."""
-        found = beneath(function)
+        found = innermost_function(function)
         if not isinstance(found, FunctionType):
             return None
         code, module = found.__code__, found.__globals__
-        frames = _frames(code, module)
-        text = frames[-1].f_code if frames else None
-        return cls(function=id(found), qualname=found.__qualname__, code=code, module=module, text=text)
+        frames = _defining_frames(code, module)
+        enclosing_code = frames[-1].f_code if frames else None
+        return cls(
+            function_id=id(found),
+            qualname=found.__qualname__,
+            code=code,
+            module_globals=module,
+            enclosing_code=enclosing_code,
+        )
 
-    def remakes(self, old: Definition) -> bool:
+    def shares_code_with(self, old: Definition) -> bool:
         """Whether it is another function of the same code, as each call of a factory makes one."""
-        return self.code is old.code and self.function != old.function
+        return self.code is old.code and self.function_id != old.function_id
 
-    def is_made_with(self, old: Definition) -> bool:
+    def has_same_origin_as(self, old: Definition) -> bool:
         """Whether it is the same function, as of two events, or another one of a factory."""
-        return self.function == old.function or (self.code is old.code and self._is_nested)
+        return self.function_id == old.function_id or (self.code is old.code and self._is_nested)
 
     @property
     def _is_nested(self) -> bool:
@@ -56,32 +62,36 @@ class Definition:
 
         Of one run of a text all functions are meant: of equal names, in a loop, of one factory.
         """
-        if self.qualname != old.qualname or self.is_made_with(old):
+        if self.qualname != old.qualname or self.has_same_origin_as(old):
             return False
         if self.code is old.code:
-            return not _is_in_loop(self.code, self.module)
-        if self.text is not None and self.text is old.text:
+            return not _may_run_again(self.code, self.module_globals)
+        if self.enclosing_code is not None and self.enclosing_code is old.enclosing_code:
             return False
-        return self._is_beside(old) and (self.code.co_firstlineno == old.code.co_firstlineno or self._has_moved(old))
+        return self._is_in_same_source_as(old) and (
+            self.code.co_firstlineno == old.code.co_firstlineno or self._has_moved(old)
+        )
 
-    def _is_beside(self, old: Definition) -> bool:
+    def _is_in_same_source_as(self, old: Definition) -> bool:
         """Whether both are of one file, or of one interactive session, whose cells are files of their own."""
-        if self.module is old.module and _is_interactive(self.module):
+        if self.module_globals is old.module_globals and _is_interactive(self.module_globals):
             return True
-        file = _file(self.code)
-        return file == _file(old.code) and (self.module is old.module or not file.startswith("<"))
+        file = _source_file(self.code)
+        return file == _source_file(old.code) and (
+            self.module_globals is old.module_globals or not file.startswith("<")
+        )
 
     def _has_moved(self, old: Definition) -> bool:
         """Whether it is on another line because the text has changed, and is not the second of its name there."""
-        if self.text is None or old.text is None:
-            return not any(id(value) == old.function for value in old.module.values())
-        if self._is_nested and not self.text.co_name == old.text.co_name == "<module>":
+        if self.enclosing_code is None or old.enclosing_code is None:
+            return not any(id(value) == old.function_id for value in old.module_globals.values())
+        if self._is_nested and not self.enclosing_code.co_name == old.enclosing_code.co_name == "<module>":
             return False
-        same_cell = _is_interactive(self.module) and self.code.co_filename == old.code.co_filename
-        return not (same_cell and _stands(old))  # IPython compiles each statement of a cell by itself
+        same_cell = _is_interactive(self.module_globals) and self.code.co_filename == old.code.co_filename
+        return not (same_cell and _is_still_in_source(old))  # IPython compiles each statement of a cell by itself
 
 
-def beneath(function: Any) -> Any:
+def innermost_function(function: Any) -> Any:
     """The function that a callable calls in the end."""
     while not isinstance(function, FunctionType):
         if isinstance(function, partial):
@@ -98,7 +108,7 @@ def beneath(function: Any) -> Any:
     return called if isinstance(called, FunctionType) else function
 
 
-def _frames(code: CodeType, module: dict[str, Any]) -> list[FrameType]:
+def _defining_frames(code: CodeType, module: dict[str, Any]) -> list[FrameType]:
     """The running frame that a code is written in, and those that this one is written in, the outermost last."""
     frame: FrameType | None = sys._getframe(1)
     found: list[FrameType] = []
@@ -110,12 +120,12 @@ def _frames(code: CodeType, module: dict[str, Any]) -> list[FrameType]:
     return found
 
 
-def _is_in_loop(code: CodeType, module: dict[str, Any]) -> bool:
+def _may_run_again(code: CodeType, module: dict[str, Any]) -> bool:
     """Whether what is running now may come by the same place again before it ends."""
-    return any(_jumps_back(frame.f_code, frame.f_lasti) for frame in _frames(code, module))
+    return any(_is_inside_loop(frame.f_code, frame.f_lasti) for frame in _defining_frames(code, module))
 
 
-def _jumps_back(code: CodeType, at: int) -> bool:
+def _is_inside_loop(code: CodeType, at: int) -> bool:
     import dis
 
     jumps = (each for each in dis.get_instructions(code) if "JUMP_BACKWARD" in each.opname)
@@ -126,11 +136,11 @@ def _is_interactive(module: dict[str, Any]) -> bool:
     return module.get("__name__") == "__main__" and "__file__" not in module
 
 
-def _file(code: CodeType) -> str:
+def _source_file(code: CodeType) -> str:
     return code.co_filename if code.co_filename.startswith("<") else os.path.realpath(code.co_filename)
 
 
-def _stands(old: Definition) -> bool:
+def _is_still_in_source(old: Definition) -> bool:
     """Whether the source of its cell, as far as it is known, still has it where it was."""
     lines = linecache.getlines(old.code.co_filename)[old.code.co_firstlineno - 1 :]
     head = next((line for line in lines if "def " in line), "")

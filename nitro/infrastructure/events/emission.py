@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nitro.infrastructure import scope
-from nitro.infrastructure.threads import Lock
+from nitro.infrastructure.threads import ForkSafeLock
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events.plan import Plan
 
-_lock = Lock()  # of the making of ids
+_id_lock = ForkSafeLock()
 
-Turn = tuple[float, float | None]
+Timing = tuple[float, float | None]
 """When a handler began and ended, in seconds of `perf_counter`; no end while it runs, or where nobody waits for it."""
 
 
@@ -26,9 +26,9 @@ class Emission(list[Any]):
         cancelled_by: name of the handler that returned False, or None.
         caused_in: name of the handler that emitted this one, or None.
         plan: the handlers that it meets; None where they are all plain, and nobody watches.
-        began: when its handlers began, in seconds of `perf_counter`; None as above.
+        started_at: when its handlers began, in seconds of `perf_counter`; None as above.
         handler: name of the sync handler that runs now; None as above.
-        waits: whether its offloads wait for a commit; None as above.
+        waits_for_commit: whether its offloads wait for a commit; None as above.
     """
 
     __slots__ = (
@@ -36,8 +36,7 @@ class Emission(list[Any]):
         "_id",
         "_offloaded",
         "_skipped",
-        "_turns",
-        "began",
+        "_timings",
         "cancelled_by",
         "caused_in",
         "event",
@@ -45,7 +44,8 @@ class Emission(list[Any]):
         "parent",
         "plan",
         "root",
-        "waits",
+        "started_at",
+        "waits_for_commit",
     )
 
     event: str
@@ -54,10 +54,10 @@ class Emission(list[Any]):
     root: str | None
     caused_in: str | None
     plan: Plan | None
-    began: float | None
+    started_at: float | None
     handler: str | None
-    waits: bool | None
-    _turns: dict[str, Turn] | None
+    waits_for_commit: bool | None
+    _timings: dict[str, Timing] | None
     _id: str | None
     _skipped: dict[str, str] | None
     _failed: dict[str, BaseException] | None
@@ -68,7 +68,7 @@ class Emission(list[Any]):
         """An emission of that event, caused by the one whose handler runs here; bare `Emission()` knows neither."""
         made = cls()
         made.event = event
-        cause = scope.cause()
+        cause = scope.current_cause()
         if cause is not None:
             made.parent, made.root = cause.id, cause.root or cause.id
             made.caused_in = cause.handler
@@ -93,7 +93,7 @@ class Emission(list[Any]):
             from uuid_utils import uuid7
 
             made = str(uuid7())
-            with _lock:
+            with _id_lock:
                 self._id = self._id or made
         return self._id
 
@@ -112,11 +112,11 @@ class Emission(list[Any]):
         return self._failed
 
     @property
-    def turns(self) -> dict[str, Turn]:
+    def timings(self) -> dict[str, Timing]:
         """Inline handlers that have begun: name → when; empty where `plan` is None."""
-        if self._turns is None:
-            self._turns = {}
-        return self._turns
+        if self._timings is None:
+            self._timings = {}
+        return self._timings
 
     @property
     def offloaded(self) -> dict[str, str]:

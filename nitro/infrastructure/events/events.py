@@ -13,24 +13,24 @@ from blinker import ANY
 
 from nitro.errors import DeclarationError, EmitError
 from nitro.infrastructure.events import pipeline
-from nitro.infrastructure.events.dispatcher import Call
 from nitro.infrastructure.events.emission import Emission
-from nitro.infrastructure.events.handler import Function, Handler, function_key, plain, sender_key
+from nitro.infrastructure.events.handler import Function, Handler, function_key, sender_key, unwrap_staticmethod
 from nitro.infrastructure.events.names import check_name
-from nitro.infrastructure.events.plan import Plan, Plans, build
-from nitro.infrastructure.events.registration import Options, register
-from nitro.infrastructure.events.watching import prepare
-from nitro.infrastructure.threads import Lock
+from nitro.infrastructure.events.observers import load_journal_if_enabled
+from nitro.infrastructure.events.plan import Plan, PlanCache, build_plan
+from nitro.infrastructure.events.ports import Call
+from nitro.infrastructure.events.registration import ConnectOptions, make_handler
+from nitro.infrastructure.threads import ForkSafeLock
 
 if TYPE_CHECKING:
     from nitro.infrastructure.events.explain import Explanation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_order = itertools.count()
-_lock = Lock()  # of all changes to handlers, events and plans; an emit with a cached plan takes none
-_connected: weakref.WeakSet[Event] = weakref.WeakSet()
-_latest: dict[str, weakref.ref[Handler]] = {}  # that was connected under a name
+_handler_order = itertools.count()
+_lock = ForkSafeLock()  # of all changes to handlers, events and plans; an emit with a cached plan takes none
+_ever_connected: weakref.WeakSet[Event] = weakref.WeakSet()
+_latest_by_name: dict[str, weakref.ref[Handler]] = {}  # that was connected under a name
 
 
 def is_glob(name: str) -> bool:
@@ -55,27 +55,29 @@ class Event(blinker.NamedSignal):
         check_name("event", name)
         self._namespace = Namespace() if namespace is None else namespace
         self._handlers: tuple[Handler, ...] = ()
-        self.plans: Plans | None = None
+        self.plan_cache: PlanCache | None = None
         self._version = 0
         super().__init__(name, doc)
 
-    def connect(self, receiver: F, sender: Any = ANY, weak: bool = False, **options: Unpack[Options]) -> F:
+    def connect(self, receiver: F, sender: Any = ANY, weak: bool = False, **options: Unpack[ConnectOptions]) -> F:
         """Connect a handler and return it: what `on(event, sender=…, weak=…, **options)` does.
 
         Raises:
             DeclarationError: the handler, or an option of it, could not work.
         """
-        prepare()
-        handler = register(plain(receiver), next(_order), self._lost, sender, weak, **options)
-        _disconnect_older(handler)
+        load_journal_if_enabled()
+        handler = make_handler(
+            unwrap_staticmethod(receiver), next(_handler_order), self._on_dead_reference, sender, weak, **options
+        )
+        _disconnect_replaced(handler)
         with _lock:
             self._handlers += (handler,)
-            self._changed()
-            _connected.add(self)
+            self._invalidate_plans()
+            _ever_connected.add(self)
         if handler.is_async and handler.offload is None:
             from nitro.infrastructure.events import background
 
-            background.expect()
+            background.drain_at_exit()
         if self.receiver_connected.receivers:
             self.receiver_connected.send(self, receiver=receiver, sender=sender, weak=weak)
         return receiver
@@ -84,10 +86,10 @@ class Event(blinker.NamedSignal):
         """Disconnect a handler, or only what it hears of `sender`; one that is not connected is ignored."""
         if receiver is None:
             return
-        key, only = function_key(plain(receiver)), None if sender is ANY else sender_key(sender)
+        key, only = function_key(unwrap_staticmethod(receiver)), None if sender is ANY else sender_key(sender)
         with _lock:
             self._handlers = tuple(h for h in self._handlers if h.key != key or (only and h.sender.key != only))
-            self._changed()
+            self._invalidate_plans()
         if self.receiver_disconnected.receivers:
             self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
 
@@ -96,45 +98,45 @@ class Event(blinker.NamedSignal):
         from nitro.infrastructure.events.explain import explain
 
         call = Call(sender=sender, args=args, kwargs=kwargs)
-        return explain(self.name, pipeline.plan_of(self, call), call)
+        return explain(self.name, pipeline.plan_for_call(self, call), call)
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
         """All that hear it, its own and those of matching globs, in the order in which an emit takes them."""
         with _lock:
-            return build(self._heard()).handlers
+            return build_plan(self._heard_handlers()).handlers
 
     def plan_for(self, sender: object) -> Plan:
         """The plan of an emission by `sender`; built anew only after handlers have changed."""
-        plans = self.plans
+        plans = self.plan_cache
         if plans is None:
-            prepare()
+            load_journal_if_enabled()
             with _lock:
                 version = self._version
-                plans = Plans(() if self._muted else self._heard())
+                plans = PlanCache(() if self._muted else self._heard_handlers())
                 if version == self._version:
-                    self.plans = plans
-        return plans.of(sender)
+                    self.plan_cache = plans
+        return plans.get(sender)
 
-    def _heard(self) -> tuple[Handler, ...]:
+    def _heard_handlers(self) -> tuple[Handler, ...]:
         """Its own living handlers and those of matching globs, in the order they were connected."""
-        heard = [*self._living()]
+        heard = [*self._living_handlers()]
         for glob in self._namespace.globs.values():
             if not glob.is_muted and fnmatchcase(self.name, glob.name):
-                heard += glob._living()
+                heard += glob._living_handlers()
         return tuple(sorted(heard, key=lambda handler: handler.order))
 
-    def _living(self) -> tuple[Handler, ...]:
-        self._handlers = tuple(handler for handler in self._handlers if handler.alive)
+    def _living_handlers(self) -> tuple[Handler, ...]:
+        self._handlers = tuple(handler for handler in self._handlers if handler.is_alive)
         return self._handlers
 
-    def _changed(self) -> None:
+    def _invalidate_plans(self) -> None:
         self._version += 1
-        self.plans = None
+        self.plan_cache = None
 
-    def _lost(self, _reference: object) -> None:
+    def _on_dead_reference(self, _reference: object) -> None:
         """A weak function or a sender has died."""
-        self._changed()
+        self._invalidate_plans()
 
     # What blinker promises of a signal, kept true for globs and entity senders.
 
@@ -146,13 +148,13 @@ class Event(blinker.NamedSignal):
     @is_muted.setter
     def is_muted(self, muted: bool) -> None:
         self._muted = muted
-        self._changed()
+        self._invalidate_plans()
 
     @property
     def receivers(self) -> dict[Any, Any]:
         """All functions that hear it, by key; empty when nobody does."""
         with _lock:
-            return {handler.key: handler.function for handler in self._heard()}
+            return {handler.key: handler.function for handler in self._heard_handlers()}
 
     @receivers.setter
     def receivers(self, _empty: dict[Any, Any]) -> None:
@@ -162,7 +164,7 @@ class Event(blinker.NamedSignal):
         """The functions that an emit by `sender` would call or queue, in that order."""
         key = sender_key(sender)
         with _lock:
-            plan = build(handler for handler in self._heard() if handler.sender.hears(sender, key))
+            plan = build_plan(handler for handler in self._heard_handlers() if handler.sender.matches(sender, key))
         for handler in plan.handlers:
             if handler.function is not None:
                 yield handler.function
@@ -176,7 +178,7 @@ class Event(blinker.NamedSignal):
 
         Async ones need no wrapper here.
         """
-        _, outcomes = pipeline.emit_fully(self, Call(sender=sender, kwargs=kwargs))
+        _, outcomes = pipeline.emit_with_results(self, Call(sender=sender, kwargs=kwargs))
         return [(handler.function or handler.call, result) for handler, result in outcomes]
 
     async def send_async(
@@ -198,9 +200,9 @@ class Glob(Event):
         """
         raise EmitError(f"{self.name!r} is a glob and cannot be emitted; emit the events of filter_signals()")
 
-    def _changed(self) -> None:
+    def _invalidate_plans(self) -> None:
         for event in self._namespace.events():
-            event._changed()
+            event._invalidate_plans()
 
 
 class Namespace(blinker.Namespace):
@@ -246,28 +248,28 @@ class Namespace(blinker.Namespace):
         return [event for event in list(self.values()) if isinstance(event, Event)]
 
 
-def _disconnect_older(new: Handler) -> None:
+def _disconnect_replaced(new: Handler) -> None:
     """Disconnect what a handler is the new definition of, whatever it hears, so that it is heard once."""
-    known = _latest.get(new.name)
-    _latest[new.name] = weakref.ref(new)
+    known = _latest_by_name.get(new.name)
+    _latest_by_name[new.name] = weakref.ref(new)
     latest = None if known is None else known()
-    if known is None or (latest is not None and new.offload is None and new.is_made_with(latest)):
+    if known is None or (latest is not None and new.offload is None and new.has_same_origin_as(latest)):
         return
-    for event in _connected_events():
+    for event in _living_connected_events():
         for handler in event._handlers:
             if new.replaces(handler):
                 event.disconnect(handler.function)
 
 
-def heard_events() -> list[Event]:
+def connected_events() -> list[Event]:
     """The events that somebody has connected to, globs among them, by name."""
-    return sorted((event for event in _connected_events() if event.handlers), key=lambda event: event.name)
+    return sorted((event for event in _living_connected_events() if event.handlers), key=lambda event: event.name)
 
 
-def _connected_events() -> list[Event]:
+def _living_connected_events() -> list[Event]:
     """Every living event that has had a handler, copied under the lock: a set must not grow while it is iterated."""
     with _lock:
-        return list(_connected)
+        return list(_ever_connected)
 
 
 default_namespace = Namespace()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nitro.infrastructure.events.dispatcher import Call, dispatcher
 from nitro.infrastructure.events.emission import Emission
-from nitro.infrastructure.events.handler import Handler, Kind
+from nitro.infrastructure.events.handler import FunctionKind, Handler
 from nitro.infrastructure.events.plan import Plan
-from nitro.infrastructure.events.run import holds
+from nitro.infrastructure.events.ports import Call, dispatcher
+from nitro.infrastructure.events.run import check_condition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class HandlerExplanation:
     """What would become of one handler.
 
     Attributes:
@@ -25,7 +25,7 @@ class Verdict:
 
     handler: str
     where: Literal["inline", "queue"]
-    kind: Kind
+    kind: FunctionKind
     priority: int
     condition: str | None
     delivery: str | None = None
@@ -34,7 +34,7 @@ class Verdict:
     @property
     def runs(self) -> bool:
         """Whether the condition lets it run."""
-        return _lets_run(self.condition)
+        return _may_run(self.condition)
 
     def __str__(self) -> str:
         parts = [self.where, self.handler, self.kind, f"priority {self.priority}"]
@@ -44,7 +44,7 @@ class Verdict:
         return "  ".join(parts)
 
 
-class Explanation(list[Verdict]):
+class Explanation(list[HandlerExplanation]):
     """The verdicts on an event's handlers, in the order in which an emit takes them; printed, a line each."""
 
     __slots__ = ("event",)
@@ -65,12 +65,12 @@ def explain(event: str, plan: Plan, call: Call) -> Explanation:
     """
     explanation = Explanation(event)
     asked = Emission.of(event)
-    conditions = {handler: _condition(handler, asked, call) for handler in plan.handlers}
-    queued = [handler for handler in plan.offloaded if _lets_run(conditions[handler])]
-    sizes = dict(zip(queued, dispatcher().weigh(call, queued) if queued else [], strict=True))
+    conditions = {handler: _condition_result(handler, asked, call) for handler in plan.handlers}
+    queued = [handler for handler in plan.offloaded if _may_run(conditions[handler])]
+    sizes = dict(zip(queued, dispatcher().payload_sizes(call, queued) if queued else [], strict=True))
     for handler in plan.handlers:
         explanation.append(
-            Verdict(
+            HandlerExplanation(
                 handler=handler.name,
                 where="inline" if handler.offload is None else "queue",
                 kind=handler.kind,
@@ -83,11 +83,11 @@ def explain(event: str, plan: Plan, call: Call) -> Explanation:
     return explanation
 
 
-def _lets_run(condition: str | None) -> bool:
+def _may_run(condition: str | None) -> bool:
     return condition in (None, "holds")
 
 
-def _condition(handler: Handler, asked: Emission, call: Call) -> str | None:
+def _condition_result(handler: Handler, asked: Emission, call: Call) -> str | None:
     if handler.condition is None:
         return None
-    return "holds" if holds(handler, asked, call) else asked.skipped[handler.name]
+    return "holds" if check_condition(handler, asked, call) else asked.skipped[handler.name]

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Function = Callable[..., Any]
-Kind = Literal["sync", "generator", "async", "async generator"]
+FunctionKind = Literal["sync", "generator", "async", "async generator"]
 OnError = Literal["raise", "log"]
 
 
-class OffloadOptions(Protocol):
+class OffloadLike(Protocol):
     """What the checked options of an offloaded handler look like from here."""
 
     @property
@@ -48,40 +48,42 @@ class Handler:
     call: Function
     key: Hashable
     name: str
-    kind: Kind
+    kind: FunctionKind
     is_async: bool
-    sender: Sender
+    sender: SenderFilter
     priority: int
     condition: Function | None
     on_error: OnError
-    offload: OffloadOptions | None
+    offload: OffloadLike | None
     order: int
     definition: Definition | None = None
 
     @property
     def function(self) -> Function | None:
         """The connected function, or None when a weak one is gone."""
-        return self.call.function if isinstance(self.call, Weak) else self.call
+        return self.call.function if isinstance(self.call, WeakFunction) else self.call
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether its function and its sender still exist."""
-        return self.function is not None and self.sender.alive
+        return self.function is not None and self.sender.is_alive
 
-    def is_made_with(self, other: Handler) -> bool:
+    def has_same_origin_as(self, other: Handler) -> bool:
         """Whether both are of the same function, or of one factory, so that neither is the other anew."""
         mine, its = self.definition, other.definition
-        return mine is not None and its is not None and mine.is_made_with(its)
+        return mine is not None and its is not None and mine.has_same_origin_as(its)
 
     def replaces(self, old: Handler) -> bool:
         """Whether it is `old` anew; of one task name there is one function, also where a factory makes many."""
         if self.definition is None or old.definition is None or self.name != old.name:
             return False
         one_task = self.offload is not None and old.offload is not None
-        return self.definition.redefines(old.definition) or (one_task and self.definition.remakes(old.definition))
+        return self.definition.redefines(old.definition) or (
+            one_task and self.definition.shares_code_with(old.definition)
+        )
 
 
-class Weak:
+class WeakFunction:
     """A function that may vanish: calling it then does nothing."""
 
     __slots__ = ("_reference",)
@@ -100,31 +102,31 @@ class Weak:
         return None if function is None else function(*args, **kwargs)
 
 
-class Sender:
+class SenderFilter:
     """Which senders a handler hears: all, the instances of a class, or one object.
 
     An object with a `__nitro_identity__` (class and id) is recognised by it; `str` and `int` by
     value, as in blinker; any other object by being the same one, and is not kept alive.
     """
 
-    __slots__ = ("_kept", "cls", "key")
+    __slots__ = ("_reference", "cls", "key")
 
     def __init__(self, sender: object, when_gone: Callable[[object], None]) -> None:
         self.key = None if sender is ANY else sender_key(sender)
         self.cls = sender if isinstance(sender, type) else None
-        self._kept: object = None
+        self._reference: object = None
         if isinstance(self.key, int) and self.cls is None:
             try:
-                self._kept = weakref.ref(sender, when_gone)
+                self._reference = weakref.ref(sender, when_gone)
             except TypeError:
-                self._kept = sender
+                self._reference = sender
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the object that is heard still exists."""
-        return not isinstance(self._kept, weakref.ref) or self._kept() is not None
+        return not isinstance(self._reference, weakref.ref) or self._reference() is not None
 
-    def hears(self, sender: object, key: Hashable) -> bool:
+    def matches(self, sender: object, key: Hashable) -> bool:
         """Whether an emission by `sender`, whose key is `key`, is heard."""
         if self.key is None or self.key == key:
             return True
@@ -150,7 +152,7 @@ def identity_of(sender: object) -> tuple[type, object] | None:
     return identity
 
 
-def plain(function: Any) -> Any:
+def unwrap_staticmethod(function: Any) -> Any:
     """The function of a static method, which is an object of its own; anything else as it is."""
     return function.__func__ if isinstance(function, staticmethod) else function
 
@@ -162,7 +164,7 @@ def function_key(function: Function) -> Hashable:
     return id(function)
 
 
-def kind_of(function: Function) -> Kind:
+def kind_of(function: Function) -> FunctionKind:
     """Which of the four kinds a callable is, also behind a partial, a method or `__call__`."""
     while isinstance(function, partial | staticmethod):
         function = function.func if isinstance(function, partial) else function.__func__
@@ -183,7 +185,7 @@ def default_name(function: Function) -> str:
     return f"{importable_module(named.__module__ or 'builtins')}.{named.__qualname__}"
 
 
-_MAIN = ("__main__", "__mp_main__")  # the second is the script again, in a child that multiprocessing spawned
+_MAIN_MODULES = ("__main__", "__mp_main__")  # the second is the script again, in a child that multiprocessing spawned
 
 
 def importable_module(module: str) -> str:
@@ -192,7 +194,7 @@ def importable_module(module: str) -> str:
     That is the `-m` name, else the module of `NITRO_HANDLERS` with that file, else the path as a
     package. In an interactive session there is none, and `__main__` stays.
     """
-    if module not in _MAIN:
+    if module not in _MAIN_MODULES:
         return module
     main = sys.modules[module]
     spec = getattr(main, "__spec__", None)
@@ -201,10 +203,10 @@ def importable_module(module: str) -> str:
     from pathlib import Path  # a sixth of the time that importing events takes, which only a script needs
 
     file = Path(getattr(main, "__file__", None) or "").resolve()
-    return _listed(file) or _as_package(file) if file.is_file() else "__main__"
+    return _module_in_settings(file) or _module_from_packages(file) if file.is_file() else "__main__"
 
 
-def _listed(file: Path) -> str | None:
+def _module_in_settings(file: Path) -> str | None:
     """The module of `NITRO_HANDLERS` that this file is; found without importing a package of it."""
     from nitro.settings import Settings
 
@@ -216,7 +218,7 @@ def _listed(file: Path) -> str | None:
     return None
 
 
-def _as_package(file: Path) -> str:
+def _module_from_packages(file: Path) -> str:
     top, here = file.parent, file.cwd()
     while (top / "__init__.py").exists():
         top = top.parent

@@ -7,17 +7,17 @@ from reprlib import repr as shortened
 
 from nitro.errors import DeclarationError
 
-LONGEST = 512
+MAX_NAME_CHARACTERS = 512
 """Characters of a name, and of an id."""
 
-_NOWHERE_STORED = re.compile("[\0\ud800-\udfff]")
+_UNSTORABLE_CHARACTERS = re.compile("[\0\ud800-\udfff]")
 
 
-def reason_against(name: str) -> str | None:
+def rejection_reason(name: str) -> str | None:
     """Why a text is neither a name nor an id; None of one that can be either."""
-    if len(name) > LONGEST:
-        return f"it has {len(name)} characters, and {LONGEST} is the most"
-    if not name.isprintable() and (found := _NOWHERE_STORED.search(name)):
+    if len(name) > MAX_NAME_CHARACTERS:
+        return f"it has {len(name)} characters, and {MAX_NAME_CHARACTERS} is the most"
+    if not name.isprintable() and (found := _UNSTORABLE_CHARACTERS.search(name)):
         return f"no database can store its character {found.group()!r}"
     return None
 
@@ -31,6 +31,6 @@ def check_name(what: str, name: str) -> None:
     Raises:
         DeclarationError: it could not; says why.
     """
-    reason = reason_against(name)
+    reason = rejection_reason(name)
     if reason is not None:
         raise DeclarationError(f"{what} {shortened(name)}: {reason}; give it another name")

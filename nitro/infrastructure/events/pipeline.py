@@ -13,29 +13,34 @@ from typing import Any, Protocol
 
 from nitro.errors import EmitError
 from nitro.infrastructure import scope
-from nitro.infrastructure.events.committing import commit_of, flush_of, publish_committed, warn_of_drop
-from nitro.infrastructure.events.dispatcher import Call, dispatcher
+from nitro.infrastructure.events.committing import (
+    commit_to_wait_for,
+    flush_async_sessions,
+    publish_after_commit,
+    warn_dropped,
+)
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Handler
+from nitro.infrastructure.events.observers import observe
 from nitro.infrastructure.events.plan import Plan
+from nitro.infrastructure.events.ports import Call, dispatcher
 from nitro.infrastructure.events.run import (
-    Pending,
-    attempts,
-    cancels,
-    holds,
+    PendingResult,
+    check_condition,
+    is_cancellation,
     is_failure,
-    report,
+    normalise_result,
+    record_failure,
     run,
     run_async,
-    settled,
+    run_async_together,
 )
-from nitro.infrastructure.events.watching import watched
 
-Outcome = tuple[Handler, Any]
-Send = Callable[[], None]
+HandlerResult = tuple[Handler, Any]
+PublishStep = Callable[[], None]
 
 
-class Source(Protocol):
+class Emittable(Protocol):
     """An event as the pipeline sees it."""
 
     name: str
@@ -44,68 +49,68 @@ class Source(Protocol):
         """The cached plan of an emission by `sender`."""
 
 
-def ends(
+def record_or_start(
     handler: Handler, emission: Emission, result: Any, sender: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
     """Note the result of a plain handler, or start what it is; whether it cancels."""
-    result = settled(result)
-    if type(result) is Pending:
-        _start(handler, emission, Call(sender=sender, args=args, kwargs=kwargs), result)
+    result = normalise_result(result)
+    if type(result) is PendingResult:
+        _start_async_handler(handler, emission, Call(sender=sender, args=args, kwargs=kwargs), result)
         return False
     emission.append(result)
-    if cancels(result):
+    if is_cancellation(result):
         emission.cancelled_by = handler.name
     return emission.cancelled_by is not None
 
 
-def emit_fully(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
+def emit_with_results(event: Emittable, call: Call) -> tuple[Emission, list[HandlerResult]]:
     """Run the sync handlers, start the async ones, queue the offloaded ones unless one cancelled.
 
     Returns:
         The emission, and the inline handlers that were waited for with their results.
     """
-    plan = plan_of(event, call)
-    emission = _begun(event, plan)
-    with watched(emission, call):
-        with scope.emitting(emission):
+    plan = plan_for_call(event, call)
+    emission = _new_emission(event, plan)
+    with observe(emission, call):
+        with scope.push_cause(emission):
             outcomes = _run_inline(plan, emission, call)
-            send = _dispatch(plan, emission, call)
+            send = _dispatch_offloaded(plan, emission, call)
         if send is not None:
             send()
     return emission, outcomes
 
 
-def _run_inline(plan: Plan, emission: Emission, call: Call) -> list[Outcome]:
+def _run_inline(plan: Plan, emission: Emission, call: Call) -> list[HandlerResult]:
     """Run the sync handlers until one cancels, and start the async ones."""
-    outcomes: list[Outcome] = []
+    outcomes: list[HandlerResult] = []
     for handler in plan.inline:
-        if handler.condition is not None and not holds(handler, emission, call):
+        if handler.condition is not None and not check_condition(handler, emission, call):
             continue
         result = None if handler.is_async else run(handler, emission, call)
-        if handler.is_async or type(result) is Pending:
-            _start(handler, emission, call, result)
+        if handler.is_async or type(result) is PendingResult:
+            _start_async_handler(handler, emission, call, result)
             continue
         outcomes.append((handler, result))
-        if result is not None and cancels(result):
+        if result is not None and is_cancellation(result):
             break
-    _conclude(emission, outcomes)
+    _record_results(emission, outcomes)
     return outcomes
 
 
-async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]]:
+async def emit_async(event: Emittable, call: Call) -> tuple[Emission, list[HandlerResult]]:
     """Await all inline handlers, one priority after the other, then queue unless one failed or cancelled."""
-    plan, outcomes = plan_of(event, call), list[Outcome]()
-    emission = _begun(event, plan)
-    with watched(emission, call):
+    plan, outcomes = plan_for_call(event, call), list[HandlerResult]()
+    emission = _new_emission(event, plan)
+    with observe(emission, call):
         for group in plan.groups:
             outcomes += await _run_group(group, emission, call)
-            if any(cancels(result) for _, result in outcomes):
+            if any(is_cancellation(result) for _, result in outcomes):
                 break
-        _conclude(emission, outcomes)
+        _record_results(emission, outcomes)
         if plan.offloaded and emission.cancelled_by is None:
-            await flush_of(call)
-        with scope.emitting(emission):
-            send = _dispatch(plan, emission, call)
+            await flush_async_sessions(call)
+        with scope.push_cause(emission):
+            send = _dispatch_offloaded(plan, emission, call)
         if send is not None:
             import asyncio
 
@@ -113,13 +118,13 @@ async def emit_async(event: Source, call: Call) -> tuple[Emission, list[Outcome]
     return emission, outcomes
 
 
-def _begun(event: Source, plan: Plan) -> Emission:
+def _new_emission(event: Emittable, plan: Plan) -> Emission:
     emission = Emission.of(event.name)
-    emission.plan, emission.began = plan, perf_counter()
+    emission.plan, emission.started_at = plan, perf_counter()
     return emission
 
 
-def plan_of(event: Source, call: Call) -> Plan:
+def plan_for_call(event: Emittable, call: Call) -> Plan:
     """The plan of this call.
 
     Raises:
@@ -130,63 +135,63 @@ def plan_of(event: Source, call: Call) -> Plan:
     return event.plan_for(call.sender)
 
 
-def _conclude(emission: Emission, outcomes: Iterable[Outcome]) -> None:
+def _record_results(emission: Emission, outcomes: Iterable[HandlerResult]) -> None:
     for handler, result in outcomes:
         if result is not None:
             emission.append(result)
-        if emission.cancelled_by is None and cancels(result):
+        if emission.cancelled_by is None and is_cancellation(result):
             emission.cancelled_by = handler.name
 
 
-def _dispatch(plan: Plan, emission: Emission, call: Call) -> Send | None:
+def _dispatch_offloaded(plan: Plan, emission: Emission, call: Call) -> PublishStep | None:
     """The step that publishes what is to be queued, unless a commit takes it; what can be wrong with it is raised."""
     if not plan.offloaded or emission.cancelled_by is not None:
         return None
-    handlers = [handler for handler in plan.offloaded if holds(handler, emission, call)]
+    handlers = [handler for handler in plan.offloaded if check_condition(handler, emission, call)]
     if not handlers:
         return None
-    commit = commit_of(call, flush=True)
+    commit = commit_to_wait_for(call, flush=True)
     send = dispatcher().dispatch(emission, call, handlers, commit)
     if commit is None:
         return send
-    emission.waits = True
+    emission.waits_for_commit = True
     dropped = f"what event {emission.event!r} had offloaded"
-    commit.after_commit(partial(publish_committed, send), abandoned=partial(warn_of_drop, dropped))
+    commit.after_commit(partial(publish_after_commit, send), abandoned=partial(warn_dropped, dropped))
     return None
 
 
-async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call) -> list[Outcome]:
+async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call) -> list[HandlerResult]:
     """The outcomes of handlers of equal priority, in plan order: the sync ones run first, the async ones together."""
     results: dict[Handler, Any] = {}
     errors: dict[Handler, BaseException] = {}
-    waiting: dict[Handler, Pending | None] = {}
-    with scope.emitting(emission):
+    waiting: dict[Handler, PendingResult | None] = {}
+    with scope.push_cause(emission):
         for handler in sorted(group, key=lambda handler: handler.is_async):
-            if not holds(handler, emission, call):
+            if not check_condition(handler, emission, call):
                 continue
             try:
                 result = None if handler.is_async else run(handler, emission, call)
             except Exception as error:  # noqa: BLE001  # it is raised when its siblings have finished
                 errors[handler] = error
                 continue
-            (waiting if handler.is_async or isinstance(result, Pending) else results)[handler] = result
-    for handler, outcome in (await attempts(waiting, emission, call)).items():
+            (waiting if handler.is_async or isinstance(result, PendingResult) else results)[handler] = result
+    for handler, outcome in (await run_async_together(waiting, emission, call)).items():
         if isinstance(outcome, BaseException):
             errors[handler] = outcome
         else:
             results[handler] = outcome[0]
-    _raise([errors[handler] for handler in group if handler in errors], emission)
+    _raise_errors([errors[handler] for handler in group if handler in errors], emission)
     return [(handler, results[handler]) for handler in group if handler in results]
 
 
-def _raise(errors: list[BaseException], emission: Emission) -> None:
+def _raise_errors(errors: list[BaseException], emission: Emission) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise BaseExceptionGroup(f"{len(errors)} handlers of event {emission.event!r} failed", errors)
 
 
-def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
+def _start_async_handler(handler: Handler, emission: Emission, call: Call, pending: PendingResult | None) -> None:
     """Run an async handler beside the emitter, inside a transaction after its commit and with its context as it is now.
 
     Raises:
@@ -194,22 +199,22 @@ def _start(handler: Handler, emission: Emission, call: Call, pending: Pending | 
     """
     from nitro.infrastructure.events import background
 
-    emission.turns.setdefault(handler.name, (perf_counter(), None))
+    emission.timings.setdefault(handler.name, (perf_counter(), None))
     label = f"handler {handler.name} of event {emission.event!r}"
-    begin = partial(background.start, partial(_unattended, handler, emission, call, pending), label)
-    commit = commit_of(call)
+    begin = partial(background.start_job, partial(_run_unawaited, handler, emission, call, pending), label)
+    commit = commit_to_wait_for(call)
     if commit is None:
         begin()
     else:
         context = copy_context()
-        context.run(scope.transaction.set, None)
-        commit.after_commit(partial(context.run, begin), abandoned=partial(warn_of_drop, label))
+        context.run(scope.transaction_variable.set, None)
+        commit.after_commit(partial(context.run, begin), abandoned=partial(warn_dropped, label))
 
 
-async def _unattended(handler: Handler, emission: Emission, call: Call, pending: Pending | None) -> None:
+async def _run_unawaited(handler: Handler, emission: Emission, call: Call, pending: PendingResult | None) -> None:
     try:
         await run_async(handler, emission, call, pending, awaited=False)
     except BaseException as error:
         if not is_failure(error) and not isinstance(error, SystemExit):
             raise
-        report(handler, emission, call.sender, error)
+        record_failure(handler, emission, call.sender, error)

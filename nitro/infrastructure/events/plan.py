@@ -10,7 +10,7 @@ from itertools import groupby
 
 from nitro.infrastructure.events.handler import Function, Handler, sender_key
 
-Plain = tuple[Function | None, Function, Handler]
+DirectCall = tuple[Function | None, Function, Handler]
 """Condition and function of a handler, and the handler."""
 
 
@@ -22,13 +22,13 @@ class Plan:
         inline: highest priority first, equal ones in the order they were connected.
         offloaded: in the same order among themselves.
         groups: the inline ones again, cut where the priority changes.
-        plain: the inline ones once more, when all handlers are plain; for the short way through an emit.
+        direct_calls: the inline ones once more, when all handlers are plain; for the short way through an emit.
     """
 
     inline: tuple[Handler, ...]
     offloaded: tuple[Handler, ...]
     groups: tuple[tuple[Handler, ...], ...]
-    plain: tuple[Plain, ...] | None
+    direct_calls: tuple[DirectCall, ...] | None
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -36,31 +36,33 @@ class Plan:
         return self.inline + self.offloaded
 
 
-def build(handlers: Iterable[Handler]) -> Plan:
+def build_plan(handlers: Iterable[Handler]) -> Plan:
     """The plan of handlers that all hear one sender, given in the order they were connected."""
-    ordered = sorted(_named_apart(_once(handlers)), key=lambda handler: -handler.priority)
+    ordered = sorted(_with_unique_names(_without_duplicates(handlers)), key=lambda handler: -handler.priority)
     inline = tuple(handler for handler in ordered if handler.offload is None)
     return Plan(
         inline=inline,
         offloaded=tuple(handler for handler in ordered if handler.offload is not None),
         groups=tuple(tuple(group) for _, group in groupby(inline, key=lambda handler: handler.priority)),
-        plain=tuple((each.condition, each.call, each) for each in inline) if all(map(_is_plain, ordered)) else None,
+        direct_calls=tuple((each.condition, each.call, each) for each in inline)
+        if all(map(_is_directly_callable, ordered))
+        else None,
     )
 
 
-def _is_plain(handler: Handler) -> bool:
+def _is_directly_callable(handler: Handler) -> bool:
     """Whether an emit has nothing to do for it but to call it."""
     return handler.offload is None and handler.kind == "sync" and handler.on_error == "raise"
 
 
-def _once(handlers: Iterable[Handler]) -> list[Handler]:
+def _without_duplicates(handlers: Iterable[Handler]) -> list[Handler]:
     first: dict[Hashable, Handler] = {}
     for handler in handlers:
         first.setdefault(handler.key, handler)
     return list(first.values())
 
 
-def _named_apart(handlers: list[Handler]) -> list[Handler]:
+def _with_unique_names(handlers: list[Handler]) -> list[Handler]:
     """The second inline handler of a name becomes `name#2`; a task's name is never changed."""
     seen = Counter(handler.name for handler in handlers if handler.offload is not None)
 
@@ -74,37 +76,37 @@ def _named_apart(handlers: list[Handler]) -> list[Handler]:
     return [apart(handler) for handler in handlers]
 
 
-class Plans:
+class PlanCache:
     """The cached plans of one set of handlers, which never changes: one for each sender they tell apart.
 
     Attributes:
-        everyone: the one plan, when they tell no sender from another.
-        plain: its handlers, when an emit has nothing to do but to call them.
+        shared_plan: the one plan, when they tell no sender from another.
+        direct_calls: its handlers, when an emit has nothing to do but to call them.
     """
 
-    __slots__ = ("_by_sender", "_keys", "_whimsical", "everyone", "handlers", "plain")
+    __slots__ = ("_by_sender", "_keys", "_needs_isinstance", "direct_calls", "handlers", "shared_plan")
 
     def __init__(self, handlers: tuple[Handler, ...]) -> None:
         self.handlers = handlers
         self._keys = frozenset(handler.sender.key for handler in handlers if handler.sender.key is not None)
-        self._whimsical = any(_asks_the_instance(handler.sender.cls) for handler in handlers)
-        self.everyone = None if self._keys else build(handlers)
-        self.plain = None if self.everyone is None else self.everyone.plain
+        self._needs_isinstance = any(_has_custom_instancecheck(handler.sender.cls) for handler in handlers)
+        self.shared_plan = None if self._keys else build_plan(handlers)
+        self.direct_calls = None if self.shared_plan is None else self.shared_plan.direct_calls
         self._by_sender: dict[Hashable, Plan] = {}
 
-    def of(self, sender: object) -> Plan:
+    def get(self, sender: object) -> Plan:
         """The plan of an emission by `sender`."""
-        if self.everyone is not None:
-            return self.everyone
+        if self.shared_plan is not None:
+            return self.shared_plan
         key = sender_key(sender)
         slot = (type(sender), key if key in self._keys else None)
         plan = self._by_sender.get(slot)
-        if plan is None or self._whimsical:
-            plan = build(handler for handler in self.handlers if handler.sender.hears(sender, key))
+        if plan is None or self._needs_isinstance:
+            plan = build_plan(handler for handler in self.handlers if handler.sender.matches(sender, key))
             self._by_sender[slot] = plan
         return plan
 
 
-def _asks_the_instance(cls: type | None) -> bool:
+def _has_custom_instancecheck(cls: type | None) -> bool:
     """Whether `isinstance(…, cls)` may differ between instances of one type, as with a runtime-checkable Protocol."""
     return cls is not None and type(cls).__instancecheck__ not in (type.__instancecheck__, ABCMeta.__instancecheck__)

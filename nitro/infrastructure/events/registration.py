@@ -10,24 +10,24 @@ from blinker import ANY
 
 from nitro.errors import DeclarationError
 from nitro.infrastructure.events.definition import Definition
-from nitro.infrastructure.events.dispatcher import dispatcher
 from nitro.infrastructure.events.handler import (
     Function,
     Handler,
     OnError,
-    Sender,
-    Weak,
+    SenderFilter,
+    WeakFunction,
     default_name,
     function_key,
     kind_of,
 )
 from nitro.infrastructure.events.names import check_name
+from nitro.infrastructure.events.ports import dispatcher
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Options(TypedDict, total=False):
+class ConnectOptions(TypedDict, total=False):
     """How a handler is connected, beside its event, sender and weakness; `on` explains each."""
 
     priority: int
@@ -62,7 +62,7 @@ class Offloaded(Protocol[P, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
 
-def register(
+def make_handler(
     function: Function,
     order: int,
     when_gone: Callable[[object], None],
@@ -83,7 +83,7 @@ def register(
     if not callable(function):
         raise DeclarationError(f"{function!r} cannot be a handler: it is not callable")
     name = name or default_name(function)
-    _check(name, priority, condition, on_error)
+    _check_options(name, priority, condition, on_error)
     checked = None
     if offload is False or offload is None:
         check_takes_sender(name, function)
@@ -93,12 +93,12 @@ def register(
         checked = dispatcher().declare(function, name, offload)
     kind = kind_of(function)
     return Handler(
-        call=Weak(function, when_gone) if weak else function,
+        call=WeakFunction(function, when_gone) if weak else function,
         key=function_key(function),
         name=name,
         kind=kind,
         is_async=kind in ("async", "async generator"),
-        sender=Sender(sender, when_gone),
+        sender=SenderFilter(sender, when_gone),
         priority=priority,
         condition=condition,
         on_error=on_error,
@@ -108,7 +108,7 @@ def register(
     )
 
 
-def _check(name: str, priority: object, condition: object, on_error: object) -> None:
+def _check_options(name: str, priority: object, condition: object, on_error: object) -> None:
     if not isinstance(name, str):
         raise DeclarationError(f"{name!r}: name= is a str such as 'shop.send_mail'")
     check_name("handler", name)
@@ -127,7 +127,7 @@ def _check(name: str, priority: object, condition: object, on_error: object) -> 
         )
 
 
-_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
+_POSITIONAL_KINDS = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
 
 
 def check_takes_sender(name: str, function: Function) -> None:
@@ -140,6 +140,6 @@ def check_takes_sender(name: str, function: Function) -> None:
         parameters = signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):  # of a function that is not written in Python, and does not say
         return
-    if not any(parameter.kind in _POSITIONAL for parameter in parameters):
+    if not any(parameter.kind in _POSITIONAL_KINDS for parameter in parameters):
         taken = ", ".join(map(str, parameters))
         raise DeclarationError(f"{name} takes ({taken}), and no sender; give it a parameter for the sender first")

@@ -9,9 +9,9 @@ from celery import Celery, _state
 
 from nitro.errors import DeclarationError
 from nitro.infrastructure.database import use_engine
-from nitro.infrastructure.events.dispatcher import dispatcher
-from nitro.infrastructure.offload.defaults import lend, prepare
-from nitro.infrastructure.threads import Lock
+from nitro.infrastructure.events.ports import dispatcher
+from nitro.infrastructure.offload.celery_defaults import configure_own_app, configure_users_app
+from nitro.infrastructure.threads import ForkSafeLock
 from nitro.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     Database = Engine | AsyncEngine | URL | str
 
-_lock = Lock()
-adopted: list[Callable[[Celery], None]] = []
+_lock = ForkSafeLock()
+bind_hooks: list[Callable[[Celery], None]] = []
 """Who equips each app that is bound."""
 
-_bound: list[Celery] = []
-_own: list[Celery] = []
+_bound_app: list[Celery] = []
+_own_app: list[Celery] = []
 
 
 def bind(app: Celery, engine: Database | None = None) -> Celery:
@@ -45,10 +45,10 @@ def bind(app: Celery, engine: Database | None = None) -> Celery:
     dispatcher()
     if engine is not None:
         use_engine(engine)
-    lend(app)
-    for tell in adopted:
+    configure_users_app(app)
+    for tell in bind_hooks:
         tell(app)
-    _bound[:] = [app]
+    _bound_app[:] = [app]
     return app
 
 
@@ -58,30 +58,30 @@ def current_app() -> Celery:
     Raises:
         DeclarationError: the program has several apps, and which is meant cannot be told from this thread.
     """
-    if _bound:
-        return _bound[0]
-    app = _users()
+    if _bound_app:
+        return _bound_app[0]
+    app = _current_celery_app()
     if app is not None:
         return app
     with _lock:
-        if not _own:
+        if not _own_app:
             app = Celery("nitro", set_as_current=False)
             app.config_from_object("celeryconfig", silent=True)
-            _own.append(prepare(app, queue=True))
-    return _own[0]
+            _own_app.append(configure_own_app(app, queue=True))
+    return _own_app[0]
 
 
-def queueing(app: Celery) -> Celery:
+def queueing_app(app: Celery) -> Celery:
     """The app that queues offloaded handlers in a process that runs this one: the bound app, else this."""
-    return _bound[0] if _bound else app
+    return _bound_app[0] if _bound_app else app
 
 
-def is_used(app: Celery) -> bool:
+def is_queueing_app(app: Celery) -> bool:
     """Whether offloaded handlers are queued through this app, as far as can be told from this thread."""
-    return app in (_bound or _own) or (not _bound and app is _state._tls.current_app)
+    return app in (_bound_app or _own_app) or (not _bound_app and app is _state._tls.current_app)
 
 
-def _users() -> Celery | None:
+def _current_celery_app() -> Celery | None:
     """The app that Celery calls current: of this thread, the default one, or the one that the program has made."""
     if _state._tls.current_app is not None:
         return _state._tls.current_app

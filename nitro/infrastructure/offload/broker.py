@@ -16,16 +16,16 @@ from celery import Celery
 from kombu.pools import producers
 
 from nitro.infrastructure import greenlets
-from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.offload.conf import found
+from nitro.infrastructure.logs import get_logger
+from nitro.infrastructure.offload.conf import configured_values
 
-logger = logger_named("nitro.offload")
+logger = get_logger("nitro.offload")
 
 REDIS, AMQP = "redis", "amqp"
 """Kinds of transport, as kombu names them: `redis` is that of `rediss://` and `sentinel://` too."""
-OF_THIS_MACHINE = ("filesystem", "memory")
+EMBEDDED_DRIVERS = ("filesystem", "memory")
 
-NAMES = (
+BROKER_SETTINGS = (
     "broker_url",
     "broker_write_url",
     "broker_read_url",
@@ -37,18 +37,18 @@ NAMES = (
     "broker_transport",
 )
 """Settings each of which names a broker."""
-VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL", "CELERY_BROKER_READ_URL")
+BROKER_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL", "CELERY_BROKER_READ_URL")
 """The same in the environment."""
-DECISIVE = ("broker_url", "broker_write_url", "broker_host", "broker_transport")
+WRITE_BROKER_SETTINGS = ("broker_url", "broker_write_url", "broker_host", "broker_transport")
 """Those that decide where an app publishes, and through what kind of transport."""
 
-CONNECT = 4.0
+CONNECT_SECONDS = 4.0
 """Seconds for a connection, where the app allows any number of them."""
 
-PATIENCE = 5.0
+ACQUIRE_SECONDS = 5.0
 """Seconds for a producer, likewise."""
 
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
+TRANSPORT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     REDIS: {
         "socket_timeout": 5,
         "socket_connect_timeout": 3,
@@ -59,23 +59,25 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """Transport options after which a broker that says nothing is taken for dead, by the kind of transport."""
 
-Facts = tuple[object, ...]
+BrokerSettings = tuple[object, ...]
 
-_drivers: WeakKeyDictionary[Celery, tuple[Facts, str]] = WeakKeyDictionary()
-_pools: WeakKeyDictionary[Celery, tuple[Facts, Any]] = WeakKeyDictionary()
+_drivers: WeakKeyDictionary[Celery, tuple[BrokerSettings, str]] = WeakKeyDictionary()
+_pools: WeakKeyDictionary[Celery, tuple[BrokerSettings, Any]] = WeakKeyDictionary()
 
 
-def facts(app: Celery) -> Facts:
+def broker_settings(app: Celery) -> BrokerSettings:
     """The settings that decide which broker the app publishes through; others mean another broker.
 
     The environment is not asked, which costs more than all else and changes at most before a program's first emit.
     """
-    return tuple(found(app, DECISIVE))
+    return tuple(configured_values(app, WRITE_BROKER_SETTINGS))
 
 
-def names_one(app: Celery) -> bool:
+def names_broker(app: Celery) -> bool:
     """Whether the app, or the environment of Celery, names a broker in any way."""
-    return any(map(os.environ.get, VARIABLES)) or any(app.conf.value_set_for(name) and app.conf[name] for name in NAMES)
+    return any(map(os.environ.get, BROKER_VARIABLES)) or any(
+        app.conf.value_set_for(name) and app.conf[name] for name in BROKER_SETTINGS
+    )
 
 
 def driver_of(app: Celery) -> str:
@@ -83,46 +85,46 @@ def driver_of(app: Celery) -> str:
 
     Asked at each emit, so it is kept until the settings of the app change.
     """
-    now, known = facts(app), _drivers.get(app)
+    now, known = broker_settings(app), _drivers.get(app)
     if known is None or known[0] != now:
-        known = _drivers[app] = now, _driver_of(app)
+        known = _drivers[app] = now, _find_driver(app)
     return known[1]
 
 
-def _driver_of(app: Celery) -> str:
+def _find_driver(app: Celery) -> str:
     try:
-        return _driver(app.connection_for_write())
+        return _driver_type(app.connection_for_write())
     except Exception:
         # Who connects is told what is wrong; here nothing is known, of a transport that is not installed say.
         logger.debug("the kind of the broker cannot be told", exc_info=True)
         return ""
 
 
-def _driver(connection: Any) -> str:
+def _driver_type(connection: Any) -> str:
     return str(connection.get_transport_cls().driver_type)
 
 
 def is_embedded(app: Celery) -> bool:
     """Whether its broker serves this machine only, as the default database does."""
-    return driver_of(app) in OF_THIS_MACHINE
+    return driver_of(app) in EMBEDDED_DRIVERS
 
 
-def bounded(connection: Any, given: Mapping[str, Any], *, confirms: bool) -> Any:
+def set_timeouts(connection: Any, given: Mapping[str, Any], *, confirms: bool) -> Any:
     """The connection, with options of the kind of its transport: it does not wait for ever.
 
     Args:
         given: transport options of the app, which are kept.
         confirms: whether kombu waits for the confirm of each message on RabbitMQ; never where greenlets are threads.
     """
-    driver = _driver(connection)
+    driver = _driver_type(connection)
     # Greenlets that wait for confirms on one connection read each other's.
-    own = {"confirm_publish": confirms and not greenlets.are_threads()} if driver == AMQP else {}
-    connection.transport_options = {**OPTIONS.get(driver, {}), **given, **own}
-    connection.connect_timeout = connection.connect_timeout or CONNECT
+    own = {"confirm_publish": confirms and not greenlets.is_threading_patched()} if driver == AMQP else {}
+    connection.transport_options = {**TRANSPORT_OPTIONS.get(driver, {}), **given, **own}
+    connection.connect_timeout = connection.connect_timeout or CONNECT_SECONDS
     return connection
 
 
-def reach(connection: Any, given: Mapping[str, Any], *, confirms: bool = False) -> None:
+def connect_to_any(connection: Any, given: Mapping[str, Any], *, confirms: bool = False) -> None:
     """Connect to the server that comes next, or to one of the others in the list where it does not answer.
 
     Raises:
@@ -130,7 +132,7 @@ def reach(connection: Any, given: Mapping[str, Any], *, confirms: bool = False) 
     """
     for left in reversed(range(len(connection.alt) or 1)):
         try:
-            bounded(connection, given, confirms=confirms).ensure_connection(max_retries=0)
+            set_timeouts(connection, given, confirms=confirms).ensure_connection(max_retries=0)
             return
         except Exception:
             connection.maybe_switch_next()
@@ -139,23 +141,25 @@ def reach(connection: Any, given: Mapping[str, Any], *, confirms: bool = False) 
 
 
 @contextmanager
-def producer_of(app: Celery) -> Iterator[Any]:
+def acquire_producer(app: Celery) -> Iterator[Any]:
     """A producer for calls of a task, on a connection that does not wait for ever, and confirms where the broker can.
 
     Raises:
         OperationalError: no server of a list answers, or all producers are in use.
     """
     conf = app.conf
-    with _pool_of(app).acquire(block=True, timeout=conf.broker_pool_acquire_timeout or PATIENCE) as producer:
+    with _producer_pool(app).acquire(
+        block=True, timeout=conf.broker_pool_acquire_timeout or ACQUIRE_SECONDS
+    ) as producer:
         connection = producer.connection
         if connection.alt and not connection.connected:  # kombu gives up before it comes to the second server
-            reach(connection, conf.broker_transport_options, confirms=True)
+            connect_to_any(connection, conf.broker_transport_options, confirms=True)
         yield producer
 
 
-def _pool_of(app: Celery) -> Any:
-    now, known = facts(app), _pools.get(app)
+def _producer_pool(app: Celery) -> Any:
+    now, known = broker_settings(app), _pools.get(app)
     if known is None or known[0] != now:
-        connection = bounded(app.connection_for_write(), app.conf.broker_transport_options, confirms=True)
+        connection = set_timeouts(app.connection_for_write(), app.conf.broker_transport_options, confirms=True)
         known = _pools[app] = now, producers[connection]
     return known[1]

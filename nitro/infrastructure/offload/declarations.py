@@ -14,8 +14,8 @@ from celery.utils.functional import head_from_fun
 from nitro.errors import DuplicateHandler, NotOffloadable, OptionConflict
 from nitro.infrastructure.events.definition import Definition
 from nitro.infrastructure.events.registration import check_takes_sender
+from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.options import Offload
-from nitro.infrastructure.offload.standin import TaskStandIn
 from nitro.settings import Settings
 
 
@@ -28,29 +28,32 @@ class Declaration:
     offload: Offload
     definition: Definition | None
 
-    def replaces(self, old: Declaration) -> bool:
+    def is_redefinition_of(self, old: Declaration) -> bool:
         """Whether it is `old` anew."""
         if self.definition is None or old.definition is None:
             return False
-        return self.definition.redefines(old.definition) or self.definition.remakes(old.definition)
+        return self.definition.redefines(old.definition) or self.definition.shares_code_with(old.definition)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where it is written, for an error message."""
-        code = _code(self.function)
+        code = _undecorated_code(self.function)
         return f"{self.function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
 
 
-declared: dict[str, Declaration] = {}
+declarations_by_name: dict[str, Declaration] = {}
 """All of them in this process, by name."""
 
-announce: list[Callable[[Declaration], None]] = []
+declaration_hooks: list[Callable[[Declaration], None]] = []
 """Who makes a Celery task of each new one."""
 
 
 def time_limits() -> dict[str, float]:
     """Seconds that a run of a handler may take, by the name of each that has a limit of its own."""
-    given = {name: (each.offload.soft_time_limit, each.offload.time_limit) for name, each in list(declared.items())}
+    given = {
+        name: (each.offload.soft_time_limit, each.offload.time_limit)
+        for name, each in list(declarations_by_name.items())
+    }
     return {name: max(limit or 0.0 for limit in limits) for name, limits in given.items() if any(limits)}
 
 
@@ -62,23 +65,23 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> Offload
     """
     _check_offloadable(function, name)
     check_takes_sender(name, function)
-    options = _promised(Offload.of(offload))
+    options = _with_delivery(Offload.of(offload))
     new = Declaration(name=name, function=function, offload=options, definition=Definition.of(function))
-    known = declared.get(name)
+    known = declarations_by_name.get(name)
     if known is not None and known.function is function:
-        if conflicting := known.offload.differs(options):
+        if conflicting := known.offload.conflicting_options(options):
             raise OptionConflict(name, conflicting)
         return options
-    if known is not None and not new.replaces(known):
-        raise DuplicateHandler(name, known.place, new.place)
-    for tell in announce:
+    if known is not None and not new.is_redefinition_of(known):
+        raise DuplicateHandler(name, known.location, new.location)
+    for tell in declaration_hooks:
         tell(new)
-    declared[name] = new
-    function.task = TaskStandIn(name)  # type: ignore[attr-defined]  # that is how a task is reached
+    declarations_by_name[name] = new
+    function.task = TaskProxy(name)  # type: ignore[attr-defined]  # that is how a task is reached
     return options
 
 
-def _promised(options: Offload) -> Offload:
+def _with_delivery(options: Offload) -> Offload:
     """The options with their promise: the given one, else `NITRO_DELIVERY`."""
     return options.model_copy(update={"delivery": options.delivery or Settings.load().delivery})
 
@@ -104,17 +107,38 @@ def _check_offloadable(function: Any, name: str) -> None:
         raise NotOffloadable(name, "it is defined in an interactive session", "give it name=, or put it in a module")
 
 
-def _code(function: Callable[..., Any]) -> CodeType:
+def _undecorated_code(function: Callable[..., Any]) -> CodeType:
     """The code of the function as it is written, beneath its decorators."""
     code: CodeType = unwrap(function).__code__
     return code
 
 
 @cache
-def header(function: Callable[..., Any]) -> Callable[..., Any]:
+def argument_checker(function: Callable[..., Any]) -> Callable[..., Any]:
     """What takes the arguments that `function` takes, else raises its TypeError, and does nothing."""
     parameters = signature(function).parameters.values()
     if not function.__name__.isidentifier() or any(p.kind is Parameter.POSITIONAL_ONLY for p in parameters):
         return signature(function).bind  # what Celery makes knows neither lambdas nor the `/`
     head: Callable[..., Any] = head_from_fun(function)
     return head
+
+
+class TaskProxy:
+    """The Celery task of a handler, looked up in the current app whenever it is used."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return getattr(current_app().tasks[self.name], attribute)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the handler here, as calling a Celery task does."""
+        return current_app().tasks[self.name](*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task of handler {self.name}>"

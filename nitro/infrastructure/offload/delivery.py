@@ -44,9 +44,9 @@ class Delivery:
         return scope.current_transaction()
 
 
-delivering: ContextVar[Delivery | None] = ContextVar("nitro_delivery", default=None)
+running_delivery: ContextVar[Delivery | None] = ContextVar("nitro_delivery", default=None)
 
 
 def current_delivery() -> Delivery | None:
     """The delivery whose handler is running here, or None outside of a worker."""
-    return delivering.get()
+    return running_delivery.get()

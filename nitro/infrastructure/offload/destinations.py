@@ -8,101 +8,106 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from celery import Celery
+from celery.app.routes import MapRoute
 from celery.exceptions import QueueNotFound
 from kombu.common import Broadcast
 from kombu.transport.virtual.exchange import TopicExchange
 
 from nitro.infrastructure.events.names import check_name
-from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.offload.plain import routes_alike
+from nitro.infrastructure.logs import get_logger
+from nitro.infrastructure.offload.envelope import TaskMessage
 
-logger = logger_named("nitro.offload")
+logger = get_logger("nitro.offload")
 
-ROUTING = ("queue", "exchange", "routing_key")
+ROUTING_OPTIONS = ("queue", "exchange", "routing_key")
 """Options of a message that say where it goes."""
-EXCHANGE = "exchange "
+EXCHANGE_PREFIX = "exchange "
 """Begin of the text that stands for a queue where a message goes to an exchange with queues that the app has not."""
-LONGEST = 512
+MAX_DESTINATION_CHARS = 512
 """Characters of such a text."""
 
-_foreseen: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+_expected_queues: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
 """The queues that a router has found for handlers whose messages say nothing of it."""
-_topics: Any = TopicExchange
+_topic_exchange: Any = TopicExchange
 
 
 def is_queue(name: str) -> bool:
     """Whether it is the name of a queue that the broker can be asked about."""
-    return not name.startswith(EXCHANGE)
+    return not name.startswith(EXCHANGE_PREFIX)
 
 
-def foreseen(app: Celery, parcels: Iterable[Parcel]) -> list[str]:
-    """Returns the queue that Celery's router finds for each parcel now; a router's function may find another one later.
+def has_static_routes(router: Any) -> bool:
+    """Whether a router finds the same for a task each time."""
+    return all(isinstance(route, MapRoute) for route in router.routes)
+
+
+def expected_queues(app: Celery, messages: Iterable[TaskMessage]) -> list[str]:
+    """Returns the queue that Celery's router finds for each message now; a function may route it elsewhere later.
 
     Raises:
         QueueNotFound: the app has no such queue, and makes none.
         DeclarationError: it has a name that cannot be stored.
     """
     router = app.amqp.router
-    known = _foreseen.setdefault(router, {}) if routes_alike(router) else None
-    return [_foreseen_for(app, parcel, known) for parcel in parcels]
+    known = _expected_queues.setdefault(router, {}) if has_static_routes(router) else None
+    return [_foreseen_for(app, message, known) for message in messages]
 
 
-def _foreseen_for(app: Celery, parcel: Parcel, known: dict[str, str] | None) -> str:
+def _foreseen_for(app: Celery, message: TaskMessage, known: dict[str, str] | None) -> str:
     if known is None:
-        return _checked(app, parcel.handler, parcel.given, parcel.kwargs)
-    given = {name: parcel.options[name] for name in ROUTING if name in parcel.options}
+        return _checked(app, message.handler, message.message_options, message.kwargs)
+    given = {name: message.options[name] for name in ROUTING_OPTIONS if name in message.options}
     if given:
-        return _checked(app, parcel.handler, given, {})
-    queue = known.get(parcel.handler)
+        return _checked(app, message.handler, given, {})
+    queue = known.get(message.handler)
     if queue is None:
-        queue = known[parcel.handler] = _checked(app, parcel.handler, {}, {})
+        queue = known[message.handler] = _checked(app, message.handler, {}, {})
     return queue
 
 
 def _checked(app: Celery, handler: str, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
-    queue = _routed(app, handler, given, kwargs)
+    queue = _route(app, handler, given, kwargs)
     check_name(f"the queue of handler {handler}", queue)
     return queue
 
 
-def queue_of(app: Celery, handler: str, options: Mapping[str, Any]) -> str:
+def expected_queue_of_handler(app: Celery, handler: str, options: Mapping[str, Any]) -> str:
     """Returns the queue that the router finds for the messages of a handler with these options, whatever they hold."""
-    return _routed(app, handler, {name: options[name] for name in ROUTING if name in options}, {})
+    return _route(app, handler, {name: options[name] for name in ROUTING_OPTIONS if name in options}, {})
 
 
-def foreseen_anew(app: Celery, parcel: Parcel) -> str:
-    """Returns the same for a parcel that another release may have made; a queue that is gone is left to the routes."""
+def expected_queue_or_default(app: Celery, message: TaskMessage) -> str:
+    """Returns the same for a message that another release may have made; a queue that is gone is left to the routes."""
     try:
-        return foreseen(app, [parcel])[0]
+        return expected_queues(app, [message])[0]
     except QueueNotFound:
-        named = [str(parcel.options[name]) for name in ROUTING if name in parcel.options]
-        parcel.options = {name: value for name, value in parcel.options.items() if name not in ROUTING}
-        found = foreseen(app, [parcel])[0]
-        logger.warning("%s goes to queue %s: this app has no %s any more", parcel.handler, found, ", ".join(named))
+        named = [str(message.options[name]) for name in ROUTING_OPTIONS if name in message.options]
+        message.options = {name: value for name, value in message.options.items() if name not in ROUTING_OPTIONS}
+        found = expected_queues(app, [message])[0]
+        logger.warning("%s goes to queue %s: this app has no %s any more", message.handler, found, ", ".join(named))
         return found
 
 
-def reached(app: Celery, exchange: Any, key: str | None) -> tuple[str, ...]:
+def matching_queues(app: Celery, exchange: Any, key: str | None) -> tuple[str, ...]:
     """Returns the queues that a message reaches by exchange and routing key; where the app has none, these two."""
     name = getattr(exchange, "name", exchange)
     if not name:
         return (str(key),)
     queues = [queue for queue in app.amqp.queues.values() if not isinstance(queue, Broadcast)]  # which is each worker's
-    found = tuple(queue.name for queue in queues if any(_takes(*each, name, key or "") for each in _bindings(queue)))
-    return found or (f"{EXCHANGE}{name}, key {key}"[:LONGEST],)
+    found = tuple(queue.name for queue in queues if any(_matches(*each, name, key or "") for each in _bindings(queue)))
+    return found or (f"{EXCHANGE_PREFIX}{name}, key {key}"[:MAX_DESTINATION_CHARS],)
 
 
-def _routed(app: Celery, handler: str, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
+def _route(app: Celery, handler: str, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
     task = app.tasks.get(handler)
-    own = {name: getattr(task, name) for name in ROUTING if getattr(task, name, None) is not None}
+    own = {name: getattr(task, name) for name in ROUTING_OPTIONS if getattr(task, name, None) is not None}
     route = app.amqp.router.route({**own, **given}, handler, (), kwargs, task)
-    queue, exchange, key = (route.get(name) for name in ROUTING)
+    queue, exchange, key = (route.get(name) for name in ROUTING_OPTIONS)
     if queue is None:
-        return reached(app, exchange, key)[0]
+        return matching_queues(app, exchange, key)[0]
     if queue.exchange.type == "direct" and not (exchange and key):
         return str(queue.name)
-    found = reached(app, exchange or queue.exchange, key or queue.routing_key)
+    found = matching_queues(app, exchange or queue.exchange, key or queue.routing_key)
     return str(queue.name) if queue.name in found else found[0]
 
 
@@ -114,10 +119,10 @@ def _bindings(queue: Any) -> Iterator[tuple[Any, str]]:
         yield binding.exchange, binding.routing_key or ""
 
 
-def _takes(exchange: Any, pattern: str, name: str, key: str) -> bool:
+def _matches(exchange: Any, pattern: str, name: str, key: str) -> bool:
     """Whether a binding of a queue takes what goes to an exchange with a key."""
     if exchange.name != name:
         return False
     if exchange.type == "topic":
-        return re.match(_topics(None).key_to_pattern(pattern), key) is not None
+        return re.match(_topic_exchange(None).key_to_pattern(pattern), key) is not None
     return exchange.type == "fanout" or (exchange.type == "direct" and pattern == key)

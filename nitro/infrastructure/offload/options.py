@@ -22,12 +22,12 @@ from pydantic import (
 from nitro.errors import DeclarationError, UnknownOption
 from nitro.infrastructure.events.names import check_name
 
-Delivery = Literal["at-most-once", "broker", "at-least-once", "exactly-once"]
-Entities = Literal["snapshot", "reload"]
+DeliveryGuarantee = Literal["at-most-once", "broker", "at-least-once", "exactly-once"]
+EntityMode = Literal["snapshot", "reload"]
 OnMissing = Literal["fail", "skip"]
 BrokerDown = Literal["store", "raise"]
 
-Hook = Callable[..., Any] | None
+TaskHook = Callable[..., Any] | None
 Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)] | None
 """Up to some 3,000 years, so that a time so far ahead is one that Python and a database know."""
 
@@ -40,11 +40,11 @@ def in_utc(moment: datetime) -> datetime:
 Moment = Annotated[datetime, AfterValidator(in_utc)]
 
 
-def _tuple(value: object) -> object:
+def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, type) else tuple(value) if isinstance(value, list | set) else value
 
 
-Errors = Annotated[tuple[type[BaseException], ...], BeforeValidator(_tuple)]
+ErrorTypes = Annotated[tuple[type[BaseException], ...], BeforeValidator(_as_tuple)]
 
 
 DELIVERY_HEADER = "nitro_delivery"
@@ -89,25 +89,25 @@ class TaskOptions(BaseModel):
     """Both `acks_on_failure` and `acks_on_timeout`; Celery keeps it for older code."""
     acks_on_timeout: bool | None = None
     """Whether a late acknowledgement is also made for a run that its time limit ended."""
-    after_return: Hook = None
+    after_return: TaskHook = None
     """Method of the task that Celery calls after each run: `(self, status, retval, task_id, args, kwargs, einfo)`."""
-    autoretry_for: Errors = ()
+    autoretry_for: ErrorTypes = ()
     """Exceptions after which the handler runs again; a tuple, a list or a single class."""
-    before_start: Hook = None
+    before_start: TaskHook = None
     """Method of the task that Celery calls before each run: `(self, task_id, args, kwargs)`."""
     default_retry_delay: Seconds = None
     """Seconds until the next try where `retry_backoff` is off."""
-    dont_autoretry_for: Errors = ()
+    dont_autoretry_for: ErrorTypes = ()
     """Exceptions that end the delivery at once although `autoretry_for` names a base of theirs."""
     ignore_result: bool | None = None
     """`True` leaves state and return value out of the result backend."""
     max_retries: Annotated[int, Field(ge=0)] | None = None
     """Tries after the first one; after the last of them a tracked delivery is a dead letter."""
-    on_failure: Hook = None
+    on_failure: TaskHook = None
     """Method of the task that Celery calls when it has failed: `(self, exc, task_id, args, kwargs, einfo)`."""
-    on_retry: Hook = None
+    on_retry: TaskHook = None
     """Method of the task that Celery calls when it is to run again: `(self, exc, task_id, args, kwargs, einfo)`."""
-    on_success: Hook = None
+    on_success: TaskHook = None
     """Method of the task that Celery calls when it has finished: `(self, retval, task_id, args, kwargs)`."""
     rate_limit: str | int | float | None = None
     """Runs that each worker starts at most in a time: `"10/s"`, `"100/m"`, `"1000/h"`, or a number a second."""
@@ -135,7 +135,7 @@ class TaskOptions(BaseModel):
     """Whether the result is stored too when `task_always_eager` runs the handler at once."""
     store_errors_even_if_ignored: bool | None = None
     """Whether errors are stored although `ignore_result` is set."""
-    throws: Errors = ()
+    throws: ErrorTypes = ()
     """Exceptions that are expected: no retry, and a line without a traceback in the worker's log."""
     time_limit: Seconds = None
     """Seconds after which the process that runs the handler is ended, where the pool enforces it."""
@@ -169,8 +169,8 @@ class Offload(MessageOptions, TaskOptions):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
-    delivery: Delivery | None = None
-    entity: Entities = "snapshot"
+    delivery: DeliveryGuarantee | None = None
+    entity: EntityMode = "snapshot"
     on_missing: OnMissing = "fail"
     broker_down: BrokerDown = "store"
     base: type | None = None
@@ -210,22 +210,22 @@ class Offload(MessageOptions, TaskOptions):
         raise DeclarationError(f"offload={offload!r} is neither True, Offload(...) nor a dict of options")
 
     @cached_property
-    def message(self) -> Mapping[str, Any]:
+    def message_options(self) -> Mapping[str, Any]:
         """The given options of `apply_async`, and the promise where the worker's main process must know it."""
-        given = {name: getattr(self, name) for name in self.model_fields_set & _OF_MESSAGE}
+        given = {name: getattr(self, name) for name in self.model_fields_set & _MESSAGE_OPTIONS}
         if self.delivery == "at-most-once":
             given["headers"] = {**(self.headers or {}), DELIVERY_HEADER: self.delivery}
         return given
 
-    def task(self) -> dict[str, Any]:
+    def task_options(self) -> dict[str, Any]:
         """The given options of the Celery task."""
-        return {name: getattr(self, name) for name in self.model_fields_set & _OF_TASK}
+        return {name: getattr(self, name) for name in self.model_fields_set & _TASK_OPTIONS}
 
-    def differs(self, other: Offload) -> set[str]:
+    def conflicting_options(self, other: Offload) -> set[str]:
         """Options that one task cannot have both of."""
         names = {*TaskOptions.model_fields, "on_missing", "base"}
         return {name for name in names if getattr(self, name) != getattr(other, name)}
 
 
-_OF_MESSAGE = frozenset(MessageOptions.model_fields)
-_OF_TASK = frozenset(TaskOptions.model_fields)
+_MESSAGE_OPTIONS = frozenset(MessageOptions.model_fields)
+_TASK_OPTIONS = frozenset(TaskOptions.model_fields)

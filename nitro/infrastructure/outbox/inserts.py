@@ -11,60 +11,62 @@ from pydantic_core import to_json
 from sqlalchemy import Boolean, ColumnElement, Connection, Double, Table, bindparam, case, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
-from nitro.infrastructure.database import Prepared
-from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.outbox.given import given
-from nitro.infrastructure.outbox.rows import delivery_rows, emission_row
+from nitro.infrastructure.database import CachedStatement
+from nitro.infrastructure.offload.envelope import TaskMessage
+from nitro.infrastructure.outbox.rows import delivery_rows, emission_row, json_rows
+from nitro.infrastructure.outbox.schema import deliveries, emissions, now
 from nitro.infrastructure.outbox.states import due_after
-from nitro.infrastructure.outbox.tables import deliveries, emissions, now
 from nitro.infrastructure.outbox.texts import check_names
 
-KEPT = ("emission", "handler", "id", "promise", "mode", "queue", "options", "state", "publications")
+STORED_COLUMNS = ("emission", "handler", "id", "promise", "mode", "queue", "options", "state", "publications")
 """Values of `delivery_rows` that are columns."""
-RECKONED = {"at_once": Boolean(), "put_off": Double(), "ends_at": Double(), "ends_after": Double()}
+TIME_INPUTS = {"at_once": Boolean(), "put_off": Double(), "ends_at": Double(), "ends_after": Double()}
 """Values of `delivery_rows` that the times are made of."""
 
-INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+INSERT_BY_DIALECT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
-def insert(connection: Connection, app: Celery, parcels: Sequence[Parcel], *, queued: bool) -> None:
-    """Write the emission of these parcels, which may be there already, and a delivery for each.
+def insert_deliveries(connection: Connection, app: Celery, messages: Sequence[TaskMessage], *, queued: bool) -> None:
+    """Write the emission of these messages, which may be there already, and a delivery for each.
 
     Raises:
         DeclarationError: the database cannot store the name of the event, of a handler or of a queue.
         OptionNotSerializable: an option of a message is not JSON.
     """
-    rows, emission = delivery_rows(app, parcels, queued), emission_row(parcels)
+    rows, emission = delivery_rows(app, messages, queued), emission_row(messages)
     check_names(chain([emission["event"]], (row[name] for row in rows for name in ("handler", "queue"))))
     values = {**emission, "rows": to_json(rows).decode()}
-    for statement in STATEMENTS[connection.dialect.name]:
+    for statement in INSERT_STATEMENTS[connection.dialect.name]:
         statement.execute(connection, values)
 
 
-def _emission(dialect: str) -> Any:
-    emission = INSERT[dialect](emissions)
+def _emission_insert(dialect: str) -> Any:
+    emission = INSERT_BY_DIALECT[dialect](emissions)
     both = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
     values = {column.name: bindparam(column.name, type_=column.type) for column in emissions.c}
     return emission.values(values).on_conflict_do_update(index_elements=["id"], set_=both)
 
 
-def _delivery(dialect: str) -> Any:
-    columns = {**{name: deliveries.c[name].type for name in KEPT}, **RECKONED}
-    row = given(dialect, bindparam("rows"), columns).c
+def _delivery_insert(dialect: str) -> Any:
+    columns = {**{name: deliveries.c[name].type for name in STORED_COLUMNS}, **TIME_INPUTS}
+    row = json_rows(dialect, bindparam("rows"), columns).c
     times = {
         "due_at": due_after(row.put_off),
         "expires_at": func.coalesce(row.ends_at, now() + row.ends_after),
         "published_at": case((row.at_once, now())),
         "due_since": case((row.at_once, now()), else_=now() + row.put_off),
     }
-    values: list[ColumnElement[Any]] = [*(row[name] for name in KEPT), *times.values()]
+    values: list[ColumnElement[Any]] = [*(row[name] for name in STORED_COLUMNS), *times.values()]
     rows = select(*values).where(true())  # without WHERE SQLite takes ON CONFLICT for that of a join
-    return INSERT[dialect](deliveries).from_select([*KEPT, *times], rows).on_conflict_do_nothing()
+    return INSERT_BY_DIALECT[dialect](deliveries).from_select([*STORED_COLUMNS, *times], rows).on_conflict_do_nothing()
 
 
-def _both(dialect: str) -> Any:
-    return _delivery(dialect).add_cte(_emission(dialect).cte("emission"))
+def _combined_insert(dialect: str) -> Any:
+    return _delivery_insert(dialect).add_cte(_emission_insert(dialect).cte("emission"))
 
 
-STATEMENTS = {"postgresql": (Prepared(_both),), "sqlite": (Prepared(_emission), Prepared(_delivery))}
+INSERT_STATEMENTS = {
+    "postgresql": (CachedStatement(_combined_insert),),
+    "sqlite": (CachedStatement(_emission_insert), CachedStatement(_delivery_insert)),
+}
 """What `insert` executes; one where one can be both."""

@@ -12,36 +12,36 @@ from typing import Any
 
 from sqlalchemy import bindparam, func
 
-from nitro.infrastructure.database import engine, place_of, writing
+from nitro.infrastructure.database import database_identity, engine, write_connection
 from nitro.infrastructure.events import Emission
-from nitro.infrastructure.events.committing import commit_of
-from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.events.shown import shown
-from nitro.infrastructure.events.watching import watchers
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.events.committing import commit_to_wait_for
+from nitro.infrastructure.events.display import describe_sender
+from nitro.infrastructure.events.observers import active_observers
+from nitro.infrastructure.events.ports import Call
+from nitro.infrastructure.logs import get_logger
 from nitro.infrastructure.offload.app import current_app
-from nitro.infrastructure.offload.parcel import TRACKED
-from nitro.infrastructure.offload.story import Story, story_of, undone, written
-from nitro.infrastructure.outbox.inserts import INSERT
-from nitro.infrastructure.outbox.tables import NAME, emissions
-from nitro.infrastructure.outbox.texts import identity, storable
+from nitro.infrastructure.offload.envelope import TRACKED_DELIVERIES
+from nitro.infrastructure.offload.report import EmissionReport, report_json, report_of, rolled_back_report
+from nitro.infrastructure.outbox.inserts import INSERT_BY_DIALECT
+from nitro.infrastructure.outbox.schema import MAX_NAME_CHARACTERS, emissions
+from nitro.infrastructure.outbox.texts import to_storable, to_storable_id
 from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.threads import JOURNAL, AtExit, ForkSafe, PeriodicThread
 
-logger = logger_named("nitro.outbox")
+logger = get_logger("nitro.outbox")
 
-GATHER = 0.05
+BATCH_DELAY_SECONDS = 0.05
 """Seconds in which emissions gather to be written together."""
-AT_ONCE = 500
-MOST = 10_000
+WRITE_BATCH = 500
+MAX_PENDING_ENTRIES = 10_000
 """Emissions that may wait to be written; more than that are not recorded."""
-IDLE = 60.0
-EXIT_WAIT = 5.0
+IDLE_SECONDS = 60.0
+EXIT_WAIT_SECONDS = 5.0
 """Seconds that the exit of the interpreter waits for the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class JournalEntry:
     """An emission to be written; without its results, which need not live as long."""
 
     id: str
@@ -49,13 +49,17 @@ class Note:
     root: str | None
     parent: str | None
     sender: str
-    story: Story
+    story: EmissionReport
 
     def row(self) -> dict[str, Any]:
         """The values of its row, none of which a database can refuse, which would keep all others waiting."""
-        causes = {"root": identity(self.root), "parent": identity(self.parent)}
-        facts = {"id": self.id, "event": storable(self.event)[:NAME] or None, "sender": storable(self.sender)}
-        return {**facts, **causes, "story": written(self.story)}
+        causes = {"root": to_storable_id(self.root), "parent": to_storable_id(self.parent)}
+        facts = {
+            "id": self.id,
+            "event": to_storable(self.event)[:MAX_NAME_CHARACTERS] or None,
+            "sender": to_storable(self.sender),
+        }
+        return {**facts, **causes, "story": report_json(self.story)}
 
 
 class Journal(ForkSafe):
@@ -63,14 +67,14 @@ class Journal(ForkSafe):
 
     def __init__(self) -> None:
         self._thread = PeriodicThread("nitro-journal")
-        self._at_exit = AtExit(self._end, JOURNAL)
+        self._at_exit = AtExit(self._flush_now, JOURNAL)
         super().__init__()
 
     def _reset(self) -> None:
-        self._notes: deque[Note] = deque()
+        self._notes: deque[JournalEntry] = deque()
         self._dropped = 0
-        self._all_written = threading.Condition()
-        self._ended = self._refused = False
+        self._written = threading.Condition()
+        self._ended = self._has_warned_of_memory = False
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
@@ -91,53 +95,53 @@ class Journal(ForkSafe):
     def _tell(self, emission: Emission, call: Call, raised: BaseException | None) -> None:
         """Note an emission now, or when it is known whether the commit that it waits for has come."""
         tracked = raised is None and _is_tracked(emission)
-        commit = commit_of(call) if raised is None and emission.waits else None
+        commit = commit_to_wait_for(call) if raised is None and emission.waits_for_commit else None
         if commit is not None:
-            note = _note_of(emission, call, None, rows=False)
-            commit.after_rollback(partial(self._note, replace(note, story=undone(note.story))))
+            note = _journal_entry(emission, call, None, rows=False)
+            commit.after_rollback(partial(self._note, replace(note, story=rolled_back_report(note.story))))
             if not tracked:
                 commit.after_commit(partial(self._note, note))
         elif not tracked:
-            self._note(_note_of(emission, call, raised, rows=_is_tracked(emission)))
+            self._note(_journal_entry(emission, call, raised, rows=_is_tracked(emission)))
 
-    def _note(self, note: Note) -> None:
-        if len(self._notes) >= MOST:
+    def _note(self, note: JournalEntry) -> None:
+        if len(self._notes) >= MAX_PENDING_ENTRIES:
             self._dropped += 1
             return
         self._notes.append(note)
-        self.end_well()
-        self._thread.start(self._write)
-        self._thread.wake(GATHER)
+        self.flush_at_exit()
+        self._thread.start(self._write_batch)
+        self._thread.wake(BATCH_DELAY_SECONDS)
         if self._ended:
-            self.flush(EXIT_WAIT)
+            self.flush(EXIT_WAIT_SECONDS)
 
-    def end_well(self) -> None:
+    def flush_at_exit(self) -> None:
         """Have the end of this process, or of a child of multiprocessing, wait until all is written."""
         self._at_exit.arm()
 
-    def _end(self) -> None:
-        self._ended = self.flush(EXIT_WAIT)  # what is emitted later still is written at once
+    def _flush_now(self) -> None:
+        self._ended = self.flush(EXIT_WAIT_SECONDS)  # what is emitted later still is written at once
 
-    def _write(self) -> float:
+    def _write_batch(self) -> float:
         """Write some of what was noted; seconds until the next time."""
-        some = [self._notes[position] for position in range(min(AT_ONCE, len(self._notes)))]
-        if some and place_of(engine().url) is None:
-            self._refuse()
+        some = [self._notes[position] for position in range(min(WRITE_BATCH, len(self._notes)))]
+        if some and database_identity(engine().url) is None:
+            self._warn_of_memory()
         elif some:
-            _insert(some)
+            _insert_entries(some)
         for _ in some:
             self._notes.popleft()
-        with self._all_written:
-            self._all_written.notify_all()
+        with self._written:
+            self._written.notify_all()
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             logger.warning("%d emissions are not in the journal: they came faster than they could be written", dropped)
-        return 0.0 if self._notes else IDLE
+        return 0.0 if self._notes else IDLE_SECONDS
 
-    def _refuse(self) -> None:
+    def _warn_of_memory(self) -> None:
         """Say once that nothing is recorded in memory: to write there from this thread would end open transactions."""
-        if not self._refused:
-            self._refused = True
+        if not self._has_warned_of_memory:
+            self._has_warned_of_memory = True
             logger.warning(
                 "nothing is in the journal: the database is in memory, and its one connection is the program's"
             )
@@ -145,29 +149,29 @@ class Journal(ForkSafe):
     def flush(self, timeout: float) -> bool:
         """Wait until all that was noted is written: a process ends; whether that was so within `timeout` seconds."""
         self._thread.wake()
-        with self._all_written:
-            written = self._all_written.wait_for(lambda: not self._notes, timeout)
+        with self._written:
+            written = self._written.wait_for(lambda: not self._notes, timeout)
         if not written:
             logger.warning("%d emissions are not in the journal: the database does not take them", len(self._notes))
         return written
 
 
-def _note_of(emission: Emission, call: Call, raised: BaseException | None, *, rows: bool) -> Note:
-    return Note(
+def _journal_entry(emission: Emission, call: Call, raised: BaseException | None, *, rows: bool) -> JournalEntry:
+    return JournalEntry(
         id=emission.id,
         event=emission.event,
         root=emission.root,
         parent=emission.parent,
-        sender=shown(call.sender),
-        story=story_of(emission, raised, rows=rows),
+        sender=describe_sender(call.sender),
+        story=report_of(emission, raised, rows=rows),
     )
 
 
-def _insert(notes: list[Note]) -> None:
+def _insert_entries(notes: list[JournalEntry]) -> None:
     ensure_current()
-    with writing() as connection:
+    with write_connection() as connection:
         names = ("id", "event", "sender", "root", "parent", "story")
-        new = INSERT[connection.dialect.name](emissions).values({name: bindparam(name) for name in names})
+        new = INSERT_BY_DIALECT[connection.dialect.name](emissions).values({name: bindparam(name) for name in names})
         story = func.coalesce(emissions.c.story, new.excluded.story)  # an untracked delivery that is stored has none
         told = new.on_conflict_do_update(index_elements=["id"], set_={"story": story})
         connection.execute(told, [note.row() for note in notes])
@@ -177,15 +181,15 @@ def _is_tracked(emission: Emission) -> bool:
     """Whether it has rows of its own: one with tracked deliveries, but where Celery runs them at once."""
     offloaded = emission.plan.offloaded if emission.plan is not None else ()
     promises = (each.offload.delivery for each in offloaded if each.offload and each.name in emission.offloaded)
-    return any(promise in TRACKED for promise in promises) and not current_app().conf.task_always_eager
+    return any(promise in TRACKED_DELIVERIES for promise in promises) and not current_app().conf.task_always_eager
 
 
 journal = Journal()
 """The one of this process."""
 
 
-def install() -> None:
+def observe_emissions() -> None:
     """Have every emission of this process noted."""
-    if journal.watch not in watchers:
-        watchers.append(journal.watch)
-        journal.end_well()
+    if journal.watch not in active_observers:
+        active_observers.append(journal.watch)
+        journal.flush_at_exit()

@@ -7,28 +7,28 @@ from time import monotonic
 
 from celery import Celery
 
-from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.offload.batch import Batch
-from nitro.infrastructure.offload.carriers import publishing, within
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.line import sizes
-from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.outbox import backlog, retention
+from nitro.infrastructure.logs import get_logger
+from nitro.infrastructure.offload.envelope import TaskMessage
+from nitro.infrastructure.offload.propagation import enter_all, publish_contexts
+from nitro.infrastructure.offload.publishing.connection import queue_sizes
+from nitro.infrastructure.offload.publishing.publisher import publisher
+from nitro.infrastructure.offload.publishing.queue import Batch
+from nitro.infrastructure.outbox import pending, retention
 from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.threads import PeriodicThread
 
-logger = logger_named("nitro.outbox")
+logger = get_logger("nitro.outbox")
 
-POLL = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks at the table, when nobody nudges."""
-MOST = 500
+MAX_BATCH = 500
 """Deliveries taken at a time; few while the broker may be away, to find out."""
-PROBE = 10
-PATIENCE = 60.0
+PROBE_BATCH = 10
+BATCH_TIMEOUT_SECONDS = 60.0
 """Seconds that a batch may take."""
-LOOK_AFTER = 2.0
+MAINTENANCE_INTERVAL_SECONDS = 2.0
 """Seconds between two looks at messages whose lease has run out."""
-CALM = 90.0
+IDLE_STOP_SECONDS = 90.0
 """Seconds without anything to do after which the relay of an emitter ends; longer than anything is put back for."""
 
 
@@ -37,65 +37,69 @@ class Relay:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._looked = 0.0
+        self._last_check = 0.0
 
     def tick(self) -> float:
         """Take a step; seconds until the next one."""
-        return 0.0 if self.step() else POLL
+        return 0.0 if self.step() else POLL_SECONDS
 
     def step(self) -> int:
         """Publish what is due, and from time to time look after what was published; how many were published."""
         ensure_current()
-        if monotonic() - self._looked >= LOOK_AFTER:
-            self._looked = monotonic()
-            backlog.expire()
-            self._look_after()
+        if monotonic() - self._last_check >= MAINTENANCE_INTERVAL_SECONDS:
+            self._last_check = monotonic()
+            pending.close_expired()
+            self._requeue_lost()
             retention.sweep()
-        return 0 if courier.pausing or not backlog.due() else self._publish()
+        return 0 if publisher.is_pausing or not pending.has_due() else self._publish()
 
-    def _look_after(self) -> None:
-        if courier.pausing:
+    def _requeue_lost(self) -> None:
+        if publisher.is_pausing:
             return
         try:
-            backlog.look_after(partial(sizes, self._app))
+            pending.requeue_lost(partial(queue_sizes, self._app))
         except ConnectionError as error:
             logger.info("the broker does not say how long its queues are: %s", error)
 
     def _publish(self) -> int:
-        parcels = backlog.take(MOST if courier.ready else PROBE, self._app)
-        with within(around(parcels) for around in publishing):
-            batch = courier.post(self._app, parcels, _relocate)
-            if batch.wait(PATIENCE) != "sent":
-                _put_back(batch)
-        backlog.settle([parcel for parcel in backlog.untracked(parcels) if parcel not in batch.open], None)
-        return len(parcels) - len(batch.open)
+        messages = pending.take_due(MAX_BATCH if publisher.is_ready else PROBE_BATCH, self._app)
+        with enter_all(around(messages) for around in publish_contexts):
+            batch = publisher.enqueue(self._app, messages, _store_actual_queues)
+            if batch.wait(BATCH_TIMEOUT_SECONDS) != "sent":
+                _requeue_unconfirmed(batch)
+        pending.close_untracked(
+            [message for message in pending.only_untracked(messages) if message not in batch.unconfirmed], None
+        )
+        return len(messages) - len(batch.unconfirmed)
 
 
-def _relocate(batch: Batch) -> None:
-    backlog.relocate(batch.parcels)
+def _store_actual_queues(batch: Batch) -> None:
+    pending.store_actual_queues(batch.messages)
 
 
-def _put_back(batch: Batch) -> None:
-    error = batch.error or TimeoutError(f"the broker has not answered within {PATIENCE:.0f} s")
-    doubtful = [parcel for parcel in batch.open if _must_not_repeat(batch, parcel)]
-    backlog.settle(doubtful, error)
-    backlog.put_back([parcel for parcel in batch.open if parcel not in doubtful], error, batch.fate)
+def _requeue_unconfirmed(batch: Batch) -> None:
+    error = batch.error or TimeoutError(f"the broker has not answered within {BATCH_TIMEOUT_SECONDS:.0f} s")
+    doubtful = [message for message in batch.unconfirmed if _must_not_repeat(batch, message)]
+    pending.close_untracked(doubtful, error)
+    pending.requeue_unconfirmed(
+        [message for message in batch.unconfirmed if message not in doubtful], error, batch.status
+    )
 
 
-def _must_not_repeat(batch: Batch, parcel: Parcel) -> bool:
-    return parcel.promise == "at-most-once" and batch.fate != "unsent"
+def _must_not_repeat(batch: Batch, message: TaskMessage) -> bool:
+    return message.delivery == "at-most-once" and batch.status != "unsent"
 
 
-class EmittersRelay:
+class EmitterRelay:
     """The relay of a process that has emitted what the broker has not taken; it ends when that has left."""
 
     def __init__(self) -> None:
         self._thread = PeriodicThread("nitro-relay")
-        self._busy = 0.0
+        self._last_busy_at = 0.0
 
     def start(self, app: Celery) -> None:
         """Begin, if it has not, to relay through the broker of an app."""
-        self._busy = monotonic()
+        self._last_busy_at = monotonic()
         self._thread.start(partial(self._tick, Relay(app)))
 
     def stop(self, timeout: float) -> None:
@@ -104,10 +108,10 @@ class EmittersRelay:
 
     def _tick(self, relay: Relay) -> float | None:
         after = relay.tick()
-        if not after or not courier.ready:
-            self._busy = monotonic()
-        return None if monotonic() - self._busy > CALM else after
+        if not after or not publisher.is_ready:
+            self._last_busy_at = monotonic()
+        return None if monotonic() - self._last_busy_at > IDLE_STOP_SECONDS else after
 
 
-emitters = EmittersRelay()
+emitter_relay = EmitterRelay()
 """The one of this process."""

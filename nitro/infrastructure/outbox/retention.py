@@ -7,40 +7,40 @@ from time import monotonic
 
 from sqlalchemy import and_, delete, exists, or_, select
 
-from nitro.infrastructure.database import writing
-from nitro.infrastructure.outbox.states import PUBLISHED, in_states
-from nitro.infrastructure.outbox.tables import CANCELLED, DONE, deliveries, emissions, first_id
+from nitro.infrastructure.database import write_connection
+from nitro.infrastructure.outbox.schema import CANCELLED, DONE, deliveries, emissions, min_id_at
+from nitro.infrastructure.outbox.states import PUBLISHED, is_in_states
 
-KEPT = timedelta(days=14)
+RETENTION_PERIOD = timedelta(days=14)
 """Longer than any broker keeps a message that it may deliver again."""
-EVERY = 600.0
+SWEEP_INTERVAL_SECONDS = 600.0
 """Seconds between two sweeps."""
-AT_ONCE = 200
+DELETE_BATCH = 200
 
-_swept = -EVERY
+_last_sweep_at = -SWEEP_INTERVAL_SECONDS
 
 
 def sweep() -> int:
     """Delete some of what is done or cancelled and older than `KEPT`, now and then; how many deliveries."""
-    global _swept  # noqa: PLW0603  # one clock a process
-    if monotonic() - _swept < EVERY:
+    global _last_sweep_at  # noqa: PLW0603  # one clock a process
+    if monotonic() - _last_sweep_at < SWEEP_INTERVAL_SECONDS:
         return 0
-    before = datetime.now(UTC) - KEPT
-    deleted = purge(before, (DONE, PUBLISHED, CANCELLED)) + forget(before)
-    if deleted < AT_ONCE:
-        _swept = monotonic()
+    before = datetime.now(UTC) - RETENTION_PERIOD
+    deleted = purge_deliveries(before, (DONE, PUBLISHED, CANCELLED)) + purge_emissions(before)
+    if deleted < DELETE_BATCH:
+        _last_sweep_at = monotonic()
     return deleted
 
 
-def purge(before: datetime, states: tuple[str, ...], most: int = AT_ONCE) -> int:
+def purge_deliveries(before: datetime, states: tuple[str, ...], most: int = DELETE_BATCH) -> int:
     """Delete deliveries that were closed before a moment, and so emitted before it too; how many.
 
     Another purge beside it skips them, and with them the emissions that both would otherwise leave to each other.
     """
     d = deliveries.c
-    closed = in_states(states) & (d.closed_at < before.timestamp())
-    old = select(d.emission, d.handler).join(emissions).where(d.emission < first_id(before), closed).limit(most)
-    with writing() as connection:
+    closed = is_in_states(states) & (d.closed_at < before.timestamp())
+    old = select(d.emission, d.handler).join(emissions).where(d.emission < min_id_at(before), closed).limit(most)
+    with write_connection() as connection:
         keys = [tuple(row) for row in connection.execute(old.with_for_update(skip_locked=True))]
         if not keys:
             return 0
@@ -51,10 +51,10 @@ def purge(before: datetime, states: tuple[str, ...], most: int = AT_ONCE) -> int
     return deleted
 
 
-def forget(before: datetime, most: int = AT_ONCE) -> int:
+def purge_emissions(before: datetime, most: int = DELETE_BATCH) -> int:
     """Delete emissions of before a moment that the journal has recorded; how many."""
     left = exists().where(deliveries.c.emission == emissions.c.id)
-    old = select(emissions.c.id).where(emissions.c.id < first_id(before), ~left).limit(most)
-    with writing() as connection:
+    old = select(emissions.c.id).where(emissions.c.id < min_id_at(before), ~left).limit(most)
+    with write_connection() as connection:
         ids = connection.scalars(old.with_for_update(skip_locked=True)).all()
         return connection.execute(delete(emissions).where(emissions.c.id.in_(ids))).rowcount if ids else 0

@@ -8,61 +8,76 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Double, String, Text, case, cast, false, func, literal, or_
 
-from nitro.infrastructure.logs import said
-from nitro.infrastructure.offload.parcel import TRACKED
-from nitro.infrastructure.outbox.tables import CLOSED, DEAD, DONE, OPEN, WAITING, State, deliveries, is_dead, now
-from nitro.infrastructure.outbox.texts import storable
+from nitro.infrastructure.logs import exception_line
+from nitro.infrastructure.offload.envelope import TRACKED_DELIVERIES
+from nitro.infrastructure.outbox.schema import (
+    CLOSED_STATES,
+    DEAD,
+    DONE,
+    OPEN_STATES,
+    WAITING,
+    State,
+    deliveries,
+    is_dead,
+    now,
+)
+from nitro.infrastructure.outbox.texts import to_storable
 
-Values = dict[str, Any]
+ColumnValues = dict[str, Any]
 """Of the columns of a delivery."""
 
-AT_ONCE = 0.0
+IMMEDIATELY = 0.0
 """Due whatever becomes of the clock."""
-AGAIN: Values = {"state": WAITING, "due_at": AT_ONCE, "due_since": now()}
+RUN_AGAIN: ColumnValues = {"state": WAITING, "due_at": IMMEDIATELY, "due_since": now()}
 """Due anew, from now on."""
-EXPIRED = "expired before it started"
-EXPIRED_LATER = "expired before it ran again"
+EXPIRED_ERROR = "expired before it started"
+EXPIRED_RETRY_ERROR = "expired before it ran again"
 
 PUBLISHED: Final = "published"
 """A row of an untracked delivery that is done: its message has left, and what becomes of it only the broker knows."""
-Shown = State | Literal["published"]
+DisplayState = State | Literal["published"]
 """A state as people and scripts see it."""
-SHOWN: tuple[Shown, ...] = (*OPEN, DONE, PUBLISHED, *(state for state in CLOSED if state != DONE))
+DISPLAY_STATES: tuple[DisplayState, ...] = (
+    *OPEN_STATES,
+    DONE,
+    PUBLISHED,
+    *(state for state in CLOSED_STATES if state != DONE),
+)
 
-MOST_HISTORY = 4000
+MAX_HISTORY_CHARACTERS = 4000
 """Characters of history after which no more of it is written."""
-MOST_REASON = 300
+MAX_REASON_CHARACTERS = 300
 
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
     """When something is due that is put off; what is not is due whatever becomes of the clock."""
-    return case((seconds == 0, AT_ONCE), else_=now() + seconds)
+    return case((seconds == 0, IMMEDIATELY), else_=now() + seconds)
 
 
-def shown_state(state: State, promise: str) -> Shown:
+def display_state(state: State, promise: str) -> DisplayState:
     """Returns the state of a delivery as it is shown: only of a tracked one does `done` say that its handler has run.
 
     Args:
         state: of its row.
         promise: `delivery=` of its handler.
     """
-    return PUBLISHED if state == DONE and promise not in TRACKED else state
+    return PUBLISHED if state == DONE and promise not in TRACKED_DELIVERIES else state
 
 
-def in_states(states: Iterable[str]) -> ColumnElement[bool]:
+def is_in_states(states: Iterable[str]) -> ColumnElement[bool]:
     """Deliveries that are shown in one of these states; open ones and dead letters are found by their indexes."""
     c, wanted = deliveries.c, set(states)
-    stored = _stored((wanted | {DONE}) - {PUBLISHED} if PUBLISHED in wanted else wanted)
+    stored = _has_stored_state((wanted | {DONE}) - {PUBLISHED} if PUBLISHED in wanted else wanted)
     if (PUBLISHED in wanted) == (DONE in wanted):
         return stored
-    unwanted = c.promise.in_(TRACKED) if PUBLISHED in wanted else c.promise.not_in(TRACKED)
+    unwanted = c.promise.in_(TRACKED_DELIVERIES) if PUBLISHED in wanted else c.promise.not_in(TRACKED_DELIVERIES)
     return stored & ~((c.state == DONE) & unwanted)
 
 
-def _stored(states: set[str]) -> ColumnElement[bool]:
+def _has_stored_state(states: set[str]) -> ColumnElement[bool]:
     """Deliveries whose rows say one of these states."""
     c = deliveries.c
-    opened, others = sorted(states & set(OPEN)), sorted(states - {*OPEN, DEAD})
+    opened, others = sorted(states & set(OPEN_STATES)), sorted(states - {*OPEN_STATES, DEAD})
     ways = [
         *([c.closed_at.is_(None) & c.state.in_(opened)] if opened else []),
         *([is_dead()] if DEAD in states else []),
@@ -71,46 +86,46 @@ def _stored(states: set[str]) -> ColumnElement[bool]:
     return or_(false(), *ways)
 
 
-def dead(error: str | ColumnElement[str]) -> Values:
+def dead_values(error: str | ColumnElement[str]) -> ColumnValues:
     """A dead letter."""
-    return {"state": DEAD, "closed_at": now(), "error": _storable(error)}
+    return {"state": DEAD, "closed_at": now(), "error": _storable_error(error)}
 
 
-def expired() -> Values:
+def expired_values() -> ColumnValues:
     """A dead letter that was not run in time."""
-    return dead(case((deliveries.c.attempts == 0, EXPIRED), else_=EXPIRED_LATER))
+    return dead_values(case((deliveries.c.attempts == 0, EXPIRED_ERROR), else_=EXPIRED_RETRY_ERROR))
 
 
-def waiting(due_at: ColumnElement[float] | float, error: str) -> Values:
+def waiting_values(due_at: ColumnElement[float] | float, error: str) -> ColumnValues:
     """To be published when it is due."""
-    return {"state": WAITING, "due_at": due_at, "error": storable(error)}
+    return {"state": WAITING, "due_at": due_at, "error": to_storable(error)}
 
 
-def retried(seconds: float, error: str) -> Values:
+def retry_values(seconds: float, error: str) -> ColumnValues:
     """To be published in so many seconds, after a run that failed."""
     after = literal(seconds, Double)
     return {
-        **waiting(due_after(after), error),
+        **waiting_values(due_after(after), error),
         "due_since": now() + after,
         "retries": deliveries.c.retries + 1,
-        **noted(error),
+        **history_values(error),
     }
 
 
-def noted(why: str) -> Values:
+def history_values(why: str) -> ColumnValues:
     """The run that ends here, added to the history of those that did not close the delivery."""
     c = deliveries.c
     earlier = func.coalesce(c.history, "")
-    reason = json.dumps(storable(said(why)[:MOST_REASON]))
+    reason = json.dumps(to_storable(exception_line(why)[:MAX_REASON_CHARACTERS]))
     facts = {"run": c.attempts, "started": c.started_at, "ended": now()}
     line: ColumnElement[str] = literal("{", Text)
     for name, value in facts.items():
         line = line + f'"{name}":' + func.coalesce(cast(value, String), "null") + ","
     line = line + f'"why":{reason}}}\n'
-    return {"history": case((func.length(earlier) < MOST_HISTORY, earlier + line), else_=earlier)}
+    return {"history": case((func.length(earlier) < MAX_HISTORY_CHARACTERS, earlier + line), else_=earlier)}
 
 
-def with_death(row: Any) -> str:
+def history_with_death(row: Any) -> str:
     """The history of a dead letter, and as its last line what it died of: its last run, or what came after it.
 
     Args:
@@ -119,19 +134,19 @@ def with_death(row: Any) -> str:
     earlier = row.history or ""
     last = json.loads(earlier.splitlines()[-1])["run"] if earlier else 0
     started = row.started_at if row.attempts > last else None
-    why = said(row.error or "")[:MOST_REASON]
+    why = exception_line(row.error or "")[:MAX_REASON_CHARACTERS]
     death = {"run": row.attempts, "started": started, "ended": row.closed_at, "why": why, "outcome": DEAD}
     return f"{earlier}{json.dumps(death)}\n"
 
 
-def waiting_unless(last: ColumnElement[bool], due_at: ColumnElement[float] | float, error: str) -> Values:
+def waiting_or_dead_values(last: ColumnElement[bool], due_at: ColumnElement[float] | float, error: str) -> ColumnValues:
     """To be published when it is due, or a dead letter if that was the last time."""
     return {
-        **waiting(due_at, error),
+        **waiting_values(due_at, error),
         "state": case((last, DEAD), else_=WAITING),
         "closed_at": case((last, now())),
     }
 
 
-def _storable(error: str | ColumnElement[str]) -> str | ColumnElement[str]:
-    return storable(error) if isinstance(error, str) else error
+def _storable_error(error: str | ColumnElement[str]) -> str | ColumnElement[str]:
+    return to_storable(error) if isinstance(error, str) else error

@@ -8,44 +8,44 @@ from contextlib import contextmanager
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from nitro.infrastructure.database import ensure_tables, reading
+from nitro.infrastructure.database import ensure_tables, read_session
 from nitro.infrastructure.repository.query import (
     Condition,
     E,
     Ordering,
-    by_fields,
-    conditions,
-    containing,
+    check_conditions,
+    field_conditions,
     mapper_of,
-    ordering,
+    order_expressions,
+    text_condition,
 )
 
 
 def get(entity: type[E], key: object) -> E | None:
     """The entity with this primary key, or None."""
-    with _asking(entity, "get") as session:
+    with _reading_session(entity, "get") as session:
         return None if key is None else session.get(entity, key)
 
 
 def exists(entity: type[E], key: object) -> bool:
     """Whether there is a row with this primary key; it is not loaded."""
-    with _asking(entity, "exists") as session:
+    with _reading_session(entity, "exists") as session:
         parts = key if isinstance(key, tuple) else (key,)
         columns = mapper_of(entity, "exists").primary_key
         row = select(1).where(*(column == part for column, part in zip(columns, parts, strict=True)))
         return session.scalar(row) is not None
 
 
-def every(entity: type[E]) -> list[E]:
+def all_entities(entity: type[E]) -> list[E]:
     """All entities of the class."""
-    with _asking(entity, "all") as session:
+    with _reading_session(entity, "all") as session:
         return _select(session, entity, ())
 
 
 def count(entity: type[E], *given: Condition) -> int:
     """How many rows meet all the conditions."""
-    with _asking(entity, "count") as session:
-        counted = select(func.count()).select_from(entity).where(*conditions(entity, "count", given))
+    with _reading_session(entity, "count") as session:
+        counted = select(func.count()).select_from(entity).where(*check_conditions(entity, "count", given))
         return session.scalar(counted) or 0
 
 
@@ -59,15 +59,15 @@ def where(
     **fields: object,
 ) -> list[E]:
     """The entities that meet all the conditions and whose fields equal the values."""
-    with _asking(entity, "where") as session:
-        meant = (*conditions(entity, "where", given), *by_fields(entity, fields))
+    with _reading_session(entity, "where") as session:
+        meant = (*check_conditions(entity, "where", given), *field_conditions(entity, fields))
         return _select(session, entity, meant, order_by, limit, offset)
 
 
 def find_by(entity: type[E], /, **fields: object) -> E | None:
     """The first entity whose fields equal the values, or None."""
-    with _asking(entity, "find_by") as session:
-        found = _select(session, entity, by_fields(entity, fields), limit=1)
+    with _reading_session(entity, "find_by") as session:
+        found = _select(session, entity, field_conditions(entity, fields), limit=1)
         return found[0] if found else None
 
 
@@ -81,14 +81,14 @@ def search(
     offset: int | None = None,
 ) -> list[E]:
     """The entities that contain the text in one of the fields, whatever the case."""
-    with _asking(entity, "search") as session:
-        return _select(session, entity, (containing(entity, text, fields),), order_by, limit, offset)
+    with _reading_session(entity, "search") as session:
+        return _select(session, entity, (text_condition(entity, text, fields),), order_by, limit, offset)
 
 
 @contextmanager
-def _asking(entity: type[E], action: str) -> Iterator[Session]:
+def _reading_session(entity: type[E], action: str) -> Iterator[Session]:
     mapper_of(entity, action)
-    with reading() as session:
+    with read_session() as session:
         ensure_tables(session)
         yield session
 
@@ -101,5 +101,5 @@ def _select(
     limit: int | None = None,
     offset: int | None = None,
 ) -> list[E]:
-    found = select(entity).where(*meant).order_by(*ordering(entity, order_by)).limit(limit).offset(offset)
+    found = select(entity).where(*meant).order_by(*order_expressions(entity, order_by)).limit(limit).offset(offset)
     return list(session.scalars(found).unique())

@@ -10,28 +10,28 @@ from sqlalchemy.orm import InstanceState, RelationshipDirection, Session, make_t
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import SQLModel
 
-Copies = dict[int, SQLModel]
+Duplicates = dict[int, SQLModel]
 
-WITHOUT_COLLECTION = ("dynamic", "write_only")
+DYNAMIC_LOADERS = ("dynamic", "write_only")
 """Kinds of relationships that are asked for each time, and hold nothing."""
 
 
-def reachable(entity: SQLModel) -> list[SQLModel]:
+def reachable_objects(entity: SQLModel) -> list[SQLModel]:
     """The entity, then every loaded object that is stored along with it, one object for each row.
 
     Where several copies of one row are reachable, the first takes the place of the others in the loaded
     relationships: a session refuses two copies.
     """
-    objects = list(_cascade(entity))
-    copies = _copies(objects)
+    objects = list(_cascaded_objects(entity))
+    copies = _find_duplicates(objects)
     if not copies:
         return objects
     for found in objects:
-        _replace(found, copies)
-    return list(_cascade(entity))
+        _replace_duplicates(found, copies)
+    return list(_cascaded_objects(entity))
 
 
-def make_room(session: Session, objects: Iterable[SQLModel]) -> None:
+def evict_duplicates(session: Session, objects: Iterable[SQLModel]) -> None:
     """Write and then release other copies that the session holds of these objects."""
     for found in objects:
         key = state_of(found).key
@@ -41,7 +41,7 @@ def make_room(session: Session, objects: Iterable[SQLModel]) -> None:
             session.expunge(held)
 
 
-def renew_deleted(objects: Iterable[SQLModel]) -> None:
+def make_deleted_transient(objects: Iterable[SQLModel]) -> None:
     """Make what was deleted through its session new again."""
     for found in objects:
         if state_of(found).was_deleted:
@@ -50,7 +50,9 @@ def renew_deleted(objects: Iterable[SQLModel]) -> None:
 
 def outdated_references(objects: Iterable[SQLModel]) -> list[tuple[SQLModel, list[str]]]:
     """The loaded references to one object whose foreign key was changed and they were not: they lead elsewhere now."""
-    found = ((one, [name for name in loaded_relationships(state_of(one)) if _outdated(one, name)]) for one in objects)
+    found = (
+        (one, [name for name in loaded_relationships(state_of(one)) if _is_outdated(one, name)]) for one in objects
+    )
     return [(one, names) for one, names in found if names]
 
 
@@ -60,7 +62,7 @@ def state_of(entity: object) -> InstanceState[Any]:
     return state
 
 
-def known_key(entity: SQLModel) -> object:
+def known_id(entity: SQLModel) -> object:
     """The id of an instance, also of one without a table, or None; never asks the database for an expired one."""
     known: object = entity.__dict__.get("id")
     state: InstanceState[Any] | None = inspect(entity, raiseerr=False)
@@ -70,17 +72,17 @@ def known_key(entity: SQLModel) -> object:
 def loaded_relationships(state: InstanceState[Any]) -> list[str]:
     """The names of the relationships that are loaded, or were given."""
     held = (relation for relation in state.mapper.relationships if relation.key in state.dict)
-    return [relation.key for relation in held if relation.lazy not in WITHOUT_COLLECTION]
+    return [relation.key for relation in held if relation.lazy not in DYNAMIC_LOADERS]
 
 
-def members(value: Any) -> list[Any]:
+def related_objects(value: Any) -> list[Any]:
     """What a loaded relationship holds: the objects of a collection, the one object, or nothing."""
     if value is None or isinstance(value, SQLModel):
         return [] if value is None else [value]
     return list(value.values() if isinstance(value, dict) else value)
 
 
-def _outdated(entity: SQLModel, name: str) -> bool:
+def _is_outdated(entity: SQLModel, name: str) -> bool:
     state = state_of(entity)
     relation = state.mapper.relationships[name]
     if state.key is None or name in state.committed_state or relation.direction is not RelationshipDirection.MANYTOONE:
@@ -89,7 +91,7 @@ def _outdated(entity: SQLModel, name: str) -> bool:
     return any(state.mapper.get_property_by_column(column).key in changed for column in relation.local_columns)
 
 
-def _cascade(entity: SQLModel) -> Iterator[SQLModel]:
+def _cascaded_objects(entity: SQLModel) -> Iterator[SQLModel]:
     state = state_of(entity)
     yield entity
     related: Iterator[tuple[Any, ...]] = state.mapper.cascade_iterator("save-update", state)
@@ -98,10 +100,10 @@ def _cascade(entity: SQLModel) -> Iterator[SQLModel]:
             yield found
 
 
-def _copies(objects: Iterable[SQLModel]) -> Copies:
+def _find_duplicates(objects: Iterable[SQLModel]) -> Duplicates:
     """Every second copy of a row, by its address, and the first copy that replaces it."""
     first: dict[Any, SQLModel] = {}
-    second: Copies = {}
+    second: Duplicates = {}
     for found in objects:
         key = state_of(found).key
         kept = first.setdefault(key, found) if key is not None else found
@@ -110,15 +112,15 @@ def _copies(objects: Iterable[SQLModel]) -> Copies:
     return second
 
 
-def _replace(found: SQLModel, copies: Copies) -> None:
+def _replace_duplicates(found: SQLModel, copies: Duplicates) -> None:
     state = state_of(found)
     for name in loaded_relationships(state):
         value = state.dict[name]
-        if not any(id(member) in copies for member in members(value)):
+        if not any(id(member) in copies for member in related_objects(value)):
             continue
         if isinstance(value, list):
             for index, member in enumerate(value):
                 list.__setitem__(value, index, copies.get(id(member), member))
         else:
-            unified = [copies.get(id(member), member) for member in members(value)]
+            unified = [copies.get(id(member), member) for member in related_objects(value)]
             set_committed_value(found, name, unified[0] if isinstance(value, SQLModel) else unified)

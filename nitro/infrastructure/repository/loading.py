@@ -24,14 +24,14 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import SQLModel
 
 from nitro.errors import EntityVanished, NotLoaded, NotSaved, TransactionError
-from nitro.infrastructure.database import ensure_tables, joined, must_await, reading
-from nitro.infrastructure.repository.graph import WITHOUT_COLLECTION, loaded_relationships, state_of
+from nitro.infrastructure.database import ensure_tables, must_await, read_session, write_session
+from nitro.infrastructure.repository.graph import DYNAMIC_LOADERS, loaded_relationships, state_of
 from nitro.infrastructure.repository.query import mapper_of
 
 M = TypeVar("M", bound=SQLModel)
 
-UNREAD = "nitro_unread"
-NEVER_LAZY = {*WITHOUT_COLLECTION, "noload", "raise", "raise_on_sql"}
+UNREAD_KEY = "nitro_unread"
+NON_LAZY_LOADERS = {*DYNAMIC_LOADERS, "noload", "raise", "raise_on_sql"}
 
 
 def refresh(entity: SQLModel) -> None:
@@ -48,12 +48,12 @@ def refresh(entity: SQLModel) -> None:
         except InvalidRequestError as error:
             raise EntityVanished(type(entity).__name__, "refresh()") from error
         return
-    _read_columns(entity, mapper.column_attrs.keys(), "refresh()")
+    _load_columns(entity, mapper.column_attrs.keys(), "refresh()")
     state = state_of(entity)
     if state.key is None:
         make_transient_to_detached(entity)
     for name in loaded_relationships(state):
-        _read_related(entity, mapper.relationships[name])
+        _load_related(entity, mapper.relationships[name])
 
 
 def load_expired(entity: object, names: Iterable[str]) -> None:
@@ -65,7 +65,7 @@ def load_expired(entity: object, names: Iterable[str]) -> None:
     """
     session = object_session(entity)
     if session is None:
-        _read_columns(entity, names, "reading it")
+        _load_columns(entity, names, "reading it")
     elif must_await(session):
         raise TransactionError("its AsyncSession must be awaited: `await session.refresh(...)`")
     else:
@@ -73,60 +73,60 @@ def load_expired(entity: object, names: Iterable[str]) -> None:
             getattr(entity, name)
 
 
-def keep_unread(entity: object, names: frozenset[str]) -> None:
+def mark_unread(entity: object, names: frozenset[str]) -> None:
     """Let columns that did not arrive stay unread while it is detached: the row may have changed since the emit."""
-    state_of(entity).info[UNREAD] = names
+    state_of(entity).info[UNREAD_KEY] = names
 
 
-def unread(state: InstanceState[Any]) -> frozenset[str]:
+def unread_columns(state: InstanceState[Any]) -> frozenset[str]:
     """The columns of a detached instance that did not arrive."""
-    names: frozenset[str] = state.info.get(UNREAD, frozenset())
+    names: frozenset[str] = state.info.get(UNREAD_KEY, frozenset())
     return names if state.session is None else frozenset()
 
 
-def keep_queries_readable(mapper: Mapper[Any]) -> None:
+def enable_detached_queries(mapper: Mapper[Any]) -> None:
     """Make `lazy="dynamic"` relationships read on detached instances, where SQLAlchemy says that they are empty."""
     for relation in mapper.relationships:
         if relation.lazy == "dynamic":
             impl = getattr(mapper.class_, relation.key).impl
-            if not hasattr(impl.query_class, "reads_alone"):
-                impl.query_class = _reading_alone(impl.query_class)
+            if not hasattr(impl.query_class, "is_detached_query"):
+                impl.query_class = _detached_query_class(impl.query_class)
 
 
-def keep_readable(root: type[SQLModel]) -> None:
+def enable_detached_loading(root: type[SQLModel]) -> None:
     """Make relationships and expired columns of detached instances readable, for every table class under `root`."""
 
     def equip() -> None:
-        for entity in below(root):
+        for entity in all_subclasses(root):
             mapper = inspect(entity, raiseerr=False)
             if mapper is not None:
-                _equip(mapper)
+                _enable_for_mapper(mapper)
 
     event.listen(Mapper, "after_configured", equip)
 
 
-def below(root: type[M]) -> Iterator[type[M]]:
+def all_subclasses(root: type[M]) -> Iterator[type[M]]:
     """All classes that are derived from it."""
     for entity in root.__subclasses__():
         yield entity
-        yield from below(entity)
+        yield from all_subclasses(entity)
 
 
-def _equip(mapper: Mapper[Any]) -> None:
+def _enable_for_mapper(mapper: Mapper[Any]) -> None:
     entity = mapper.class_
-    lazy = [relation.key for relation in mapper.relationships if relation.lazy not in NEVER_LAZY]
+    lazy = [relation.key for relation in mapper.relationships if relation.lazy not in NON_LAZY_LOADERS]
     deferred = [column.key for column in mapper.column_attrs if column.deferred and not column.raiseload]
     for name in (*lazy, *deferred):
         attribute = entity.__dict__.get(name)
         if isinstance(attribute, InstrumentedAttribute):
-            attribute.__class__ = _Readable
-    keep_queries_readable(mapper)
+            attribute.__class__ = _DetachedAttribute
+    enable_detached_queries(mapper)
     manager = mapper.class_manager
-    if not isinstance(manager.expired_attribute_loader, _DetachedColumns):
-        manager.expired_attribute_loader = _DetachedColumns(manager.expired_attribute_loader)
+    if not isinstance(manager.expired_attribute_loader, _DetachedColumnLoader):
+        manager.expired_attribute_loader = _DetachedColumnLoader(manager.expired_attribute_loader)
 
 
-class _Readable(InstrumentedAttribute[Any]):
+class _DetachedAttribute(InstrumentedAttribute[Any]):
     """A relationship or deferred column that loads on detached instances, too; on the class it is what it was."""
 
     __slots__ = ()
@@ -136,31 +136,33 @@ class _Readable(InstrumentedAttribute[Any]):
         if instance is not None and self.key not in instance.__dict__:
             state = state_of(instance)
             if state.key is not None and state.session is None:
-                _read(instance, state, self.key)
+                _load(instance, state, self.key)
         return super().__get__(instance, owner)
 
 
-class _DetachedColumns:
+class _DetachedColumnLoader:
     """SQLAlchemy's loader of expired columns, which also knows what to do without a session."""
 
-    __slots__ = ("_attached",)
+    __slots__ = ("_attached_loader",)
 
     def __init__(self, attached: Callable[..., None]) -> None:
-        self._attached = attached
+        self._attached_loader = attached
 
     def __call__(self, state: InstanceState[Any], toload: set[str], passive: Any) -> None:
         entity = state.obj()
         if state.key is None or state.session is not None or entity is None:
-            self._attached(state, toload, passive)
+            self._attached_loader(state, toload, passive)
         else:
-            _read_columns(entity, _readable(state, toload.intersection(state.mapper.column_attrs.keys())), "reading it")
+            _load_columns(
+                entity, _check_loadable(state, toload.intersection(state.mapper.column_attrs.keys())), "reading it"
+            )
 
 
-def _reading_alone(query: Any) -> Any:
+def _detached_query_class(query: Any) -> Any:
     """The query class of a dynamic relationship, whose questions are reads of their own on a detached instance."""
 
     class DetachedQuery(query):  # type: ignore[misc]  # which class it is depends on the relationship
-        reads_alone = True
+        is_detached_query = True
 
         @property
         def session(self) -> Session | None:
@@ -171,7 +173,7 @@ def _reading_alone(query: Any) -> Any:
             changes = state.attrs[self.attr.key].history
             if changes.added or changes.deleted:
                 raise NotSaved(type(self.instance).__name__, self.attr.key)
-            return _asking()
+            return _session_per_statement()
 
         @session.setter
         def session(self, session: Session) -> None:
@@ -184,13 +186,13 @@ def _reading_alone(query: Any) -> Any:
     return DetachedQuery
 
 
-def _asking() -> Session:
-    """A session without a connection: each statement runs in `reading` or `joined`, and its rows are all fetched."""
+def _session_per_statement() -> Session:
+    """A session without a connection: `read_session` or `write_session` runs each statement."""
     session = Session(autoflush=False)
 
     @event.listens_for(session, "do_orm_execute")
     def run(asked: ORMExecuteState) -> Any:
-        with reading() if asked.is_select else joined() as own:
+        with read_session() if asked.is_select else write_session() as own:
             ensure_tables(own)
             result = own.execute(asked.statement, asked.parameters, execution_options=asked.execution_options)
             return result.freeze()() if asked.is_select else result
@@ -198,21 +200,21 @@ def _asking() -> Session:
     return session
 
 
-def _read(entity: object, state: InstanceState[Any], name: str) -> None:
+def _load(entity: object, state: InstanceState[Any], name: str) -> None:
     if name in state.mapper.relationships:
-        _read_related(entity, state.mapper.relationships[name])
+        _load_related(entity, state.mapper.relationships[name])
     else:
-        _read_columns(entity, _readable(state, {name}), "reading it")
+        _load_columns(entity, _check_loadable(state, {name}), "reading it")
 
 
-def _readable(state: InstanceState[Any], names: set[str]) -> set[str]:
+def _check_loadable(state: InstanceState[Any], names: set[str]) -> set[str]:
     """The same names, if any of them has expired since it arrived."""
-    if names <= unread(state):
+    if names <= unread_columns(state):
         raise NotLoaded(state.class_.__name__, sorted(names))
     return names
 
 
-def _read_columns(entity: object, names: Iterable[str], action: str) -> None:
+def _load_columns(entity: object, names: Iterable[str], action: str) -> None:
     state = state_of(entity)
     mapper = state.mapper
     key = state.identity or mapper.primary_key_from_instance(entity)
@@ -220,7 +222,7 @@ def _read_columns(entity: object, names: Iterable[str], action: str) -> None:
     row = select(*(getattr(type(entity), name) for name in wanted)).where(
         *(column == part for column, part in zip(mapper.primary_key, key, strict=True))
     )
-    with reading() as session:
+    with read_session() as session:
         ensure_tables(session)
         found = session.execute(row).one_or_none()
     if found is None:
@@ -229,9 +231,9 @@ def _read_columns(entity: object, names: Iterable[str], action: str) -> None:
         set_committed_value(entity, name, value)
 
 
-def _read_related(entity: Any, relation: RelationshipProperty[Any]) -> None:
+def _load_related(entity: Any, relation: RelationshipProperty[Any]) -> None:
     """Load a relationship without attaching the entity, which other threads may be reading."""
-    found = [] if _points_nowhere(entity, relation) else _query_related(entity, relation)
+    found = [] if _is_empty_reference(entity, relation) else _query_related(entity, relation)
     reverse = relation.mapper.relationships.get(relation.back_populates) if relation.back_populates else None
     if reverse is not None and not reverse.uselist:
         for other in found:
@@ -243,12 +245,12 @@ def _read_related(entity: Any, relation: RelationshipProperty[Any]) -> None:
 def _query_related(entity: Any, relation: RelationshipProperty[Any]) -> list[Any]:
     target: type[Any] = relation.mapper.class_
     related = select(target).where(with_parent(entity, getattr(type(entity), relation.key)))
-    with reading() as session:
+    with read_session() as session:
         ensure_tables(session)
         return list(session.scalars(related.order_by(*(relation.order_by or ()))).unique())
 
 
-def _points_nowhere(entity: Any, relation: RelationshipProperty[Any]) -> bool:
+def _is_empty_reference(entity: Any, relation: RelationshipProperty[Any]) -> bool:
     """Whether a reference to one object is empty: no query is needed then."""
     if relation.direction is not RelationshipDirection.MANYTOONE:
         return False

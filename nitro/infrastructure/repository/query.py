@@ -33,7 +33,7 @@ def mapper_of(entity: type[E], action: str) -> Mapper[E]:
     return mapper
 
 
-def conditions(entity: type[E], action: str, given: Sequence[Condition]) -> Sequence[ColumnElement[bool]]:
+def check_conditions(entity: type[E], action: str, given: Sequence[Condition]) -> Sequence[ColumnElement[bool]]:
     """The same expressions, none of them a plain Python value.
 
     Raises:
@@ -45,31 +45,31 @@ def conditions(entity: type[E], action: str, given: Sequence[Condition]) -> Sequ
     return given  # type: ignore[return-value]  # the loop above has just made sure
 
 
-def by_fields(entity: type[E], fields: Mapping[str, object]) -> list[ColumnElement[bool]]:
+def field_conditions(entity: type[E], fields: Mapping[str, object]) -> list[ColumnElement[bool]]:
     """One condition a field: equal to the value, or one of the values of a list, tuple or set."""
-    return [_matches(_attribute(entity, name), value) for name, value in fields.items()]
+    return [_value_condition(_attribute(entity, name), value) for name, value in fields.items()]
 
 
-def containing(entity: type[E], text: str, fields: Iterable[str] | None) -> ColumnElement[bool]:
+def text_condition(entity: type[E], text: str, fields: Iterable[str] | None) -> ColumnElement[bool]:
     """Whether one of the fields contains the text, whatever the case."""
-    chosen = [_attribute(entity, name) for name in fields] if fields is not None else _texts(entity)
+    chosen = [_attribute(entity, name) for name in fields] if fields is not None else _text_attributes(entity)
     return or_(false(), *(attribute.icontains(text, autoescape=True) for attribute in chosen))
 
 
-def ordering(entity: type[E], order_by: Ordering) -> list[Order]:
+def order_expressions(entity: type[E], order_by: Ordering) -> list[Order]:
     """What to order by; the primary key decides among equals, so that pages do not overlap."""
     given = order_by if isinstance(order_by, list | tuple) else () if order_by is None else (order_by,)
-    return [*(_direction(entity, order) for order in given), *inspect(entity).primary_key]
+    return [*(_order_expression(entity, order) for order in given), *inspect(entity).primary_key]
 
 
-def _matches(attribute: InstrumentedAttribute[Any], value: object) -> ColumnElement[bool]:
+def _value_condition(attribute: InstrumentedAttribute[Any], value: object) -> ColumnElement[bool]:
     if not isinstance(value, list | tuple | set | frozenset):
         return attribute == value
     known = attribute.in_([one for one in value if one is not None])
     return or_(known, attribute.is_(None)) if None in value else known
 
 
-def _direction(entity: type[E], order: Order) -> Order:
+def _order_expression(entity: type[E], order: Order) -> Order:
     if not isinstance(order, str):
         return order
     attribute = _attribute(entity, order.removeprefix("-"))
@@ -86,16 +86,16 @@ def _attribute(entity: type[E], name: str) -> InstrumentedAttribute[Any]:
     return attribute
 
 
-def _texts(entity: type[E]) -> list[InstrumentedAttribute[Any]]:
+def _text_attributes(entity: type[E]) -> list[InstrumentedAttribute[Any]]:
     """The columns that hold text for people: of type text, and no keys."""
     return [
         getattr(entity, key)
         for key, attribute in inspect(entity).column_attrs.items()
-        if _is_text(attribute.columns[0].type) and not _is_key(attribute.columns)
+        if _is_text_type(attribute.columns[0].type) and not _is_key(attribute.columns)
     ]
 
 
-def _is_text(kind: TypeEngine[Any]) -> bool:
+def _is_text_type(kind: TypeEngine[Any]) -> bool:
     stored = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
     return isinstance(stored, String) and not isinstance(stored, Enum)
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import flag_modified, set_attribute, set_committed_value
 from sqlmodel import SQLModel
 
-from nitro.infrastructure.repository.graph import loaded_relationships, members, state_of
+from nitro.infrastructure.repository.graph import loaded_relationships, related_objects, state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class _Snapshot:
 
 
 @contextmanager
-def unharmed(session: Session, objects: Sequence[SQLModel]) -> Iterator[None]:
+def restore_on_failure(session: Session, objects: Sequence[SQLModel]) -> Iterator[None]:
     """Leave the objects detached, with their values and unsaved changes, if the block fails."""
-    taken = [_take(found) for found in objects if state_of(found).key is not None]
+    taken = [_take_snapshot(found) for found in objects if state_of(found).key is not None]
     try:
         yield
     except BaseException:
@@ -43,19 +43,22 @@ def unharmed(session: Session, objects: Sequence[SQLModel]) -> Iterator[None]:
         raise
 
 
-def _take(entity: SQLModel) -> _Snapshot:
+def _take_snapshot(entity: SQLModel) -> _Snapshot:
     state = state_of(entity)
     columns = {one.key: state.dict[one.key] for one in state.mapper.column_attrs if one.key in state.dict}
     changed = frozenset(name for name in columns if name in state.committed_state)
-    related = {name: _history(state.dict[name], name, state.committed_state) for name in loaded_relationships(state)}
+    related = {
+        name: _values_before_and_now(state.dict[name], name, state.committed_state)
+        for name in loaded_relationships(state)
+    }
     return _Snapshot(entity, columns, changed, related)
 
 
-def _history(value: Any, name: str, committed: dict[str, Any]) -> tuple[Any, Any]:
-    now = value if value is None or isinstance(value, SQLModel) else members(value)
+def _values_before_and_now(value: Any, name: str, committed: dict[str, Any]) -> tuple[Any, Any]:
+    now = value if value is None or isinstance(value, SQLModel) else related_objects(value)
     before = committed.get(name, now)
     if isinstance(now, list):
-        return (members(before) if before is None or isinstance(before, list | set | dict) else []), now
+        return (related_objects(before) if before is None or isinstance(before, list | set | dict) else []), now
     return (before if before is None or isinstance(before, SQLModel) else None), now
 
 

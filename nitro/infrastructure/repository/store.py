@@ -10,10 +10,22 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import SQLModel
 
 from nitro.errors import EntityVanished, InvalidEntity, NotACondition
-from nitro.infrastructure.database import current_transaction, ensure_tables, is_of_block, joined, must_await
-from nitro.infrastructure.repository.graph import make_room, outdated_references, reachable, renew_deleted, state_of
-from nitro.infrastructure.repository.query import Condition, E, conditions, mapper_of
-from nitro.infrastructure.repository.snapshot import unharmed
+from nitro.infrastructure.database import (
+    current_transaction,
+    ensure_tables,
+    is_block_session,
+    must_await,
+    write_session,
+)
+from nitro.infrastructure.repository.graph import (
+    evict_duplicates,
+    make_deleted_transient,
+    outdated_references,
+    reachable_objects,
+    state_of,
+)
+from nitro.infrastructure.repository.query import Condition, E, check_conditions, mapper_of
+from nitro.infrastructure.repository.snapshot import restore_on_failure
 from nitro.infrastructure.repository.upsert import mark_as_stored, promote_existing
 from nitro.infrastructure.repository.validation import validate
 
@@ -26,38 +38,38 @@ def save(entity: SQLModel) -> None:
         EntityVanished: the row that was to be updated is gone.
     """
     mapper_of(type(entity), "save")
-    objects = reachable(entity)
-    renew_deleted(objects)
+    objects = reachable_objects(entity)
+    make_deleted_transient(objects)
     current = current_transaction()
-    given = _users_session(objects) or (current.session if current is not None else None)
+    given = _user_session_of(objects) or (current.session if current is not None else None)
     if given is not None and must_await(given):
         validate(objects)
         given.add(entity)
     elif given is not None and (current is None or given is not current.session):
-        _save_there(given, entity, objects)
+        _save_in_user_session(given, entity, objects)
     else:
-        with joined() as session:
+        with write_session() as session:
             _save(session, entity, objects)
 
 
 def delete(entity: SQLModel) -> None:
     """Delete the row, if there is one; `save()` inserts it again."""
     mapper_of(type(entity), "delete")
-    users = _users_session([entity])
+    users = _user_session_of([entity])
     if users is not None:
-        _delete_there(users, entity)
+        _delete_in_user_session(users, entity)
         return
-    with joined() as session:
+    with write_session() as session:
         ensure_tables(session)
         if state_of(entity).pending:
             session.flush()
         promote_existing(session, [entity])
         if state_of(entity).key is not None and not state_of(entity).was_deleted:
-            related = reachable(entity)
-            with unharmed(session, related):
-                make_room(session, related)
+            related = reachable_objects(entity)
+            with restore_on_failure(session, related):
+                evict_duplicates(session, related)
                 session.add(entity)
-                _keep_out(session, [found for found in related if state_of(found).pending])
+                _expunge_unsaved(session, [found for found in related if state_of(found).pending])
                 session.delete(entity)
                 session.flush()
             make_transient(entity)
@@ -73,28 +85,28 @@ def delete_where(entity: type[E], *given: Condition) -> int:
     mapper_of(entity, "delete_where")
     if not given:
         raise NotACondition(entity.__name__, "delete_where", "no condition")
-    with joined() as session:
+    with write_session() as session:
         ensure_tables(session)
-        result = session.execute(delete_rows(entity).where(*conditions(entity, "delete_where", given)))
+        result = session.execute(delete_rows(entity).where(*check_conditions(entity, "delete_where", given)))
         return int(result.rowcount)  # type: ignore[attr-defined]  # typed as Result; a DELETE gives a CursorResult
 
 
-def _users_session(objects: Iterable[SQLModel]) -> Session | None:
+def _user_session_of(objects: Iterable[SQLModel]) -> Session | None:
     """The session of the user's own that one of the objects is attached to."""
     for found in objects:
         session = object_session(found)
-        if session is not None and not is_of_block(session):
+        if session is not None and not is_block_session(session):
             return session
     return None
 
 
-def _save_there(session: Session, entity: SQLModel, objects: Sequence[SQLModel]) -> None:
+def _save_in_user_session(session: Session, entity: SQLModel, objects: Sequence[SQLModel]) -> None:
     validate(objects)
     session.add(entity)
     _flush(session, entity, "save()")
 
 
-def _delete_there(session: Session, entity: SQLModel) -> None:
+def _delete_in_user_session(session: Session, entity: SQLModel) -> None:
     if state_of(entity).pending:
         session.expunge(entity)
         return
@@ -107,11 +119,11 @@ def _save(session: Session, entity: SQLModel, objects: Sequence[SQLModel]) -> No
     try:
         validate(objects)
     except InvalidEntity:
-        _keep_out(session, objects)
+        _expunge_unsaved(session, objects)
         raise
     promote_existing(session, objects)
-    with unharmed(session, objects):
-        make_room(session, objects)
+    with restore_on_failure(session, objects):
+        evict_duplicates(session, objects)
         session.add(entity)
         outdated = outdated_references(objects)
         _flush(session, entity, "save()")
@@ -119,7 +131,7 @@ def _save(session: Session, entity: SQLModel, objects: Sequence[SQLModel]) -> No
         session.expire(found, names)
     for found in objects:
         mark_as_stored(found)
-        _complete(session, found)
+        _read_generated_columns(session, found)
 
 
 def _flush(session: Session, entity: SQLModel, action: str) -> None:
@@ -129,14 +141,14 @@ def _flush(session: Session, entity: SQLModel, action: str) -> None:
         raise EntityVanished(type(entity).__name__, action) from error
 
 
-def _keep_out(session: Session, objects: Iterable[SQLModel]) -> None:
+def _expunge_unsaved(session: Session, objects: Iterable[SQLModel]) -> None:
     """Detach unsaved changes, which the commit would write otherwise."""
     for found in objects:
         if found in session and (found in session.new or session.is_modified(found)):
             session.expunge(found)
 
 
-def _complete(session: Session, entity: SQLModel) -> None:
+def _read_generated_columns(session: Session, entity: SQLModel) -> None:
     """Read what the database itself has filled in."""
     state = state_of(entity)
     unread = [key for key, column in state.mapper.column_attrs.items() if key in state.unloaded and not column.deferred]

@@ -19,24 +19,24 @@ def validate(objects: Iterable[SQLModel]) -> None:
     Raises:
         InvalidEntity: a value is not allowed; no object was changed.
     """
-    checked = [(found, _checked(found)) for found in objects if _needs_check(found)]
+    checked = [(found, _validated_values(found)) for found in objects if _must_validate(found)]
     for found, values in checked:
         for name, value in values.items():
-            if _differs(value, getattr(found, name)):
+            if _is_different(value, getattr(found, name)):
                 setattr(found, name, value)
 
 
-def _needs_check(entity: SQLModel) -> bool:
+def _must_validate(entity: SQLModel) -> bool:
     state = state_of(entity)
     return state.key is None or state.modified
 
 
-def _checked(entity: SQLModel) -> dict[str, Any]:
+def _validated_values(entity: SQLModel) -> dict[str, Any]:
     """The values as the model's own validators return them.
 
     The namespace keeps relationships out: pydantic would mistake one called `items` for a method of dict.
     """
-    given = _given(entity)
+    given = _explicit_values(entity)
     try:
         valid = type(entity).model_validate(SimpleNamespace(**given), from_attributes=True)
     except ValidationError as error:
@@ -45,7 +45,7 @@ def _checked(entity: SQLModel) -> dict[str, Any]:
     return {name: getattr(valid, name) for name in type(entity).model_fields if name in given}
 
 
-def _given(entity: SQLModel) -> dict[str, Any]:
+def _explicit_values(entity: SQLModel) -> dict[str, Any]:
     """The values by field name and alias, without defaults: pydantic does not check those either."""
     given: dict[str, Any] = {}
     for name, field in type(entity).model_fields.items():
@@ -57,5 +57,5 @@ def _given(entity: SQLModel) -> dict[str, Any]:
     return given
 
 
-def _differs(value: object, current: object) -> bool:
+def _is_different(value: object, current: object) -> bool:
     return value is not current and (type(value) is not type(current) or value != current)

@@ -9,18 +9,18 @@ from celery import Celery, bootsteps
 
 from nitro.errors import NotAccepted
 from nitro.infrastructure.offload.conf import accepts_json
-from nitro.infrastructure.offload.declarations import declared
+from nitro.infrastructure.offload.declarations import declarations_by_name
 
-BY_MESSAGE = ("queue", "exchange", "routing_key")
+ROUTING_OPTIONS = ("queue", "exchange", "routing_key")
 """Options of a message that decide on its queue."""
 
 
-class Accepting(bootsteps.Step):  # type: ignore[misc]  # celery has no types
+class AcceptContentCheck(bootsteps.Step):  # type: ignore[misc]  # celery has no types
     """A worker's step that only looks, when its queues and its handlers are known."""
 
     def __init__(self, worker: Any, **_options: Any) -> None:
         app = worker.app
-        refused = [] if accepts_json(app) else sorted(_consumed(app))
+        refused = [] if accepts_json(app) else sorted(_consumed_handlers(app))
         if refused:
             raise SystemExit(str(NotAccepted(app.main, app.conf.accept_content, refused)))
         super().__init__(worker)
@@ -28,14 +28,14 @@ class Accepting(bootsteps.Step):  # type: ignore[misc]  # celery has no types
 
 def attach(app: Celery) -> None:
     """Have every worker of an app look."""
-    app.steps["worker"].add(Accepting)
+    app.steps["worker"].add(AcceptContentCheck)
 
 
-def _consumed(app: Celery) -> Iterator[str]:
+def _consumed_handlers(app: Celery) -> Iterator[str]:
     """The handlers whose messages come into a queue that this worker consumes."""
     consumed = app.amqp.queues.consume_from
-    for name, declaration in declared.items():
-        given = {key: value for key, value in declaration.offload.message.items() if key in BY_MESSAGE}
+    for name, declaration in declarations_by_name.items():
+        given = {key: value for key, value in declaration.offload.message_options.items() if key in ROUTING_OPTIONS}
         queue = app.amqp.router.route(given, name, (), {}).get("queue")
         if getattr(queue, "name", queue) in consumed:
             yield name

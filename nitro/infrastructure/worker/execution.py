@@ -17,22 +17,22 @@ from nitro.infrastructure.database import connection_of, transaction
 from nitro.infrastructure.events import Emission, background
 from nitro.infrastructure.events.handler import kind_of
 from nitro.infrastructure.failpoints import failpoint
-from nitro.infrastructure.logs import facts, logger_named, plain, told
-from nitro.infrastructure.offload.carriers import taken
+from nitro.infrastructure.logs import describe_error, escape_text, get_logger, log_extra
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.declarations import Declaration
-from nitro.infrastructure.offload.delivery import Delivery, delivering
-from nitro.infrastructure.offload.message import Message, delivery_id
+from nitro.infrastructure.offload.delivery import Delivery, running_delivery
+from nitro.infrastructure.offload.envelope import Envelope, delivery_id
+from nitro.infrastructure.offload.propagation import extract_context
 from nitro.infrastructure.outbox.claims import Claim, finish
 from nitro.infrastructure.repository import find
-from nitro.infrastructure.threads import Lock
-from nitro.infrastructure.worker.attempt import TakenOver, claimed
-from nitro.infrastructure.worker.coroutines import run_coroutine
-from nitro.infrastructure.worker.results import Progress, storable
+from nitro.infrastructure.threads import ForkSafeLock
+from nitro.infrastructure.worker.attempt import DeliverySuperseded, current_claim
+from nitro.infrastructure.worker.loop import run_coroutine
+from nitro.infrastructure.worker.results import Progress, json_result
 
-logger = logger_named("nitro.worker")
+logger = get_logger("nitro.worker")
 
-_one_async = Lock()
+_async_transaction_lock = ForkSafeLock()
 
 
 def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -43,28 +43,28 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
         EntityVanished: a row is gone and the handler has `on_missing="fail"`.
         Exception: whatever the handler raises.
     """
-    message: Message | None = None if task.request.called_directly else task.request.nitro
-    run = claimed.get() if message is not None and message.payload is None else None
-    delivery = _delivery(task.request, declaration, message, run)
+    envelope: Envelope | None = None if task.request.called_directly else task.request.nitro
+    run = current_claim.get() if envelope is not None and envelope.payload is None else None
+    delivery = _make_delivery(task.request, declaration, envelope, run)
     with (
-        _delivered(delivery),
-        taken(task.request.headers or {}, delivery),
-        _reported(delivery, message.sender if message is not None else ""),
-        background.settling(),
-        _promised(run, declaration),
+        _delivery_context(delivery),
+        extract_context(task.request.headers or {}, delivery),
+        _failures_logged(delivery, envelope.sender if envelope is not None else ""),
+        background.collect_started_jobs(),
+        _exactly_once_transaction(run, declaration),
     ):
-        if message is not None:
-            payload = _payload(message if run is None else replace(message, payload=run.payload), declaration)
+        if envelope is not None:
+            payload = _decode_payload(envelope if run is None else replace(envelope, payload=run.payload), declaration)
             if payload is None:
                 return None
-            args = (*args, *(() if message.bare else (payload.sender,)), *payload.args)
+            args = (*args, *(() if envelope.bare else (payload.sender,)), *payload.args)
             kwargs = payload.kwargs
-        result = _run(declaration, args, kwargs, Progress(task))
-    return result if task.request.called_directly else storable(result, declaration.name)
+        result = _call_handler(declaration, args, kwargs, Progress(task))
+    return result if task.request.called_directly else json_result(result, declaration.name)
 
 
 @contextmanager
-def _reported(delivery: Delivery, sender: str) -> Iterator[None]:
+def _failures_logged(delivery: Delivery, sender: str) -> Iterator[None]:
     """A line about a run that fails; Celery's own has the traceback."""
     try:
         yield
@@ -72,15 +72,15 @@ def _reported(delivery: Delivery, sender: str) -> Iterator[None]:
         raise
     except Exception as error:
         known = {"handler": delivery.handler, "event": delivery.event or "", "sender": sender}
-        texts = map(plain, (*known.values(), told(error)))
+        texts = map(escape_text, (*known.values(), describe_error(error)))
         where = {"emission": delivery.emission, "attempt": delivery.attempt}
         line = "handler %s of event %s by %s failed: %s (emission %s, attempt %d)"
-        logger.warning(line, *texts, *where.values(), extra=facts(**known, **where))
+        logger.warning(line, *texts, *where.values(), extra=log_extra(**known, **where))
         raise
 
 
 @contextmanager
-def _promised(run: Claim | None, declaration: Declaration) -> Iterator[None]:
+def _exactly_once_transaction(run: Claim | None, declaration: Declaration) -> Iterator[None]:
     """Exactly once: a transaction around the handler that closes its row too. Otherwise nothing.
 
     Of async handlers one at a time has such a transaction: a second one that waited for a row of the first's would
@@ -89,7 +89,7 @@ def _promised(run: Claim | None, declaration: Declaration) -> Iterator[None]:
     if run is None or run.promise != "exactly-once":
         yield
         return
-    alone = _one_async if kind_of(declaration.function).startswith("async") else nullcontext()
+    alone = _async_transaction_lock if kind_of(declaration.function).startswith("async") else nullcontext()
     try:
         with alone, transaction() as session:
             yield
@@ -97,29 +97,29 @@ def _promised(run: Claim | None, declaration: Declaration) -> Iterator[None]:
             failpoint("committing")
         run.closed = True
     except DeliveryLost as lost:
-        raise TakenOver.told(lost) from lost
+        raise DeliverySuperseded.from_lost(lost) from lost
 
 
-def _payload(message: Message, declaration: Declaration) -> Payload | None:
+def _decode_payload(envelope: Envelope, declaration: Declaration) -> Payload | None:
     """What the handler is called with, or None when a row is gone and it wants to be skipped then."""
     try:
-        return decode(message.payload or "", load=find.get)
+        return decode(envelope.payload or "", load=find.get)
     except EntityVanished as error:
         if declaration.offload.on_missing == "fail":
             raise
-        logger.info("handler %s is skipped: %s", plain(declaration.name), error)
+        logger.info("handler %s is skipped: %s", escape_text(declaration.name), error)
         return None
 
 
-def _delivery(request: Any, declaration: Declaration, message: Message | None, run: Claim | None) -> Delivery:
-    emission = message.emission if message else Emission.of("").id
+def _make_delivery(request: Any, declaration: Declaration, envelope: Envelope | None, run: Claim | None) -> Delivery:
+    emission = envelope.emission if envelope else Emission.of("").id
     hard, soft = request.timelimit or (None, None)
     limit = soft or hard or declaration.offload.soft_time_limit or declaration.offload.time_limit
     return Delivery(
         emission=emission,
-        root=message.root if message else None,
-        parent=message.parent if message else None,
-        event=message.event if message else None,
+        root=envelope.root if envelope else None,
+        parent=envelope.parent if envelope else None,
+        event=envelope.event if envelope else None,
         handler=declaration.name,
         attempt=(request.retries or 0) + 1 if run is None else run.attempt,
         idempotency_key=delivery_id(emission, declaration.name),
@@ -128,17 +128,17 @@ def _delivery(request: Any, declaration: Declaration, message: Message | None, r
 
 
 @contextmanager
-def _delivered(delivery: Delivery) -> Iterator[None]:
+def _delivery_context(delivery: Delivery) -> Iterator[None]:
     """Make the delivery known to the handler, and the cause of what it emits."""
-    token, cause = delivering.set(delivery), scope.enter_task(delivery)
+    token, cause = running_delivery.set(delivery), scope.set_task_cause(delivery)
     try:
         yield
     finally:
-        scope.leave_task(cause)
-        delivering.reset(token)
+        scope.reset_task_cause(cause)
+        running_delivery.reset(token)
 
 
-def _run(declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress) -> Any:
+def _call_handler(declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress) -> Any:
     """The result of a handler of any kind; what a generator yields is progress, and all of it the result."""
     made = declaration.function(*args, **kwargs)
     if isinstance(made, GeneratorType):

@@ -6,25 +6,25 @@ import os
 import threading
 from uuid import uuid4
 
-_BOOT = "_NITRO_WORKER_BOOT"
+_WORKER_ID_VARIABLE = "_NITRO_WORKER_BOOT"
 
 
-def new_boot() -> str:
+def new_worker_id() -> str:
     """A name for a worker that starts, never used before; known to its pool's processes however they begin."""
-    os.environ[_BOOT] = str(uuid4())
-    return os.environ[_BOOT]
+    os.environ[_WORKER_ID_VARIABLE] = str(uuid4())
+    return os.environ[_WORKER_ID_VARIABLE]
 
 
-def boot() -> str:
+def worker_id() -> str:
     """The worker that this process is of."""
-    return os.environ.get(_BOOT) or new_boot()
+    return os.environ.get(_WORKER_ID_VARIABLE) or new_worker_id()
 
 
-def here() -> str:
+def runner_id() -> str:
     """What runs on this thread: `boot/process-thread`."""
-    return f"{process(boot(), os.getpid())}{threading.get_ident():x}"
+    return f"{runner_prefix(worker_id(), os.getpid())}{threading.get_ident():x}"
 
 
-def process(boot: str, pid: int) -> str:
+def runner_prefix(boot: str, pid: int) -> str:
     """What the names of all threads of a worker's process begin with."""
     return f"{boot}/{pid}-"

@@ -11,17 +11,17 @@ from typing import Any
 from celery import Celery
 from celery.worker import state
 
-from nitro.infrastructure.outbox.health import Group
-from nitro.infrastructure.outbox.tables import RUNNING, WAITING
+from nitro.infrastructure.outbox.health import DeliveryGroup
+from nitro.infrastructure.outbox.schema import RUNNING, WAITING
 
-OUTBOX = "nitro_outbox"
+OUTBOX_COMMAND = "nitro_outbox"
 """The inspect command that tells whether a worker relays."""
-NEAR = 0.5
+MIN_NAME_SIMILARITY = 0.5
 """How alike two names are at least, of which one is shown for the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class WorkerInfo:
     """A worker.
 
     Attributes:
@@ -51,20 +51,20 @@ class Seen:
         return self.processes is not None and len(self.active) >= self.processes
 
 
-def answers(app: Celery, timeout: float) -> list[Seen]:
+def inspect_workers(app: Celery, timeout: float) -> list[WorkerInfo]:
     """The workers that answer over the broker: the first question takes `timeout` seconds, the others no longer."""
     registered: Mapping[str, Any] = app.control.inspect(timeout=timeout).registered() or {}
     if not registered:
         return []
     ask = app.control.inspect(timeout=timeout, destination=sorted(registered))
     queues, active, stats = (question() or {} for question in (ask.active_queues, ask.active, ask.stats))
-    told = app.control.broadcast(OUTBOX, reply=True, timeout=timeout, destination=sorted(registered)) or []
+    told = app.control.broadcast(OUTBOX_COMMAND, reply=True, timeout=timeout, destination=sorted(registered)) or []
     outbox = {name: answer for each in told for name, answer in each.items() if isinstance(answer, dict)}
     return [
-        Seen(
+        WorkerInfo(
             name=name,
             queues=frozenset(queue["name"] for queue in queues[name]) if _is_list(queues.get(name)) else None,
-            tasks=dict(map(_task, tasks)) if _is_list(tasks) else {},
+            tasks=dict(map(_parse_task, tasks)) if _is_list(tasks) else {},
             active=[str(each["name"]) for each in active[name]] if _is_list(active.get(name)) else (),
             processes=(stats.get(name) or {}).get("pool", {}).get("max-concurrency"),
             relays=(outbox.get(name) or {}).get("relays"),
@@ -74,12 +74,12 @@ def answers(app: Celery, timeout: float) -> list[Seen]:
     ]
 
 
-def own(consumer: Any, *, relays: bool) -> Seen:
+def this_worker(consumer: Any, *, relays: bool) -> WorkerInfo:
     """The worker of this process, without a question to anybody."""
     channel = consumer.task_consumer
     queues = frozenset(queue.name for queue in channel.queues) if channel is not None else frozenset()
     limits = {str(name): getattr(task, "rate_limit", None) for name, task in list(consumer.app.tasks.items())}
-    return Seen(
+    return WorkerInfo(
         name=str(consumer.hostname),
         queues=queues,
         tasks={name: None if limit is None else str(limit) for name, limit in limits.items()},
@@ -89,7 +89,7 @@ def own(consumer: Any, *, relays: bool) -> Seen:
     )
 
 
-def unserved(handler: str, queue: str, workers: Sequence[Seen], *, alone: bool = False) -> str | None:
+def why_unserved(handler: str, queue: str, workers: Sequence[WorkerInfo], *, alone: bool = False) -> str | None:
     """Why no message for a handler is taken from a queue; None when some worker does that.
 
     Args:
@@ -97,31 +97,35 @@ def unserved(handler: str, queue: str, workers: Sequence[Seen], *, alone: bool =
     """
     consuming = [worker for worker in workers if worker.consumes(queue)]
     if not consuming:
-        return f"{_does(alone, 'consume')} queue {queue}{_instead('consumed', _queues(workers))}"
+        return (
+            f"{_no_worker_does(alone, 'consume')} queue {queue}{_alternatives('consumed', _consumed_queues(workers))}"
+        )
     which = f" of queue {queue}" if any(handler in worker.tasks for worker in workers) else ""
-    return unknown(handler, consuming, which, alone=alone)
+    return why_unknown(handler, consuming, which, alone=alone)
 
 
-def unknown(handler: str, workers: Sequence[Seen], which: str = "", *, alone: bool = False) -> str | None:
+def why_unknown(handler: str, workers: Sequence[WorkerInfo], which: str = "", *, alone: bool = False) -> str | None:
     """That none of these workers knows a handler, with the nearest that they know; None when some worker does."""
     if any(handler in worker.tasks for worker in workers):
         return None
     tasks = {task for worker in workers for task in worker.tasks if not task.startswith("celery.")}
-    near = get_close_matches(handler, sorted(tasks), n=1, cutoff=NEAR)
-    return f"{_does(alone, 'know', which)} handler {handler}{_instead('nearest', near)}"
+    near = get_close_matches(handler, sorted(tasks), n=1, cutoff=MIN_NAME_SIMILARITY)
+    return f"{_no_worker_does(alone, 'know', which)} handler {handler}{_alternatives('nearest', near)}"
 
 
-def relaying_for(boots: Collection[str], workers: Iterable[Seen]) -> list[Seen]:
+def without_foreign_relays(boots: Collection[str], workers: Iterable[WorkerInfo]) -> list[WorkerInfo]:
     """The same workers; of those that are in the census of another outbox none relays for the one with these boots."""
     return [worker if worker.boot in {None, *boots} else replace(worker, relays=False) for worker in workers]
 
 
-def unheard(names: Sequence[str]) -> str:
+def silent_workers_note(names: Sequence[str]) -> str:
     """What is to be added to a reason as long as workers that live have not answered."""
     return f"; {', '.join(names)} lives but does not answer" if names else ""
 
 
-def why(group: Group, workers: Sequence[Seen], *, alone: bool = False, silent: Sequence[str] = ()) -> str:
+def why_stuck(
+    group: DeliveryGroup, workers: Sequence[WorkerInfo], *, alone: bool = False, silent: Sequence[str] = ()
+) -> str:
     """Why the deliveries of a group are stuck, as far as these workers know.
 
     Args:
@@ -130,48 +134,47 @@ def why(group: Group, workers: Sequence[Seen], *, alone: bool = False, silent: S
     if group.state == RUNNING:
         return f"it runs still, in {group.worker}"
     if not workers:
-        return f"no worker answers{unheard(silent)}"
-    if reason := unserved(group.handler, group.queue, workers, alone=alone):
-        return reason + unheard(silent)
+        return f"no worker answers{silent_workers_note(silent)}"
+    if reason := why_unserved(group.handler, group.queue, workers, alone=alone):
+        return reason + silent_workers_note(silent)
     serving = [worker for worker in workers if worker.consumes(group.queue) and group.handler in worker.tasks]
     if group.state == WAITING:
-        return _unrelayed(workers, alone) + unheard(silent)
+        return _why_unrelayed(workers, alone) + silent_workers_note(silent)
     if all(worker.is_busy for worker in serving):
-        return _busy(serving)
+        return _why_busy(serving)
     limit = next((limit for worker in serving if (limit := worker.tasks[group.handler])), None)
     if limit is not None:
         return f"rate limit {limit} of its handler"
     return f"not known; its queue is consumed by {', '.join(worker.name for worker in serving)}"
 
 
-def _unrelayed(workers: Sequence[Seen], alone: bool) -> str:
+def _why_unrelayed(workers: Sequence[WorkerInfo], alone: bool) -> str:
     if all(worker.relays is False for worker in workers):
-        return (
-            f"{_does(alone, 'relay')} (--without-relay, or for another outbox); start one that does, or `nitro relay`"
-        )
+        nobody = _no_worker_does(alone, "relay")
+        return f"{nobody} (--without-relay, or for another outbox); start one that does, or `nitro relay`"
     return "no relay has published it; is the broker reached by the one that is to?"
 
 
-def _does(alone: bool, what: str, which: str = "") -> str:
+def _no_worker_does(alone: bool, what: str, which: str = "") -> str:
     return f"this worker does not {what}" if alone else f"no worker{which} {what}s"
 
 
-def _busy(workers: Iterable[Seen]) -> str:
+def _why_busy(workers: Iterable[WorkerInfo]) -> str:
     running = Counter(task for worker in workers for task in worker.active)
     number = sum(worker.processes or 0 for worker in workers)
     tasks = ", ".join(f"{task} ({count})" for task, count in running.most_common(3))
     return f"all processes busy with {tasks}" if number != 1 else f"its one process busy with {tasks}"
 
 
-def _queues(workers: Iterable[Seen]) -> list[str]:
+def _consumed_queues(workers: Iterable[WorkerInfo]) -> list[str]:
     return sorted({queue for worker in workers for queue in worker.queues or ()})
 
 
-def _instead(what: str, names: Sequence[str]) -> str:
+def _alternatives(what: str, names: Sequence[str]) -> str:
     return f" ({what}: {', '.join(names)})" if names else ""
 
 
-def _task(told: Any) -> tuple[str, str | None]:
+def _parse_task(told: Any) -> tuple[str, str | None]:
     """Name and rate limit of a task, as `inspect registered` tells them: `shop.mail [rate_limit=1/s]`."""
     name, _, facts = str(told).partition(" [")
     given = dict(fact.split("=", 1) for fact in facts.rstrip("]").split(" ") if "=" in fact)

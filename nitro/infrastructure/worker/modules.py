@@ -8,10 +8,10 @@ from typing import Any
 from celery import Celery
 
 from nitro.errors import HandlersFailed
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.logs import get_logger
 from nitro.settings import Settings
 
-logger = logger_named("nitro.worker")
+logger = get_logger("nitro.worker")
 
 
 def import_handlers(sender: Celery, **_signal: Any) -> None:
@@ -25,10 +25,10 @@ def import_handlers(sender: Celery, **_signal: Any) -> None:
             sender.loader.import_task_module(module)
         except Exception as error:
             logger.debug("the module %s cannot be imported", module, exc_info=True)
-            raise SystemExit(str(HandlersFailed(module, error, _place(error)))) from error
+            raise SystemExit(str(HandlersFailed(module, error, _failing_line(error)))) from error
 
 
-def _place(error: Exception) -> str | None:
+def _failing_line(error: Exception) -> str | None:
     """The line of the module that was being imported last; None where none of them has begun."""
     if isinstance(error, SyntaxError):
         return None  # its text says it

@@ -12,15 +12,14 @@ from celery.utils.time import get_exponential_backoff_interval
 from celery.worker import state
 
 from nitro.infrastructure import greenlets
-from nitro.infrastructure.offload.message import KEY
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TRACKED_DELIVERIES
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
-from nitro.infrastructure.offload.parcel import TRACKED
-from nitro.infrastructure.outbox import claims, registry
-from nitro.infrastructure.worker import identity, reports
-from nitro.infrastructure.worker.results import sentence
+from nitro.infrastructure.outbox import claims, operations
+from nitro.infrastructure.worker import deferred_writes, identity
+from nitro.infrastructure.worker.results import summary
 
 
-class Acknowledged:
+class AcknowledgedTask:
     """A task as a request sees it that is acknowledged already, and cannot be put back."""
 
     acks_late = retry_on_worker_lost = False
@@ -32,7 +31,7 @@ class Acknowledged:
         return getattr(self._task, attribute)
 
 
-class TakenBack(Acknowledged):
+class RequeuedFromRow(AcknowledgedTask):
     """A task as a request sees it whose run has lost its process: Celery shows a retry, and its row is taken back."""
 
     acks_late = retry_on_worker_lost = True
@@ -43,7 +42,7 @@ class TakenBack(Acknowledged):
         super().__init__(task)
         self.apply_async = take_back
 
-    def signature_from_request(self, *_: Any, **__: Any) -> TakenBack:
+    def signature_from_request(self, *_: Any, **__: Any) -> RequeuedFromRow:
         """What Celery would publish; here nothing is, because the row decides."""
         return self
 
@@ -55,42 +54,42 @@ class HandlerRequest:
     def tracked(self) -> str | None:
         """The emission whose tracked delivery it is, or None."""
         request = cast(Any, self)
-        if request.request_dict.get(DELIVERY_HEADER) not in TRACKED:
+        if request.request_dict.get(DELIVERY_HEADER) not in TRACKED_DELIVERIES:
             return None
-        return emission_in(request.kwargs)
+        return emission_id_in(request.kwargs)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool took it: the last moment to acknowledge what must not run twice."""
-        if self._at_most_once():
+        if self._is_at_most_once():
             cast(Any, self).acknowledge()
         cast(Any, super()).on_accepted(pid, time_accepted)
 
     def send_event(self, kind: str, **facts: Any) -> None:
         """Tell monitors; of a result a sentence."""
         if kind == "task-succeeded":
-            facts["result"] = sentence(str(facts["result"]))
+            facts["result"] = summary(str(facts["result"]))
         cast(Any, super()).send_event(kind, **facts)
 
     def on_retry(self, exc_info: Any) -> None:
         """It failed, and its row says when it runs again."""
         cast(Any, super()).on_retry(exc_info)
-        when = getattr(_bare(exc_info), "when", None)
+        when = getattr(_unwrapped_error(exc_info), "when", None)
         if self.tracked and isinstance(when, int | float):
-            reports.expect(when)
+            deferred_writes.wake_relay_in(when)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         """It failed; where its process died with it, its promise says whether it runs again."""
         request: Any = self
-        error = _bare(exc_info)
+        error = _unwrapped_error(exc_info)
         if isinstance(error, MemoryError):
             # Celery raises it in the worker's main process, which ends with it; it was the handler's.
             exc_info.exception = RuntimeError(f"MemoryError in the handler: {error}")
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
-            if self._at_most_once():
-                request._task = Acknowledged(request.task)
+            if self._is_at_most_once():
+                request._task = AcknowledgedTask(request.task)
             elif (emission := self.tracked) is not None and not _is_stopping():
-                take_back = partial(self._report_loss, emission, f"its process died: {error}")
-                request._task = TakenBack(request.task, take_back)
+                take_back = partial(self._defer_loss, emission, f"its process died: {error}")
+                request._task = RequeuedFromRow(request.task, take_back)
         return cast(Any, super()).on_failure(exc_info, *args, **options)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -99,20 +98,20 @@ class HandlerRequest:
         if emission is not None:
             error = f"hard time limit of {timeout:g} s exceeded"
             row = (emission, self._name, self._process())
-            reports.report(partial(claims.overrun, *row, self._again_after(), error))
+            deferred_writes.defer(partial(claims.record_timeout, *row, self._retry_delay(), error))
         cast(Any, super()).on_timeout(soft, timeout)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """It was revoked, before it started or while it ran."""
         if self.tracked is not None:
-            reports.report(partial(registry.revoke, [cast(Any, self).id], running=terminated))
+            deferred_writes.defer(partial(operations.revoke, [cast(Any, self).id], running=terminated))
         cast(Any, super())._announce_revoked(reason, terminated, signum, expired)
 
-    def _report_loss(self, emission: str, error: str) -> None:
-        row = claims.run_in(emission, self._name, self._process())
-        reports.report(partial(claims.lose, row, error))
+    def _defer_loss(self, emission: str, error: str) -> None:
+        row = claims.is_run_in(emission, self._name, self._process())
+        deferred_writes.defer(partial(claims.record_losses, row, error))
 
-    def _again_after(self) -> float | None:
+    def _retry_delay(self) -> float | None:
         """Seconds until the next try after a hard time limit, by the task's own options; None when there is none."""
         task, retries = cast(Any, self).task, cast(Any, self).request_dict.get("retries") or 0
         wanted = issubclass(TimeLimitExceeded, task.autoretry_for)
@@ -124,14 +123,16 @@ class HandlerRequest:
         return float(get_exponential_backoff_interval(factor, retries, longest, task.retry_jitter))
 
     def _process(self) -> str:
-        pid = os.getpid() if greenlets.are_threads() else cast(Any, self).worker_pid  # a greenlet's is its address
-        return identity.process(identity.boot(), pid)
+        pid = (
+            os.getpid() if greenlets.is_threading_patched() else cast(Any, self).worker_pid
+        )  # a greenlet's is its address
+        return identity.runner_prefix(identity.worker_id(), pid)
 
     @property
     def _name(self) -> str:
         return str(cast(Any, self).task_name)
 
-    def _at_most_once(self) -> bool:
+    def _is_at_most_once(self) -> bool:
         return bool(cast(Any, self).request_dict.get(DELIVERY_HEADER) == "at-most-once")
 
     def info(self, **_unsafe: object) -> dict[str, Any]:
@@ -145,14 +146,14 @@ def _is_stopping() -> bool:
     return state.should_stop not in (None, False) or state.should_terminate not in (None, False)
 
 
-def emission_in(kwargs: Any) -> str | None:
+def emission_id_in(kwargs: Any) -> str | None:
     """The emission that the kwargs of a message name; whatever a message may carry."""
-    envelope = kwargs.get(KEY) if isinstance(kwargs, dict) else None
+    envelope = kwargs.get(ENVELOPE_KEY) if isinstance(kwargs, dict) else None
     emission = envelope.get("emission") if isinstance(envelope, dict) else None
     return emission if isinstance(emission, str) else None
 
 
-def _bare(exc_info: Any) -> BaseException:
+def _unwrapped_error(exc_info: Any) -> BaseException:
     """The exception, without what billiard has wrapped it in."""
     error: Any = exc_info.exception
     bare: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error

@@ -9,18 +9,18 @@ from typing import Any
 
 from kombu.utils.json import dumps
 
-from nitro.infrastructure.logs import logger_named
+from nitro.infrastructure.logs import get_logger
 
-logger = logger_named("nitro.worker")
+logger = get_logger("nitro.worker")
 
-kombu_json: Callable[[Any], str] = dumps
+kombu_dumps: Callable[[Any], str] = dumps
 
-KINDS = {"{": "a dict", "[": "a list", "(": "a tuple"}
+KIND_BY_BRACKET = {"{": "a dict", "[": "a list", "(": "a tuple"}
 QUOTES = ("'", '"')
-MOST_SHOWN = 80
+MAX_SUMMARY_CHARACTERS = 80
 """Characters."""
 
-STATE = "PROGRESS"
+PROGRESS_STATE = "PROGRESS"
 """The task's state while it yields; its meta is `{"step": count, "value": what was yielded}`."""
 
 
@@ -36,22 +36,22 @@ class Progress:
         """Show one more value, and return it."""
         self._steps += 1
         request = self._request
-        shown = value if carries(value) else repr(value)
+        shown = value if is_json(value) else repr(value)
         try:
             if not (request.called_directly or request.is_eager):
-                self._show({"step": self._steps, "value": shown})
+                self._store_step({"step": self._steps, "value": shown})
         except Exception:
             logger.warning("step %d of task %s is not shown", self._steps, request.id, exc_info=True)
         return value
 
-    def _show(self, meta: dict[str, Any]) -> None:
+    def _store_step(self, meta: dict[str, Any]) -> None:
         request, task = self._request, self._task
         if not request.ignore_result:
-            task.backend.store_result(request.id, meta, STATE, request=request)
+            task.backend.store_result(request.id, meta, PROGRESS_STATE, request=request)
         if task.send_events:
             with task.app.events.default_dispatcher(hostname=request.hostname) as events:
                 events.send(
-                    "task-progress", uuid=request.id, result=f"step {meta['step']}: {_short(repr(meta['value']))}"
+                    "task-progress", uuid=request.id, result=f"step {meta['step']}: {_shorten(repr(meta['value']))}"
                 )
 
     async def drain(self, generator: AsyncGeneratorType[Any, Any]) -> list[Any]:
@@ -59,35 +59,35 @@ class Progress:
         return [await asyncio.to_thread(self.report, value) async for value in generator]
 
 
-def sentence(shown: str) -> str:
+def summary(shown: str) -> str:
     """What monitoring shows of a result, of whose `repr` this is: one short line."""
-    return "done" if shown == "None" else f"done: {_short(shown)}"
+    return "done" if shown == "None" else f"done: {_shorten(shown)}"
 
 
-def _short(shown: str) -> str:
+def _shorten(shown: str) -> str:
     """A text as its handler says it; of other values, which may hold fields of entities, what they are."""
     opening = shown[:1]
-    if opening in KINDS:
-        return KINDS[opening]
+    if opening in KIND_BY_BRACKET:
+        return KIND_BY_BRACKET[opening]
     if opening in QUOTES:
         shown = shown.strip(opening).split("\\n")[0]
-    return shown if len(shown) <= MOST_SHOWN else f"{shown[: MOST_SHOWN - 1]}…"
+    return shown if len(shown) <= MAX_SUMMARY_CHARACTERS else f"{shown[: MAX_SUMMARY_CHARACTERS - 1]}…"
 
 
-def carries(value: Any) -> bool:
+def is_json(value: Any) -> bool:
     """Whether JSON, as Celery writes it, can carry a value."""
     if value is None or type(value) in (bool, float, str):
         return True
     try:
-        kombu_json(value)
+        kombu_dumps(value)
     except Exception:  # noqa: BLE001  # an object's own `__json__` or `__getattr__` may raise anything
         return False
     return True
 
 
-def storable(result: Any, handler: str) -> Any:
+def json_result(result: Any, handler: str) -> Any:
     """The result if JSON can carry it, else None and a warning: an effect that is done is no failure."""
-    if carries(result):
+    if is_json(result):
         return result
     logger.warning("the result of handler %s is dropped: JSON cannot carry a %s", handler, type(result).__name__)
     return None

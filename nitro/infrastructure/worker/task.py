@@ -15,32 +15,36 @@ from celery.utils.imports import symbol_by_name
 
 from nitro.errors import DuplicateHandler, SignatureRefused
 from nitro.infrastructure.events import ANY, Emission
-from nitro.infrastructure.events.dispatcher import Call
-from nitro.infrastructure.logs import logger_named
-from nitro.infrastructure.offload.app import adopted, is_used
-from nitro.infrastructure.offload.broker import producer_of
-from nitro.infrastructure.offload.conf import setting
-from nitro.infrastructure.offload.courier import courier
-from nitro.infrastructure.offload.declarations import Declaration, announce, declared, header
-from nitro.infrastructure.offload.message import KEY, Message
+from nitro.infrastructure.events.ports import Call
+from nitro.infrastructure.logs import get_logger
+from nitro.infrastructure.offload.app import bind_hooks, is_queueing_app
+from nitro.infrastructure.offload.broker import acquire_producer
+from nitro.infrastructure.offload.conf import read_setting
+from nitro.infrastructure.offload.declarations import (
+    Declaration,
+    argument_checker,
+    declaration_hooks,
+    declarations_by_name,
+)
+from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TRACKED_DELIVERIES, Envelope
 from nitro.infrastructure.offload.options import DELIVERY_HEADER, Offload
-from nitro.infrastructure.offload.parcel import TRACKED
+from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox import claims
 from nitro.infrastructure.outbox.journal import journal
-from nitro.infrastructure.worker import accepting, caretaker, modules, questions, receiving, reports
-from nitro.infrastructure.worker.attempt import attempt, claimed
-from nitro.infrastructure.worker.coroutines import unwind_on_termination
+from nitro.infrastructure.worker import accepting, control, deferred_writes, modules, redis_acks, supervisor
+from nitro.infrastructure.worker.attempt import current_claim, run_tracked
 from nitro.infrastructure.worker.execution import execute
-from nitro.infrastructure.worker.request import HandlerRequest, emission_in
-from nitro.infrastructure.worker.tracebacks import StorableTracebacks
+from nitro.infrastructure.worker.loop import unwind_on_termination
+from nitro.infrastructure.worker.request import HandlerRequest, emission_id_in
+from nitro.infrastructure.worker.tracebacks import StorableTracebackBackend
 
-logger = logger_named("nitro.worker")
+logger = get_logger("nitro.worker")
 
-LATE = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
-IN_HAND = 2.0
+LATE_ACK_OPTIONS = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
+EXIT_FLUSH_SECONDS = 2.0
 """Seconds that the end of a pool's process waits for the broker, and for the database."""
 
-RETRIES: dict[str, Any] = {
+RETRY_DEFAULTS: dict[str, Any] = {
     "autoretry_for": (Exception,),
     "max_retries": 10,
     "retry_backoff": True,
@@ -53,7 +57,7 @@ class HandlerTask:
     """What every handler's task adds to the app's own task class: the codec, and readable monitoring."""
 
     declaration: Declaration
-    wrapped: bool
+    has_custom_call: bool
     app: Celery
     request: Any
     run: Callable[..., Any]
@@ -62,7 +66,7 @@ class HandlerTask:
     @property
     def backend(self) -> Any:
         """The result backend of the task, which takes the traceback of any error."""
-        return StorableTracebacks(cast(Any, super()).backend)
+        return StorableTracebackBackend(cast(Any, super()).backend)
 
     @backend.setter
     def backend(self, backend: Any) -> None:
@@ -73,40 +77,40 @@ class HandlerTask:
         ordinary: Callable[..., Any] = cast(Any, super()).__call__
         if self.request.called_directly:
             return ordinary(*args, **kwargs)
-        body = partial(ordinary if self.wrapped else self.run, *args, **kwargs)
-        message = self.request.nitro = Message.read(kwargs, self.declaration.name, args)
-        if message is None or message.payload is not None:
+        body = partial(ordinary if self.has_custom_call else self.run, *args, **kwargs)
+        envelope = self.request.nitro = Envelope.read(kwargs, self.declaration.name, args)
+        if envelope is None or envelope.payload is not None:
             return body()
-        return attempt(self, message, body)
+        return run_tracked(self, envelope, body)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Queue the handler; plain arguments are encoded first and take the options of the first `@on`."""
-        if KEY not in (kwargs or {}):
+        if ENVELOPE_KEY not in (kwargs or {}):
             if self.typing:
-                header(self.declaration.function)(*(args or ()), **(kwargs or {}))
-            options = {**self.declaration.offload.message, **options}
-            args, kwargs = (), self._encoded(args, kwargs)
-        message, kwargs = self._signed(args or (), kwargs)
+                argument_checker(self.declaration.function)(*(args or ()), **(kwargs or {}))
+            options = {**self.declaration.offload.message_options, **options}
+            args, kwargs = (), self._encode_call(args, kwargs)
+        envelope, kwargs = self._with_signature(args or (), kwargs)
         options.setdefault("argsrepr", "()")
-        options.setdefault("kwargsrepr", str(message))
+        options.setdefault("kwargsrepr", str(envelope))
         publish = partial(cast(Any, super()).apply_async, args, kwargs)
-        if options.get("producer") or options.get("connection") or setting(self.app, "task_always_eager"):
+        if options.get("producer") or options.get("connection") or read_setting(self.app, "task_always_eager"):
             return publish(**options)
-        with producer_of(self.app) as producer:
+        with acquire_producer(self.app) as producer:
             return publish(**{**options, "producer": producer})
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Run the handler here, through the codec as a worker does."""
-        if KEY not in (kwargs or {}):
-            args, kwargs = (), self._encoded(args, kwargs)
-        _, kwargs = self._signed(args or (), kwargs)
+        if ENVELOPE_KEY not in (kwargs or {}):
+            args, kwargs = (), self._encode_call(args, kwargs)
+        _, kwargs = self._with_signature(args or (), kwargs)
         return cast(Any, super()).apply(args, kwargs, **options)
 
     def signature(self, args: Any = None, kwargs: Any = None, options: Any = None, **more: Any) -> Any:
         """A Celery signature whose arguments are encoded, so that it can travel inside a canvas."""
-        if KEY not in (kwargs or {}):
-            options = {**self.declaration.offload.message, **(options or {})}
-            args, kwargs = (), self._encoded(args, kwargs)
+        if ENVELOPE_KEY not in (kwargs or {}):
+            options = {**self.declaration.offload.message_options, **(options or {})}
+            args, kwargs = (), self._encode_call(args, kwargs)
         return cast(Any, super()).signature(args, kwargs, options, **more)
 
     subtask = signature
@@ -122,29 +126,29 @@ class HandlerTask:
 
     def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
         """What Celery publishes to retry; for a tracked run nothing, because its row decides."""
-        run = claimed.get()
+        run = current_claim.get()
         if run is not None and run.handler == self.declaration.name and not self.request.is_eager:
-            return RowDecides()
+            return UnpublishedSignature()
         return cast(Any, super()).signature_from_request(request, *args, **options)
 
-    def _signed(self, args: Any, kwargs: Any) -> tuple[Message | None, dict[str, Any]]:
+    def _with_signature(self, args: Any, kwargs: Any) -> tuple[Envelope | None, dict[str, Any]]:
         """The message, and its kwargs with a signature that covers what a chain puts before."""
         try:
-            return Message.read(kwargs, self.declaration.name, args), kwargs
+            return Envelope.read(kwargs, self.declaration.name, args), kwargs
         except SignatureRefused:
-            message = Message.read(kwargs, self.declaration.name)
-            assert message is not None
-            return message, message.kwargs(self.declaration.name, args)
+            envelope = Envelope.read(kwargs, self.declaration.name)
+            assert envelope is not None
+            return envelope, envelope.kwargs(self.declaration.name, args)
 
-    def _encoded(self, args: Any, kwargs: Any) -> dict[str, Any]:
+    def _encode_call(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The kwargs of a call of the task by itself; without a sender it is bare."""
         sender, *rest = args or (ANY,)
         call = Call(sender=sender, args=tuple(rest), kwargs=kwargs or {})
-        message = Message.of(Emission.of(""), call, self.declaration.offload.entity)
-        return replace(message, bare=not args).kwargs(self.declaration.name)
+        envelope = Envelope.of(Emission.of(""), call, self.declaration.offload.entity)
+        return replace(envelope, bare=not args).kwargs(self.declaration.name)
 
 
-class RowDecides:
+class UnpublishedSignature:
     """A signature that is not published."""
 
     args: tuple[Any, ...] = ()
@@ -154,7 +158,7 @@ class RowDecides:
         """Leave it to the row, which is written when the run is closed."""
 
 
-def register(app: Celery, declaration: Declaration) -> None:
+def register_task(app: Celery, declaration: Declaration) -> None:
     """Make the Celery task of a handler, in place of an older definition's.
 
     Raises:
@@ -164,8 +168,8 @@ def register(app: Celery, declaration: Declaration) -> None:
     # finalized would be waited for here.
     other = app._tasks.get(declaration.name)
     if other is not None and not isinstance(other, HandlerTask):
-        if is_used(app):
-            raise DuplicateHandler(declaration.name, f"a task of the app {app.main!r}", declaration.place)
+        if is_queueing_app(app):
+            raise DuplicateHandler(declaration.name, f"a task of the app {app.main!r}", declaration.location)
         logger.warning("the app %r keeps its own task %s; no handler of that name runs there", app.main, other.name)
         return
     base: Any = declaration.offload.base or app.Task
@@ -177,22 +181,24 @@ def register(app: Celery, declaration: Declaration) -> None:
         shared=False,
         base=type("HandlerTask", (HandlerTask, base), {"abstract": True}),
         declaration=declaration,
-        wrapped=_is_wrapped(base),
+        has_custom_call=_has_custom_call(base),
         Request=type("HandlerRequest", (HandlerRequest, symbol_by_name(base.Request)), {}),
-        **_options(declaration.offload, base),
+        **_task_options(declaration.offload, base),
     )
-    make(_body(app, declaration))
+    make(_task_body(app, declaration))
 
 
-def _is_wrapped(base: type) -> bool:
+def _has_custom_call(base: type) -> bool:
     """Whether the app's own task class does something around each run."""
     return any("__call__" in vars(cls) for cls in base.__mro__[: base.__mro__.index(Task)])
 
 
-def _options(offload: Offload, base: type) -> dict[str, Any]:
+def _task_options(offload: Offload, base: type) -> dict[str, Any]:
     """The given options of the task over Nitro's; those about retries yield to the app's own task class."""
-    given = offload.task()
-    own = {name: value for name, value in RETRIES.items() if getattr(base, name, None) == getattr(Task, name, None)}
+    given = offload.task_options()
+    own = {
+        name: value for name, value in RETRY_DEFAULTS.items() if getattr(base, name, None) == getattr(Task, name, None)
+    }
     if "autoretry_for" in own and "autoretry_for" not in given:
         given["dont_autoretry_for"] = (
             Reject,
@@ -200,10 +206,10 @@ def _options(offload: Offload, base: type) -> dict[str, Any]:
             *offload.dont_autoretry_for,
             *getattr(base, "throws", ()),
         )
-    return {**LATE, **own, **given}
+    return {**LATE_ACK_OPTIONS, **own, **given}
 
 
-def _body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
+def _task_body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
     """The body of the task, which looks like the handler to whoever inspects it."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -215,53 +221,53 @@ def _body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
     return run
 
 
-def wire() -> None:
+def register_handlers() -> None:
     """Make a task of every handler on every app: those known when it is finalized, and later ones at once."""
     import_modules.connect(modules.import_handlers, weak=False)
     worker_process_shutdown.connect(unwind_on_termination, weak=False)
-    worker_process_shutdown.connect(_send_what_is_in_hand, weak=False)
-    task_unknown.connect(_report_unknown, weak=False)
+    worker_process_shutdown.connect(_flush_before_exit, weak=False)
+    task_unknown.connect(_requeue_unknown, weak=False)
     connect_on_app_finalize(_register_all)
-    questions.wire()
-    adopted.append(_attend)
+    control.register_commands()
+    bind_hooks.append(_add_worker_steps)
     for app in _state._get_active_apps():
-        _attend(app)  # before the command line reads the options of a worker
-    for app in _finalized():
+        _add_worker_steps(app)  # before the command line reads the options of a worker
+    for app in _finalized_apps():
         _register_all(app)
-    announce.append(_register_late)
+    declaration_hooks.append(_register_late)
 
 
-def _send_what_is_in_hand(**_signal: object) -> None:
+def _flush_before_exit(**_signal: object) -> None:
     """A pool's process ends: what its handlers have emitted leaves now, and not when its lease is over."""
-    courier.drain(IN_HAND)
-    journal.flush(IN_HAND)
+    publisher.drain(EXIT_FLUSH_SECONDS)
+    journal.flush(EXIT_FLUSH_SECONDS)
 
 
-def _report_unknown(name: str, message: Any, **_signal: Any) -> None:
+def _requeue_unknown(name: str, message: Any, **_signal: Any) -> None:
     """A message that this worker has no handler for, which Celery drops: if it is tracked, its row takes it back."""
     body = message.decode()
-    emission = emission_in(body[1] if isinstance(body, list | tuple) and len(body) > 1 else None)
-    if message.headers.get(DELIVERY_HEADER) in TRACKED and emission is not None:
+    emission = emission_id_in(body[1] if isinstance(body, list | tuple) and len(body) > 1 else None)
+    if message.headers.get(DELIVERY_HEADER) in TRACKED_DELIVERIES and emission is not None:
         error = "unknown to the worker that took it: is its module among NITRO_HANDLERS?"
-        reports.report(partial(claims.misdirected, emission, name, RETRIES["max_retries"], error))
+        deferred_writes.defer(partial(claims.requeue_unknown, emission, name, RETRY_DEFAULTS["max_retries"], error))
 
 
-def _attend(app: Celery) -> None:
+def _add_worker_steps(app: Celery) -> None:
     accepting.attach(app)
-    caretaker.attach(app)
-    receiving.attach(app)
+    supervisor.attach(app)
+    redis_acks.attach(app)
 
 
 def _register_all(app: Celery) -> None:
-    _attend(app)
-    for declaration in list(declared.values()):
-        register(app, declaration)
+    _add_worker_steps(app)
+    for declaration in list(declarations_by_name.values()):
+        register_task(app, declaration)
 
 
 def _register_late(declaration: Declaration) -> None:
-    for app in _finalized():
-        register(app, declaration)
+    for app in _finalized_apps():
+        register_task(app, declaration)
 
 
-def _finalized() -> list[Celery]:
+def _finalized_apps() -> list[Celery]:
     return [app for app in _state._get_active_apps() if app.finalized]

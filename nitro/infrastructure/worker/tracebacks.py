@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nitro.infrastructure.outbox.texts import storable
+from nitro.infrastructure.outbox.texts import to_storable
 
 
-class StorableTracebacks:
+class StorableTracebackBackend:
     """A result backend of Celery that is told tracebacks as the database of this process can store them.
 
     An error of its own about a text would end the worker, because Celery reports it in the loop that reads messages.
@@ -21,12 +21,12 @@ class StorableTracebacks:
 
     def mark_as_failure(self, task_id: str, exc: Any, traceback: str | None = None, *args: Any, **options: Any) -> Any:
         """Store that a task has failed."""
-        return self._backend.mark_as_failure(task_id, exc, _text(traceback), *args, **options)
+        return self._backend.mark_as_failure(task_id, exc, _storable_text(traceback), *args, **options)
 
     def mark_as_retry(self, task_id: str, exc: Any, traceback: str | None = None, *args: Any, **options: Any) -> Any:
         """Store that a task has failed and runs again."""
-        return self._backend.mark_as_retry(task_id, exc, _text(traceback), *args, **options)
+        return self._backend.mark_as_retry(task_id, exc, _storable_text(traceback), *args, **options)
 
 
-def _text(traceback: str | None) -> str | None:
-    return storable(traceback) if isinstance(traceback, str) else traceback
+def _storable_text(traceback: str | None) -> str | None:
+    return to_storable(traceback) if isinstance(traceback, str) else traceback

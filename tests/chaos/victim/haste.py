@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from nitro.infrastructure.outbox import backlog, census, relay, rows
-from nitro.infrastructure.worker import caretaker
+from nitro.infrastructure.outbox import heartbeat, pending, relay, rows
+from nitro.infrastructure.worker import supervisor
 
 LEASE = 2.0
 DEAD_AFTER = 5.0
@@ -19,9 +19,9 @@ def hurry() -> None:
     """Shorten the leases of messages and the patience with silent workers, if this is asked for."""
     if not os.environ.get("CHAOS_HASTE"):
         return
-    rows.LEASE = backlog.LEASE = LEASE
-    relay.LOOK_AFTER = LOOK_AFTER
-    caretaker.BEAT = BEAT
+    rows.LEASE_SECONDS = pending.LEASE_SECONDS = LEASE
+    relay.MAINTENANCE_INTERVAL_SECONDS = LOOK_AFTER
+    supervisor.HEARTBEAT_SECONDS = BEAT
     if "tasks" in sys.modules:  # a worker; Celery waits so long for the result of a child that has died
         sys.modules["tasks"].app.conf.worker_lost_wait = LOST_WAIT
-    census.Census.__init__.__defaults__ = (DEAD_AFTER,)
+    heartbeat.HeartbeatMonitor.__init__.__defaults__ = (DEAD_AFTER,)

@@ -8,14 +8,14 @@ from typing import Any
 
 from sqlalchemy import bindparam, update
 
-from nitro.infrastructure.offload.parcel import Parcel
-from nitro.infrastructure.outbox import backlog, claims
-from nitro.infrastructure.outbox.tables import deliveries
+from nitro.infrastructure.offload.envelope import TaskMessage
+from nitro.infrastructure.outbox import claims, pending
+from nitro.infrastructure.outbox.schema import deliveries
 from nitro.infrastructure.worker import task
 
 
 def _no_sweep() -> None:
-    backlog.look_after = lambda sizes: 0
+    pending.requeue_lost = lambda sizes: 0
 
 
 def _no_ledger() -> None:
@@ -26,21 +26,21 @@ def _no_ledger() -> None:
 def _no_fence() -> None:
     """Whatever was taken over since, a run closes what it has claimed."""
     later = (deliveries.c.attempts >= bindparam("of_attempt")) | (deliveries.c.worker == bindparam("of_worker"))
-    claims._mine = lambda: update(deliveries).where(claims._is(*claims._KEY), later)
+    claims._update_of_claim = lambda: update(deliveries).where(claims._has_key(*claims._KEY_PARAMETERS), later)
 
 
 def _early_acknowledgement() -> None:
-    task.LATE["acks_late"] = False
+    task.LATE_ACK_OPTIONS["acks_late"] = False
 
 
 def _not_mandatory() -> None:
-    publish = Parcel.publish
+    publish = TaskMessage.publish
 
-    def lightly(parcel: Parcel, app: Any, **how: Any) -> None:
+    def lightly(parcel: TaskMessage, app: Any, **how: Any) -> None:
         how.pop("mandatory", None)
         publish(parcel, app, **how)
 
-    Parcel.publish = lightly
+    TaskMessage.publish = lightly
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {

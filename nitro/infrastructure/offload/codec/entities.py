@@ -19,19 +19,26 @@ from sqlalchemy.orm.collections import collection_adapter
 from sqlmodel import SQLModel
 
 from nitro.errors import NitroError
-from nitro.infrastructure.offload.codec.names import Refused, check_id
+from nitro.infrastructure.offload.codec.names import ValueRefused, check_id
 from nitro.infrastructure.offload.codec.references import reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
-from nitro.infrastructure.offload.codec.shapes import BesideFields, ModelShape, Reader, Writer, default_of, missing
-from nitro.infrastructure.repository.graph import WITHOUT_COLLECTION
-from nitro.infrastructure.repository.loading import keep_queries_readable, keep_unread, load_expired, unread
+from nitro.infrastructure.offload.codec.shapes import (
+    ModelShape,
+    PydanticState,
+    Reader,
+    Writer,
+    default_of,
+    missing_field_error,
+)
+from nitro.infrastructure.repository.graph import DYNAMIC_LOADERS
+from nitro.infrastructure.repository.loading import enable_detached_queries, load_expired, mark_unread, unread_columns
 
-PLAIN = frozenset({str, int, float, bool, type(None)})
+JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
 """Types of JSON that stand for themselves."""
-NOTHING: list[Json] = []
+NO_NAMES: list[Json] = []
 
 
-class StandaloneEntity(ModelShape):
+class StandaloneEntityShape(ModelShape):
     """Entities of one class without a table."""
 
     __slots__ = ()
@@ -48,24 +55,26 @@ class StandaloneEntity(ModelShape):
 
     def key(self, _writer: Writer, entity: SQLModel) -> Json:
         """Always refused: there is no row to read again."""
-        raise Refused(type(entity), "it has no table to be reloaded from; use entity='snapshot' or declare table=True")
+        raise ValueRefused(
+            type(entity), "it has no table to be reloaded from; use entity='snapshot' or declare table=True"
+        )
 
-    def blank(self, reader: Reader, row: dict[str, Json]) -> SQLModel:
+    def blank_instance(self, reader: Reader, row: dict[str, Json]) -> SQLModel:
         """An instance that has its id and nothing else."""
         entity: SQLModel = self.cls.__new__(self.cls)
         if "id" in row["fields"]:
             vars(entity)["id"] = reader.value(row["fields"]["id"])
         return entity
 
-    def fill(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
+    def restore_state(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
         """Put in the state."""
         self.restore(reader, entity, row)
 
-    def connect(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
+    def restore_links(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
         """Nothing more to do: it refers to others by its fields."""
 
 
-class TableEntity:
+class TableEntityShape:
     """Entities of one mapped class: the columns and relationships that are loaded.
 
     A column that is in none of a row's `columns` and `absent` is one that the class has gained since.
@@ -85,12 +94,12 @@ class TableEntity:
         self._columns = frozenset(self._order)
         eager = frozenset(attribute.key for attribute in mapper.column_attrs if not attribute.deferred)
         self._eager = eager.difference(self._keys)
-        self._relationships = {link.key: link for link in mapper.relationships if link.lazy not in WITHOUT_COLLECTION}
-        self._queried = [link.key for link in mapper.relationships if link.lazy in WITHOUT_COLLECTION]
+        self._relationships = {link.key: link for link in mapper.relationships if link.lazy not in DYNAMIC_LOADERS}
+        self._queried = [link.key for link in mapper.relationships if link.lazy in DYNAMIC_LOADERS]
         self._fields: dict[str, FieldInfo] = cls.model_fields if issubclass(cls, BaseModel) else {}
-        self._factories = _factories(cls)
-        self._beside = BesideFields(cls) if issubclass(cls, BaseModel) else None
-        keep_queries_readable(mapper)
+        self._factories = _default_factories(cls)
+        self._beside = PydanticState(cls) if issubclass(cls, BaseModel) else None
+        enable_detached_queries(mapper)
 
     def snapshot(self, writer: Writer, entity: Any) -> Json:
         """Its row: class, columns and relationships, and whether it was stored before."""
@@ -103,7 +112,7 @@ class TableEntity:
             known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held}
         for name in self._keys:
             check_id(self._cls, known.get(name))
-        links = {name: _linked(held[name], link) for name, link in self._relationships.items() if name in held}
+        links = {name: _related(held[name], link) for name, link in self._relationships.items() if name in held}
         if self._queried and not stored:
             links |= {name: list(state.attrs[name].history.added) for name in self._queried}
         columns = writer.attributes(known, self._columns)
@@ -112,7 +121,7 @@ class TableEntity:
             "stored": stored,
             "columns": columns,
             "links": writer.attributes(links),
-            "absent": NOTHING if len(columns) == len(self._columns) else sorted(self._columns.difference(columns)),
+            "absent": NO_NAMES if len(columns) == len(self._columns) else sorted(self._columns.difference(columns)),
         }
         if self._beside is not None:
             self._beside.write(writer, entity, row)
@@ -122,32 +131,32 @@ class TableEntity:
         """Class and primary key, for reading the row again."""
         identity = instance_state(entity).identity or tuple(vars(entity).get(name) for name in self._keys)
         if None in identity:
-            raise Refused(self._cls, "it has no primary key yet; save it first, or use entity='snapshot'")
+            raise ValueRefused(self._cls, "it has no primary key yet; save it first, or use entity='snapshot'")
         for part in identity:
             check_id(self._cls, part)
         return [reference_of(self._cls), writer.value(identity[0] if len(identity) == 1 else tuple(identity))]
 
-    def blank(self, reader: Reader, row: dict[str, Json]) -> object:
+    def blank_instance(self, reader: Reader, row: dict[str, Json]) -> object:
         """An instance that has its primary key, by which it hashes, and nothing else."""
         entity: object = self._mapper.class_manager.new_instance()
         columns, held = row["columns"], vars(entity)
         held.update((name, reader.value(columns[name])) for name in self._keys if name in columns)
         return entity
 
-    def fill(self, reader: Reader, entity: Any, row: dict[str, Json]) -> None:
+    def restore_state(self, reader: Reader, entity: Any, row: dict[str, Json]) -> None:
         """Put in the columns; a column that no longer exists is left out."""
         held, columns, lost = vars(entity), self._columns, False
         for name, item in row["columns"].items():
             if name in columns:
-                held[name] = item if type(item) in PLAIN else reader.value(item)
+                held[name] = item if type(item) in JSON_SCALARS else reader.value(item)
             else:
                 lost = True
         if lost or len(row["columns"]) < len(columns):
-            self._complete(entity, row)
+            self._add_defaults(entity, row)
         if self._beside is not None:
             self._beside.restore(reader, entity, row)
 
-    def connect(self, reader: Reader, entity: object, row: dict[str, Json]) -> None:
+    def restore_links(self, reader: Reader, entity: object, row: dict[str, Json]) -> None:
         """Put in the relationships and make the instance what it was: detached, or not stored yet."""
         links = {name: reader.value(item) for name, item in row["links"].items() if name in self._relationships}
         for name, linked in links.items():
@@ -169,7 +178,7 @@ class TableEntity:
         for name in self._queried:
             getattr(entity, name).add_all(reader.value(row["links"].get(name, [])))
 
-    def _complete(self, entity: object, row: dict[str, Json]) -> None:
+    def _add_defaults(self, entity: object, row: dict[str, Json]) -> None:
         """Put in defaults for columns that the class has gained; one that was absent at the emit stays unread."""
         held, stored = vars(entity), row["stored"]
         unsaid = self._columns if stored else ()  # payloads of older versions do not tell what was absent
@@ -179,9 +188,9 @@ class TableEntity:
             if value is not PydanticUndefined:
                 held[name] = value
             elif not stored and "absent" in row and self._is_required(name):
-                raise missing(self._cls, name)
+                raise missing_field_error(self._cls, name)
         if stored:
-            keep_unread(entity, self._columns.difference(held))
+            mark_unread(entity, self._columns.difference(held))
 
     def _default(self, name: str, held: dict[str, Any], stored: bool) -> Any:
         """The default of a column: of the model, else of the dataclass, else what an INSERT would take."""
@@ -196,7 +205,7 @@ class TableEntity:
             return PydanticUndefined if unsaid else value
         if default.is_scalar:
             return default.arg
-        if default.is_callable and not stored and _takes_nothing(default.arg):
+        if default.is_callable and not stored and _has_no_parameters(default.arg):
             return default.arg(None)
         return PydanticUndefined
 
@@ -210,32 +219,32 @@ class TableEntity:
         return self._mapper.column_attrs[name].columns[0]
 
     def _load_expired(self, entity: object, state: InstanceState[Any]) -> None:
-        names = self._eager.intersection(state.expired_attributes).difference(vars(entity), unread(state))
+        names = self._eager.intersection(state.expired_attributes).difference(vars(entity), unread_columns(state))
         try:
             if names:
                 load_expired(entity, names)
         except (NitroError, SQLAlchemyError, OSError) as error:
             listed = ", ".join(sorted(names))
-            raise Refused(
+            raise ValueRefused(
                 self._cls,
                 f"its expired columns could not be read again ({listed}: {error}); refresh it before the emit",
             ) from error
 
 
-EntityShape = StandaloneEntity | TableEntity
+EntityShape = StandaloneEntityShape | TableEntityShape
 
 
-def _linked(value: Any, link: RelationshipProperty[Any]) -> object:
+def _related(value: Any, link: RelationshipProperty[Any]) -> object:
     return list(collection_adapter(value)) if link.uselist else value
 
 
-def _factories(cls: type[Any]) -> dict[str, Callable[[], object]]:
+def _default_factories(cls: type[Any]) -> dict[str, Callable[[], object]]:
     """By field of a mapped dataclass, what makes its default."""
     found = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     return {field.name: field.default_factory for field in found if field.default_factory is not MISSING}
 
 
-def _takes_nothing(default: Callable[..., object]) -> bool:
+def _has_no_parameters(default: Callable[..., object]) -> bool:
     """Whether a column's default is a function without parameters, which SQLAlchemy wraps; others want the INSERT."""
     wrapped = getattr(default, "__wrapped__", None)
     try:

@@ -20,12 +20,12 @@ from pydantic import BaseModel
 from typing_extensions import TypeAliasType
 
 from nitro.errors import PayloadUnreadable
-from nitro.infrastructure.offload.codec.names import Refused, find_named, name_of
+from nitro.infrastructure.offload.codec.names import ValueRefused, find_named, name_of
 from nitro.infrastructure.offload.codec.scalars import Json
 
-NAMED = (type, TypeVar, NewType, TypeAliasType)
-SPECIAL: dict[str, Any] = {"Any": Any, "None": None, "NoneType": NoneType, "...": ..., "object": object}
-TYPING = {
+NAMED_TYPES = (type, TypeVar, NewType, TypeAliasType)
+SPECIAL_NAMES: dict[str, Any] = {"Any": Any, "None": None, "NoneType": NoneType, "...": ..., "object": object}
+TYPING_ALIASES = {
     name: getattr(typing, name)
     for name in (
         *("List", "Dict", "Set", "FrozenSet", "Tuple", "Type", "Deque", "DefaultDict", "OrderedDict", "Counter"),
@@ -34,17 +34,17 @@ TYPING = {
     )
 }
 """Aliases of the typing module, which are not equal to what they stand for."""
-HOOKS = ("__get_pydantic_core_schema__", "__get_validators__")
-PLAIN = (str, int, bool, NoneType)
-CONSTRAINTS = "annotated_types"
+PYDANTIC_HOOKS = ("__get_pydantic_core_schema__", "__get_validators__")
+LITERAL_TYPES = (str, int, bool, NoneType)
+CONSTRAINTS_MODULE = "annotated_types"
 
 
 def is_parametrised(cls: type) -> bool:
     """Whether pydantic made it from a generic model."""
-    return parts_of(cls)[0] is not None
+    return origin_and_arguments(cls)[0] is not None
 
 
-def parts_of(cls: object) -> tuple[Any, tuple[Any, ...]]:
+def origin_and_arguments(cls: object) -> tuple[Any, tuple[Any, ...]]:
     """Origin and arguments of a parametrised class or alias; no origin if it is none."""
     made = vars(cls).get("__pydantic_generic_metadata__") if isinstance(cls, type) else None
     if made is not None:
@@ -52,90 +52,93 @@ def parts_of(cls: object) -> tuple[Any, tuple[Any, ...]]:
     return (None, ()) if isinstance(cls, type) else (get_origin(cls), get_args(cls))
 
 
-def written(part: Any) -> Json:
+def write_reference(part: Any) -> Json:
     """The reference to a class, an alias or an argument.
 
     Raises:
         Refused: a worker could not make it again.
     """
-    special = next((name for name, value in SPECIAL.items() if value is part), None)
+    special = next((name for name, value in SPECIAL_NAMES.items() if value is part), None)
     if special is not None:
         return special
-    origin, args = parts_of(part)
+    origin, args = origin_and_arguments(part)
     if origin is None:
-        return _name(part)
+        return _required_name(part)
     if origin is Literal:
-        return ["Literal", [_literal(value) for value in args]]
+        return ["Literal", [_write_literal(value) for value in args]]
     if origin is Annotated:
-        return ["Annotated", [written(args[0]), *map(_constraint, args[1:])]]
-    return [_head(part, origin), [written(argument) for argument in args]]
+        return ["Annotated", [write_reference(args[0]), *map(_write_constraint, args[1:])]]
+    return [_head_name(part, origin), [write_reference(argument) for argument in args]]
 
 
-def rebuilt(reference: Json) -> Any:
+def read_reference(reference: Json) -> Any:
     """The class, alias or argument that a reference means.
 
     Raises:
         PayloadUnreadable: something in it is in no loaded module, or may not stand there.
     """
     if type(reference) is str:
-        return SPECIAL[reference] if reference in SPECIAL else _found(reference)
+        return SPECIAL_NAMES[reference] if reference in SPECIAL_NAMES else _find_type(reference)
     head, parts = reference
     if type(parts) is not list or not parts:
         raise PayloadUnreadable("the payload has a parametrised class without arguments")
-    if head in MAKERS:
-        return MAKERS[head](parts)
-    arguments = tuple(map(rebuilt, parts))
-    return TYPING[head][arguments] if head in TYPING else _subscripted(_found(head), arguments)
+    if head in FORM_READERS:
+        return FORM_READERS[head](parts)
+    arguments = tuple(map(read_reference, parts))
+    return TYPING_ALIASES[head][arguments] if head in TYPING_ALIASES else _subscript(_find_type(head), arguments)
 
 
-def _head(part: Any, origin: Any) -> str:
+def _head_name(part: Any, origin: Any) -> str:
     if origin is Union or origin is UnionType:
         return "|" if isinstance(part, UnionType) else "Union"
     name: str = getattr(part, "__name__", "")
-    if not isinstance(part, type | GenericAlias) and part.__module__ == "typing" and name in TYPING:
+    if not isinstance(part, type | GenericAlias) and part.__module__ == "typing" and name in TYPING_ALIASES:
         return name
-    return _name(origin)
+    return _required_name(origin)
 
 
-def _name(part: Any) -> str:
-    name = name_of(part) if isinstance(part, NAMED) else None
+def _required_name(part: Any) -> str:
+    name = name_of(part) if isinstance(part, NAMED_TYPES) else None
     if name is None:
-        raise Refused(type(part), f"{part!r} has no name in a module")
+        raise ValueRefused(type(part), f"{part!r} has no name in a module")
     return name
 
 
-def _literal(value: Any) -> Json:
+def _write_literal(value: Any) -> Json:
     if isinstance(value, Enum):
-        return [_name(type(value)), value.name]
-    return _plain(value)
+        return [_required_name(type(value)), value.name]
+    return _write_plain(value)
 
 
-def _plain(value: Any) -> Json:
-    if type(value) not in PLAIN:
-        raise Refused(type(value), f"{value!r} cannot stand in the name of a class")
+def _write_plain(value: Any) -> Json:
+    if type(value) not in LITERAL_TYPES:
+        raise ValueRefused(type(value), f"{value!r} cannot stand in the name of a class")
     return value
 
 
-def _constraint(value: Any) -> Json:
+def _write_constraint(value: Any) -> Json:
     """One of `annotated_types`, such as `Gt(0)`, or plain."""
-    if type(value).__module__ != CONSTRAINTS or not is_dataclass(value):
-        return _plain(value)
-    return [_name(type(value)), {field.name: _plain(getattr(value, field.name)) for field in fields(value)}]
+    if type(value).__module__ != CONSTRAINTS_MODULE or not is_dataclass(value):
+        return _write_plain(value)
+    return [
+        _required_name(type(value)),
+        {field.name: _write_plain(getattr(value, field.name)) for field in fields(value)},
+    ]
 
 
-def _found(name: str) -> Any:
+def _find_type(name: str) -> Any:
     found = find_named(name)
-    if not isinstance(found, NAMED):
+    if not isinstance(found, NAMED_TYPES):
         raise PayloadUnreadable(f"no loaded module has a class {name}; name its module in NITRO_HANDLERS")
     return found
 
 
-def _subscripted(head: Any, arguments: tuple[Any, ...]) -> Any:
+def _subscript(head: Any, arguments: tuple[Any, ...]) -> Any:
     if not isinstance(head, type):
         raise PayloadUnreadable(f"{head!r} takes no arguments here")
     owner = next((base for base in head.__mro__ if "__class_getitem__" in vars(base)), None)
     if hasattr(type(head), "__getitem__") or owner not in (BaseModel, Generic):
-        return _plain_alias(head, owner, arguments)
+        return _builtin_alias(head, owner, arguments)
     if owner is BaseModel:
         _check_hooks(arguments)
     generic: Any = head
@@ -145,7 +148,7 @@ def _subscripted(head: Any, arguments: tuple[Any, ...]) -> Any:
         raise PayloadUnreadable(f"{head.__qualname__} takes other arguments: {type(error).__name__}") from error
 
 
-def _plain_alias(head: type, owner: type | None, arguments: tuple[Any, ...]) -> Any:
+def _builtin_alias(head: type, owner: type | None, arguments: tuple[Any, ...]) -> Any:
     """Such as `list[int]`: what Python's own classes make of arguments."""
     own = None if owner is None else getattr(vars(owner)["__class_getitem__"], "__func__", None)
     if head is not type and (owner is None or isinstance(own, FunctionType)):
@@ -162,7 +165,7 @@ def _check_hooks(arguments: Iterable[Any]) -> None:
 
 
 def _has_hooks(cls: type) -> bool:
-    return any(hook in vars(base) for base in cls.__mro__ for hook in HOOKS)
+    return any(hook in vars(base) for base in cls.__mro__ for hook in PYDANTIC_HOOKS)
 
 
 def _read_literal(parts: list[Json]) -> Any:
@@ -172,22 +175,22 @@ def _read_literal(parts: list[Json]) -> Any:
 def _read_value(part: Json) -> Any:
     if type(part) is not list:
         return part
-    cls, name = _found(part[0]), part[1]
+    cls, name = _find_type(part[0]), part[1]
     if not issubclass(cls, Enum):
         raise PayloadUnreadable(f"{part[0]} is no Enum")
     return cls.__members__[name]
 
 
 def _read_annotated(parts: list[Json]) -> Any:
-    return Annotated[(rebuilt(parts[0]), *map(_read_constraint, parts[1:]))]
+    return Annotated[(read_reference(parts[0]), *map(_read_constraint, parts[1:]))]
 
 
 def _read_constraint(part: Json) -> Any:
     if type(part) is not list:
         return part
-    cls: Any = _found(part[0])
+    cls: Any = _find_type(part[0])
     state = part[1]
-    if cls.__module__ != CONSTRAINTS or {field.name for field in fields(cls)} != state.keys():
+    if cls.__module__ != CONSTRAINTS_MODULE or {field.name for field in fields(cls)} != state.keys():
         raise PayloadUnreadable(f"{part[0]} is no constraint")
     constraint: object = object.__new__(cls)
     for name, value in state.items():
@@ -196,18 +199,18 @@ def _read_constraint(part: Json) -> Any:
 
 
 def _read_union(parts: list[Json]) -> Any:
-    return Union[tuple(map(rebuilt, parts))]  # noqa: UP007  # not equal to what `|` makes
+    return Union[tuple(map(read_reference, parts))]  # noqa: UP007  # not equal to what `|` makes
 
 
 def _read_or(parts: list[Json]) -> Any:
-    members = list(map(rebuilt, parts))
+    members = list(map(read_reference, parts))
     joins: list[Any] = [getattr(type(member), "__or__", None) for member in members]
     if not all(join in (type.__or__, GenericAlias.__or__) for join in joins):
         raise PayloadUnreadable("the payload joins by | what has an | of its own")
     return reduce(or_, members)
 
 
-MAKERS: dict[str, Callable[[list[Json]], Any]] = {
+FORM_READERS: dict[str, Callable[[list[Json]], Any]] = {
     "Literal": _read_literal,
     "Annotated": _read_annotated,
     "Union": _read_union,

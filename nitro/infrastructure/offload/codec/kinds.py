@@ -14,10 +14,10 @@ from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.orm.collections import InstrumentedList, InstrumentedSet
 
 from nitro.domain.entities.base_entity import Entity
-from nitro.infrastructure.offload.codec.entities import StandaloneEntity, TableEntity
+from nitro.infrastructure.offload.codec.entities import StandaloneEntityShape, TableEntityShape
 from nitro.infrastructure.offload.codec.shapes import DataclassShape, EnumShape, ModelShape
 
-Shape = EnumShape | DataclassShape | ModelShape | StandaloneEntity | TableEntity
+Shape = EnumShape | DataclassShape | ModelShape | StandaloneEntityShape | TableEntityShape
 
 BUILTINS = (int, float, str, bytes, list, dict, tuple, set, frozenset, datetime, date, time, timedelta, Decimal, UUID)
 
@@ -31,14 +31,14 @@ def shape_of(cls: type) -> Shape | None:
     return _shapes[cls]
 
 
-def stood_in_for(cls: type) -> type | None:
+def builtin_behind(cls: type) -> type | None:
     """The builtin that the user declared where SQLAlchemy puts this class, as in a relationship or tracked JSON."""
     if not issubclass(cls, InstrumentedList | InstrumentedSet | Mutable):
         return None
     return next((builtin for builtin in (list, set, dict) if issubclass(cls, builtin)), None)
 
 
-def reason_against(cls: type) -> str:
+def refusal_reason(cls: type) -> str:
     """Why an instance of a class without a shape cannot travel, and the way out."""
     for builtin in BUILTINS:
         if issubclass(cls, builtin):
@@ -54,9 +54,9 @@ def _new_shape(cls: type) -> Shape | None:
     if issubclass(cls, Enum):
         return EnumShape(cls)
     if inspect(cls, raiseerr=False) is not None:
-        return TableEntity(cls)
+        return TableEntityShape(cls)
     if issubclass(cls, Entity):
-        return StandaloneEntity(cls)
+        return StandaloneEntityShape(cls)
     if issubclass(cls, BaseModel):
         return ModelShape(cls)
     if is_dataclass(cls) and not issubclass(cls, (*BUILTINS, BaseException)):

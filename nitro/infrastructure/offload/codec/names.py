@@ -6,10 +6,10 @@ import sys
 from types import ModuleType
 
 from nitro.infrastructure.events.handler import importable_module
-from nitro.infrastructure.events.names import reason_against
+from nitro.infrastructure.events.names import rejection_reason
 
 
-class Refused(Exception):
+class ValueRefused(Exception):
     """A value that cannot travel, before it is known where in the arguments it stands."""
 
     def __init__(self, cls: type, why: str) -> None:
@@ -23,15 +23,19 @@ def check_id(cls: type, value: object) -> None:
     Raises:
         Refused: it is not; says why.
     """
-    if type(value) is str and (reason := reason_against(value)) is not None:
-        raise Refused(cls, f"its id is none: {reason}")
+    if type(value) is str and (reason := rejection_reason(value)) is not None:
+        raise ValueRefused(cls, f"its id is none: {reason}")
 
 
 def name_of(thing: object) -> str | None:
     """The name under which a worker finds a class, a type variable or a new type; None if it would not."""
     module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     name = qualname if isinstance(qualname, str) else getattr(thing, "__name__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or _walk(sys.modules.get(module), name) is not thing:
+    if (
+        not isinstance(module, str)
+        or not isinstance(name, str)
+        or _find_attribute(sys.modules.get(module), name) is not thing
+    ):
         return None
     return f"{importable_module(module)}:{name}"
 
@@ -39,17 +43,17 @@ def name_of(thing: object) -> str | None:
 def find_named(name: str) -> object:
     """What has that name in a module that is loaded already, or None; nothing is ever imported."""
     module, _, qualname = name.partition(":")
-    return _walk(_loaded(module), qualname)
+    return _find_attribute(_loaded_module(module), qualname)
 
 
-def _loaded(module: str) -> ModuleType | None:
+def _loaded_module(module: str) -> ModuleType | None:
     found = sys.modules.get(module)
     if found is None and importable_module("__main__") == module:
         return sys.modules["__main__"]
     return found
 
 
-def _walk(place: object, qualname: str) -> object:
+def _find_attribute(place: object, qualname: str) -> object:
     """What stands under a dotted name, or None; past any `__getattr__`, which might import a module.
 
     Pydantic puts a parametrised class into its module under one name, such as `Box[decimal.Decimal]`.

@@ -12,19 +12,19 @@ from pydantic_core import from_json
 from sqlalchemy.exc import SQLAlchemyError
 
 from nitro.errors import EntityVanished, NitroError, PayloadUnreadable
-from nitro.infrastructure.offload.codec.entities import EntityShape, TableEntity
+from nitro.infrastructure.offload.codec.entities import EntityShape, TableEntityShape
 from nitro.infrastructure.offload.codec.kinds import shape_of
 from nitro.infrastructure.offload.codec.references import find_class, find_parametrised
-from nitro.infrastructure.offload.codec.scalars import SCALAR_TAGS, Json
-from nitro.infrastructure.offload.codec.shapes import PARAMETERS, DataclassShape, EnumShape, ModelShape
-from nitro.infrastructure.offload.codec.writer import FORMAT
+from nitro.infrastructure.offload.codec.scalars import SCALAR_READERS, Json
+from nitro.infrastructure.offload.codec.shapes import ORIG_CLASS, DataclassShape, EnumShape, ModelShape
+from nitro.infrastructure.offload.codec.writer import FORMAT_VERSION
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Load = Callable[[type, object], object | None]
+LoadEntity = Callable[[type, object], object | None]
 
-DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, SQLAlchemyError, TypeError, ValueError)
+DAMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, SQLAlchemyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Payload:
     kwargs: dict[str, Any]
 
 
-def decode(text: str, load: Load | None = None) -> Payload:
+def decode(text: str, load: LoadEntity | None = None) -> Payload:
     """Arguments equal to those that were encoded.
 
     Args:
@@ -46,11 +46,11 @@ def decode(text: str, load: Load | None = None) -> Payload:
         PayloadUnreadable: damage, another format, or a class that no loaded module has.
         EntityVanished: `load` found no row.
     """
-    document = _document(text)
+    document = _parse_document(text)
     reader = Reader()
-    for cls, key in _rows(reader, document):
-        reader.entities.append(_loaded(load, cls, key))
-    return _payload(reader, document)
+    for cls, key in _read_rows(reader, document):
+        reader.entities.append(_load_entity(load, cls, key))
+    return _read_payload(reader, document)
 
 
 def _unreadable_if_damaged(read: Callable[P, T]) -> Callable[P, T]:
@@ -62,7 +62,7 @@ def _unreadable_if_damaged(read: Callable[P, T]) -> Callable[P, T]:
             return read(*args, **kwargs)
         except NitroError:
             raise
-        except DAMAGE as error:
+        except DAMAGE_ERRORS as error:
             raise PayloadUnreadable(f"the payload is damaged: {type(error).__name__}") from error
 
     return guarded
@@ -86,52 +86,52 @@ class Reader:
 
     def values(self, data: Json) -> Iterable[Any]:
         """The values of a JSON array."""
-        return map(self.value, _array(data))
+        return map(self.value, _check_array(data))
 
     def _object(self, data: dict[str, Json]) -> Any:
         if len(data) == 1:
             ((tag, body),) = data.items()
             if tag.startswith("$"):
-                scalar = SCALAR_TAGS.get(tag)
-                return scalar(body) if scalar is not None else _tagged(tag)(self, body)
+                scalar = SCALAR_READERS.get(tag)
+                return scalar(body) if scalar is not None else _tag_reader(tag)(self, body)
         return {name: self.value(item) for name, item in data.items()}
 
 
-def _enum(_reader: Reader, body: Json) -> object:
+def _read_enum(_reader: Reader, body: Json) -> object:
     reference, name = body
-    return _shape(reference, EnumShape).member(name)
+    return _shape_of_kind(reference, EnumShape).member(name)
 
 
-def _flag(reader: Reader, body: Json) -> object:
+def _read_flag(reader: Reader, body: Json) -> object:
     reference, value = body
-    return _shape(reference, EnumShape).combination(reader.value(value))
+    return _shape_of_kind(reference, EnumShape).combination(reader.value(value))
 
 
-def _dataclass(reader: Reader, body: Json) -> object:
+def _read_dataclass(reader: Reader, body: Json) -> object:
     reference, state = body
-    instance = _shape(reference, DataclassShape).read(reader, state)
+    instance = _shape_of_kind(reference, DataclassShape).read(reader, state)
     if type(reference) is list:
-        vars(instance)[PARAMETERS] = find_parametrised(reference)
+        vars(instance)[ORIG_CLASS] = find_parametrised(reference)
     return instance
 
 
-def _model(reader: Reader, body: Json) -> object:
-    return _shape(body["class"], ModelShape).read(reader, body)
+def _read_model(reader: Reader, body: Json) -> object:
+    return _shape_of_kind(body["class"], ModelShape).read(reader, body)
 
 
-def _tagged(tag: str) -> Callable[[Reader, Json], Any]:
-    if tag not in TAGS:
+def _tag_reader(tag: str) -> Callable[[Reader, Json], Any]:
+    if tag not in TAG_READERS:
         raise PayloadUnreadable(f"the payload has an unknown tag {tag}")
-    return TAGS[tag]
+    return TAG_READERS[tag]
 
 
-def _array(data: Json) -> list[Json]:
+def _check_array(data: Json) -> list[Json]:
     if type(data) is not list:
         raise PayloadUnreadable("the payload is damaged: something else stands where an array must be")
     return data
 
 
-def _shape(reference: Json, kind: type[T]) -> T:
+def _shape_of_kind(reference: Json, kind: type[T]) -> T:
     """The shape of a loaded class, which must be of the kind that the payload says."""
     shape = shape_of(find_class(reference))
     if type(shape) is not kind:
@@ -146,49 +146,51 @@ def _entity_shape(reference: Json) -> EntityShape:
     return shape
 
 
-TAGS: dict[str, Callable[[Reader, Json], Any]] = {
+TAG_READERS: dict[str, Callable[[Reader, Json], Any]] = {
     "$tuple": lambda reader, body: tuple(reader.values(body)),
     "$set": lambda reader, body: set(reader.values(body)),
     "$frozenset": lambda reader, body: frozenset(reader.values(body)),
-    "$dict": lambda reader, body: {reader.value(key): reader.value(item) for key, item in _array(body)},
-    "$enum": _enum,
-    "$flag": _flag,
-    "$dataclass": _dataclass,
-    "$model": _model,
+    "$dict": lambda reader, body: {reader.value(key): reader.value(item) for key, item in _check_array(body)},
+    "$enum": _read_enum,
+    "$flag": _read_flag,
+    "$dataclass": _read_dataclass,
+    "$model": _read_model,
     "$entity": lambda reader, body: reader.entities[body],
 }
 
 
 @_unreadable_if_damaged
-def _document(text: str) -> dict[str, Json]:
+def _parse_document(text: str) -> dict[str, Json]:
     try:
         document = from_json(text, allow_inf_nan=False)
     except ValueError:  # also of what is nested too deeply for pydantic, or no proper text
-        document = _slowly(text)
-    if type(document) is not dict or document.get("nitro") != FORMAT:
-        raise PayloadUnreadable(f"the payload is not of format {FORMAT}; do emitter and worker run the same Nitro?")
+        document = _parse_with_stdlib(text)
+    if type(document) is not dict or document.get("nitro") != FORMAT_VERSION:
+        raise PayloadUnreadable(
+            f"the payload is not of format {FORMAT_VERSION}; do emitter and worker run the same Nitro?"
+        )
     return document
 
 
-def _no_constant(token: str) -> NoReturn:
+def _refuse_constant(token: str) -> NoReturn:
     raise PayloadUnreadable(f"the payload is damaged: {token} is no JSON")
 
 
-_slowly: Callable[[str], Json] = json.JSONDecoder(parse_constant=_no_constant).decode
+_parse_with_stdlib: Callable[[str], Json] = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 @_unreadable_if_damaged
-def _rows(reader: Reader, document: dict[str, Json]) -> list[tuple[type, object]]:
+def _read_rows(reader: Reader, document: dict[str, Json]) -> list[tuple[type, object]]:
     """Class and primary key of each entity that is to be read again."""
-    return [(_table(reference), reader.value(key)) for reference, key in _array(document.get("rows", []))]
+    return [(_table_class(reference), reader.value(key)) for reference, key in _check_array(document.get("rows", []))]
 
 
-def _table(reference: Json) -> type:
-    _shape(reference, TableEntity)
+def _table_class(reference: Json) -> type:
+    _shape_of_kind(reference, TableEntityShape)
     return find_class(reference)
 
 
-def _loaded(load: Load | None, cls: type, key: object) -> object:
+def _load_entity(load: LoadEntity | None, cls: type, key: object) -> object:
     if load is None:
         raise PayloadUnreadable(f"{cls.__name__} is to be reloaded, and this process has no way to load entities")
     entity = load(cls, key)
@@ -198,8 +200,8 @@ def _loaded(load: Load | None, cls: type, key: object) -> object:
 
 
 @_unreadable_if_damaged
-def _payload(reader: Reader, document: dict[str, Json]) -> Payload:
-    _rebuild(reader, _array(document.get("entities", [])))
+def _read_payload(reader: Reader, document: dict[str, Json]) -> Payload:
+    _read_entities(reader, _check_array(document.get("entities", [])))
     return Payload(
         sender=reader.value(document["sender"]),
         args=tuple(reader.values(document["args"])),
@@ -207,13 +209,13 @@ def _payload(reader: Reader, document: dict[str, Json]) -> Payload:
     )
 
 
-def _rebuild(reader: Reader, rows: list[Json]) -> None:
+def _read_entities(reader: Reader, rows: list[Json]) -> None:
     """All entities by key, then their values, then their links: each step may need all of the one before."""
     shapes = [_entity_shape(row["class"]) for row in rows]
-    blanks: list[Any] = [shape.blank(reader, row) for shape, row in zip(shapes, rows, strict=True)]
+    blanks: list[Any] = [shape.blank_instance(reader, row) for shape, row in zip(shapes, rows, strict=True)]
     reader.entities += blanks
     entities = list(zip(shapes, blanks, rows, strict=True))
     for shape, entity, row in entities:
-        shape.fill(reader, entity, row)
+        shape.restore_state(reader, entity, row)
     for shape, entity, row in entities:
-        shape.connect(reader, entity, row)
+        shape.restore_links(reader, entity, row)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import get_origin
 
 from nitro.errors import PayloadUnreadable
-from nitro.infrastructure.offload.codec.generics import is_parametrised, parts_of, rebuilt, written
-from nitro.infrastructure.offload.codec.names import Refused, find_named, name_of
+from nitro.infrastructure.offload.codec.generics import (
+    is_parametrised,
+    origin_and_arguments,
+    read_reference,
+    write_reference,
+)
+from nitro.infrastructure.offload.codec.names import ValueRefused, find_named, name_of
 from nitro.infrastructure.offload.codec.scalars import Json
 
-MOST_PARAMETRISED = 500
+MAX_PARAMETRISED_CLASSES = 500
 """Parametrised classes that one process makes because messages name them: each is kept for good."""
-MOST_TEXT = 4_000
+MAX_REFERENCE_CHARS = 4_000
 """Characters of a reference to a parametrised class."""
 
 _references: dict[type, Json] = {}
@@ -32,9 +37,9 @@ def reference_of(cls: type) -> Json:
 def parametrised_reference(alias: object, otherwise: Json) -> Json:
     """The reference to a class such as `Pair[int]` of typing, or the other one if a worker could not make it again."""
     try:
-        reference = written(alias)
-        return reference if rebuilt(reference) == alias else otherwise
-    except (PayloadUnreadable, Refused, TypeError):
+        reference = write_reference(alias)
+        return reference if read_reference(reference) == alias else otherwise
+    except (PayloadUnreadable, ValueRefused, TypeError):
         return otherwise
 
 
@@ -60,11 +65,13 @@ def find_parametrised(reference: Json) -> object:
     """
     text = repr(reference)
     if text not in _parametrised:
-        if len(text) > MOST_TEXT:
+        if len(text) > MAX_REFERENCE_CHARS:
             raise PayloadUnreadable("the payload has a parametrised class that is too long")
-        if len(_parametrised) >= MOST_PARAMETRISED:
-            raise PayloadUnreadable(f"messages have named {MOST_PARAMETRISED} parametrised classes in this process")
-        _parametrised[text] = rebuilt(reference)
+        if len(_parametrised) >= MAX_PARAMETRISED_CLASSES:
+            raise PayloadUnreadable(
+                f"messages have named {MAX_PARAMETRISED_CLASSES} parametrised classes in this process"
+            )
+        _parametrised[text] = read_reference(reference)
     return _parametrised[text]
 
 
@@ -73,17 +80,19 @@ def _checked_reference(cls: type) -> Json:
         name = name_of(cls)
         if name is None:
             where = f"{cls.__qualname__} in {cls.__module__}"
-            raise Refused(cls, f"a worker cannot find {where} by name; define it at module level")
+            raise ValueRefused(cls, f"a worker cannot find {where} by name; define it at module level")
         return name
     try:
-        reference = written(cls)
-        if len(repr(reference)) <= MOST_TEXT and parts_of(rebuilt(reference)) == parts_of(cls):
+        reference = write_reference(cls)
+        if len(repr(reference)) <= MAX_REFERENCE_CHARS and origin_and_arguments(
+            read_reference(reference)
+        ) == origin_and_arguments(cls):
             return reference
-    except (PayloadUnreadable, Refused, TypeError) as error:
+    except (PayloadUnreadable, ValueRefused, TypeError) as error:
         why: str = str(error)
     else:
         why = "its arguments would be others"
     name = name_of(cls)
     if name is None:
-        raise Refused(cls, f"a worker cannot make it again: {why}; parametrise it at module level")
+        raise ValueRefused(cls, f"a worker cannot make it again: {why}; parametrise it at module level")
     return name

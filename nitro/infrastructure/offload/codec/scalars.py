@@ -14,25 +14,25 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nitro.errors import PayloadUnreadable
 from nitro.infrastructure.events import ANY
-from nitro.infrastructure.offload.codec.names import Refused
+from nitro.infrastructure.offload.codec.names import ValueRefused
 
 Json = Any  # None, bool, int, float, str, list and dict of these: what the json module writes and reads
 
-SURROGATE = re.compile(r"[\ud800-\udfff]")
-ZONE_KEY = re.compile(r"[\w+-]+(/[\w+-]+)*", re.ASCII)
+SURROGATE_PATTERN = re.compile(r"[\ud800-\udfff]")
+ZONE_KEY_PATTERN = re.compile(r"[\w+-]+(/[\w+-]+)*", re.ASCII)
 
 
-def plain_text(value: str) -> bool:
+def is_json_safe(value: str) -> bool:
     """Whether JSON returns this text as it was; it joins neighbouring surrogates to one character."""
-    return value.isascii() or not SURROGATE.search(value)
+    return value.isascii() or not SURROGATE_PATTERN.search(value)
 
 
-def _as_it_is(value: Json) -> Json:
+def _unchanged(value: Json) -> Json:
     return value
 
 
 def _text(value: str) -> Json:
-    return value if plain_text(value) else {"$str": value.encode("utf-8", "surrogatepass").hex()}
+    return value if is_json_safe(value) else {"$str": value.encode("utf-8", "surrogatepass").hex()}
 
 
 def _integer(value: int) -> Json:
@@ -78,11 +78,11 @@ def _check_offset(value: datetime | time, offset: timedelta | None) -> None:
     Python takes a moment in a repeated or skipped hour for unequal to any in another zone.
     """
     if offset is None:
-        raise Refused(
+        raise ValueRefused(
             type(value), "its time zone has no offset here; send it without zone, and the zone's name beside it"
         )
     if value.replace(fold=1 - value.fold).utcoffset() != offset:
-        raise Refused(
+        raise ValueRefused(
             type(value), "its hour has two offsets in its time zone; pass it in UTC, or with a zone of zoneinfo"
         )
 
@@ -110,7 +110,7 @@ def _in_zone(moment: datetime | time, microseconds: int | None, key: str | None 
 
 
 def _zone(key: str) -> ZoneInfo | None:
-    if not ZONE_KEY.fullmatch(key):
+    if not ZONE_KEY_PATTERN.fullmatch(key):
         raise PayloadUnreadable("the payload names a time zone that can be none")
     try:
         return ZoneInfo(key)
@@ -137,13 +137,13 @@ def _uuid(value: UUID) -> Json:
 def _any(value: object) -> Json:
     """blinker's symbol for "every sender"; no other symbol means anything to a worker."""
     if value is not ANY:
-        raise Refused(type(value), "of blinker's symbols only ANY travels; pass a str")
+        raise ValueRefused(type(value), "of blinker's symbols only ANY travels; pass a str")
     return {"$any": True}
 
 
-SCALARS: dict[type, Callable[[Any], Json]] = {
-    type(None): _as_it_is,
-    bool: _as_it_is,
+SCALAR_WRITERS: dict[type, Callable[[Any], Json]] = {
+    type(None): _unchanged,
+    bool: _unchanged,
     str: _text,
     int: _integer,
     float: _float,
@@ -157,7 +157,7 @@ SCALARS: dict[type, Callable[[Any], Json]] = {
     type(ANY): _any,
 }
 
-SCALAR_TAGS: dict[str, Callable[[Json], object]] = {
+SCALAR_READERS: dict[str, Callable[[Json], object]] = {
     "$str": lambda body: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
     "$int": lambda body: int(body, 16),
     "$float": float,

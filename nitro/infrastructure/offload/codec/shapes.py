@@ -15,11 +15,11 @@ from pydantic.fields import FieldInfo, ModelPrivateAttr
 from pydantic_core import PydanticUndefined
 
 from nitro.errors import PayloadUnreadable
-from nitro.infrastructure.offload.codec.names import Refused
+from nitro.infrastructure.offload.codec.names import ValueRefused
 from nitro.infrastructure.offload.codec.references import parametrised_reference, reference_of
 from nitro.infrastructure.offload.codec.scalars import Json
 
-PARAMETERS = "__orig_class__"
+ORIG_CLASS = "__orig_class__"
 """Where typing keeps what a generic class was made with, as in `Pair[int](1)`."""
 
 
@@ -54,7 +54,7 @@ class EnumShape:
             return {"$enum": [reference_of(self._cls), member._name_]}
         if isinstance(member, Flag):
             return {"$flag": [reference_of(self._cls), writer.value(member._value_)]}
-        raise Refused(self._cls, "it is no member of its Enum by name; pass its value")
+        raise ValueRefused(self._cls, "it is no member of its Enum by name; pass its value")
 
     def member(self, name: str) -> Enum:
         """The member of that name."""
@@ -81,14 +81,14 @@ class DataclassShape:
         self._cls: type[object] = cls
         self._fields: tuple[Field[Any], ...] = dataclasses.fields(cls)
         self._names = frozenset(field.name for field in self._fields)
-        self._stays = _cached_properties(cls) | {PARAMETERS}
+        self._stays = _cached_properties(cls) | {ORIG_CLASS}
         self._checked: dict[str, FieldInfo] = getattr(cls, "__pydantic_fields__", {})
 
     def write(self, writer: Writer, instance: object) -> Json:
         """The tagged class and state."""
         reference = reference_of(self._cls)
-        if PARAMETERS in getattr(instance, "__dict__", ()):
-            reference = parametrised_reference(vars(instance)[PARAMETERS], reference)
+        if ORIG_CLASS in getattr(instance, "__dict__", ()):
+            reference = parametrised_reference(vars(instance)[ORIG_CLASS], reference)
         return {"$dataclass": [reference, writer.attributes(self._state(instance))]}
 
     def read(self, reader: Reader, state: dict[str, Json]) -> object:
@@ -122,7 +122,7 @@ class DataclassShape:
         else:
             value = PydanticUndefined if field.default is MISSING else field.default
         if value is PydanticUndefined and field.init:
-            raise missing(self._cls, field.name)
+            raise missing_field_error(self._cls, field.name)
         return value
 
     def _read_rest(self, reader: Reader, instance: object, state: dict[str, Json]) -> None:
@@ -143,7 +143,7 @@ class ModelShape:
 
     def __init__(self, cls: type[BaseModel]) -> None:
         self.cls, self.fields = cls, cls.model_fields
-        self._beside = BesideFields(cls)
+        self._beside = PydanticState(cls)
 
     def write(self, writer: Writer, model: BaseModel) -> Json:
         """The tagged class and state."""
@@ -170,11 +170,11 @@ class ModelShape:
         given = {**(state.get("extra") or {}), **state["fields"]}  # what was extra may have become a field
         fields = {name: reader.value(item) for name, item in given.items() if name in self.fields}
         if len(fields) < len(self.fields):
-            fields = self._completed(fields, frozenset(state.get("absent", ())))
+            fields = self._with_defaults(fields, frozenset(state.get("absent", ())))
         vars(model).update(fields)
         self._beside.restore(reader, model, state)
 
-    def _completed(self, fields: dict[str, object], absent: frozenset[str]) -> dict[str, object]:
+    def _with_defaults(self, fields: dict[str, object], absent: frozenset[str]) -> dict[str, object]:
         """With the fields that the class has gained, in its order; the absent ones the sender had not set either."""
         complete: dict[str, object] = {}
         for name, field in self.fields.items():
@@ -183,11 +183,11 @@ class ModelShape:
             elif name not in absent:
                 complete[name] = default_of(field, complete)
                 if complete[name] is PydanticUndefined:
-                    raise missing(self.cls, name)
+                    raise missing_field_error(self.cls, name)
         return complete
 
 
-class BesideFields:
+class PydanticState:
     """What pydantic keeps of instances of one class beside the fields."""
 
     __slots__ = ("_extra", "_fields", "_private")
@@ -210,8 +210,8 @@ class BesideFields:
         """Put back what was written; the fields stay as they are."""
         private = None
         if self._private:
-            private = self._privates(vars(model), _values(reader, state.get("private", {})))
-        extra = self._extras(reader, state)
+            private = self._read_private(vars(model), _read_values(reader, state.get("private", {})))
+        extra = self._read_extra(reader, state)
         known = self._fields.keys() | (extra or {}).keys()
         BaseModel.__setstate__(
             model,
@@ -223,12 +223,12 @@ class BesideFields:
             },
         )
 
-    def _extras(self, reader: Reader, state: dict[str, Json]) -> dict[str, object] | None:
+    def _read_extra(self, reader: Reader, state: dict[str, Json]) -> dict[str, object] | None:
         """Extra attributes, if the class takes any, but for one that has become a field since."""
         given = (state.get("extra") or {}).items()
         return {name: reader.value(item) for name, item in given if name not in self._fields} if self._extra else None
 
-    def _privates(self, fields: dict[str, Any], given: dict[str, Any] | None) -> dict[str, object] | None:
+    def _read_private(self, fields: dict[str, Any], given: dict[str, Any] | None) -> dict[str, object] | None:
         """Those that the class has; one added since takes its default."""
         if given is None:
             return None
@@ -252,12 +252,12 @@ def default_of(field: FieldInfo, given: dict[str, object]) -> Any:
     return field.get_default(call_default_factory=True, validated_data=given)
 
 
-def missing(cls: type, name: str) -> PayloadUnreadable:
+def missing_field_error(cls: type, name: str) -> PayloadUnreadable:
     """The error for a required field that the class has gained since."""
     return PayloadUnreadable(f"{cls.__qualname__} arrived without its field {name}")
 
 
-def _values(reader: Reader, state: dict[str, Json] | None) -> dict[str, object] | None:
+def _read_values(reader: Reader, state: dict[str, Json] | None) -> dict[str, object] | None:
     return None if state is None else {name: reader.value(item) for name, item in state.items()}
 
 

@@ -11,17 +11,17 @@ from pydantic_core import to_json
 
 from nitro.errors import PayloadError
 from nitro.infrastructure.offload.codec.entities import EntityShape
-from nitro.infrastructure.offload.codec.kinds import reason_against, shape_of, stood_in_for
-from nitro.infrastructure.offload.codec.names import Refused
-from nitro.infrastructure.offload.codec.scalars import SCALARS, Json, plain_text
+from nitro.infrastructure.offload.codec.kinds import builtin_behind, refusal_reason, shape_of
+from nitro.infrastructure.offload.codec.names import ValueRefused
+from nitro.infrastructure.offload.codec.scalars import SCALAR_WRITERS, Json, is_json_safe
 
-FORMAT = 1
-LEVELS = 100
-ATTRIBUTE, MEMBER = ".", "["
+FORMAT_VERSION = 1
+MAX_LEVELS = 100
+ATTRIBUTE_STEP, MEMBER_STEP = ".", "["
 
 Origin = tuple[int | None, str]  # the position of the entity that refers to a value, or the name of the argument
 
-_slowly = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
+_write_with_stdlib = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
 
 
 def encode(
@@ -41,15 +41,15 @@ def encode(
     """
     writer = Writer(reload=entity == "reload")
     try:
-        return _to_text(writer.document(sender, args, kwargs))
-    except Refused as refused:
+        return _encode_json(writer.document(sender, args, kwargs))
+    except ValueRefused as refused:
         raise PayloadError(writer.place(), refused.kind, refused.why) from refused.__cause__
 
 
-def _to_text(document: Json) -> str:
+def _encode_json(document: Json) -> str:
     """ASCII JSON; of what pydantic nests deeply enough for, or writes in ASCII, in a third of the time."""
     text = quick_json(document)
-    return text if text is not None and text.isascii() else _slowly(document)
+    return text if text is not None and text.isascii() else _write_with_stdlib(document)
 
 
 def quick_json(value: Json) -> str | None:
@@ -69,14 +69,14 @@ class Writer:
         self._reload = reload
         self._origin: Origin = (None, "sender")
         self._path: list[Any] = []  # two items a level: ATTRIBUTE or MEMBER, and the step
-        self._levels = LEVELS
+        self._levels = MAX_LEVELS
         self._positions: dict[int, int] = {}
         self._found: list[tuple[Any, Origin, tuple[Any, ...]]] = []
 
     def document(self, sender: object, args: Iterable[object], kwargs: Mapping[str, object]) -> Json:
         """The whole payload; the rows come last because the values before tell which are needed."""
         document = {
-            "nitro": FORMAT,
+            "nitro": FORMAT_VERSION,
             "sender": self.value(sender),
             "args": [self._argument(f"args[{index}]", value) for index, value in enumerate(args)],
             "kwargs": {name: self._argument(f"kwargs[{name!r}]", value) for name, value in kwargs.items()},
@@ -86,11 +86,11 @@ class Writer:
 
     def value(self, value: object) -> Json:
         """One value as JSON."""
-        scalar = SCALARS.get(type(value))
-        return scalar(value) if scalar is not None else self._structure(value)
+        scalar = SCALAR_WRITERS.get(type(value))
+        return scalar(value) if scalar is not None else self._write_structure(value)
 
-    def _structure(self, value: object) -> Json:
-        write = STRUCTURES.get(type(value)) or _learn(type(value))
+    def _write_structure(self, value: object) -> Json:
+        write = STRUCTURE_WRITERS.get(type(value)) or _add_writer(type(value))
         return write(self, value)
 
     def attributes(self, state: Mapping[str, object], only: Container[str] | None = None) -> dict[str, Json]:
@@ -101,7 +101,7 @@ class Writer:
         """
         if not state:
             return {}
-        self._enter(ATTRIBUTE, state)
+        self._enter(ATTRIBUTE_STEP, state)
         written, path = {}, self._path
         for name, item in state.items():
             if only is not None and name not in only:
@@ -110,17 +110,17 @@ class Writer:
                 written[name] = item
                 continue
             path[-1] = name
-            scalar = SCALARS.get(type(item))
-            written[name] = scalar(item) if scalar is not None else self._structure(item)
+            scalar = SCALAR_WRITERS.get(type(item))
+            written[name] = scalar(item) if scalar is not None else self._write_structure(item)
         self._leave()
         return written
 
     def place(self) -> str:
         """Where the value is that is being written, such as `kwargs['items'][2].price`."""
-        (position, name), text = self._origin, _steps(self._path)
+        (position, name), text = self._origin, _path_text(self._path)
         while position is not None:
             _, (position, name), path = self._found[position]
-            text = _steps(path) + text
+            text = _path_text(path) + text
         return name + (text if len(text) <= 200 else f"{text[:90]}…{text[-90:]}")
 
     def _argument(self, name: str, value: object) -> Json:
@@ -130,7 +130,7 @@ class Writer:
     def _rows(self) -> list[Json]:
         """A row for each entity that was met; writing one may find more of them."""
         rows: list[Json] = []
-        self._levels = LEVELS + 1
+        self._levels = MAX_LEVELS + 1
         for position, (entity, _, _) in enumerate(self._found):
             self._origin = (position, "")
             shape: Any = shape_of(type(entity))
@@ -139,8 +139,10 @@ class Writer:
 
     def _enter(self, style: str, value: object) -> None:
         if len(self._path) >= 2 * self._levels:
-            why = f"it is nested more than {LEVELS} levels deep, or contains itself; pass a flatter value, or its id"
-            raise Refused(type(value), why)
+            why = (
+                f"it is nested more than {MAX_LEVELS} levels deep, or contains itself; pass a flatter value, or its id"
+            )
+            raise ValueRefused(type(value), why)
         self._path += (style, None)
 
     def _leave(self) -> None:
@@ -154,7 +156,7 @@ class Writer:
         return {"$entity": position}
 
     def _list(self, values: Iterable[object]) -> list[Json]:
-        self._enter(MEMBER, values)
+        self._enter(MEMBER_STEP, values)
         written = []
         for index, item in enumerate(values):
             self._path[-1] = index
@@ -163,7 +165,7 @@ class Writer:
         return written
 
     def _members(self, values: Iterable[object]) -> list[Json]:
-        self._enter(MEMBER, values)
+        self._enter(MEMBER_STEP, values)
         written = []
         for member in values:
             self._path[-1] = member
@@ -172,9 +174,9 @@ class Writer:
         return written
 
     def _dict(self, values: dict[object, object]) -> Json:
-        if not all(map(_plain_key, values)):
+        if not all(map(_is_plain_key, values)):
             return {"$dict": self._pairs(values)}
-        self._enter(MEMBER, values)
+        self._enter(MEMBER_STEP, values)
         written = {}
         for key, item in values.items():
             self._path[-1] = key
@@ -183,7 +185,7 @@ class Writer:
         return written
 
     def _pairs(self, values: dict[object, object]) -> list[Json]:
-        self._enter(MEMBER, values)
+        self._enter(MEMBER_STEP, values)
         written = []
         for key, item in values.items():
             self._path[-1] = key
@@ -192,7 +194,7 @@ class Writer:
         return written
 
 
-STRUCTURES: dict[type, Callable[[Writer, Any], Json]] = {
+STRUCTURE_WRITERS: dict[type, Callable[[Writer, Any], Json]] = {
     list: Writer._list,
     tuple: lambda writer, values: {"$tuple": writer._list(values)},
     set: lambda writer, values: {"$set": writer._members(values)},
@@ -201,25 +203,25 @@ STRUCTURES: dict[type, Callable[[Writer, Any], Json]] = {
 }
 
 
-def _learn(cls: type[object]) -> Callable[[Writer, Any], Json]:
-    STRUCTURES[cls] = write = _writing(cls)
+def _add_writer(cls: type[object]) -> Callable[[Writer, Any], Json]:
+    STRUCTURE_WRITERS[cls] = write = _writer_for(cls)
     return write
 
 
-def _writing(cls: type[object]) -> Callable[[Writer, Any], Json]:
-    builtin, shape = stood_in_for(cls), shape_of(cls)
+def _writer_for(cls: type[object]) -> Callable[[Writer, Any], Json]:
+    builtin, shape = builtin_behind(cls), shape_of(cls)
     if builtin is not None:
-        return STRUCTURES[builtin]
+        return STRUCTURE_WRITERS[builtin]
     if shape is None:
-        raise Refused(cls, reason_against(cls))
+        raise ValueRefused(cls, refusal_reason(cls))
     return Writer._entity if isinstance(shape, EntityShape) else shape.write
 
 
-def _plain_key(key: object) -> bool:
+def _is_plain_key(key: object) -> bool:
     """Whether a dict key is a JSON name, and none that could be taken for a tag."""
-    return type(key) is str and not key.startswith("$") and plain_text(key)
+    return type(key) is str and not key.startswith("$") and is_json_safe(key)
 
 
-def _steps(path: Sequence[Any]) -> str:
+def _path_text(path: Sequence[Any]) -> str:
     steps = zip(path[::2], path[1::2], strict=True)
-    return "".join(f".{step}" if style == ATTRIBUTE else f"[{reprlib.repr(step)}]" for style, step in steps)
+    return "".join(f".{step}" if style == ATTRIBUTE_STEP else f"[{reprlib.repr(step)}]" for style, step in steps)

@@ -1,0 +1,1 @@
+"""Publishing: from task messages to the broker."""

@@ -1,0 +1,239 @@
+"""Courier: publishes, and has a thread that waits for the broker, so that nobody else waits for one that is away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+
+from nitro.infrastructure.failpoints import failpoint
+from nitro.infrastructure.logs import get_logger
+from nitro.infrastructure.offload.envelope import TaskMessage
+from nitro.infrastructure.offload.publishing.connection import BrokerConnection, ReadyTemplates
+from nitro.infrastructure.offload.publishing.queue import Batch, BatchQueue, BatchStatus, Continuation
+from nitro.infrastructure.threads import MESSAGES, AtExit, ForkSafe, ForkSafeLock
+
+logger = get_logger("nitro.offload")
+
+FIRST_ANSWER_SECONDS = 1.0
+"""Seconds that the first emit of a process that waits at all waits for the connection."""
+ANSWER_SECONDS = 0.02
+"""Seconds that any later one waits for the broker's answer."""
+RETRY_PAUSE_SECONDS = (0.2, 5.0)
+"""Seconds without a try after the first failure; doubled with each further one, up to so many."""
+MAX_QUEUED_BATCHES = 1000
+"""Batches in hand from which on new ones are better left to a relay."""
+EXIT_DRAIN_SECONDS = 5.0
+"""Seconds that the exit of the interpreter waits for what is in hand."""
+
+OnFailure = Callable[[Batch], None]
+
+
+class Publisher(ForkSafe):
+    """Publishes batches one after the other, over a connection of its own; after a failure it pauses."""
+
+    def __init__(self) -> None:
+        self._lock, self._publish_lock = ForkSafeLock(), ForkSafeLock()
+        self._at_exit = AtExit(self._drain_at_exit, MESSAGES)
+        super().__init__()
+
+    def _reset(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._connection: BrokerConnection | None = None
+        self._queue = BatchQueue()
+        self._failures = 0
+        self._paused_until = 0.0
+        self._has_waited = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what is posted now will leave at once, as far as anyone knows."""
+        return not self._failures and len(self._queue) < MAX_QUEUED_BATCHES
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether the broker was away a moment ago, so that it is not tried now."""
+        return bool(self._failures) and monotonic() < self._paused_until
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the broker has not answered for longer than anybody waits."""
+        return self._queue.busy_seconds() > ANSWER_SECONDS
+
+    def enqueue(self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None = None) -> Batch:
+        """Publish them soon; `on_failure` is called when not all have surely left, or some to other queues."""
+        return self._enqueue(Batch(app, messages, on_failure), urgent=False)
+
+    def _enqueue(self, batch: Batch, *, urgent: bool) -> Batch:
+        self._queue.add(batch, urgent=urgent)
+        self._start()
+        return batch
+
+    def publish(self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None = None) -> Batch:
+        """Publish them and wait a moment for the outcome; on this thread, if all that needs is a moment."""
+        first, self._has_waited = not self._has_waited, True
+        until = monotonic() + ANSWER_SECONDS
+        batch = self._try_publish_here(app, messages, on_failure)
+        if batch is None:
+            seconds = FIRST_ANSWER_SECONDS if first else 0.0 if self.is_stalled else ANSWER_SECONDS
+            batch = self._enqueue(Batch(app, messages, on_failure), urgent=True)
+            batch.wait(seconds)
+        elif batch.status == "sending":
+            batch.wait(until - monotonic())
+        return batch
+
+    def _try_publish_here(
+        self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None
+    ) -> Batch | None:
+        """None where something else is in hand, or others' code or the broker could keep this thread waiting."""
+        if self._connection is None or self._failures or not self._queue.is_idle or self._publish_lock.is_owned:
+            return None
+        try:
+            if not self._publish_lock.try_acquire():
+                return None
+            connection = self._connection
+            ready = (
+                connection.ready_templates(messages)
+                if connection is not None and connection.app is app and self._queue.is_idle
+                else None
+            )
+            if connection is None or ready is None:
+                return None
+            batch = Batch(app, messages, on_failure)
+            self._publish_now(connection, batch, ready)
+            return batch
+        finally:
+            if self._publish_lock.is_owned:  # asked, because a signal may raise between taking it and noting that
+                self._publish_lock.release()
+
+    def _publish_now(self, connection: BrokerConnection, batch: Batch, ready: ReadyTemplates) -> None:
+        try:
+            batch.begin()
+            failpoint("publishing")
+            rest = connection.publish_now(batch, ready, ANSWER_SECONDS)
+        except BaseException as error:  # such as a signal raises, at any point
+            self._disconnect()
+            batch.end("unknown", error)
+            raise
+        if rest is None:
+            self._finish([batch], batch, None, connection)
+        else:
+            self._queue.add_continuation(batch, lambda: self._finish([batch], batch, rest(), connection))
+            self._start()
+
+    def publish_here(self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None = None) -> Batch:
+        """Publish them on this thread, over a broker that cannot keep it waiting."""
+        batch = Batch(app, messages, on_failure)
+        self._process([batch])
+        return batch
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until nothing is in hand; whether that was so within `timeout` seconds."""
+        return self._queue.wait_until_idle(timeout)
+
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="nitro-courier", daemon=True)
+                thread.start()
+                self._thread = thread
+                self._at_exit.arm()
+
+    def _drain_at_exit(self) -> None:
+        if not self.drain(EXIT_DRAIN_SECONDS):
+            logger.warning("%d batches are left to a relay: the broker did not take them in time", len(self._queue))
+
+    def _run(self) -> None:
+        while True:
+            self._process(*self._queue.take())
+
+    def _process(self, batches: Sequence[Batch], rest: Continuation | None = None) -> None:
+        try:
+            with self._publish_lock:
+                self._publish_batches(batches) if rest is None else rest()
+        except Exception as error:
+            logger.exception("a batch of messages failed")
+            for batch in batches:
+                batch.end("refused", error)
+            if isinstance(error, SoftTimeLimitExceeded):  # of the task that emits
+                raise
+
+    def _publish_batches(self, batches: Sequence[Batch]) -> None:
+        app = batches[0].app
+        if self.is_pausing:
+            _end_unsent(batches, ConnectionError("the broker was away a moment ago"))
+            return
+        try:
+            connection = self._open_connection(app)
+        except Exception as error:  # noqa: BLE001  # whatever a transport raises, there is no connection
+            self._record_failure(error)
+            _end_unsent(batches, error)
+            return
+        begun = [batch for batch in batches if batch.begin()]
+        if begun:
+            failpoint("publishing")
+            alone = len(begun) == 1
+            merged = begun[0] if alone else Batch(app, [message for batch in begun for message in batch.messages])
+            self._finish(begun, merged, connection.publish(merged), connection)
+
+    def _finish(
+        self, begun: Iterable[Batch], merged: Batch, fault: Exception | None, connection: BrokerConnection
+    ) -> None:
+        """Say what became of the batches of a merged batch."""
+        broken = fault is not None and connection.is_connection_error(fault)
+        if fault is not None and broken:
+            self._record_failure(fault)
+        else:
+            self._failures = 0
+            self._queue.mark_published()
+            failpoint("published")
+        _end_merged(begun, merged, "unknown" if broken else "refused", fault)
+
+    def _open_connection(self, app: Celery) -> BrokerConnection:
+        if self._connection is None or not self._connection.is_current_for(app):
+            self._disconnect()
+            self._connection = BrokerConnection(app)
+        self._connection.ensure_connected()
+        return self._connection
+
+    def _record_failure(self, error: BaseException) -> None:
+        if not self._failures:
+            logger.warning("the broker is away; what is emitted waits in the outbox: %s", error)
+        first, longest = RETRY_PAUSE_SECONDS
+        self._paused_until = monotonic() + min(first * 2**self._failures, longest)
+        self._failures = min(self._failures + 1, 10)
+        if self._connection is not None:
+            self._connection.switch_server()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _end_unsent(batches: Iterable[Batch], error: BaseException) -> None:
+    """Nothing of these has left."""
+    for batch in batches:
+        batch.end("unsent", error)
+
+
+def _end_merged(batches: Iterable[Batch], merged: Batch, status: BatchStatus, fault: BaseException | None) -> None:
+    """Share what became of a merged batch out to the batches that left with it."""
+    if not merged.unconfirmed:
+        for batch in batches:
+            batch.unconfirmed = []
+            batch.end("sent")
+        return
+    unconfirmed_ids = {message.task_id for message in merged.unconfirmed}
+    for batch in batches:
+        batch.unconfirmed = [message for message in batch.messages if message.task_id in unconfirmed_ids]
+        batch.end(*((status, fault) if batch.unconfirmed else ("sent", None)))
+
+
+publisher = Publisher()
+"""The one of this process."""
