@@ -220,12 +220,8 @@ def record_losses(where: ColumnElement[bool], error: str) -> int:
         How many were taken back.
     """
     losses = deliveries.c.losses + 1
-    values = {
-        **RUN_AGAIN,
-        **waiting_or_dead_values(losses >= MAX_LOSSES, IMMEDIATELY, error),
-        "losses": losses,
-        **history_values(error),
-    }
+    state = waiting_or_dead_values(losses >= MAX_LOSSES, IMMEDIATELY, error)
+    values = {**RUN_AGAIN, **state, "losses": losses, **history_values(error)}
     return _write(update(deliveries).where(is_unlocked(is_open(RUNNING), where)).values(values))
 
 
@@ -290,12 +286,8 @@ def _close_with(values: Mapping[str, Any]) -> ExecuteClosing:
 
 
 def _close(run: Claim, closing: ExecuteClosing, connection: Connection | None) -> None:
-    which = {
-        "of_emission": run.emission,
-        "of_handler": run.handler,
-        "of_attempt": run.attempt,
-        "of_worker": run.worker,
-    }
+    key = {"of_emission": run.emission, "of_handler": run.handler}
+    which = {**key, "of_attempt": run.attempt, "of_worker": run.worker}
     with autocommit_connection() if connection is None else nullcontext(connection) as used:
         closed = closing(used, which).rowcount
     if not closed:
