@@ -91,7 +91,7 @@ class NotAccepted(DeclarationError):
 
 
 class NoDispatcher(DeclarationError):
-    """Something was offloaded, and not exactly one installed distribution says where to.
+    """The installed distributions do not say where offloaded handlers go: none of them does, or several do.
 
     Args:
         group: the group of entry points in which it would say so.

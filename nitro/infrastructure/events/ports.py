@@ -75,7 +75,7 @@ def dispatcher() -> Dispatcher:
 
 
 def _load() -> None:
-    """Call the one function that an installed distribution names in `GROUP`."""
+    """Calls the one function that an installed distribution names in `GROUP`."""
     from importlib.metadata import entry_points  # which takes longer to load than all of the events
 
     found = list(entry_points(group=GROUP))
