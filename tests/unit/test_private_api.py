@@ -1,4 +1,4 @@
-"""Private names of other libraries: the installed versions have each one that docs/explanation/private-api.md lists."""
+"""Private names of other libraries: each exists in the installed version, and is listed in private-api.md."""
 
 from __future__ import annotations
 
