@@ -60,7 +60,7 @@ def installed(wheel: Path, builder: Project) -> Iterator[Project]:
 
 
 def test_it_ships_only_nitro(wheel: Path) -> None:
-    """No `tasks`, no `celeryconfig`, no tests or examples; typed, with the plug-ins of `celery` and `alembic`."""
+    """No `tasks`, no `celeryconfig`, no tests or examples; typed, with its plug-ins and its dispatcher."""
     files = ZipFile(wheel).namelist()
     metadata = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
     assert {file.partition("/")[0] for file in files} == {"nitro", metadata}
@@ -71,6 +71,8 @@ def test_it_ships_only_nitro(wheel: Path) -> None:
         "alembic.autogenerate.nitro = nitro.alembic",
         "[celery.commands]",
         "nitro = nitro.cli:nitro",
+        "[nitro.dispatchers]",
+        "celery = nitro.bootstrap:wire",
     ]
 
 
