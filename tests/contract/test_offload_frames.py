@@ -186,8 +186,3 @@ def test_a_channel_that_waits_for_each_message_is_left_alone(server: Celery) -> 
     """As the setting `confirm_publish` of kombu has it."""
     with server.connection_for_write(transport_options={"confirm_publish": True}) as connection:
         assert frames_of(connection.channel()) is None
-
-
-def test_py_amqp_has_the_private_name_that_frames_use() -> None:
-    """Without it, kombu publishes each message by itself."""
-    assert callable(amqp.Message._serialize_properties)
