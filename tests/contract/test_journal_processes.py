@@ -29,7 +29,7 @@ from nitro.infrastructure.outbox import journal
 def hold():  # from now on nothing is written but by the end of a process
     emit("warm-up")
     assert journal.journal.flush(20)
-    journal.GATHER = 3600.0
+    journal.BATCH_DELAY_SECONDS = 3600.0
 
 hold()
 """
@@ -156,7 +156,8 @@ def test_a_child_of_multiprocessing_writes_its_notes(fresh_process: Process, tmp
 
 def test_a_database_that_stays_away_does_not_keep_a_process_for_ever(fresh_process: Process) -> None:
     """After 5 s, here shortened, what it has noted is given up, and the log says how much that is."""
-    shorter = "from nitro.infrastructure.outbox import journal\nprint(journal.EXIT_WAIT)\njournal.EXIT_WAIT = 0.2\n"
+    loaded = "from nitro.infrastructure.outbox import journal\n"
+    shorter = f"{loaded}print(journal.EXIT_WAIT_SECONDS)\njournal.EXIT_WAIT_SECONDS = 0.2\n"
     away = {"NITRO_JOURNAL": "on", "NITRO_DB_URL": "postgresql://postgres@127.0.0.1:9/away"}
     began = monotonic()
     ended = fresh_process(HANDLERS + shorter + "emit('order.placed', 'ada')", **away)
@@ -167,14 +168,14 @@ def test_a_database_that_stays_away_does_not_keep_a_process_for_ever(fresh_proce
 
 def test_an_outdated_database_is_said(fresh_process: Process) -> None:
     """A server's tables are made by `nitro init`: emits go on, the log says what to do."""
-    shorter = "from nitro.infrastructure.outbox import journal\njournal.EXIT_WAIT = 0.2\n"
+    shorter = "from nitro.infrastructure.outbox import journal\njournal.EXIT_WAIT_SECONDS = 0.2\n"
     older = (
         "from sqlalchemy import update\n"
         "from nitro.infrastructure.database import create_tables, reset, write_connection\n"
-        "from nitro.infrastructure.outbox.schema import schema\n"
+        "from nitro.infrastructure.outbox.schema import schema_versions\n"
         "create_tables()\n"
         "with write_connection() as connection:\n"
-        "    connection.execute(update(schema).values(version=99, usable_from=99))\n"
+        "    connection.execute(update(schema_versions).values(version=99, usable_from=99))\n"
         "reset()\n"
     )
     ended = fresh_process(HANDLERS + shorter + older + "emit('order.placed', 'ada')", NITRO_JOURNAL="on")

@@ -270,7 +270,7 @@ def test_when_storing_fails_too_the_emit_raises(
     def away(*args: Any, **kwargs: Any) -> None:
         raise OperationalError("database is away")
 
-    monkeypatch.setattr("nitro.infrastructure.outbox.inserts.insert", away)
+    monkeypatch.setattr("nitro.infrastructure.outbox.inserts.insert_deliveries", away)
     with pytest.raises(DispatchError, match="database is away") as caught:
         emit(evt)
     assert caught.value.handlers == ("shop.a", "shop.b")

@@ -15,6 +15,7 @@ from nitro.infrastructure.outbox import claims, history, operations, pending, st
 from nitro.infrastructure.outbox.claims import Claim
 from nitro.infrastructure.outbox.history import HistoryFilter
 from nitro.infrastructure.outbox.operations import DeliveryRecord
+from nitro.infrastructure.outbox.states import is_in_states
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "mail.py", line 3\n{}'
 
@@ -183,9 +184,7 @@ def test_what_is_listed_by_its_state_is_found_by_an_index(database_kind: str, st
     """However many deliveries are done; those of one event are not sought among all emissions."""
     asked: list[tuple[str, Any]] = []
     event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
-    assert (
-        operations.read_deliveries(operations.is_in_states([state]), operations.is_of_event("nothing"), limit=50) == []
-    )
+    assert operations.read_deliveries(is_in_states([state]), operations.is_of_event("nothing"), limit=50) == []
     sql, values = asked[-1]
     explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
     with engine().connect() as connection:

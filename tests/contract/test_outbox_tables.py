@@ -118,8 +118,8 @@ class Order(Entity, table=True):
     __tablename__ = "orders_of_script"
 {act}
 emit("order.placed", "ada")
-from nitro.infrastructure.outbox import registry
-print([entry.state for entry in registry.entries()])
+from nitro.infrastructure.outbox import operations
+print([entry.state for entry in operations.read_deliveries()])
 """
 
 

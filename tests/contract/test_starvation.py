@@ -102,7 +102,7 @@ def test_a_frozen_broker_keeps_no_worker_from_beating(
         finally:
             told.set()
 
-    monkeypatch.setattr("nitro.infrastructure.worker.watchdog.sizes", ask)
+    monkeypatch.setattr("nitro.infrastructure.worker.watchdog.queue_sizes", ask)
     monkeypatch.setattr("nitro.infrastructure.outbox.pending.has_long_queued", lambda _queues: True)
     monkeypatch.setattr("nitro.infrastructure.worker.supervisor.CHECK_SECONDS", 0.1)
     monkeypatch.setattr("nitro.infrastructure.worker.supervisor.HEARTBEAT_SECONDS", 0.1)

@@ -236,6 +236,6 @@ def test_a_second_call_sends_nothing_twice(run: Run) -> None:
         from nitro.infrastructure.offload.propagation import propagators
 
         sentry.instrument()
-        print(json.dumps(len(carriers)))
+        print(json.dumps(len(propagators)))
     """
     assert run(source) == 1

@@ -29,7 +29,7 @@ from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox import claims, operations, relay, retention, versions
 from nitro.infrastructure.outbox.operations import DeliveryRecord
 from nitro.infrastructure.outbox.schema import schema_versions
-from nitro.infrastructure.outbox.states import DISPLAY_STATES
+from nitro.infrastructure.outbox.states import DISPLAY_STATES, is_in_states
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -584,7 +584,7 @@ def test_purge_goes_on_until_all_are_gone(shop: Shop) -> None:
     with transaction():
         for _ in range(retention.DELETE_BATCH + 1):
             emit(shop.events.event("order.placed"))
-    operations.discard(operations.is_in_states(["queued"]))
+    operations.discard(is_in_states(["queued"]))
     purged = run("outbox", "purge", "--before", "0m", "--yes")
     assert purged.stdout == f"deleted: {retention.DELETE_BATCH + 1} deliveries\n"
     assert listed() == []

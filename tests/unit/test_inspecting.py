@@ -39,7 +39,7 @@ class Database:
 def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """One that is slow until it is set free."""
     slow = Database()
-    monkeypatch.setattr(control, "health", slow.health)
+    monkeypatch.setattr(control, "read_health", slow.health)
     yield slow
     slow.free.set()
 

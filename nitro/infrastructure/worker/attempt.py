@@ -209,5 +209,8 @@ def _error_text(error: BaseException) -> str:
         frames = OMISSION_LINE + frames[-most:].partition("\n")[2]
     if len(own) > MAX_ERROR_CHARACTERS - len(frames):
         half = (MAX_ERROR_CHARACTERS - len(frames) - len(OMISSION_LINE) - 1) // 2
-        own = f"{own[:half]}\n{OMISSION_LINE}{own[-half:]}"
+        end = own[-half:]
+        own = (
+            f"{own[:half]}\n{OMISSION_LINE}{end.partition(chr(10))[2] or end}"  # part of a line could pass for a frame
+        )
     return frames + own
