@@ -138,6 +138,6 @@ def _json_members(facts: Fields) -> str:
 
 
 def _quick_members(facts: Fields) -> str:
-    """Returns the members of a JSON object by the codec's writer: five times as fast, and only for plain values."""
+    """Returns the same as `_json_members`, in a fifth of the time for values that pydantic can write."""
     text = quick_json(facts)
     return _json_members(facts) if text is None else text[1:-1]

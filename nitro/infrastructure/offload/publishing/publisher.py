@@ -145,7 +145,7 @@ class Publisher(ForkSafe):
             return
         with self._lock:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="nitro-courier", daemon=True)
+                thread = threading.Thread(target=self._run, name="nitro-publisher", daemon=True)
                 thread.start()
                 self._thread = thread
                 self._at_exit.arm()

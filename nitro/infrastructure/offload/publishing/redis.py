@@ -61,7 +61,7 @@ def reuse_client(channel: Any) -> Any:
     if acquire is None:
         return None
     with acquire() as client:
-        channel.conn_or_acquire = lambda given=None: acquire(given or client)
+        channel.conn_or_acquire = lambda other=None: acquire(other or client)
     return client
 
 

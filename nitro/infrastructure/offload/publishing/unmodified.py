@@ -51,7 +51,7 @@ def is_unmodified(app: Celery, producer: Any, task: Any) -> bool:
 def _definitions_of(owner: Any, name: str) -> Iterator[Any]:
     """Yields every definition of an attribute: in the object itself and in each of its classes."""
     scopes = (owner, *type(owner).__mro__)
-    return (vars(each)[name] for each in scopes if name in vars(each))
+    return (vars(scope)[name] for scope in scopes if name in vars(scope))
 
 
 def _is_library_code(function: Any) -> bool:
