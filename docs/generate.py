@@ -77,7 +77,7 @@ def field_types(model: type[Any]) -> dict[str, str]:
 def plain_type(text: str, model: type[Any]) -> str:
     """Returns a type without the house's own names for it."""
     names = vars(sys.modules[model.__module__])
-    for name in ("Delivery", "Entities", "OnMissing", "BrokerDown"):
+    for name in ("DeliveryGuarantee", "EntityMode", "OnMissing", "BrokerDown"):
         if text.startswith(name):
             return " or ".join(f"`{value!r}`" for value in names[name].__args__)
     text = re.sub(r"Annotated\[(\w+), Field\(ge=(\d+), le=(\d+)\)\]", r"\1 from \2 to \3", text)
@@ -85,8 +85,8 @@ def plain_type(text: str, model: type[Any]) -> str:
     for house, plain in {
         "Seconds": "seconds",
         "Moment": "datetime",
-        "Errors": "exception classes",
-        "Hook": "function",
+        "ErrorTypes": "exception classes",
+        "TaskHook": "function",
         "Any": "text or kombu object",
         "dict[str, text or kombu object]": "dict",
         "Literal['json']": "`'json'`",

@@ -77,7 +77,7 @@ def declare(function: Callable[..., Any], name: str, offload: object) -> Offload
     for hook in declaration_hooks:
         hook(new)
     declarations_by_name[name] = new
-    function.task = TaskProxy(name)  # type: ignore[attr-defined]  # `handler.task` is public
+    function.task = TaskProxy(name)  # type: ignore[attr-defined]  # handler.task is public
     return options
 
 

@@ -73,7 +73,7 @@ class MessageOptions(BaseModel):
     retry: bool | None = None
     """Whether Celery tries again to publish a message when the connection to the broker is lost."""
     retry_policy: dict[str, Any] | None = None
-    """Number and intervals of these tries: `max_retries`, `interval_start`, `interval_step`, `interval_max`."""
+    """Number and intervals of tries to publish: `max_retries`, `interval_start`, `interval_step`, `interval_max`."""
     routing_key: str | None = None
     """Routing key of the message, for an exchange that routes by it."""
 
