@@ -17,7 +17,7 @@ from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, emit, on
 from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TaskMessage
 from nitro.infrastructure.offload.publishing.channel import PublisherConfirms
-from nitro.infrastructure.offload.publishing.frames import MOST, Frames, frames_of
+from nitro.infrastructure.offload.publishing.frames import MAX_BUFFERED_BYTES, Frames, frames_of
 from nitro.infrastructure.offload.publishing.publisher import publisher
 from waiting import until
 
@@ -133,11 +133,11 @@ def test_the_messages_of_an_emission_are_one_write(evt: Event, channel: Any, mon
 def test_a_message_may_be_larger_than_a_frame(evt: Event, channel: Any, delivery: str) -> None:
     """It arrives whole, and so does what comes after it."""
     offloaded(evt, "shop.a", "shop.b", delivery=delivery)
-    for text in ("first", "x" * 3 * MOST, "last"):
+    for text in ("first", "x" * 3 * MAX_BUFFERED_BYTES, "last"):
         emit(evt, text)
         assert publisher.drain(PATIENCE)
     payloads = [message.payload[1][ENVELOPE_KEY]["payload"] for message in taken(channel, 6)]
-    assert [len(payload) > 3 * MOST for payload in payloads] == [False, False, True, True, False, False]
+    assert [len(payload) > 3 * MAX_BUFFERED_BYTES for payload in payloads] == [False, False, True, True, False, False]
 
 
 def test_a_queue_that_is_refused_keeps_nothing_from_leaving_that_was_published_before(evt: Event, channel: Any) -> None:

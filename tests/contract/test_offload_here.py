@@ -73,7 +73,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 HERE = threading.main_thread().name
-COURIER = "nitro-courier"
+PUBLISHER = "nitro-publisher"
 
 
 def test_a_broker_that_is_known_to_be_there_is_told_by_the_emitter(
@@ -82,7 +82,7 @@ def test_a_broker_that_is_known_to_be_there_is_told_by_the_emitter(
     """From the second emit on: the courier connects, and has Celery make the first message."""
     offloaded(evt)
     emissions = [emit(evt, number) for number in range(3)]
-    assert threads == [COURIER, HERE, HERE]
+    assert threads == [PUBLISHER, HERE, HERE]
     assert [message["headers"]["id"] for message in taken(server)] == [
         emission.offloaded["shop.a"] for emission in emissions
     ]
@@ -109,7 +109,7 @@ def test_whatever_could_keep_it_waiting_is_left_to_the_courier(
         assert publisher.drain(PATIENCE)
     finally:
         signals.before_task_publish.disconnect(_listen)
-    assert set(threads) == {COURIER}
+    assert set(threads) == {PUBLISHER}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_answer_that_does_not_come_is_left_to_the_courier(
     answered = request.getfixturevalue("silent")
     emission = emit(evt)
     assert not answered.is_set()
-    assert threads == [COURIER, HERE]
+    assert threads == [PUBLISHER, HERE]
     assert [entry.id for entry in operations.read_deliveries()] == list(emission.offloaded.values())
     answered.set()
     assert publisher.drain(PATIENCE)
@@ -243,7 +243,7 @@ def test_what_overtakes_an_unanswered_message_leaves_it_as_it_is(
     ids = [message["headers"]["id"] for message in taken(server)]
     assert len(ids) == len(set(ids)) >= 2
     assert publisher._connection is not None
-    pool = publisher._connection._channels[False]._gathering._idle_connections._pool  # type: ignore[union-attr]  # on Redis
+    pool = publisher._connection._channels[False]._buffer._idle_connections._pool  # type: ignore[union-attr]  # on Redis
     assert len(pool._available_connections) == pool._created_connections
 
 
@@ -267,7 +267,7 @@ def test_a_queue_behind_a_topic_is_asked_for_by_the_courier(evt: Event, server: 
     offloaded(evt)
     for _ in range(3):
         emit(evt)
-    assert threads == [COURIER] * 3
+    assert threads == [PUBLISHER] * 3
 
 
 def test_at_most_once_is_never_stored_when_it_may_have_left(
@@ -290,7 +290,7 @@ def test_what_the_broker_refuses_is_told_by_the_courier(evt: Event, server: Redi
     server.set("wrong", "no list")
     with pytest.raises(DispatchError, match="WRONGTYPE"):
         emit(evt)
-    assert threads == [COURIER, HERE, COURIER]
+    assert threads == [PUBLISHER, HERE, PUBLISHER]
     server.delete("wrong")
     emit(evt)
     assert len(taken(server, "wrong")) == 1
@@ -334,7 +334,7 @@ def test_an_emit_within_another_ones_publishing_waits_its_turn(
         patched.setattr(sys.modules[Publisher.__module__], "ANSWER_SECONDS", ANSWER_SECONDS)
         patched.setattr(Connection, "can_read", interrupted)
         outer = emit(evt)
-    assert threads[:2] == [COURIER, HERE]
+    assert threads[:2] == [PUBLISHER, HERE]
     ids = {message["headers"]["id"] for message in taken(server)} | {entry.id for entry in operations.read_deliveries()}
     assert {outer.offloaded["shop.a"], inner[0].offloaded["shop.a"]} <= ids
 

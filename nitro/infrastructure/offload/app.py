@@ -1,4 +1,4 @@
-"""Which Celery app: the bound one, else Celery's current one, else Nitro's own."""
+"""The Celery app that Nitro uses: the bound one, else Celery's current one, else Nitro's own."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 
 _lock = ForkSafeLock()
 bind_hooks: list[Callable[[Celery], None]] = []
-"""Who equips each app that is bound."""
+"""Functions that are called with each app that is bound."""
 
 _bound_app: list[Celery] = []
 _own_app: list[Celery] = []
 
 
 def bind(app: Celery, engine: Database | None = None) -> Celery:
-    """Use this Celery app, and this database engine, for offloaded handlers; returns the app.
+    """Binds Nitro to a Celery app, and to a database engine if one is given, and returns the app.
 
-    Its settings and its other tasks stay as they are: what handlers need is set on their own tasks, and on
-    connections of Nitro's own. An app that names no broker in any way gets Nitro's.
+    The app's settings and its other tasks stay as they are: Nitro sets options on the tasks of handlers and on
+    connections of its own. An app that names no broker gets Nitro's.
 
     Args:
-        engine: an `Engine`, an `AsyncEngine`, for whose database Nitro makes a synchronous one, or a URL.
+        app: the Celery app that queues and runs offloaded handlers.
+        engine: an `Engine`, a URL, or an `AsyncEngine`; for the latter Nitro makes a synchronous engine.
 
     Raises:
         SettingError: a `NITRO_*` variable has a value that is not allowed.
@@ -46,17 +47,17 @@ def bind(app: Celery, engine: Database | None = None) -> Celery:
     if engine is not None:
         use_engine(engine)
     configure_users_app(app)
-    for tell in bind_hooks:
-        tell(app)
+    for hook in bind_hooks:
+        hook(app)
     _bound_app[:] = [app]
     return app
 
 
 def current_app() -> Celery:
-    """The app that queues and runs offloaded handlers.
+    """Returns the app that queues and runs offloaded handlers.
 
     Raises:
-        DeclarationError: the program has several apps, and which is meant cannot be told from this thread.
+        DeclarationError: the program has several apps, and this thread has no current one.
     """
     if _bound_app:
         return _bound_app[0]
@@ -72,24 +73,24 @@ def current_app() -> Celery:
 
 
 def queueing_app(app: Celery) -> Celery:
-    """The app that queues offloaded handlers in a process that runs this one: the bound app, else this."""
+    """Returns the app that queues offloaded handlers in a process that runs `app`: the bound app, else `app`."""
     return _bound_app[0] if _bound_app else app
 
 
 def is_queueing_app(app: Celery) -> bool:
-    """Whether offloaded handlers are queued through this app, as far as can be told from this thread."""
+    """Whether this thread queues offloaded handlers through this app."""
     return app in (_bound_app or _own_app) or (not _bound_app and app is _state._tls.current_app)
 
 
 def _current_celery_app() -> Celery | None:
-    """The app that Celery calls current: of this thread, the default one, or the one that the program has made."""
+    """Returns Celery's current app: that of the thread, the default app, or the only app of the program."""
     if _state._tls.current_app is not None:
         return _state._tls.current_app
     default = _state.default_app
-    if default is not None and default.set_as_current:  # else Celery has made it for want of any
+    if default is not None and default.set_as_current:  # false for the fallback app that Celery makes itself
         return default
-    made = [app for app in _state._get_active_apps() if app.set_as_current]
-    if len(made) > 1:
-        names = ", ".join(sorted(repr(app.main) for app in made))
+    apps = [app for app in _state._get_active_apps() if app.set_as_current]
+    if len(apps) > 1:
+        names = ", ".join(sorted(repr(app.main) for app in apps))
         raise DeclarationError(f"the Celery apps {names} could all be meant here; say which with bind(app)")
-    return made[0] if made else None
+    return apps[0] if apps else None

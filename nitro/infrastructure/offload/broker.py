@@ -1,7 +1,7 @@
-"""Broker: what the connections of an app say of its broker, and a connection of Nitro's own to it.
+"""The broker of an app: its kind, and connections to it that have time-outs.
 
-The settings of an app name its broker in many ways: a URL, a list, one for reading and one for writing, the
-environment, a transport. Celery and kombu are asked, and no setting is read for its text.
+The settings of an app name its broker in many ways: a URL, a list, one URL for reading and one for writing, the
+environment, a transport. So the kind is read from kombu's connection and not from the text of a setting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nitro.infrastructure.offload.conf import configured_values
 logger = get_logger("nitro.offload")
 
 REDIS, AMQP = "redis", "amqp"
-"""Kinds of transport, as kombu names them: `redis` is that of `rediss://` and `sentinel://` too."""
+"""Kinds of transport, as kombu names them; `rediss://` and `sentinel://` are of kind `redis` too."""
 EMBEDDED_DRIVERS = ("filesystem", "memory")
 
 BROKER_SETTINGS = (
@@ -36,17 +36,17 @@ BROKER_SETTINGS = (
     "broker_vhost",
     "broker_transport",
 )
-"""Settings each of which names a broker."""
+"""Settings that name a broker."""
 BROKER_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL", "CELERY_BROKER_READ_URL")
-"""The same in the environment."""
+"""Environment variables that name a broker."""
 WRITE_BROKER_SETTINGS = ("broker_url", "broker_write_url", "broker_host", "broker_transport")
-"""Those that decide where an app publishes, and through what kind of transport."""
+"""Settings that decide to which broker an app publishes, and through which transport."""
 
 CONNECT_SECONDS = 4.0
-"""Seconds for a connection, where the app allows any number of them."""
+"""Seconds to wait for a connection, if the app sets no time-out."""
 
 ACQUIRE_SECONDS = 5.0
-"""Seconds for a producer, likewise."""
+"""Seconds to wait for a producer, if the app sets no time-out."""
 
 TRANSPORT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     REDIS: {
@@ -57,7 +57,7 @@ TRANSPORT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     AMQP: {"read_timeout": 5, "write_timeout": 5},
 }
-"""Transport options after which a broker that says nothing is taken for dead, by the kind of transport."""
+"""Transport options that set time-outs for a broker that does not answer, by the kind of transport."""
 
 BrokerSettings = tuple[object, ...]
 
@@ -66,9 +66,10 @@ _pools: WeakKeyDictionary[Celery, tuple[BrokerSettings, Any]] = WeakKeyDictionar
 
 
 def broker_settings(app: Celery) -> BrokerSettings:
-    """The settings that decide which broker the app publishes through; others mean another broker.
+    """Returns the values of the settings that decide to which broker the app publishes.
 
-    The environment is not asked, which costs more than all else and changes at most before a program's first emit.
+    Environment variables are left out: to read them costs more than the rest, and they do not change after the first
+    emit.
     """
     return tuple(configured_values(app, WRITE_BROKER_SETTINGS))
 
@@ -81,22 +82,22 @@ def names_broker(app: Celery) -> bool:
 
 
 def driver_of(app: Celery) -> str:
-    """The kind of transport that the app publishes through, as kombu names it; empty if that cannot be told.
+    """Returns the kind of transport that the app publishes through, as kombu names it; empty if it is unknown.
 
-    Asked at each emit, so it is kept until the settings of the app change.
+    Each emit calls it, so the kind is cached until the settings of the app change.
     """
-    now, known = broker_settings(app), _drivers.get(app)
-    if known is None or known[0] != now:
-        known = _drivers[app] = now, _find_driver(app)
-    return known[1]
+    settings, cached = broker_settings(app), _drivers.get(app)
+    if cached is None or cached[0] != settings:
+        cached = _drivers[app] = settings, _find_driver(app)
+    return cached[1]
 
 
 def _find_driver(app: Celery) -> str:
     try:
         return _driver_type(app.connection_for_write())
     except Exception:
-        # Who connects is told what is wrong; here nothing is known, of a transport that is not installed say.
-        logger.debug("the kind of the broker cannot be told", exc_info=True)
+        # Such as ImportError for a transport that is not installed; a later connect raises it to its caller.
+        logger.debug("the kind of the broker is unknown", exc_info=True)
         return ""
 
 
@@ -105,44 +106,44 @@ def _driver_type(connection: Any) -> str:
 
 
 def is_embedded(app: Celery) -> bool:
-    """Whether its broker serves this machine only, as the default database does."""
+    """Whether the app's broker serves this machine only, as the default database does."""
     return driver_of(app) in EMBEDDED_DRIVERS
 
 
-def set_timeouts(connection: Any, given: Mapping[str, Any], *, confirms: bool) -> Any:
-    """The connection, with options of the kind of its transport: it does not wait for ever.
+def set_timeouts(connection: Any, app_options: Mapping[str, Any], *, confirms: bool) -> Any:
+    """Sets time-outs on a connection, by the kind of its transport, and returns the connection.
 
     Args:
-        given: transport options of the app, which are kept.
+        app_options: transport options of the app; they override Nitro's time-outs.
         confirms: whether kombu waits for the confirm of each message on RabbitMQ; never where greenlets are threads.
     """
     driver = _driver_type(connection)
     # Greenlets that wait for confirms on one connection read each other's.
-    own = {"confirm_publish": confirms and not greenlets.is_threading_patched()} if driver == AMQP else {}
-    connection.transport_options = {**TRANSPORT_OPTIONS.get(driver, {}), **given, **own}
+    confirm_option = {"confirm_publish": confirms and not greenlets.is_threading_patched()} if driver == AMQP else {}
+    connection.transport_options = {**TRANSPORT_OPTIONS.get(driver, {}), **app_options, **confirm_option}
     connection.connect_timeout = connection.connect_timeout or CONNECT_SECONDS
     return connection
 
 
-def connect_to_any(connection: Any, given: Mapping[str, Any], *, confirms: bool = False) -> None:
-    """Connect to the server that comes next, or to one of the others in the list where it does not answer.
+def connect_to_any(connection: Any, app_options: Mapping[str, Any], *, confirms: bool = False) -> None:
+    """Connects to the first server of the connection's list that answers.
 
     Raises:
-        Exception: none of them answers; what the transport raises of the last.
+        Exception: no server answers; the transport's error for the last one.
     """
-    for left in reversed(range(len(connection.alt) or 1)):
+    for remaining_servers in reversed(range(len(connection.alt) or 1)):
         try:
-            set_timeouts(connection, given, confirms=confirms).ensure_connection(max_retries=0)
+            set_timeouts(connection, app_options, confirms=confirms).ensure_connection(max_retries=0)
             return
         except Exception:
             connection.maybe_switch_next()
-            if not left:
+            if not remaining_servers:
                 raise
 
 
 @contextmanager
 def acquire_producer(app: Celery) -> Iterator[Any]:
-    """A producer for calls of a task, on a connection that does not wait for ever, and confirms where the broker can.
+    """Acquires a producer for calls of a task; its connection has time-outs, and confirms where the broker has them.
 
     Raises:
         OperationalError: no server of a list answers, or all producers are in use.
@@ -152,14 +153,14 @@ def acquire_producer(app: Celery) -> Iterator[Any]:
         block=True, timeout=conf.broker_pool_acquire_timeout or ACQUIRE_SECONDS
     ) as producer:
         connection = producer.connection
-        if connection.alt and not connection.connected:  # kombu gives up before it comes to the second server
+        if connection.alt and not connection.connected:  # kombu itself would not try the second server
             connect_to_any(connection, conf.broker_transport_options, confirms=True)
         yield producer
 
 
 def _producer_pool(app: Celery) -> Any:
-    now, known = broker_settings(app), _pools.get(app)
-    if known is None or known[0] != now:
+    settings, cached = broker_settings(app), _pools.get(app)
+    if cached is None or cached[0] != settings:
         connection = set_timeouts(app.connection_for_write(), app.conf.broker_transport_options, confirms=True)
-        known = _pools[app] = now, producers[connection]
-    return known[1]
+        cached = _pools[app] = settings, producers[connection]
+    return cached[1]

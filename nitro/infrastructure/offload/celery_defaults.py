@@ -1,4 +1,4 @@
-"""Settings that Nitro puts into Celery apps: safe ones into its own, and a broker into one that names none."""
+"""Settings that Nitro adds to Celery apps: safe defaults to its own app, and a broker to an app that names none."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SAFE_SETTINGS: dict[str, Any] = {
     # A task that was running when its worker died is run again (Celery user guide: Tasks, acks_late).
     "task_acks_late": True,
     "task_reject_on_worker_lost": True,
-    # A pool process that has died has said all it had to say; its place is needed.
+    # A lost pool process sends no more results, so the worker replaces it after 1 s.
     "worker_lost_wait": 1.0,
-    # A busy worker keeps nothing that an idle one could do (Celery user guide: Optimizing).
+    # A busy worker reserves no messages that an idle worker could take (Celery user guide: Optimizing).
     "worker_prefetch_multiplier": 1,
     "task_serializer": "json",
     "result_serializer": "json",
     "accept_content": ["json"],
-    # A broker that is away is waited for, and never for ever by whoever publishes.
+    # A worker waits for a broker that is down without limit; a publisher has time-outs.
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "broker_connection_timeout": 4,
@@ -47,10 +47,10 @@ _bound_apps: WeakSet[Celery] = WeakSet()
 
 
 class ConditionalSettings(dict[str, Any]):
-    """Settings that an app has for as long as it has the broker that it was lent, too.
+    """Default settings that apply only while the app uses Nitro's broker.
 
     Args:
-        url: the broker.
+        url: the URL of Nitro's broker.
     """
 
     def __init__(self, app: Celery, url: str, settings: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class ConditionalSettings(dict[str, Any]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of any mapping."""
+        """Returns a setting that applies, else the default."""
         try:
             return self[name]
         except KeyError:
@@ -79,45 +79,45 @@ class ConditionalSettings(dict[str, Any]):
 
 
 def configure_own_app(app: Celery, *, queue: bool = False) -> Celery:
-    """Put safe settings into an app of Nitro's own, where it has none; returns the app.
+    """Adds safe defaults to an app of Nitro's own, and returns the app.
 
     Args:
-        queue: whether it has Nitro's queue, too.
+        queue: whether its default queue is `nitro`.
     """
 
-    def fill() -> None:
+    def apply() -> None:
         _add_defaults(app, SAFE_SETTINGS)
         _add_broker(app)
         _add_defaults(app, _result_settings(app))
         _add_defaults(app, _driver_settings(driver_of(app), queue=queue))
 
-    return _on_each_configure(app, _own_apps, fill)
+    return _on_each_configure(app, _own_apps, apply)
 
 
 def configure_users_app(app: Celery) -> Celery:
-    """Put Nitro's broker, and its results, into an app that names no broker in any way; returns the app."""
+    """Adds Nitro's broker and result backend to an app that names no broker, and returns the app."""
 
-    def fill() -> None:
+    def apply() -> None:
         url = _add_broker(app)
         if url is not None:
             app.conf.add_defaults(ConditionalSettings(app, url, _unset_settings(app, _result_settings(app))))
 
-    return _on_each_configure(app, _bound_apps, fill)
+    return _on_each_configure(app, _bound_apps, apply)
 
 
 def _add_broker(app: Celery) -> str | None:
-    """The URL of Nitro's, which the app has now, if it has named none; it yields to one that is named later."""
+    """Adds Nitro's broker as a default and returns its URL; None if the app names a broker."""
     if names_broker(app):
         return None
     url = _broker_url()
-    if app.conf.value_set_for("broker_url"):  # an empty one, over which no default comes
+    if app.conf.value_set_for("broker_url"):  # an empty URL, which a default does not replace
         app.conf.broker_url = url
     _add_defaults(app, {"broker_url": url})
     return url
 
 
 def _result_settings(app: Celery) -> dict[str, Any]:
-    """The settings of Nitro's result backend, for an app that names none."""
+    """Returns the settings of Nitro's result backend; none for an app that names a backend."""
     if app.conf.value_set_for("result_backend"):
         return {}
     settings = Settings.load()
@@ -128,13 +128,13 @@ def _result_settings(app: Celery) -> dict[str, Any]:
     return {**backend, "database_engine_options": {"connect_args": {"timeout": 30}}}
 
 
-def _on_each_configure(app: Celery, done: WeakSet[Celery], fill: Callable[[], None]) -> Celery:
-    """Fill in settings now, and after each time that the app reads its configuration."""
-    if app not in done:
-        done.add(app)
-        app.on_after_configure.connect(lambda **_signal: fill(), weak=False)
+def _on_each_configure(app: Celery, configured_apps: WeakSet[Celery], apply: Callable[[], None]) -> Celery:
+    """Calls `apply` if the app is configured, and each time that the app reads its configuration."""
+    if app not in configured_apps:
+        configured_apps.add(app)
+        app.on_after_configure.connect(lambda **_signal: apply(), weak=False)
         if app.configured:
-            fill()
+            apply()
     return app
 
 
@@ -147,7 +147,7 @@ def _unset_settings(app: Celery, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def _broker_url() -> str:
-    """Nitro's broker; the folders of the embedded one are made."""
+    """Returns the URL of Nitro's broker; makes the folders of the embedded broker."""
     settings = Settings.load()
     if not settings.broker_url.startswith("filesystem:"):
         return settings.broker_url
@@ -158,12 +158,15 @@ def _broker_url() -> str:
 
 
 def _driver_settings(driver: str, *, queue: bool) -> dict[str, Any]:
-    """What the broker of Nitro's own app needs; on RabbitMQ quorum queues behind topic exchanges, for countdowns."""
-    named: dict[str, Any] = {"task_default_queue": "nitro"} if queue else {}
+    """Returns the settings that Nitro's own app needs for its broker.
+
+    On RabbitMQ these are quorum queues behind topic exchanges, which Celery needs for countdowns.
+    """
+    settings: dict[str, Any] = {"task_default_queue": "nitro"} if queue else {}
     if driver == REDIS:
-        return {**named, "broker_transport_options": dict(TRANSPORT_OPTIONS[REDIS])}
+        return {**settings, "broker_transport_options": dict(TRANSPORT_OPTIONS[REDIS])}
     if driver != AMQP:
-        return named
-    if not greenlets.is_threading_patched():  # two would read one connection, and one miss its confirm
-        named["broker_transport_options"] = {"confirm_publish": True}
-    return {**named, **QUORUM_SETTINGS} if queue else named
+        return settings
+    if not greenlets.is_threading_patched():  # greenlets that wait for confirms on one connection read each other's
+        settings["broker_transport_options"] = {"confirm_publish": True}
+    return {**settings, **QUORUM_SETTINGS} if queue else settings

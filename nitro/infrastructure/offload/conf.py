@@ -1,4 +1,7 @@
-"""Settings of a Celery app, read without its `ConfigurationView`, which raises for each mapping that lacks a name."""
+"""Fast reads of a Celery app's settings.
+
+Celery's `ConfigurationView` raises and catches a KeyError for each mapping that lacks a name; these functions do not.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from celery.utils.collections import ConfigurationView
 
 
 def read_setting(app: Celery, name: str) -> Any:
-    """`app.conf[name]`, for whoever asks at each message."""
+    """Returns `app.conf[name]`; fast enough to be called for each message."""
     conf = app.conf
     if isinstance(conf, ConfigurationView) and conf.key_t is None:
         keys = _setting_keys((name,), conf.prefix, conf._keys)
@@ -23,15 +26,15 @@ def read_setting(app: Celery, name: str) -> Any:
 
 
 def accepts_json(app: Celery) -> bool:
-    """Whether workers of this app take the messages of handlers, by whatever name the app calls JSON."""
+    """Whether `accept_content` lets workers of this app take JSON messages."""
     accepted = app.conf.accept_content
     return accepted is None or not {"json", "application/json"}.isdisjoint(accepted)
 
 
 def configured_values(app: Celery, names: tuple[str, ...]) -> list[Any]:
-    """What each mapping of the app's settings but that of Celery's defaults has under these names; None for nothing.
+    """Returns the values of these settings in each mapping of `app.conf` except Celery's defaults; None for no value.
 
-    It tells whether any of them has changed, in a fraction of the time that reading them takes.
+    A change of any setting changes the list, which takes a fraction of the time that reading the settings takes.
     """
     conf = app.conf
     if not isinstance(conf, ConfigurationView) or conf.key_t is not None:
@@ -44,6 +47,6 @@ def configured_values(app: Celery, names: tuple[str, ...]) -> list[Any]:
 def _setting_keys(
     names: tuple[str, ...], prefix: str | None, converters: tuple[Callable[[str], str], ...] | None
 ) -> tuple[str, ...]:
-    """The keys under which settings may be found in a mapping, as Celery looks for them."""
+    """Returns the keys under which Celery looks for settings in a mapping."""
     view = ConfigurationView({}, keys=converters, prefix=prefix)
     return tuple(dict.fromkeys(key for name in names for key in view._to_keys(name)))

@@ -1,4 +1,4 @@
-"""Delivery: what a running handler may know of itself."""
+"""The delivery of a running handler, as `current_delivery()` returns it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nitro.infrastructure import scope
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One run of an offloaded handler in a worker.
+    """A run of an offloaded handler in a worker.
 
     Attributes:
         emission: id of the emission that queued it.
@@ -35,12 +35,12 @@ class Delivery:
 
     @property
     def id(self) -> str:
-        """The emission, as the cause of what the handler emits."""
+        """The emission's id, which becomes the parent of emissions in the handler."""
         return self.emission
 
     @property
     def transaction(self) -> scope.Transaction | None:
-        """The transaction that is open around the caller, or None."""
+        """The transaction that is open in the caller, or None."""
         return scope.current_transaction()
 
 
@@ -48,5 +48,5 @@ running_delivery: ContextVar[Delivery | None] = ContextVar("nitro_delivery", def
 
 
 def current_delivery() -> Delivery | None:
-    """The delivery whose handler is running here, or None outside of a worker."""
+    """Returns the delivery of the running handler, or None outside of a worker."""
     return running_delivery.get()

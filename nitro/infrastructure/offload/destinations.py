@@ -1,4 +1,4 @@
-"""Destinations: the queue that a message goes to, as the router foresees it and as it was published."""
+"""Destinations: the queue that Celery's router finds for a message, and the queues that it was published to."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from nitro.infrastructure.offload.envelope import TaskMessage
 logger = get_logger("nitro.offload")
 
 ROUTING_OPTIONS = ("queue", "exchange", "routing_key")
-"""Options of a message that say where it goes."""
+"""Options of a message that decide on its queue."""
 EXCHANGE_PREFIX = "exchange "
-"""Begin of the text that stands for a queue where a message goes to an exchange with queues that the app has not."""
+"""Prefix of the text that replaces the queue name if none of the app's queues is bound to the exchange."""
 MAX_DESTINATION_CHARS = 512
-"""Characters of such a text."""
+"""Characters of a destination after which it is cut."""
 
 _expected_queues: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
-"""The queues that a router has found for handlers whose messages say nothing of it."""
+"""The queue of each handler without routing options, by router."""
 _topic_exchange: Any = TopicExchange
 
 
 def is_queue(name: str) -> bool:
-    """Whether it is the name of a queue that the broker can be asked about."""
+    """Whether a destination is the name of a queue, and not an exchange."""
     return not name.startswith(EXCHANGE_PREFIX)
 
 
 def has_static_routes(router: Any) -> bool:
-    """Whether a router finds the same for a task each time."""
+    """Whether a router always finds the same queue for a task."""
     return all(isinstance(route, MapRoute) for route in router.routes)
 
 
@@ -45,70 +45,76 @@ def expected_queues(app: Celery, messages: Iterable[TaskMessage]) -> list[str]:
     """Returns the queue that Celery's router finds for each message now; a function may route it elsewhere later.
 
     Raises:
-        QueueNotFound: the app has no such queue, and makes none.
-        DeclarationError: it has a name that cannot be stored.
+        QueueNotFound: the app has no such queue, and `task_create_missing_queues` is off.
+        DeclarationError: the queue has a name that cannot be stored.
     """
     router = app.amqp.router
-    known = _expected_queues.setdefault(router, {}) if has_static_routes(router) else None
-    return [_foreseen_for(app, message, known) for message in messages]
+    cache = _expected_queues.setdefault(router, {}) if has_static_routes(router) else None
+    return [_expected_queue(app, message, cache) for message in messages]
 
 
-def _foreseen_for(app: Celery, message: TaskMessage, known: dict[str, str] | None) -> str:
-    if known is None:
-        return _checked(app, message.handler, message.message_options, message.kwargs)
-    given = {name: message.options[name] for name in ROUTING_OPTIONS if name in message.options}
-    if given:
-        return _checked(app, message.handler, given, {})
-    queue = known.get(message.handler)
+def _expected_queue(app: Celery, message: TaskMessage, cache: dict[str, str] | None) -> str:
+    if cache is None:
+        return _checked_route(app, message.handler, message.message_options, message.kwargs)
+    options = {name: message.options[name] for name in ROUTING_OPTIONS if name in message.options}
+    if options:
+        return _checked_route(app, message.handler, options, {})
+    queue = cache.get(message.handler)
     if queue is None:
-        queue = known[message.handler] = _checked(app, message.handler, {}, {})
+        queue = cache[message.handler] = _checked_route(app, message.handler, {}, {})
     return queue
 
 
-def _checked(app: Celery, handler: str, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
-    queue = _route(app, handler, given, kwargs)
+def _checked_route(app: Celery, handler: str, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
+    queue = _route(app, handler, options, kwargs)
     check_name(f"the queue of handler {handler}", queue)
     return queue
 
 
 def expected_queue_of_handler(app: Celery, handler: str, options: Mapping[str, Any]) -> str:
-    """Returns the queue that the router finds for the messages of a handler with these options, whatever they hold."""
+    """Returns the queue that the router finds for a handler with these options, without the kwargs of a message."""
     return _route(app, handler, {name: options[name] for name in ROUTING_OPTIONS if name in options}, {})
 
 
 def expected_queue_or_default(app: Celery, message: TaskMessage) -> str:
-    """Returns the same for a message that another release may have made; a queue that is gone is left to the routes."""
+    """Returns the expected queue; if the app has lost the named queue, drops the routing options and routes again.
+
+    Another release of the program may have made the message.
+    """
     try:
         return expected_queues(app, [message])[0]
     except QueueNotFound:
-        named = [str(message.options[name]) for name in ROUTING_OPTIONS if name in message.options]
+        lost = [str(message.options[name]) for name in ROUTING_OPTIONS if name in message.options]
         message.options = {name: value for name, value in message.options.items() if name not in ROUTING_OPTIONS}
-        found = expected_queues(app, [message])[0]
-        logger.warning("%s goes to queue %s: this app has no %s any more", message.handler, found, ", ".join(named))
-        return found
+        queue = expected_queues(app, [message])[0]
+        logger.warning("%s goes to queue %s: this app has no %s any more", message.handler, queue, ", ".join(lost))
+        return queue
 
 
 def matching_queues(app: Celery, exchange: Any, key: str | None) -> tuple[str, ...]:
-    """Returns the queues that a message reaches by exchange and routing key; where the app has none, these two."""
+    """Returns the app's queues that an exchange and a routing key reach; without any, a text that names these two."""
     name = getattr(exchange, "name", exchange)
     if not name:
         return (str(key),)
-    queues = [queue for queue in app.amqp.queues.values() if not isinstance(queue, Broadcast)]  # which is each worker's
-    found = tuple(queue.name for queue in queues if any(_matches(*each, name, key or "") for each in _bindings(queue)))
-    return found or (f"{EXCHANGE_PREFIX}{name}, key {key}"[:MAX_DESTINATION_CHARS],)
+    # A Broadcast queue is one worker's own, and no queue of deliveries.
+    queues = [queue for queue in app.amqp.queues.values() if not isinstance(queue, Broadcast)]
+    matching = tuple(
+        queue.name for queue in queues if any(_matches(*binding, name, key or "") for binding in _bindings(queue))
+    )
+    return matching or (f"{EXCHANGE_PREFIX}{name}, key {key}"[:MAX_DESTINATION_CHARS],)
 
 
-def _route(app: Celery, handler: str, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
+def _route(app: Celery, handler: str, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
     task = app.tasks.get(handler)
-    own = {name: getattr(task, name) for name in ROUTING_OPTIONS if getattr(task, name, None) is not None}
-    route = app.amqp.router.route({**own, **given}, handler, (), kwargs, task)
+    task_options = {name: getattr(task, name) for name in ROUTING_OPTIONS if getattr(task, name, None) is not None}
+    route = app.amqp.router.route({**task_options, **options}, handler, (), kwargs, task)
     queue, exchange, key = (route.get(name) for name in ROUTING_OPTIONS)
     if queue is None:
         return matching_queues(app, exchange, key)[0]
     if queue.exchange.type == "direct" and not (exchange and key):
         return str(queue.name)
-    found = matching_queues(app, exchange or queue.exchange, key or queue.routing_key)
-    return str(queue.name) if queue.name in found else found[0]
+    matching = matching_queues(app, exchange or queue.exchange, key or queue.routing_key)
+    return str(queue.name) if queue.name in matching else matching[0]
 
 
 def _bindings(queue: Any) -> Iterator[tuple[Any, str]]:
@@ -120,7 +126,7 @@ def _bindings(queue: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _matches(exchange: Any, pattern: str, name: str, key: str) -> bool:
-    """Whether a binding of a queue takes what goes to an exchange with a key."""
+    """Whether a binding of a queue matches a message to an exchange with a key."""
     if exchange.name != name:
         return False
     if exchange.type == "topic":

@@ -1,4 +1,4 @@
-"""Publisher: the dispatcher that makes one Celery task of each offloaded handler and sends them as one batch."""
+"""The dispatcher: makes one task message of each offloaded handler and publishes the messages as one batch."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ MAX_AMQP_PAYLOAD_BYTES = 16 * 1024 * 1024
 
 
 class CeleryDispatcher:
-    """Queues handlers through the current Celery app."""
+    """Dispatches handlers through the current Celery app."""
 
     def declare(self, function: Callable[..., Any], name: str, offload: object) -> Offload:
-        """Check and keep an offloaded function."""
+        """Checks and registers an offloaded function, and returns its options."""
         return declare(function, name, offload)
 
     def dispatch(
         self, emission: Emission, call: Call, handlers: Sequence[Handler], commit: scope.Commit | None
     ) -> Callable[[], None]:
-        """Serialise once for all handlers of a mode, and write rows for tracked ones; the returned step sends.
+        """Makes the messages, writes the rows of tracked ones, and returns the function that publishes the messages.
 
-        Without a commit to wait for, the rows are written and committed by that step.
+        The payload is serialised once for all handlers with the same `entity=`. Without a commit to wait for, the
+        returned function writes and commits the rows.
 
         Raises:
-            PayloadError: a value cannot travel; names the handlers.
+            PayloadError: a value cannot be serialised; names the handlers.
             EmitError: a handler does not take these arguments.
             OutboxError: a row cannot be written.
         """
@@ -65,22 +66,22 @@ class CeleryDispatcher:
         return partial(_publish, app, emission.event, _store_tracked(app, messages, cast(DatabaseCommit, commit)))
 
     def find_commit(self, call: Call, *, flush: bool = False, reading: bool = False) -> Transaction | Commits | None:
-        """The commit that this emit waits for, or None.
+        """Returns the commit that this emit waits for, or None.
 
         Raises:
-            TransactionError: its instances are in sessions of two databases, or in two that both write.
+            TransactionError: its instances are in sessions of two databases, or in two sessions that both write.
         """
         return commit_for(_emitted_values(call), flush=flush, reading=reading)
 
     async def flush(self, call: Call) -> None:
-        """Write the instances in it that wait to be, and read expired columns, of sessions that must be awaited."""
+        """Flushes pending instances of the call and reads expired columns, for sessions that must be awaited."""
         await flush_async(_emitted_values(call))
 
     def payload_sizes(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
-        """The bytes of payload that `dispatch` would send to each.
+        """Returns the payload size in bytes that `dispatch` would send to each handler.
 
         Raises:
-            PayloadError: a value cannot travel.
+            PayloadError: a value cannot be serialised.
         """
         messages = _task_messages(Emission.of(""), call, handlers, {})
         return [len(message.envelope.payload or "") for message in messages]
@@ -91,29 +92,29 @@ def _emitted_values(call: Call) -> tuple[object, ...]:
 
 
 def _store_and_publish(app: Celery, event: str, messages: Sequence[TaskMessage]) -> None:
-    """Write the rows of tracked ones in a transaction of their own, then send.
+    """Writes the rows of tracked messages in a transaction of their own, then publishes.
 
     Raises:
-        DispatchError: an untracked one can neither be sent nor stored; names each.
-        OutboxError: a row cannot be written; nothing was sent.
+        DispatchError: untracked messages can neither be published nor stored; names their handlers.
+        OutboxError: a row cannot be written; nothing was published.
     """
     _publish(app, event, _store_tracked(app, messages, None))
 
 
 def _store_tracked(app: Celery, messages: Sequence[TaskMessage], commit: DatabaseCommit | None) -> list[TaskMessage]:
-    """Those that are to be sent after the commit, when tracked ones have their rows."""
+    """Writes rows for tracked messages and returns the messages to publish after the commit."""
     tracked = [message for message in messages if message.is_tracked]
-    leaving = current_outbox().store(app, tracked, commit, queued=publisher.is_ready) if tracked else []
-    return [message for message in messages if not message.is_tracked or message in leaving]
+    to_publish = current_outbox().store(app, tracked, commit, queued=publisher.is_ready) if tracked else []
+    return [message for message in messages if not message.is_tracked or message in to_publish]
 
 
 def _publish(app: Celery, event: str, messages: Sequence[TaskMessage]) -> None:
-    """Publish all as one batch; only the outcome of untracked ones is waited for, and not for long."""
+    """Publishes the messages as one batch, and waits a moment for the outcome if there are untracked ones."""
     failpoint("committed")
     if not messages:
         return
     untracked = [message for message in messages if not message.is_tracked]
-    if is_embedded(app):  # a broker that cannot be away
+    if is_embedded(app):  # such a broker cannot block
         _store_or_raise(event, untracked, publisher.publish_here(app, messages, _requeue))
     elif untracked:
         _store_or_raise(event, untracked, publisher.publish(app, messages, _requeue))
@@ -126,21 +127,25 @@ def _requeue(batch: Batch) -> None:
 
 
 def _store_or_raise(event: str, untracked: Sequence[TaskMessage], batch: Batch) -> None:
-    """Store the untracked ones that have not surely left, where that breaks no promise; else raise."""
+    """Stores unconfirmed untracked messages where their `delivery=` allows it, else raises.
+
+    Raises:
+        DispatchError: messages can neither be published nor stored; names their handlers.
+    """
     status = batch.status
     if status == "sent":
         return
     error = batch.error or TimeoutError("the broker has not answered in time")
-    left = [message for message in untracked if message in batch.unconfirmed]
+    unconfirmed = [message for message in untracked if message in batch.unconfirmed]
     storable = [
-        message for message in left if message.may_store and (status == "unsent" or _may_repeat(status, message))
+        message for message in unconfirmed if message.may_store and (status == "unsent" or _may_repeat(status, message))
     ]
-    failed = [message.handler for message in left if message not in storable]
+    failed = [message.handler for message in unconfirmed if message not in storable]
     if storable:
         try:
             current_outbox().store(batch.app, storable, None, queued=False)
-        except Exception as unstored:  # noqa: BLE001  # raised with the names of all that are not dispatched
-            raise DispatchError(event, [message.handler for message in left], unstored) from error
+        except Exception as store_error:  # noqa: BLE001  # raised with the names of all undispatched handlers
+            raise DispatchError(event, [message.handler for message in unconfirmed], store_error) from error
     if failed:
         raise DispatchError(event, failed, error) from error
 
@@ -150,7 +155,7 @@ def _may_repeat(status: BatchStatus, message: TaskMessage) -> bool:
 
 
 def _run_eagerly(app: Celery, messages: Sequence[TaskMessage]) -> None:
-    """`task_always_eager`: nothing is kept, nothing is sent."""
+    """Runs the handlers here, for `task_always_eager`; nothing is stored or published."""
     for message in messages:
         envelope, options = message.envelope, message.options
         app.tasks[message.handler].apply_async((), envelope.kwargs(message.handler), task_id=message.task_id, **options)
@@ -164,9 +169,9 @@ def _offload_of(handler: Handler) -> Offload:
 def _task_messages(
     emission: Emission, call: Call, handlers: Sequence[Handler], causes: dict[str, str]
 ) -> list[TaskMessage]:
-    """One for each; the payload is serialised once for all that want their entities in the same mode."""
+    """Returns a message per handler; handlers with the same `entity=` share one serialised payload."""
     envelopes: dict[str, Envelope] = {}
-    carried = inject_headers(emission)
+    propagated_headers = inject_headers(emission)
     messages = []
     for handler in handlers:
         options = _offload_of(handler)
@@ -184,7 +189,7 @@ def _task_messages(
                 delivery=cast(DeliveryGuarantee, options.delivery),
                 mode=mode,
                 options={**options.message_options, **causes},
-                propagated_headers=carried,
+                propagated_headers=propagated_headers,
                 may_store=options.broker_down == "store",
             )
         )
@@ -200,7 +205,7 @@ def _envelope_for(emission: Emission, call: Call, mode: EntityMode, handlers: Se
 
 
 def _celery_causes(app: Celery) -> dict[str, str]:
-    """The Celery task that emits, as the root and parent of what is queued."""
+    """Returns `root_id` and `parent_id` for the messages when a Celery task emits, else nothing."""
     task = app.current_worker_task
     if task is None:
         return {}
@@ -210,7 +215,7 @@ def _celery_causes(app: Celery) -> dict[str, str]:
 
 
 def _check_sender_id(sender: object, messages: Sequence[TaskMessage]) -> None:
-    """Find out here that the database has not all characters of an id; none is without those of ASCII."""
+    """Raises PayloadError if the database cannot store the sender's id; every database can store ASCII."""
     identity = identity_of(sender)
     if identity is None or (key := str(identity[1])).isascii() or current_outbox().can_store(key):
         return
@@ -219,7 +224,7 @@ def _check_sender_id(sender: object, messages: Sequence[TaskMessage]) -> None:
 
 
 def _check_payload_size(handler: str, options: Offload, envelope: Envelope) -> None:
-    """Find out here what RabbitMQ would refuse after the emit; a tracked payload stays in the database."""
+    """Raises PayloadError for an untracked payload that RabbitMQ would refuse after the emit."""
     size = len(envelope.payload or "")
     if (
         size > MAX_AMQP_PAYLOAD_BYTES
@@ -234,7 +239,7 @@ def _check_payload_size(handler: str, options: Offload, envelope: Envelope) -> N
 
 
 def _check_arguments(handler: str, options: Offload, call: Call) -> None:
-    """Find out here, and not in the worker, that a handler does not take these arguments."""
+    """Raises EmitError if a handler does not take these arguments, so that no worker finds out first."""
     if options.typing is False:
         return
     try:

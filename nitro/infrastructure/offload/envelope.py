@@ -1,4 +1,4 @@
-"""Message: what one emission puts into the kwargs of its Celery tasks."""
+"""Envelopes, which carry an emission in the kwargs of its Celery tasks, and the task messages around them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from nitro.infrastructure.offload.options import DELIVERY_HEADER, DeliveryGuaran
 from nitro.settings import signing_key
 
 ENVELOPE_KEY = "__nitro__"
-"""The one kwarg of a task message that carries an emission."""
+"""The kwarg of a task message that carries the envelope."""
 
 _kombu_json: Callable[[Any], str] = dumps
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Envelope:
-    """An emission on its way to a handler; plain JSON but for the payload, which is JSON text of its own.
+    """An envelope: the facts about an emission that a handler's message carries, and its payload as JSON text.
 
-    Not frozen, which would triple the cost of making one.
+    Not frozen: a frozen dataclass takes three times as long to make.
 
     Attributes:
-        sender: what monitoring shows of the sender.
-        payload: sender, args and kwargs as the codec wrote them; None when they stay in the outbox.
-        bare: the caller gave no sender: it comes from what a chain puts before.
+        sender: the description of the sender for monitoring.
+        payload: sender, args and kwargs as encoded by the codec; None when the row in the outbox has them.
+        bare: whether the call has no sender; in a chain, the result of the task before it is the sender.
     """
 
     emission: str
@@ -48,10 +48,10 @@ class Envelope:
 
     @classmethod
     def of(cls, emission: Emission, call: Call, entity: EntityMode) -> Envelope:
-        """The message of an emission.
+        """Returns the envelope of an emission.
 
         Raises:
-            PayloadError: a value cannot travel.
+            PayloadError: a value cannot be serialised.
         """
         return cls(
             emission=emission.id,
@@ -64,14 +64,14 @@ class Envelope:
 
     @classmethod
     def read(cls, kwargs: Mapping[str, Any], handler: str, args: Sequence[Any] = ()) -> Envelope | None:
-        """The message in the kwargs of a handler's task, or None when the task was called without one.
+        """Returns the envelope in the kwargs of a handler's task, or None when the task was called without one.
 
         Args:
-            args: what a chain put before.
+            args: positional arguments that a chain has put in front.
 
         Raises:
-            PayloadUnreadable: it is not of a shape that this version knows.
-            SignatureRefused: its signature is wrong or missing.
+            PayloadUnreadable: this version of Nitro does not know the envelope's fields.
+            SignatureRefused: the signature is wrong or missing.
         """
         envelope = kwargs.get(ENVELOPE_KEY)
         key = signing_key()
@@ -85,7 +85,7 @@ class Envelope:
             raise PayloadUnreadable(f"a message for {handler} of another version: {error}") from error
 
     def kwargs(self, handler: str, args: Sequence[Any] = ()) -> dict[str, Any]:
-        """The kwargs of a handler's task that carry it, signed for that handler when there is a key."""
+        """Returns the kwargs of a handler's task with this envelope, signed for the handler when there is a key."""
         envelope = {name: getattr(self, name) for name in _ENVELOPE_FIELDS}
         key = signing_key()
         return {
@@ -95,7 +95,7 @@ class Envelope:
         }
 
     def __str__(self) -> str:
-        """What monitoring shows: a dict literal, as Flower parses it to search in it."""
+        """Returns the text for monitoring: a dict literal, which Flower can parse and search."""
         sender, fields = split_shown_fields(self.sender)
         facts = {"event": self.event, "sender": sender, "fields": fields, "emission": self.emission}
         return repr({name: fact for name, fact in facts.items() if fact is not None})
@@ -105,19 +105,19 @@ _ENVELOPE_FIELDS = tuple(field.name for field in fields(Envelope))
 
 
 def is_signing() -> bool:
-    """Whether messages are signed, so that each handler gets one of its own."""
+    """Whether messages are signed; then no two handlers share an envelope."""
     return signing_key() is not None
 
 
 def delivery_id(emission: str, handler: str) -> str:
-    """The Celery task id and idempotency key of one handler of one emission: UUIDv5 text (RFC 9562)."""
+    """Returns the Celery task id and idempotency key of a delivery: UUIDv5 text (RFC 9562)."""
     return str(uuid5(UUID(emission), handler))
 
 
 def _signature(envelope: Mapping[str, Any], handler: str, args: Sequence[Any], key: str) -> str:
-    """HMAC-SHA256 over all that the handler gets and its name, so that nothing can be exchanged."""
-    before = _kombu_json(list(args)) if args else ""
-    signed = json.dumps([handler, before, sorted(envelope.items())], separators=(",", ":"))
+    """Returns the HMAC-SHA256 of the handler's name and of everything that the handler gets."""
+    args_text = _kombu_json(list(args)) if args else ""
+    signed = json.dumps([handler, args_text, sorted(envelope.items())], separators=(",", ":"))
     return hmac.digest(key.encode(), signed.encode(), "sha256").hex()
 
 
@@ -125,32 +125,34 @@ def _is_signed(envelope: Any, handler: str, args: Sequence[Any], key: str) -> bo
     if not isinstance(envelope, dict) or not isinstance(envelope.get("signature"), str):
         return False
     facts = {name: value for name, value in envelope.items() if name != "signature"}
-    signature = envelope["signature"].encode(errors="replace")  # which may be any text
+    signature = envelope["signature"].encode(errors="replace")  # "replace": it may be text that UTF-8 cannot encode
     return hmac.compare_digest(_signature(facts, handler, args, key).encode(), signature)
 
 
 TRACKED_DELIVERIES = ("at-least-once", "exactly-once")
-"""The promises that are kept by a row in the outbox."""
+"""Values of `delivery=` that need a row in the outbox."""
 
 ROW_OPTIONS = ("countdown", "expires")
-"""Options that the row of a tracked delivery sees to, and no message."""
+"""Options that the row of a tracked delivery applies, so its message does not have them."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TaskMessage:
-    """One handler's message of an emission; not frozen, which would triple the cost of making one.
+    """The message of an emission for one handler.
+
+    Not frozen: a frozen dataclass takes three times as long to make.
 
     Attributes:
-        task_id: Celery task id, the same for all its messages.
+        task_id: Celery task id, the same each time the message is published.
         delivery: `delivery=` of the handler.
         mode: `entity=` of the handler.
-        options: of `Task.apply_async`.
-        propagated_headers: headers of its message that its emission sends along.
-        may_store: what cannot be sent waits in the outbox; else it is an error.
-        report: what became of its emission before, as JSON text.
-        is_tracked: whether a row decides on its fate, so that its message only says which.
-        queue: the queue that its row names; empty without a row.
-        is_misrouted: whether its message went to that queue and the row still names another one.
+        options: options of `Task.apply_async`.
+        propagated_headers: headers from the propagators, such as a trace context.
+        may_store: whether the outbox stores the message when the broker is down; else the emit raises.
+        report: the report of the emission up to the dispatch, as JSON text.
+        is_tracked: whether the delivery has a row in the outbox; then the message has no payload.
+        queue: the queue that the row names; empty without a row.
+        is_misrouted: whether the message went to `queue` while the row still names another queue.
     """
 
     handler: str
@@ -167,34 +169,39 @@ class TaskMessage:
     is_tracked: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        """Tells what depends on the promise."""
+        """Sets `is_tracked` from `delivery`."""
         self.is_tracked = self.delivery in TRACKED_DELIVERIES
 
     @property
     def message_options(self) -> dict[str, Any]:
-        """The options of its message."""
+        """The options of the Celery message, without those that the row applies."""
         if not self.is_tracked:
             return self.options
         return {name: value for name, value in self.options.items() if name not in ROW_OPTIONS}
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The kwargs of its message."""
+        """The kwargs of the Celery message."""
         envelope = replace(self.envelope, payload=None) if self.is_tracked else self.envelope
         return envelope.kwargs(self.handler)
 
     def record_queues(self, queues: Sequence[str]) -> None:
-        """Notes the queues that its message went to; any of them is good for its row."""
+        """Records the queues that the message went to; the row may name any one of them."""
         if self.queue and self.queue not in queues:
             self.queue, self.is_misrouted = queues[0], True
 
-    def publish(self, app: Celery, **how: Any) -> None:
-        """Have Celery send it as a task of the app, which need not have a handler of that name."""
+    def publish(self, app: Celery, **overrides: Any) -> None:
+        """Publishes the message through Celery; the app need not have a handler of that name.
+
+        Args:
+            overrides: options of `Task.apply_async` that replace those of the message.
+        """
         options = self.message_options
         headers = {**options.get("headers", {}), **self.propagated_headers, DELIVERY_HEADER: self.delivery}
-        shown = {"argsrepr": "()", "kwargsrepr": str(self.envelope)}
-        by_row = {"expires": None} if self.is_tracked else {}  # else the class of the task may have the message expire
-        options = {**options, **by_row, **shown, **how, "headers": headers, "task_id": self.task_id}
+        texts = {"argsrepr": "()", "kwargsrepr": str(self.envelope)}
+        # `expires` of the task class would drop the message of a tracked delivery; the row applies it.
+        row_options = {"expires": None} if self.is_tracked else {}
+        options = {**options, **row_options, **texts, **overrides, "headers": headers, "task_id": self.task_id}
         task = app.tasks.get(self.handler)
         if task is None:
             app.send_task(self.handler, (), self.kwargs, **options)

@@ -1,4 +1,4 @@
-"""Catalogue: which handlers this process has, in words: for the command line, and for whoever asks a worker."""
+"""The list of handlers of this process, for the command line and for the control command of a worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nitro.infrastructure.offload.options import Offload
 
 
 def describe_handlers(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """The handlers of these events, in the order in which an emit takes them."""
+    """Returns the handlers of these events, in the order in which an emit runs them."""
     return [row for event in events for row in _describe_event(event)]
 
 
@@ -32,15 +32,15 @@ def _describe_event(event: Event) -> Iterator[dict[str, Any]]:
 
 
 def _explicit_options(handler: Handler) -> dict[str, Any]:
-    """The options that were given besides the promise."""
+    """Returns the options that the handler's `offload=` sets, without `delivery`."""
     if not isinstance(handler.offload, Offload):
         return {}
-    given = handler.offload.model_fields_set - {"delivery"}
-    return {name: getattr(handler.offload, name) for name in sorted(given)}
+    names = handler.offload.model_fields_set - {"delivery"}
+    return {name: getattr(handler.offload, name) for name in sorted(names)}
 
 
 def _sender_text(handler: Handler) -> str | None:
-    """The sender that a handler hears; None for all."""
+    """Returns the text of the `sender=` of a handler; None for all senders."""
     sender = handler.sender
     if sender.key is None:
         return None

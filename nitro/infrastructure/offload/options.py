@@ -1,4 +1,4 @@
-"""Offload: the options of an offloaded handler, checked where they are written."""
+"""The options of an offloaded handler, checked when its module is imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BrokerDown = Literal["store", "raise"]
 
 TaskHook = Callable[..., Any] | None
 Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)] | None
-"""Up to some 3,000 years, so that a time so far ahead is one that Python and a database know."""
+"""Seconds, up to about 3,000 years, so that Python and the database can store the resulting time."""
 
 
 def in_utc(moment: datetime) -> datetime:
@@ -48,7 +48,7 @@ ErrorTypes = Annotated[tuple[type[BaseException], ...], BeforeValidator(_as_tupl
 
 
 DELIVERY_HEADER = "nitro_delivery"
-"""Message header that tells a worker's main process the promise of a delivery."""
+"""Message header from which a worker's main process reads `delivery=`."""
 
 
 class MessageOptions(BaseModel):
@@ -57,7 +57,7 @@ class MessageOptions(BaseModel):
     compression: str | None = None
     """Compression of the message body, by its name in kombu, such as `"zlib"`."""
     countdown: Seconds = None
-    """Seconds from the emit until the handler may start; a tracked one is kept in its row."""
+    """Seconds from the emit until the handler may start; a tracked delivery waits in its row."""
     delivery_mode: int | str | None = None
     """`2` or `"persistent"` has the broker write the message to disk, `1` or `"transient"` does not."""
     exchange: Any = None
@@ -73,13 +73,13 @@ class MessageOptions(BaseModel):
     retry: bool | None = None
     """Whether Celery tries again to publish a message when the connection to the broker is lost."""
     retry_policy: dict[str, Any] | None = None
-    """How often and how soon it tries: `max_retries`, `interval_start`, `interval_step`, `interval_max`."""
+    """Number and intervals of tries to publish: `max_retries`, `interval_start`, `interval_step`, `interval_max`."""
     routing_key: str | None = None
     """Routing key of the message, for an exchange that routes by it."""
 
 
 class TaskOptions(BaseModel):
-    """Celery's options of a task (attributes of `Task`); one function has them once, whatever it hears."""
+    """Celery's options of a task (attributes of `Task`); a function has one set of them for all its events."""
 
     acks_late: bool | None = None
     """Whether a message is acknowledged after its handler has run. A tracked delivery does not depend on it."""
@@ -98,29 +98,29 @@ class TaskOptions(BaseModel):
     default_retry_delay: Seconds = None
     """Seconds until the next try where `retry_backoff` is off."""
     dont_autoretry_for: ErrorTypes = ()
-    """Exceptions that end the delivery at once although `autoretry_for` names a base of theirs."""
+    """Exceptions that end the delivery at once although `autoretry_for` names a base class of them."""
     ignore_result: bool | None = None
     """`True` leaves state and return value out of the result backend."""
     max_retries: Annotated[int, Field(ge=0)] | None = None
     """Tries after the first one; after the last of them a tracked delivery is a dead letter."""
     on_failure: TaskHook = None
-    """Method of the task that Celery calls when it has failed: `(self, exc, task_id, args, kwargs, einfo)`."""
+    """Method of the task that Celery calls when a run has failed: `(self, exc, task_id, args, kwargs, einfo)`."""
     on_retry: TaskHook = None
-    """Method of the task that Celery calls when it is to run again: `(self, exc, task_id, args, kwargs, einfo)`."""
+    """Method of the task that Celery calls before a retry: `(self, exc, task_id, args, kwargs, einfo)`."""
     on_success: TaskHook = None
-    """Method of the task that Celery calls when it has finished: `(self, retval, task_id, args, kwargs)`."""
+    """Method of the task that Celery calls when a run has succeeded: `(self, retval, task_id, args, kwargs)`."""
     rate_limit: str | int | float | None = None
-    """Runs that each worker starts at most in a time: `"10/s"`, `"100/m"`, `"1000/h"`, or a number a second."""
+    """Maximum of runs that each worker starts: `"10/s"`, `"100/m"`, `"1000/h"`, or a number per second."""
     reject_on_worker_lost: bool | None = None
     """Whether a message goes back to its queue when the process that runs it dies."""
     resultrepr_maxsize: int | None = None
-    """Characters of the result that logs and Flower show at most."""
+    """Maximum of characters of the result in logs and Flower."""
     retry_backoff: bool | int | float | None = None
     """`True` doubles the wait at each retry, from 1 s on; a number is the first wait in seconds; `False` is off."""
     retry_backoff_max: Seconds = None
-    """Seconds that `retry_backoff` waits at most."""
+    """Maximum of seconds between two tries with `retry_backoff`."""
     retry_jitter: bool | None = None
-    """Whether each wait of `retry_backoff` is a random part of itself, so that retries do not come all at once."""
+    """Whether each wait of `retry_backoff` is shortened at random, so that retries do not come all at once."""
     retry_kwargs: dict[str, Any] | None = None
     """Arguments of Celery's `Task.retry` for automatic retries, such as `{"max_retries": 3}`."""
     retry_on_worker_lost: bool | None = None
@@ -136,9 +136,9 @@ class TaskOptions(BaseModel):
     store_errors_even_if_ignored: bool | None = None
     """Whether errors are stored although `ignore_result` is set."""
     throws: ErrorTypes = ()
-    """Exceptions that are expected: no retry, and a line without a traceback in the worker's log."""
+    """Exceptions that are expected: no retry, and a log line without a traceback."""
     time_limit: Seconds = None
-    """Seconds after which the process that runs the handler is ended, where the pool enforces it."""
+    """Seconds after which the worker kills the process that runs the handler, where the pool enforces it."""
     track_started: bool | None = None
     """Whether the result backend has the state `STARTED` while the handler runs."""
     trail: bool | None = None
@@ -148,23 +148,22 @@ class TaskOptions(BaseModel):
 
 
 class Offload(MessageOptions, TaskOptions):
-    """How an offloaded handler travels and runs.
+    """Options of an offloaded handler.
 
-    Celery's options have Celery's names and meaning (Celery user guide: Tasks, Calling Tasks). What is
-    not given is left to Celery and to the app's own task class, but for retries: every exception is
-    retried up to 10 times, after 1 to 600 s that grow exponentially with jitter, except those that
-    `throws` expects.
+    Celery's options have Celery's names and meaning (Celery user guide: Tasks, Calling Tasks). An option that is
+    not given is left to Celery and to the app's task class, except for retries: by default every exception outside
+    of `throws` is retried up to 10 times, after 1 to 600 s that grow exponentially with jitter.
 
     Args:
-        delivery: how far the handler can be relied on to run: see Delivery; `NITRO_DELIVERY` when not given.
-        entity: `"snapshot"`, entities as they were; `"reload"`, read from their rows in the worker.
-        on_missing: what a vanished row means with `entity="reload"`: the task fails, or is skipped.
-        broker_down: what an unreachable broker means: store and send later, or raise.
+        delivery: delivery guarantee, see the page Delivery; `NITRO_DELIVERY` when not given.
+        entity: `"snapshot"` sends entities as they are at the emit, `"reload"` reads their rows in the worker.
+        on_missing: effect of a missing row with `entity="reload"`: the task fails, or is skipped.
+        broker_down: effect of a broker that is down: store the message and send it later, or raise.
         base: task class of this handler instead of the app's.
 
     Raises:
-        UnknownOption: an option that does not exist; suggests the nearest.
-        DeclarationError: a value that the option does not allow.
+        UnknownOption: an option does not exist; suggests the nearest.
+        DeclarationError: the option does not allow the value.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
@@ -177,15 +176,15 @@ class Offload(MessageOptions, TaskOptions):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _explain(cls, given: Any, check: ModelWrapValidatorHandler[Offload]) -> Offload:
-        for option in given if isinstance(given, dict) else ():
+    def _explain(cls, values: Any, validate: ModelWrapValidatorHandler[Offload]) -> Offload:
+        for option in values if isinstance(values, dict) else ():
             if option not in cls.model_fields:
                 raise UnknownOption(option, get_close_matches(str(option), cls.model_fields, n=1))
         try:
-            offload = check(given)
+            offload = validate(values)
         except ValidationError as error:
-            wrong = error.errors()[0]
-            raise DeclarationError(f"offload option {wrong['loc'][0]}={wrong['input']!r}: {wrong['msg']}") from error
+            first = error.errors()[0]
+            raise DeclarationError(f"offload option {first['loc'][0]}={first['input']!r}: {first['msg']}") from error
         for option in ("queue", "exchange", "routing_key"):
             value = getattr(offload, option)
             check_name(f"offload option {option}", str(getattr(value, "name", value)))
@@ -196,10 +195,10 @@ class Offload(MessageOptions, TaskOptions):
 
     @classmethod
     def of(cls, offload: object) -> Offload:
-        """The options that `offload=` of a handler means: True, an `Offload` or a dict.
+        """Returns the options of a handler's `offload=`, which is True, an `Offload` or a dict.
 
         Raises:
-            DeclarationError: it is none of these, or an option of it is wrong.
+            DeclarationError: it is none of these, or an option is wrong.
         """
         if offload is True:
             return cls()
@@ -211,18 +210,18 @@ class Offload(MessageOptions, TaskOptions):
 
     @cached_property
     def message_options(self) -> Mapping[str, Any]:
-        """The given options of `apply_async`, and the promise where the worker's main process must know it."""
-        given = {name: getattr(self, name) for name in self.model_fields_set & _MESSAGE_OPTIONS}
+        """The options of `apply_async` that are set; with a header for the worker's main process if at-most-once."""
+        options = {name: getattr(self, name) for name in self.model_fields_set & _MESSAGE_OPTIONS}
         if self.delivery == "at-most-once":
-            given["headers"] = {**(self.headers or {}), DELIVERY_HEADER: self.delivery}
-        return given
+            options["headers"] = {**(self.headers or {}), DELIVERY_HEADER: self.delivery}
+        return options
 
     def task_options(self) -> dict[str, Any]:
-        """The given options of the Celery task."""
+        """Returns the options of the Celery task that are set."""
         return {name: getattr(self, name) for name in self.model_fields_set & _TASK_OPTIONS}
 
     def conflicting_options(self, other: Offload) -> set[str]:
-        """Options that one task cannot have both of."""
+        """Returns the names of task options in which two registrations of one function differ."""
         names = {*TaskOptions.model_fields, "on_missing", "base"}
         return {name for name in names if getattr(self, name) != getattr(other, name)}
 

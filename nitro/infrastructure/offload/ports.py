@@ -1,4 +1,7 @@
-"""The port through which deliveries are tracked, and its slot: the outbox lies above, and `bootstrap` fills it."""
+"""The port to the outbox, and its slot.
+
+The outbox package is a layer above and cannot be imported here, so `bootstrap` fills the slot.
+"""
 
 from __future__ import annotations
 
@@ -16,58 +19,58 @@ DatabaseCommit = Transaction | Commits
 
 
 class Outbox(Protocol):
-    """Keeps deliveries until their handlers have finished."""
+    """Stores deliveries until their handlers have finished."""
 
     def store(
         self, app: Celery, messages: Sequence[TaskMessage], commit: DatabaseCommit | None, *, queued: bool
     ) -> list[TaskMessage]:
-        """Write a row for each in the transaction that `commit` ends, else in one of its own.
-
-        Returns:
-            Those that whoever writes them is to publish after the commit; a relay publishes the others.
+        """Writes a row for each message in the transaction that `commit` ends, else in one of its own.
 
         Args:
-            app: whose broker will carry them.
-            queued: whether he can.
+            app: the Celery app that publishes the messages.
+            queued: whether the publisher can publish now; the rows are then written as queued.
+
+        Returns:
+            The messages that the caller publishes after the commit; a relay publishes the rest.
         """
 
     def can_store(self, text: str) -> bool:
-        """Whether the database has all of its characters."""
+        """Whether the database can store all characters of a text."""
 
     def requeue_unconfirmed(self, batch: Batch) -> None:
-        """Have a relay publish what was kept as queued and has not surely left; note queues other than foreseen."""
+        """Lets a relay publish the unconfirmed messages of a batch, and corrects the queues of misrouted ones."""
 
     def cancel(self, emission: str, handler: str | None) -> int:
-        """Cancel what has not started; how many."""
+        """Cancels deliveries that have not started, and returns their number."""
 
 
 _registered: list[Outbox] = []
 
 
 def register_outbox(outbox: Outbox) -> None:
-    """Put the outbox in its slot, in place of an earlier one."""
+    """Puts an outbox into the slot, in place of an earlier one."""
     _registered[:] = [outbox]
 
 
 def current_outbox() -> Outbox:
-    """The outbox of this process."""
+    """Returns the outbox of this process."""
     return _registered[0]
 
 
 def cancel(emission_id: str, handler: str | None = None) -> int:
-    """Cancel the tracked deliveries of an emission whose handler has not started, also across restarts.
+    """Cancels the tracked deliveries of an emission that have not started, also after a restart.
 
     Inside a `transaction()` they are cancelled with its commit.
 
     Args:
         emission_id: `Emission.id`.
-        handler: only this handler's; None means all.
+        handler: name of the handler; None cancels the deliveries of all handlers.
 
     Returns:
-        How many were cancelled.
+        The number of cancelled deliveries.
 
     Raises:
-        NotTracked: nothing of that emission, or for that handler of it, is tracked.
+        NotTracked: the emission has no tracked delivery, or none of that handler.
     """
-    dispatcher()  # fills the outbox's slot where nothing has been declared yet
+    dispatcher()  # runs `bootstrap`, which fills the slot
     return current_outbox().cancel(emission_id, handler)

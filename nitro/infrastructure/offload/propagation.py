@@ -1,4 +1,4 @@
-"""Carriers: what travels with an emission besides its payload, such as a trace or a request id."""
+"""Propagators: carry context, such as a trace or a request id, in message headers from the emit to the handler."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ if TYPE_CHECKING:
     from nitro.infrastructure.offload.envelope import TaskMessage
 
 Headers = Mapping[str, Any]
-"""Of a message; the values are JSON."""
+"""Headers of a message; the values are JSON."""
 
 
 class Propagator(Protocol):
-    """One who sends something along, and takes it out where the handler runs."""
+    """A propagator: writes context into message headers, and restores it around the handler."""
 
     def inject(self, emission: Emission) -> Headers:
-        """The headers for the messages of an emission, asked for once where it is made."""
+        """Returns headers for the messages of an emission; called once, in the emitter."""
 
     def extract(self, headers: Headers, delivery: Delivery) -> AbstractContextManager[object]:
-        """What surrounds a run of a handler; entered on its thread, with the headers of its message."""
+        """Returns a context manager around a run of a handler, which is entered on the handler's thread.
+
+        Args:
+            headers: the headers of the handler's message.
+        """
 
 
 propagators: list[Propagator] = []
+"""The propagators of this process."""
 
 publish_contexts: list[Callable[[Sequence[TaskMessage]], AbstractContextManager[object]]] = []
-"""What surrounds the publishing of what a relay has taken from the outbox."""
+"""Functions that return a context manager in which a relay publishes messages from the outbox."""
 
 
 def inject_headers(emission: Emission) -> dict[str, Any]:
-    """What all carriers send along."""
+    """Returns the headers of all propagators for an emission."""
     headers: dict[str, Any] = {}
     for propagator in propagators:
         headers.update(propagator.inject(emission))
@@ -40,16 +45,16 @@ def inject_headers(emission: Emission) -> dict[str, Any]:
 
 
 def extract_context(headers: Headers, delivery: Delivery) -> AbstractContextManager[object]:
-    """What surrounds a run of a handler."""
+    """Returns one context manager for all propagators around a run of a handler."""
     return (
         enter_all(propagator.extract(headers, delivery) for propagator in propagators) if propagators else nullcontext()
     )
 
 
 @contextmanager
-def enter_all(surroundings: Iterable[AbstractContextManager[object]]) -> Iterator[None]:
-    """Inside of all of these, the last one innermost."""
+def enter_all(contexts: Iterable[AbstractContextManager[object]]) -> Iterator[None]:
+    """Enters all context managers in order, and leaves them in reverse order."""
     with ExitStack() as stack:
-        for surrounding in surroundings:
-            stack.enter_context(surrounding)
+        for context in contexts:
+            stack.enter_context(context)
         yield

@@ -1,4 +1,4 @@
-"""Story: what became of an emission where it was made, as the outbox and the journal keep it."""
+"""The report of an emission: its outcome in the emitter, as the outbox and the journal store it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from nitro.infrastructure.logs import describe_error
 from nitro.infrastructure.offload.envelope import TRACKED_DELIVERIES
 
 MAX_TEXT_CHARS = 500
-"""Characters of a reason or an error."""
+"""Characters of a reason or an error after which it is cut."""
 
 HandlerOutcome = Literal["done", "started", "failed", "raised", "cancelled", "skipped", "queued", "dropped"]
-"""`started`: it is async, and nobody waited for its end; `failed`: it stopped nothing; `raised`: it ended the emission;
-`dropped`: it would have been queued, but for a rollback.
+"""Outcome of a handler in the emitter.
+
+`started`: an async handler was started and not awaited; `failed`: it raised with `on_error="log"`;
+`raised`: its exception ended the emission; `dropped`: a rollback kept it from being queued.
 """
 
 
 class HandlerReport(TypedDict, total=False):
-    """What became of one handler; of an offloaded one only what its delivery does not say.
+    """The outcome of one handler; a tracked delivery is left out, because its row has the outcome.
 
     Attributes:
-        at: seconds after the emission began.
-        took: seconds.
-        why: it was skipped, or failed.
-        id: Celery task id of one that was queued without a row.
-        delivery: the promise of that one, or of one that was skipped and would have been queued.
+        at: seconds from the start of the emission to the start of the handler.
+        took: seconds that the handler ran.
+        why: the reason why it was skipped, or its error.
+        id: Celery task id of an untracked delivery.
+        delivery: `delivery=` of an untracked delivery, or of an offloaded handler that was skipped.
     """
 
     handler: str
@@ -46,15 +48,15 @@ class HandlerReport(TypedDict, total=False):
 
 
 class EmissionReport(TypedDict):
-    """What became of an emission.
+    """The outcome of an emission in the emitter.
 
     Attributes:
-        at: when it began, in seconds since 1970 by the emitter's clock.
+        at: the start of the emission, in seconds since 1970 by the emitter's clock.
         took: seconds until its inline handlers had ended.
         process: host and process id of the emitter.
-        caused_in: the handler that emitted it.
-        error: what ended it.
-        rolled_back: whether the transaction that it was in was not committed; missing where it was.
+        caused_in: the handler that emitted it, or None.
+        error: the error that ended it, or None.
+        rolled_back: true if its transaction was rolled back; else missing.
     """
 
     at: float
@@ -67,10 +69,10 @@ class EmissionReport(TypedDict):
 
 
 def report_of(emission: Emission, error: BaseException | None = None, *, rows: bool = True) -> EmissionReport:
-    """The story of an emission as far as it has come.
+    """Returns the report of an emission up to now.
 
     Args:
-        rows: whether its tracked deliveries have rows, which tell of them.
+        rows: whether its tracked deliveries have rows; the report leaves these deliveries out.
     """
     now, began = perf_counter(), emission.started_at or 0.0
     return {
@@ -83,23 +85,28 @@ def report_of(emission: Emission, error: BaseException | None = None, *, rows: b
     }
 
 
-def rolled_back_report(story: EmissionReport) -> EmissionReport:
-    """The same story of an emission whose transaction was rolled back: nothing that it would have queued was."""
-    turns: list[HandlerReport] = [
-        {**turn, "outcome": "dropped"} if turn["outcome"] == "queued" else turn for turn in story["handlers"]
+def rolled_back_report(report: EmissionReport) -> EmissionReport:
+    """Returns the report after a rollback of the emission's transaction: queued handlers become dropped ones."""
+    handlers: list[HandlerReport] = [
+        {**handler, "outcome": "dropped"} if handler["outcome"] == "queued" else handler
+        for handler in report["handlers"]
     ]
-    return {**story, "handlers": turns, "rolled_back": True}
+    return {**report, "handlers": handlers, "rolled_back": True}
 
 
-def report_json(story: EmissionReport) -> str:
-    """The story as JSON text."""
-    return _encode_json(story)
+def report_json(report: EmissionReport) -> str:
+    """Returns the report as JSON text."""
+    return _encode_json(report)
 
 
 def _handler_reports(
-    emission: Emission, began: float, error: BaseException | None, elsewhere: Container[str | None]
+    emission: Emission, began: float, error: BaseException | None, excluded: Container[str | None]
 ) -> Iterator[HandlerReport]:
-    """In the order of the plan; without those whose turn never came, and without deliveries told of elsewhere."""
+    """Yields the reports of handlers in the order of the plan, without handlers that were not reached.
+
+    Args:
+        excluded: values of `delivery=`; offloaded handlers with one of them are left out.
+    """
     errors = [] if error is None else list(_flat_errors(error))
     for handler in emission.plan.handlers if emission.plan is not None else ():
         name = handler.name
@@ -112,33 +119,34 @@ def _handler_reports(
             yield skipped if handler.offload is None else {**skipped, "delivery": handler.offload.delivery or ""}
         elif name in emission.timings:
             yield _inline_report(emission, handler, began, errors)
-        elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in elsewhere:
-            promise = handler.offload.delivery or ""
-            yield {"handler": name, "outcome": "queued", "id": emission.offloaded[name], "delivery": promise}
+        elif name in emission.offloaded and handler.offload is not None and handler.offload.delivery not in excluded:
+            delivery = handler.offload.delivery or ""
+            yield {"handler": name, "outcome": "queued", "id": emission.offloaded[name], "delivery": delivery}
 
 
 def _inline_report(emission: Emission, handler: Handler, began: float, errors: list[BaseException]) -> HandlerReport:
     start, end = emission.timings[handler.name]
-    turn: HandlerReport = {"handler": handler.name, "outcome": "started", "at": _round_seconds(start - began)}
+    report: HandlerReport = {"handler": handler.name, "outcome": "started", "at": _round_seconds(start - began)}
     if end is not None:
-        turn["took"] = _round_seconds(end - start)
-        turn["outcome"] = "cancelled" if emission.cancelled_by == handler.name else "done"
+        report["took"] = _round_seconds(end - start)
+        report["outcome"] = "cancelled" if emission.cancelled_by == handler.name else "done"
     failure: Any = emission.failed.get(handler.name)
     if failure is not None:
-        turn["outcome"], turn["why"] = "failed", describe_error(failure)[:MAX_TEXT_CHARS]
-    unnoted = errors[0] if errors and emission.handler == handler.name else None  # such as KeyboardInterrupt
-    raised = next((each for each in errors if is_annotated(handler, emission, each)), unnoted)
+        report["outcome"], report["why"] = "failed", describe_error(failure)[:MAX_TEXT_CHARS]
+    # An error such as KeyboardInterrupt is not annotated with the handler's name.
+    unannotated = errors[0] if errors and emission.handler == handler.name else None
+    raised = next((each for each in errors if is_annotated(handler, emission, each)), unannotated)
     if raised is not None:
-        turn["outcome"], turn["why"] = "raised", describe_error(raised)[:MAX_TEXT_CHARS]
-    return turn
+        report["outcome"], report["why"] = "raised", describe_error(raised)[:MAX_TEXT_CHARS]
+    return report
 
 
 def _flat_errors(error: BaseException) -> Iterator[BaseException]:
-    """The error, and of a group those in it."""
+    """Yields the error and, if it is a group, all errors inside it."""
     yield error
     if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _flat_errors(each)
+        for member in error.exceptions:
+            yield from _flat_errors(member)
 
 
 def _round_seconds(seconds: float) -> float:

@@ -1,11 +1,11 @@
-"""The payload of an emission as text: what a worker needs to call a handler with equal arguments.
+"""The codec: turns the arguments of an emission into text and back, equal in type and value.
 
     encode(sender, args, kwargs) -> ASCII JSON -> decode(text) -> Payload
 
-A value without parts is written by `scalars`, a class with a state by its shape (`shapes`,
-`entities`), and containers by `writer` and `reader`. What JSON knows is written plainly; the rest is
-an object whose one key is a tag, such as `{"$uuid": "…"}`. Entities stand in a table of their own and
-are pointed at by `{"$entity": position}`, so that they may refer to each other in any way.
+`scalars` writes values without parts, `shapes` and `entities` write instances of classes, `writer` and
+`reader` handle containers. Values of JSON types are written as they are. Any other value becomes an object
+with one key, its tag, such as `{"$uuid": "…"}`. Entities are rows of a table at the end of the payload, and
+`{"$entity": position}` refers to a row, so that entities may refer to each other in any way.
 """
 
 from __future__ import annotations

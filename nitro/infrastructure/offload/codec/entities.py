@@ -1,4 +1,4 @@
-"""Entities: each one row of the payload's table, rebuilt as if it had just been read from the database."""
+"""Entities as rows of the payload's table; the reader rebuilds them as if a query had just loaded them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from nitro.infrastructure.repository.graph import DYNAMIC_LOADERS
 from nitro.infrastructure.repository.loading import enable_detached_queries, load_expired, mark_unread, unread_columns
 
 JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
-"""Types of JSON that stand for themselves."""
+"""Types that JSON has itself."""
 NO_NAMES: list[Json] = []
 
 
 class StandaloneEntityShape(ModelShape):
-    """Entities of one class without a table."""
+    """Writes and reads entities of a class without a table."""
 
     __slots__ = ()
 
@@ -49,40 +49,40 @@ class StandaloneEntityShape(ModelShape):
         super().__init__(cls)
 
     def snapshot(self, writer: Writer, entity: SQLModel) -> Json:
-        """Its row: class and state."""
+        """Returns the row of an entity: its class and state."""
         check_id(self.cls, vars(entity).get("id"))
         return self.state(writer, entity)
 
     def key(self, _writer: Writer, entity: SQLModel) -> Json:
-        """Always refused: there is no row to read again."""
+        """Raises ValueRefused: an entity without a table has no row that could be read again."""
         raise ValueRefused(
             type(entity), "it has no table to be reloaded from; use entity='snapshot' or declare table=True"
         )
 
     def blank_instance(self, reader: Reader, row: dict[str, Json]) -> SQLModel:
-        """An instance that has its id and nothing else."""
+        """Returns an instance with its id and nothing else."""
         entity: SQLModel = self.cls.__new__(self.cls)
         if "id" in row["fields"]:
             vars(entity)["id"] = reader.value(row["fields"]["id"])
         return entity
 
     def restore_state(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
-        """Put in the state."""
+        """Restores the state of an instance."""
         self.restore(reader, entity, row)
 
     def restore_links(self, reader: Reader, entity: SQLModel, row: dict[str, Json]) -> None:
-        """Nothing more to do: it refers to others by its fields."""
+        """Does nothing: an entity without a table refers to other entities by its fields."""
 
 
 class TableEntityShape:
-    """Entities of one mapped class: the columns and relationships that are loaded.
+    """Writes and reads entities of a mapped class: the columns and relationships that are loaded.
 
-    A column that is in none of a row's `columns` and `absent` is one that the class has gained since.
+    A column that is neither in `columns` nor in `absent` of a row was added to the class after the emit.
     """
 
     __slots__ = (
-        *("_beside", "_cls", "_columns", "_eager", "_factories", "_fields", "_key_set", "_keys", "_mapper", "_order"),
-        *("_queried", "_relationships"),
+        *("_cls", "_columns", "_eager", "_factories", "_fields", "_key_set", "_keys", "_mapper", "_order"),
+        *("_pydantic_state", "_queried", "_relationships"),
     )
 
     def __init__(self, cls: type[Any]) -> None:
@@ -98,24 +98,26 @@ class TableEntityShape:
         self._queried = [link.key for link in mapper.relationships if link.lazy in DYNAMIC_LOADERS]
         self._fields: dict[str, FieldInfo] = cls.model_fields if issubclass(cls, BaseModel) else {}
         self._factories = _default_factories(cls)
-        self._beside = PydanticState(cls) if issubclass(cls, BaseModel) else None
+        self._pydantic_state = PydanticState(cls) if issubclass(cls, BaseModel) else None
         enable_detached_queries(mapper)
 
     def snapshot(self, writer: Writer, entity: Any) -> Json:
-        """Its row: class, columns and relationships, and whether it was stored before."""
-        held, state = vars(entity), instance_state(entity)
+        """Returns the row of an entity: class, columns, relationships, and whether the database has it."""
+        attributes, state = vars(entity), instance_state(entity)
         stored = state.key is not None
         if stored and state.expired_attributes:
             self._load_expired(entity, state)
-        known = held
-        if stored and not held.keys() >= self._key_set:
-            known = {**dict(zip(self._keys, state.identity or (), strict=False)), **held}
+        values = attributes
+        if stored and not attributes.keys() >= self._key_set:
+            values = {**dict(zip(self._keys, state.identity or (), strict=False)), **attributes}
         for name in self._keys:
-            check_id(self._cls, known.get(name))
-        links = {name: _related(held[name], link) for name, link in self._relationships.items() if name in held}
+            check_id(self._cls, values.get(name))
+        links = {
+            name: _related(attributes[name], link) for name, link in self._relationships.items() if name in attributes
+        }
         if self._queried and not stored:
             links |= {name: list(state.attrs[name].history.added) for name in self._queried}
-        columns = writer.attributes(known, self._columns)
+        columns = writer.attributes(values, self._columns)
         row = {
             "class": reference_of(self._cls),
             "stored": stored,
@@ -123,12 +125,12 @@ class TableEntityShape:
             "links": writer.attributes(links),
             "absent": NO_NAMES if len(columns) == len(self._columns) else sorted(self._columns.difference(columns)),
         }
-        if self._beside is not None:
-            self._beside.write(writer, entity, row)
+        if self._pydantic_state is not None:
+            self._pydantic_state.write(writer, entity, row)
         return row
 
     def key(self, writer: Writer, entity: object) -> Json:
-        """Class and primary key, for reading the row again."""
+        """Returns class and primary key, by which the worker reads the row."""
         identity = instance_state(entity).identity or tuple(vars(entity).get(name) for name in self._keys)
         if None in identity:
             raise ValueRefused(self._cls, "it has no primary key yet; save it first, or use entity='snapshot'")
@@ -137,27 +139,27 @@ class TableEntityShape:
         return [reference_of(self._cls), writer.value(identity[0] if len(identity) == 1 else tuple(identity))]
 
     def blank_instance(self, reader: Reader, row: dict[str, Json]) -> object:
-        """An instance that has its primary key, by which it hashes, and nothing else."""
+        """Returns an instance with its primary key, from which its hash is computed, and nothing else."""
         entity: object = self._mapper.class_manager.new_instance()
-        columns, held = row["columns"], vars(entity)
-        held.update((name, reader.value(columns[name])) for name in self._keys if name in columns)
+        columns = row["columns"]
+        vars(entity).update((name, reader.value(columns[name])) for name in self._keys if name in columns)
         return entity
 
     def restore_state(self, reader: Reader, entity: Any, row: dict[str, Json]) -> None:
-        """Put in the columns; a column that no longer exists is left out."""
-        held, columns, lost = vars(entity), self._columns, False
+        """Restores the columns; a column that no longer exists is left out."""
+        attributes, columns, has_removed = vars(entity), self._columns, False
         for name, item in row["columns"].items():
             if name in columns:
-                held[name] = item if type(item) in JSON_SCALARS else reader.value(item)
+                attributes[name] = item if type(item) in JSON_SCALARS else reader.value(item)
             else:
-                lost = True
-        if lost or len(row["columns"]) < len(columns):
+                has_removed = True
+        if has_removed or len(row["columns"]) < len(columns):
             self._add_defaults(entity, row)
-        if self._beside is not None:
-            self._beside.restore(reader, entity, row)
+        if self._pydantic_state is not None:
+            self._pydantic_state.restore(reader, entity, row)
 
     def restore_links(self, reader: Reader, entity: object, row: dict[str, Json]) -> None:
-        """Put in the relationships and make the instance what it was: detached, or not stored yet."""
+        """Restores the relationships, and the state of the instance: detached, or not stored yet."""
         links = {name: reader.value(item) for name, item in row["links"].items() if name in self._relationships}
         for name, linked in links.items():
             set_committed_value(entity, name, linked)
@@ -165,13 +167,13 @@ class TableEntityShape:
             make_transient_to_detached(entity)
         else:
             self._mark_added(reader, entity, links, row)
-        # As after a query: tracked JSON columns get their tracking back, and reconstructors run.
-        loaded = self._mapper.class_manager.dispatch.load
-        if loaded:
-            loaded(instance_state(entity), None)
+        # SQLAlchemy's `load` event, as after a query, starts the tracking of JSON columns and runs reconstructors.
+        on_load = self._mapper.class_manager.dispatch.load
+        if on_load:
+            on_load(instance_state(entity), None)
 
     def _mark_added(self, reader: Reader, entity: object, links: dict[str, Any], row: dict[str, Json]) -> None:
-        """A flush sets the foreign keys of those that count as added only."""
+        """Marks linked instances as added: a flush sets the foreign keys of added instances only."""
         for name, linked in links.items():
             if linked:
                 flag_modified(entity, name)
@@ -179,30 +181,31 @@ class TableEntityShape:
             getattr(entity, name).add_all(reader.value(row["links"].get(name, [])))
 
     def _add_defaults(self, entity: object, row: dict[str, Json]) -> None:
-        """Put in defaults for columns that the class has gained; one that was absent at the emit stays unread."""
-        held, stored = vars(entity), row["stored"]
-        unsaid = self._columns if stored else ()  # payloads of older versions do not tell what was absent
-        gained = self._columns.difference(held, row.get("absent", unsaid))
-        for name in filter(gained.__contains__, self._order):
-            value = self._default(name, held, stored)
+        """Sets defaults of columns that were added after the emit; a column that was absent then stays unread."""
+        attributes, stored = vars(entity), row["stored"]
+        absent_if_unknown = self._columns if stored else ()  # payloads of older versions have no "absent"
+        added = self._columns.difference(attributes, row.get("absent", absent_if_unknown))
+        for name in filter(added.__contains__, self._order):
+            value = self._default(name, attributes, stored)
             if value is not PydanticUndefined:
-                held[name] = value
+                attributes[name] = value
             elif not stored and "absent" in row and self._is_required(name):
                 raise missing_field_error(self._cls, name)
         if stored:
-            mark_unread(entity, self._columns.difference(held))
+            mark_unread(entity, self._columns.difference(attributes))
 
-    def _default(self, name: str, held: dict[str, Any], stored: bool) -> Any:
-        """The default of a column: of the model, else of the dataclass, else what an INSERT would take."""
+    def _default(self, name: str, attributes: dict[str, Any], stored: bool) -> Any:
+        """Returns the default of a column: of the model, else of the dataclass, else of an INSERT."""
         value: Any = PydanticUndefined
         if name in self._fields:
-            value = default_of(self._fields[name], held)
+            value = default_of(self._fields[name], attributes)
         elif name in self._factories:
             value = self._factories[name]()
         default = getattr(self._column(name), "default", None)
-        unsaid = value is PydanticUndefined or isinstance(value, LoaderCallableStatus)  # of a field outside `init`
-        if not unsaid or default is None:
-            return PydanticUndefined if unsaid else value
+        # SQLAlchemy gives a field with `init=False` a LoaderCallableStatus as its default.
+        has_no_default = value is PydanticUndefined or isinstance(value, LoaderCallableStatus)
+        if not has_no_default or default is None:
+            return PydanticUndefined if has_no_default else value
         if default.is_scalar:
             return default.arg
         if default.is_callable and not stored and _has_no_parameters(default.arg):
@@ -239,17 +242,17 @@ def _related(value: Any, link: RelationshipProperty[Any]) -> object:
 
 
 def _default_factories(cls: type[Any]) -> dict[str, Callable[[], object]]:
-    """By field of a mapped dataclass, what makes its default."""
-    found = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-    return {field.name: field.default_factory for field in found if field.default_factory is not MISSING}
+    """Returns the default factory of each field of a mapped dataclass that has one."""
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return {field.name: field.default_factory for field in fields if field.default_factory is not MISSING}
 
 
 def _has_no_parameters(default: Callable[..., object]) -> bool:
-    """Whether a column's default is a function without parameters, which SQLAlchemy wraps; others want the INSERT."""
+    """Whether a column's default is a function without parameters, wrapped by SQLAlchemy, that needs no INSERT."""
     wrapped = getattr(default, "__wrapped__", None)
     try:
         return wrapped is not None and signature(wrapped).bind() is not None
     except TypeError:
         return False
-    except ValueError:  # of a class such as dict
+    except ValueError:  # a class such as dict has no signature
         return True

@@ -1,8 +1,8 @@
-"""Parametrised classes, such as `Box[int]`: written as origin and arguments, made again from loaded classes.
+"""Parametrised classes, such as `Box[int]`: written as origin and arguments, rebuilt from loaded classes.
 
     reference = name | [head, [argument, …]]      name = "module:qualname" | a name of `SPECIAL`
 
-Pydantic's classes and typing's are the only ones whose `[]` is used: no code of the class that a message names runs.
+Only the `[]` of pydantic and typing is called, so that a message cannot run code of a class that it names.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ TYPING_ALIASES = {
         *("Mapping", "MutableMapping", "AbstractSet", "MutableSet"),
     )
 }
-"""Aliases of the typing module, which are not equal to what they stand for."""
+"""Aliases of the typing module: unequal to the classes that they are aliases of."""
 PYDANTIC_HOOKS = ("__get_pydantic_core_schema__", "__get_validators__")
 LITERAL_TYPES = (str, int, bool, NoneType)
 CONSTRAINTS_MODULE = "annotated_types"
 
 
 def is_parametrised(cls: type) -> bool:
-    """Whether pydantic made it from a generic model."""
+    """Whether pydantic has made a class from a generic model."""
     return origin_and_arguments(cls)[0] is not None
 
 
 def origin_and_arguments(cls: object) -> tuple[Any, tuple[Any, ...]]:
-    """Origin and arguments of a parametrised class or alias; no origin if it is none."""
-    made = vars(cls).get("__pydantic_generic_metadata__") if isinstance(cls, type) else None
-    if made is not None:
-        return made["origin"], made["args"]
+    """Returns origin and arguments of a parametrised class or alias; origin None for any other class."""
+    metadata = vars(cls).get("__pydantic_generic_metadata__") if isinstance(cls, type) else None
+    if metadata is not None:
+        return metadata["origin"], metadata["args"]
     return (None, ()) if isinstance(cls, type) else (get_origin(cls), get_args(cls))
 
 
 def write_reference(part: Any) -> Json:
-    """The reference to a class, an alias or an argument.
+    """Returns the reference to a class, an alias or an argument.
 
     Raises:
-        Refused: a worker could not make it again.
+        ValueRefused: a worker could not make it again.
     """
     special = next((name for name, value in SPECIAL_NAMES.items() if value is part), None)
     if special is not None:
@@ -72,10 +72,10 @@ def write_reference(part: Any) -> Json:
 
 
 def read_reference(reference: Json) -> Any:
-    """The class, alias or argument that a reference means.
+    """Returns the class, alias or argument of a reference.
 
     Raises:
-        PayloadUnreadable: something in it is in no loaded module, or may not stand there.
+        PayloadUnreadable: a part of it is in no loaded module, or is not allowed.
     """
     if type(reference) is str:
         return SPECIAL_NAMES[reference] if reference in SPECIAL_NAMES else _find_type(reference)
@@ -117,7 +117,7 @@ def _write_plain(value: Any) -> Json:
 
 
 def _write_constraint(value: Any) -> Json:
-    """One of `annotated_types`, such as `Gt(0)`, or plain."""
+    """Returns the class and fields of a constraint of `annotated_types`, such as `Gt(0)`, or a plain value."""
     if type(value).__module__ != CONSTRAINTS_MODULE or not is_dataclass(value):
         return _write_plain(value)
     return [
@@ -127,10 +127,10 @@ def _write_constraint(value: Any) -> Json:
 
 
 def _find_type(name: str) -> Any:
-    found = find_named(name)
-    if not isinstance(found, NAMED_TYPES):
+    named = find_named(name)
+    if not isinstance(named, NAMED_TYPES):
         raise PayloadUnreadable(f"no loaded module has a class {name}; name its module in NITRO_HANDLERS")
-    return found
+    return named
 
 
 def _subscript(head: Any, arguments: tuple[Any, ...]) -> Any:
@@ -144,20 +144,23 @@ def _subscript(head: Any, arguments: tuple[Any, ...]) -> Any:
     generic: Any = head
     try:
         return generic[arguments]
-    except Exception as error:  # of pydantic and typing, which have no root of theirs
+    except Exception as error:  # pydantic and typing raise errors without a common base class
         raise PayloadUnreadable(f"{head.__qualname__} takes other arguments: {type(error).__name__}") from error
 
 
 def _builtin_alias(head: type, owner: type | None, arguments: tuple[Any, ...]) -> Any:
-    """Such as `list[int]`: what Python's own classes make of arguments."""
-    own = None if owner is None else getattr(vars(owner)["__class_getitem__"], "__func__", None)
-    if head is not type and (owner is None or isinstance(own, FunctionType)):
+    """Returns the alias of a class of Python itself with arguments, such as `list[int]`."""
+    method = None if owner is None else getattr(vars(owner)["__class_getitem__"], "__func__", None)
+    if head is not type and (owner is None or isinstance(method, FunctionType)):
         raise PayloadUnreadable(f"{head.__qualname__} takes no arguments, or by code of its own")
     return GenericAlias(head, arguments)
 
 
 def _check_hooks(arguments: Iterable[Any]) -> None:
-    """Pydantic would call them to learn what the class takes; those of models have run when these were declared."""
+    """Raises PayloadUnreadable for an argument with a hook that pydantic would call to build a schema.
+
+    Hooks of models are allowed: they have run when the models were declared.
+    """
     for argument in arguments:
         if isinstance(argument, type) and not issubclass(argument, BaseModel) and _has_hooks(argument):
             raise PayloadUnreadable(f"{argument.__qualname__} tells pydantic its schema by code of its own")

@@ -1,4 +1,4 @@
-"""What a class is to the codec: its shape, or the reason why its instances cannot travel."""
+"""The shape of a class, which writes and reads its instances, or the reason why the codec refuses them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _shapes: dict[type, Shape | None] = {}
 
 
 def shape_of(cls: type) -> Shape | None:
-    """How instances of exactly this class are taken apart and rebuilt; None if they cannot be."""
+    """Returns the shape that writes and reads instances of exactly this class; None if the codec refuses them."""
     if cls not in _shapes:
         _shapes[cls] = _new_shape(cls)
     return _shapes[cls]
 
 
 def builtin_behind(cls: type) -> type | None:
-    """The builtin that the user declared where SQLAlchemy puts this class, as in a relationship or tracked JSON."""
+    """Returns the builtin that SQLAlchemy replaces by this class, as in a relationship or tracked JSON, or None."""
     if not issubclass(cls, InstrumentedList | InstrumentedSet | Mutable):
         return None
     return next((builtin for builtin in (list, set, dict) if issubclass(cls, builtin)), None)
 
 
 def refusal_reason(cls: type) -> str:
-    """Why an instance of a class without a shape cannot travel, and the way out."""
+    """Returns why the codec refuses instances of a class, and what to pass instead."""
     for builtin in BUILTINS:
         if issubclass(cls, builtin):
             name = builtin.__name__

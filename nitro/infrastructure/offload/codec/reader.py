@@ -1,4 +1,4 @@
-"""decode: sender and arguments from the text that `encode` made."""
+"""The reader: turns the text of `encode` into sender and arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DAMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
-    """What a handler is called with."""
+    """The sender and the arguments of an emission."""
 
     sender: object
     args: tuple[Any, ...]
@@ -37,13 +37,13 @@ class Payload:
 
 
 def decode(text: str, load: LoadEntity | None = None) -> Payload:
-    """Arguments equal to those that were encoded.
+    """Returns arguments equal to the encoded ones.
 
     Args:
-        load: reads an entity by class and primary key (a tuple if it has several columns); None if it is gone.
+        load: reads an entity by class and primary key (a tuple for several columns); returns None without a row.
 
     Raises:
-        PayloadUnreadable: damage, another format, or a class that no loaded module has.
+        PayloadUnreadable: the text is damaged or of another format, or no loaded module has a class.
         EntityVanished: `load` found no row.
     """
     document = _parse_document(text)
@@ -54,7 +54,7 @@ def decode(text: str, load: LoadEntity | None = None) -> Payload:
 
 
 def _unreadable_if_damaged(read: Callable[P, T]) -> Callable[P, T]:
-    """Let only `PayloadUnreadable` out, without the values that the first error may show."""
+    """Turns errors of damaged payloads into `PayloadUnreadable`, with a message that shows no values."""
 
     @wraps(read)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -69,7 +69,11 @@ def _unreadable_if_damaged(read: Callable[P, T]) -> Callable[P, T]:
 
 
 class Reader:
-    """Turns JSON into values; knows the entities of its payload."""
+    """Turns JSON into values.
+
+    Attributes:
+        entities: the entities of the payload, by position.
+    """
 
     __slots__ = ("entities",)
 
@@ -77,7 +81,7 @@ class Reader:
         self.entities: list[Any] = []
 
     def value(self, data: Json) -> Any:
-        """One value."""
+        """Returns the value of JSON."""
         if type(data) is dict:
             return self._object(data)
         if type(data) is list:
@@ -85,7 +89,7 @@ class Reader:
         return data
 
     def values(self, data: Json) -> Iterable[Any]:
-        """The values of a JSON array."""
+        """Returns the values of a JSON array."""
         return map(self.value, _check_array(data))
 
     def _object(self, data: dict[str, Json]) -> Any:
@@ -132,7 +136,7 @@ def _check_array(data: Json) -> list[Json]:
 
 
 def _shape_of_kind(reference: Json, kind: type[T]) -> T:
-    """The shape of a loaded class, which must be of the kind that the payload says."""
+    """Returns the shape of a loaded class, which must be of the given kind."""
     shape = shape_of(find_class(reference))
     if type(shape) is not kind:
         raise PayloadUnreadable(f"{reference} is not the kind of class that the payload says it is")
@@ -163,7 +167,7 @@ TAG_READERS: dict[str, Callable[[Reader, Json], Any]] = {
 def _parse_document(text: str) -> dict[str, Json]:
     try:
         document = from_json(text, allow_inf_nan=False)
-    except ValueError:  # also of what is nested too deeply for pydantic, or no proper text
+    except ValueError:  # pydantic also fails for deep nesting and for half of a surrogate pair
         document = _parse_with_stdlib(text)
     if type(document) is not dict or document.get("nitro") != FORMAT_VERSION:
         raise PayloadUnreadable(
@@ -181,7 +185,7 @@ _parse_with_stdlib: Callable[[str], Json] = json.JSONDecoder(parse_constant=_ref
 
 @_unreadable_if_damaged
 def _read_rows(reader: Reader, document: dict[str, Json]) -> list[tuple[type, object]]:
-    """Class and primary key of each entity that is to be read again."""
+    """Returns class and primary key of each entity that is to be reloaded."""
     return [(_table_class(reference), reader.value(key)) for reference, key in _check_array(document.get("rows", []))]
 
 
@@ -210,7 +214,7 @@ def _read_payload(reader: Reader, document: dict[str, Json]) -> Payload:
 
 
 def _read_entities(reader: Reader, rows: list[Json]) -> None:
-    """All entities by key, then their values, then their links: each step may need all of the one before."""
+    """Rebuilds all entities in three steps: keys, state, links. Each step may need the step before of all entities."""
     shapes = [_entity_shape(row["class"]) for row in rows]
     blanks: list[Any] = [shape.blank_instance(reader, row) for shape, row in zip(shapes, rows, strict=True)]
     reader.entities += blanks

@@ -1,4 +1,4 @@
-"""References to classes: `module:qualname`, or origin and arguments of a parametrised one."""
+"""References to classes: `module:qualname`, or origin and arguments of a parametrised class."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from nitro.infrastructure.offload.codec.names import ValueRefused, find_named, n
 from nitro.infrastructure.offload.codec.scalars import Json
 
 MAX_PARAMETRISED_CLASSES = 500
-"""Parametrised classes that one process makes because messages name them: each is kept for good."""
+"""Maximum of parametrised classes that a process makes because messages name them; the process keeps them all."""
 MAX_REFERENCE_CHARS = 4_000
-"""Characters of a reference to a parametrised class."""
+"""Maximum of characters of a reference to a parametrised class."""
 
 _references: dict[type, Json] = {}
 _parametrised: dict[str, object] = {}
 
 
 def reference_of(cls: type) -> Json:
-    """What a worker finds the class by.
+    """Returns the reference by which a worker finds the class.
 
     Raises:
-        Refused: it would find nothing, or another class.
+        ValueRefused: a worker would find nothing, or another class.
     """
     if cls not in _references:
         _references[cls] = _checked_reference(cls)
     return _references[cls]
 
 
-def parametrised_reference(alias: object, otherwise: Json) -> Json:
-    """The reference to a class such as `Pair[int]` of typing, or the other one if a worker could not make it again."""
+def parametrised_reference(alias: object, fallback: Json) -> Json:
+    """Returns the reference to an alias such as `Pair[int]`, or the fallback if a worker could not make it again."""
     try:
         reference = write_reference(alias)
-        return reference if read_reference(reference) == alias else otherwise
+        return reference if read_reference(reference) == alias else fallback
     except (PayloadUnreadable, ValueRefused, TypeError):
-        return otherwise
+        return fallback
 
 
 def find_class(reference: Json) -> type:
-    """The class in a module that is loaded already; of a parametrised one its origin and arguments are.
+    """Returns the class of a reference; only loaded modules are searched.
 
     Raises:
-        PayloadUnreadable: there is none.
+        PayloadUnreadable: no loaded module has the class.
     """
-    found = find_named(reference) if type(reference) is str else find_parametrised(reference)
-    if not isinstance(found, type):
-        found = get_origin(found)  # of a dataclass such as `Pair[int]`
-    if not isinstance(found, type):
+    cls = find_named(reference) if type(reference) is str else find_parametrised(reference)
+    if not isinstance(cls, type):
+        cls = get_origin(cls)  # such as Pair for the alias `Pair[int]` of a dataclass
+    if not isinstance(cls, type):
         raise PayloadUnreadable(f"no loaded module has a class {reference}; name its module in NITRO_HANDLERS")
-    return found
+    return cls
 
 
 def find_parametrised(reference: Json) -> object:
-    """A parametrised class, made only once.
+    """Returns a parametrised class, which is made once per process.
 
     Raises:
-        PayloadUnreadable: something in it is in no loaded module or may not stand there, or there are too many.
+        PayloadUnreadable: a part of it is in no loaded module or is not allowed, or the process has made too many.
     """
     text = repr(reference)
     if text not in _parametrised:

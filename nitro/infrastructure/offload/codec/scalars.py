@@ -1,4 +1,4 @@
-"""Values without parts: how each exact type is written as JSON, and how each tag is read."""
+"""Values without parts: a writer for each exact type, and a reader for each tag."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from nitro.errors import PayloadUnreadable
 from nitro.infrastructure.events import ANY
 from nitro.infrastructure.offload.codec.names import ValueRefused
 
-Json = Any  # None, bool, int, float, str, list and dict of these: what the json module writes and reads
+Json = Any
+"""A value that the json module reads and writes: None, bool, int, float, str, or a list or dict of these."""
 
 SURROGATE_PATTERN = re.compile(r"[\ud800-\udfff]")
 ZONE_KEY_PATTERN = re.compile(r"[\w+-]+(/[\w+-]+)*", re.ASCII)
 
 
 def is_json_safe(value: str) -> bool:
-    """Whether JSON returns this text as it was; it joins neighbouring surrogates to one character."""
+    """Whether a text survives JSON, which joins two neighbouring surrogates to one character."""
     return value.isascii() or not SURROGATE_PATTERN.search(value)
 
 
@@ -36,7 +37,7 @@ def _text(value: str) -> Json:
 
 
 def _integer(value: int) -> Json:
-    """Beyond 64 bit in hexadecimal, which has no limit on digits, unlike decimal text in Python."""
+    """Returns an integer beyond 64 bit as hexadecimal text: Python limits the digits of decimal text only."""
     return value if -(1 << 63) <= value < 1 << 63 else {"$int": hex(value)}
 
 
@@ -57,13 +58,13 @@ def _time(value: time) -> Json:
 
 
 def _moment(value: datetime | time) -> Json:
-    """ISO text; beside it fold, offset and the zone's key where the text does not tell all."""
+    """Returns ISO text, with fold, offset and the zone's key where the text does not have them."""
     zone, offset = value.tzinfo, value.utcoffset()
     if type(zone) is ZoneInfo and zone.key is not None:
         return [value.replace(tzinfo=None).isoformat(), value.fold, _microseconds(offset), zone.key]
     if zone is not None and type(zone) is not timezone:
         _check_offset(value, offset)
-    if offset is not None and offset.microseconds:  # which `fromisoformat` takes for none
+    if offset is not None and offset.microseconds:  # `fromisoformat` ignores them
         return [value.replace(tzinfo=None).isoformat(), value.fold, _microseconds(offset)]
     return [value.isoformat(), 1] if value.fold else value.isoformat()
 
@@ -73,9 +74,9 @@ def _microseconds(offset: timedelta | None) -> int | None:
 
 
 def _check_offset(value: datetime | time, offset: timedelta | None) -> None:
-    """Refuse a zone that does not travel where its offset alone would not make an equal value.
+    """Raises ValueRefused for a zone that is not of `zoneinfo` if its offset alone would not make an equal value.
 
-    Python takes a moment in a repeated or skipped hour for unequal to any in another zone.
+    To Python a moment in a repeated or skipped hour is unequal to every moment in another zone.
     """
     if offset is None:
         raise ValueRefused(
@@ -99,7 +100,7 @@ def _read_moment(cls: type[datetime | time]) -> Callable[[Json], datetime | time
 
 
 def _in_zone(moment: datetime | time, microseconds: int | None, key: str | None = None) -> datetime | time:
-    """The moment in the named zone if it has that offset there, else with the offset alone."""
+    """Returns the moment in the named zone if it has the same offset there, else with the offset alone."""
     offset = None if microseconds is None else timedelta(microseconds=microseconds)
     zone = None if key is None else _zone(key)
     if zone is not None and moment.replace(tzinfo=zone).utcoffset() == offset:
@@ -135,7 +136,7 @@ def _uuid(value: UUID) -> Json:
 
 
 def _any(value: object) -> Json:
-    """blinker's symbol for "every sender"; no other symbol means anything to a worker."""
+    """Returns the tag of ANY, blinker's symbol for "every sender"; a worker knows no other symbol."""
     if value is not ANY:
         raise ValueRefused(type(value), "of blinker's symbols only ANY travels; pass a str")
     return {"$any": True}

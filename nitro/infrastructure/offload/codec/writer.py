@@ -1,4 +1,4 @@
-"""encode: one emission's sender and arguments as text."""
+"""The writer: turns the sender and the arguments of an emission into text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ FORMAT_VERSION = 1
 MAX_LEVELS = 100
 ATTRIBUTE_STEP, MEMBER_STEP = ".", "["
 
-Origin = tuple[int | None, str]  # the position of the entity that refers to a value, or the name of the argument
+Origin = tuple[int | None, str]
+"""The start of a path to a value: the position of an entity, or None and the name of an argument."""
 
 _write_with_stdlib = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
 
@@ -31,13 +32,13 @@ def encode(
     *,
     entity: Literal["snapshot", "reload"] = "snapshot",
 ) -> str:
-    """ASCII JSON from which `decode` makes equal arguments in another process.
+    """Returns ASCII JSON from which `decode` makes equal arguments in another process.
 
     Args:
-        entity: "snapshot" takes entities as they are now, "reload" only their class and primary key.
+        entity: "snapshot" writes entities as they are now, "reload" their class and primary key only.
 
     Raises:
-        PayloadError: something in there cannot travel; names where it is.
+        PayloadError: the codec cannot write a value; names its place.
     """
     writer = Writer(reload=entity == "reload")
     try:
@@ -47,13 +48,13 @@ def encode(
 
 
 def _encode_json(document: Json) -> str:
-    """ASCII JSON; of what pydantic nests deeply enough for, or writes in ASCII, in a third of the time."""
+    """Returns ASCII JSON: by pydantic, in a third of the time, unless its text is not ASCII or it fails."""
     text = quick_json(document)
     return text if text is not None and text.isascii() else _write_with_stdlib(document)
 
 
 def quick_json(value: Json) -> str | None:
-    """JSON as pydantic writes it; None of what it does not take: too deep, or a text with half of a surrogate pair."""
+    """Returns JSON by pydantic's writer; None if it fails: for deep nesting, or half of a surrogate pair."""
     try:
         return to_json(value).decode()
     except ValueError:
@@ -61,9 +62,9 @@ def quick_json(value: Json) -> str | None:
 
 
 class Writer:
-    """Turns values into JSON and remembers which one it is at, and which entities it met."""
+    """Turns values into JSON, and records the path to the current value and the entities that it has met."""
 
-    __slots__ = ("_found", "_levels", "_origin", "_path", "_positions", "_reload")
+    __slots__ = ("_entities", "_levels", "_origin", "_path", "_positions", "_reload")
 
     def __init__(self, *, reload: bool) -> None:
         self._reload = reload
@@ -71,10 +72,10 @@ class Writer:
         self._path: list[Any] = []  # two items a level: ATTRIBUTE or MEMBER, and the step
         self._levels = MAX_LEVELS
         self._positions: dict[int, int] = {}
-        self._found: list[tuple[Any, Origin, tuple[Any, ...]]] = []
+        self._entities: list[tuple[Any, Origin, tuple[Any, ...]]] = []
 
     def document(self, sender: object, args: Iterable[object], kwargs: Mapping[str, object]) -> Json:
-        """The whole payload; the rows come last because the values before tell which are needed."""
+        """Returns the whole payload; the rows come last, because the values before them refer to the entities."""
         document = {
             "nitro": FORMAT_VERSION,
             "sender": self.value(sender),
@@ -85,7 +86,7 @@ class Writer:
         return document
 
     def value(self, value: object) -> Json:
-        """One value as JSON."""
+        """Returns a value as JSON."""
         scalar = SCALAR_WRITERS.get(type(value))
         return scalar(value) if scalar is not None else self._write_structure(value)
 
@@ -94,32 +95,32 @@ class Writer:
         return write(self, value)
 
     def attributes(self, state: Mapping[str, object], only: Container[str] | None = None) -> dict[str, Json]:
-        """The named parts of one object, a level deeper.
+        """Returns attributes of an object as JSON, one level deeper.
 
         Args:
-            only: names of those that are wanted; None for all.
+            only: names of the attributes to write; None for all.
         """
         if not state:
             return {}
-        self._enter(ATTRIBUTE_STEP, state)
+        self._begin_level(ATTRIBUTE_STEP, state)
         written, path = {}, self._path
         for name, item in state.items():
             if only is not None and name not in only:
                 continue
-            if type(item) is str and item.isascii():  # as in `value`, for the many columns of entities
+            if type(item) is str and item.isascii():  # a shortcut for the many text columns of entities
                 written[name] = item
                 continue
             path[-1] = name
             scalar = SCALAR_WRITERS.get(type(item))
             written[name] = scalar(item) if scalar is not None else self._write_structure(item)
-        self._leave()
+        self._end_level()
         return written
 
     def place(self) -> str:
-        """Where the value is that is being written, such as `kwargs['items'][2].price`."""
+        """Returns the path to the current value, such as `kwargs['items'][2].price`."""
         (position, name), text = self._origin, _path_text(self._path)
         while position is not None:
-            _, (position, name), path = self._found[position]
+            _, (position, name), path = self._entities[position]
             text = _path_text(path) + text
         return name + (text if len(text) <= 200 else f"{text[:90]}…{text[-90:]}")
 
@@ -128,16 +129,16 @@ class Writer:
         return self.value(value)
 
     def _rows(self) -> list[Json]:
-        """A row for each entity that was met; writing one may find more of them."""
+        """Returns a row for each entity; to write one may add more entities."""
         rows: list[Json] = []
         self._levels = MAX_LEVELS + 1
-        for position, (entity, _, _) in enumerate(self._found):
+        for position, (entity, _, _) in enumerate(self._entities):
             self._origin = (position, "")
             shape: Any = shape_of(type(entity))
             rows.append(shape.key(self, entity) if self._reload else shape.snapshot(self, entity))
         return rows
 
-    def _enter(self, style: str, value: object) -> None:
+    def _begin_level(self, style: str, value: object) -> None:
         if len(self._path) >= 2 * self._levels:
             why = (
                 f"it is nested more than {MAX_LEVELS} levels deep, or contains itself; pass a flatter value, or its id"
@@ -145,52 +146,52 @@ class Writer:
             raise ValueRefused(type(value), why)
         self._path += (style, None)
 
-    def _leave(self) -> None:
+    def _end_level(self) -> None:
         del self._path[-2:]
 
     def _entity(self, entity: object) -> Json:
         position = self._positions.get(id(entity))
         if position is None:
-            position = self._positions[id(entity)] = len(self._found)
-            self._found.append((entity, self._origin, tuple(self._path)))
+            position = self._positions[id(entity)] = len(self._entities)
+            self._entities.append((entity, self._origin, tuple(self._path)))
         return {"$entity": position}
 
     def _list(self, values: Iterable[object]) -> list[Json]:
-        self._enter(MEMBER_STEP, values)
+        self._begin_level(MEMBER_STEP, values)
         written = []
         for index, item in enumerate(values):
             self._path[-1] = index
             written.append(self.value(item))
-        self._leave()
+        self._end_level()
         return written
 
     def _members(self, values: Iterable[object]) -> list[Json]:
-        self._enter(MEMBER_STEP, values)
+        self._begin_level(MEMBER_STEP, values)
         written = []
         for member in values:
             self._path[-1] = member
             written.append(self.value(member))
-        self._leave()
+        self._end_level()
         return written
 
     def _dict(self, values: dict[object, object]) -> Json:
         if not all(map(_is_plain_key, values)):
             return {"$dict": self._pairs(values)}
-        self._enter(MEMBER_STEP, values)
+        self._begin_level(MEMBER_STEP, values)
         written = {}
         for key, item in values.items():
             self._path[-1] = key
             written[key] = self.value(item)
-        self._leave()
+        self._end_level()
         return written
 
     def _pairs(self, values: dict[object, object]) -> list[Json]:
-        self._enter(MEMBER_STEP, values)
+        self._begin_level(MEMBER_STEP, values)
         written = []
         for key, item in values.items():
             self._path[-1] = key
             written.append([self.value(key), self.value(item)])
-        self._leave()
+        self._end_level()
         return written
 
 
@@ -218,7 +219,7 @@ def _writer_for(cls: type[object]) -> Callable[[Writer, Any], Json]:
 
 
 def _is_plain_key(key: object) -> bool:
-    """Whether a dict key is a JSON name, and none that could be taken for a tag."""
+    """Whether a dict key can be a JSON name without looking like a tag."""
     return type(key) is str and not key.startswith("$") and is_json_safe(key)
 
 

@@ -1,1 +1,1 @@
-"""Publishing: from task messages to the broker."""
+"""The publishing of task messages to the broker."""

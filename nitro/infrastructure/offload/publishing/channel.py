@@ -1,4 +1,4 @@
-"""Lane: a channel of a line: what is published on it, and what becomes of each message."""
+"""A channel to the broker: publishes messages and records which of them the broker has."""
 
 from __future__ import annotations
 
@@ -17,51 +17,50 @@ from nitro.infrastructure.offload.publishing.redis import RedisAnswerTimeout, Re
 from nitro.infrastructure.offload.publishing.templates import MessageTemplate, TemplatePublisher
 
 CONFIRM_SECONDS = 5.0
-"""Seconds in which RabbitMQ has to confirm what it was sent."""
+"""Seconds in which RabbitMQ must confirm all messages that were published together."""
 MAX_NONBLOCKING_BYTES = 32 * 1024
-"""Bytes of payload that the buffer of a socket takes when it is empty."""
+"""Payload bytes that an empty socket buffer takes without blocking."""
 SLOW_ERROR_SECONDS = 3.0
-"""Seconds after which an error is no longer about one message only."""
+"""Seconds; when an error takes longer to be raised, the remaining messages are not tried."""
 
 
 class PublishChannel:
     """A producer on a channel of its own.
 
     Args:
-        confirming: whether the broker is asked to confirm, and to return what reaches no queue.
-        is_message_error: whether an error is about one message only, so that others can still be published.
+        confirming: whether the broker is asked to confirm messages, and to return messages that reach no queue.
+        is_message_error: whether an error is about one message only, so that other messages can still be published.
     """
 
     def __init__(
         self, app: Celery, channel: Any, is_message_error: Callable[[BaseException], bool], *, confirming: bool
     ) -> None:
         self.channel = channel
-        self._gathering = optimize_channel(channel) or frames_of(channel)
+        self._buffer = optimize_channel(channel) or frames_of(channel)
         self._is_message_error = is_message_error
         self._confirms = PublisherConfirms(channel) if confirming else None
         self._producer = app.amqp.Producer(channel, auto_declare=False)
-        how = {"mandatory": True} if confirming else {}
-        self._templates = TemplatePublisher(app, self._producer, {"retry": False, **how}, self._gathering)
+        options = {"retry": False, "mandatory": True} if confirming else {"retry": False}
+        self._templates = TemplatePublisher(app, self._producer, options, self._buffer)
 
     def unrouted(self, messages: Iterable[TaskMessage]) -> list[TaskMessage]:
-        """Those that have reached no queue."""
+        """Returns the messages that have reached no queue."""
         returned = self._confirms.returned if self._confirms is not None else {}
         return [message for message in messages if message.task_id in returned] if returned else []
 
     def ready_templates(self, messages: Sequence[TaskMessage]) -> list[MessageTemplate] | None:
-        """The templates of all of these, if they can leave without any other code and without a wait for the broker."""
+        """Returns a template per message if publishing can neither run user code nor block, else None."""
         if (
             self._confirms is not None
             or sum(len(message.envelope.payload or "") for message in messages) > MAX_NONBLOCKING_BYTES
         ):
             return None
-        if self._gathering is None or not self._gathering.is_open:
+        if self._buffer is None or not self._buffer.is_open:
             return None
         templates = self._templates.find_all(messages)
-        asks = any(
-            each.direct_writer is None for each in templates or ()
-        )  # the broker, such as for the bindings of a queue
-        return None if asks else templates
+        # Without a direct writer kombu may ask the broker first, such as for the bindings of a queue.
+        can_block = any(template.direct_writer is None for template in templates or ())
+        return None if can_block else templates
 
     def publish(
         self,
@@ -70,58 +69,58 @@ class PublishChannel:
         templates: Sequence[MessageTemplate | None] = (),
         patience: float | None = None,
     ) -> Exception | None:
-        """Publish some of a batch and take from `batch.unconfirmed` what has surely left.
+        """Publishes messages of a batch and removes from `batch.unconfirmed` each message that the broker has.
 
         Args:
-            templates: those of the messages, if they have been looked for.
-            patience: seconds for the answer of Redis; None for as long as its connection waits.
+            templates: the templates of the messages, if `ready_templates` has found them.
+            patience: seconds to wait for the answer of Redis; None for the timeout of its connection.
 
         Returns:
             The first error that is about one message only.
 
         Raises:
-            Unanswered: nothing has surely left yet; see `wait_for_answer`.
-            Exception: one that is not about one message only.
+            RedisAnswerTimeout: Redis has not answered in time; `wait_for_answer` waits for the answer.
+            Exception: an error of the channel or of the connection.
         """
-        confirms, gathering, published = self._confirms, self._gathering, set[str]()
+        confirms, buffer, published = self._confirms, self._buffer, set[str]()
         if confirms is not None:
             confirms.reset()
         if not templates:
             self._templates.refresh()
-        gathered = gathering is not None
+        is_buffered = buffer is not None
         try:
             refusal = self._publish_each(messages, templates or repeat(None), published)
-            if gathering is not None:
-                gathering.flush(patience)
-            gathered = False
+            if buffer is not None:
+                buffer.flush(patience)
+            is_buffered = False
             if confirms is not None:
                 confirms.wait(CONFIRM_SECONDS)
         finally:
-            dropped = 0 if gathering is None else gathering.discard()
+            dropped = 0 if buffer is None else buffer.discard()
             if confirms is not None:
                 confirms.drop(dropped)
-            left = confirms.confirmed if confirms is not None else set() if gathered else published
-            batch.unconfirmed = [message for message in batch.unconfirmed if message.task_id not in left]
+            delivered_ids = confirms.confirmed if confirms is not None else set() if is_buffered else published
+            batch.unconfirmed = [message for message in batch.unconfirmed if message.task_id not in delivered_ids]
         refused = {} if confirms is None else confirms.returned | confirms.refused
         return refusal or next(iter(refused.values()), None)
 
-    def wait_for_answer(self, batch: Batch, late: RedisAnswerTimeout) -> None:
-        """Wait for an answer that was not there in time.
+    def wait_for_answer(self, batch: Batch, timeout: RedisAnswerTimeout) -> None:
+        """Waits for the answer of Redis that did not come in time.
 
         Raises:
-            Exception: Redis has not taken the batch, as far as anyone knows.
+            Exception: Redis has refused the batch, or its answer is lost.
         """
-        assert isinstance(self._gathering, RedisPipeline)
-        self._gathering.read_answers(late.pending)
+        assert isinstance(self._buffer, RedisPipeline)
+        self._buffer.read_answers(timeout.pending)
         batch.unconfirmed = []
 
     def _publish_each(
         self, messages: Iterable[TaskMessage], templates: Iterable[MessageTemplate | None], published: set[str]
     ) -> Exception | None:
-        """Publish one after the other; one that is refused keeps no other from leaving.
+        """Publishes the messages one by one; a refused message does not stop the next.
 
         Args:
-            published: the task ids of those that were published.
+            published: the set to which the task id of each published message is added.
         """
         refusal: Exception | None = None
         for message, template in zip(messages, templates, strict=False):
@@ -133,18 +132,19 @@ class PublishChannel:
                 if not self._is_message_error(error):
                     raise
                 refusal = refusal or error
-                if monotonic() - began > SLOW_ERROR_SECONDS:  # a result backend that is away, which each would wait for
+                # Such as of a result backend that is down: each further message would wait for it as long.
+                if monotonic() - began > SLOW_ERROR_SECONDS:
                     break
         return refusal
 
 
 class PublisherConfirms:
-    """The confirms of an AMQP channel, whose messages are told apart by their `correlation_id`.
+    """The publisher confirms of an AMQP channel; a message is known by its `correlation_id`.
 
     Attributes:
-        confirmed: those that the broker has.
-        returned: those that have reached no queue, with the error that says so.
-        refused: those that the broker did not take, with the error that says so.
+        confirmed: ids of the messages that the broker has.
+        returned: the error of each message that has reached no queue, by id.
+        refused: the error of each message that the broker did not take, by id.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -159,29 +159,29 @@ class PublisherConfirms:
         channel.events["basic_return"].add(self._on_return)
 
     def reset(self) -> None:
-        """Forget what became of earlier messages."""
+        """Clears the outcomes of earlier messages."""
         self.confirmed: set[str] = set()
         self.returned: dict[str, Exception] = {}
         self.refused: dict[str, Exception] = {}
 
     def wait(self, seconds: float) -> None:
-        """Wait for those of all messages since the last wait.
+        """Waits for the confirms of all messages that were published since the last wait.
 
         Raises:
-            TimeoutError: not all have come within so many seconds.
+            TimeoutError: a confirm has not come within `seconds`.
             Exception: the channel or the connection has broken.
         """
-        ends = monotonic() + seconds
+        deadline = monotonic() + seconds
         while self._unconfirmed:
-            left = ends - monotonic()
-            if left <= 0:
+            remaining = deadline - monotonic()
+            if remaining <= 0:
                 raise TimeoutError(
                     f"the broker has not confirmed {len(self._unconfirmed)} messages within {seconds:g} s"
                 )
-            self._channel.connection.drain_events(timeout=left)
+            self._channel.connection.drain_events(timeout=remaining)
 
     def drop(self, count: int) -> None:
-        """The last so many have never been sent."""
+        """Removes the last `count` messages, which were never sent."""
         for _ in range(count):
             del self._unconfirmed[self._published]
             self._published -= 1
@@ -201,5 +201,5 @@ class PublisherConfirms:
         self.returned[str(message.properties.get("correlation_id"))] = error
 
     def _pop_open(self, tag: int, multiple: bool) -> set[str]:
-        tags = [each for each in self._unconfirmed if each == tag or (multiple and each < tag)]
-        return {self._unconfirmed.pop(each) for each in tags}
+        tags = [open_tag for open_tag in self._unconfirmed if open_tag == tag or (multiple and open_tag < tag)]
+        return {self._unconfirmed.pop(open_tag) for open_tag in tags}

@@ -1,4 +1,4 @@
-"""Line: a connection to the broker that is kept, confirms where the broker can, and never blocks for ever."""
+"""A connection to the broker that is kept open, asks for confirms where the broker has them, and has time-outs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from nitro.infrastructure.offload.publishing.templates import MessageTemplate
 logger = get_logger("nitro.offload")
 
 IDLE_SECONDS = 1.0
-"""Seconds of silence after which a connection is asked whether it still stands."""
+"""Idle seconds after which a connection is tested by a round trip before it is used."""
 
 Completion = Callable[[], Exception | None]
+"""The rest of a publish that could not end in time: waits for its end and returns its error."""
 ReadyTemplates = tuple[PublishChannel, list[MessageTemplate]]
 
 
 class BrokerConnection:
-    """A connection of an app; used by one thread.
+    """A connection to the broker of an app; one thread uses it at a time.
 
     Attributes:
-        app: whose broker it leads to.
+        app: the Celery app.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -44,14 +45,14 @@ class BrokerConnection:
         self._last_used = 0.0
 
     def is_current_for(self, app: Celery) -> bool:
-        """Whether it is a line to the broker of this app, as it was set when the line connected."""
+        """Whether it leads to this app's broker; once connected, it stays although the app's settings change."""
         return self.app is app and (bool(self._channels) or self._broker_settings == broker_settings(app))
 
     def ensure_connected(self) -> None:
-        """See that the broker is at the other end; nothing has been sent when this fails.
+        """Connects, or tests an idle connection; no message has been sent when it raises.
 
         Raises:
-            Exception: it is not; what the transport raises.
+            Exception: the error of the transport when the broker does not answer.
         """
         if not self._channels:
             connect_to_any(self._connection, self._options)
@@ -61,11 +62,11 @@ class BrokerConnection:
         self._last_used = monotonic()
 
     def _needs_confirms(self, messages: Iterable[TaskMessage]) -> bool:
-        """Whether the broker can confirm, and is to."""
+        """Whether the broker can confirm messages, and one of these needs it."""
         return self._is_amqp and any(message.delivery != "at-most-once" for message in messages)
 
     def _channel_for(self, *, confirming: bool = True) -> PublishChannel:
-        """The lane for deliveries that are to be confirmed, where the broker can, or for others."""
+        """Returns the channel with confirms, where the broker has them, or the channel without."""
         confirming &= self._is_amqp
         if confirming not in self._channels:
             channel = self._connection.channel()
@@ -75,7 +76,7 @@ class BrokerConnection:
         return self._channels[confirming]
 
     def _ping(self) -> None:
-        """One round trip, where the broker is a server."""
+        """Makes one round trip, where the broker is a server."""
         channel = self._channel_for().channel
         if self._is_amqp:
             channel.basic_qos(0, 1, False)  # noqa: FBT003  # positional in amqp
@@ -87,7 +88,7 @@ class BrokerConnection:
         return bool(self._connection.transport.driver_type == AMQP)
 
     def ready_templates(self, messages: Sequence[TaskMessage]) -> ReadyTemplates | None:
-        """What `publish_now` needs, if all of these can leave without other code and without a wait for the broker."""
+        """Returns the argument for `publish_now` if publishing can neither run user code nor block, else None."""
         channel = None if self._needs_confirms(messages) else self._channels.get(False)
         if channel is None or monotonic() - self._last_used > IDLE_SECONDS:
             return None
@@ -95,45 +96,46 @@ class BrokerConnection:
         return None if templates is None else (channel, templates)
 
     def publish(self, batch: Batch) -> Exception | None:
-        """Publishes its messages, takes from `batch.unconfirmed` what has left, and returns the first error."""
+        """Publishes a batch, removes delivered messages from `batch.unconfirmed`, and returns the first error."""
         try:
             return self._publish_together(batch, batch.messages)
-        except Exception as error:  # noqa: BLE001  # the caller decides what it means
+        except Exception as error:  # noqa: BLE001  # the caller judges the error
             return self._handle_failure(batch, error)
 
     def publish_now(self, batch: Batch, ready: ReadyTemplates, patience: float) -> Completion | None:
-        """Publish messages that are ready, without a wait of more than `patience` seconds.
+        """Publishes messages by their templates, and waits for at most `patience` seconds.
 
         Returns:
-            What is left to do, for somebody who may wait, and the error that there was; None when all have left.
+            None when the broker has all messages, else a function that may block: it ends the work and returns the
+            first error.
         """
         channel, templates = ready
         try:
             refusal = channel.publish(batch, batch.messages, templates, patience)
-        except RedisAnswerTimeout as late:
-            return partial(self._wait_for_answer, batch, channel, late)
+        except RedisAnswerTimeout as timeout:
+            return partial(self._wait_for_answer, batch, channel, timeout)
         except (BatchPublishError, OSError, *self._connection.connection_errors) as error:
             return partial(self._handle_failure, batch, error)
         self._last_used = monotonic()
         return None if refusal is None else lambda: refusal
 
-    def _wait_for_answer(self, batch: Batch, channel: PublishChannel, late: RedisAnswerTimeout) -> Exception | None:
-        """Wait for an answer; when it cannot be had any more, nobody knows what became of the batch."""
+    def _wait_for_answer(self, batch: Batch, channel: PublishChannel, timeout: RedisAnswerTimeout) -> Exception | None:
+        """Waits for the answer of Redis; when the answer is lost, the outcome of the batch stays unknown."""
         try:
-            channel.wait_for_answer(batch, late)
+            channel.wait_for_answer(batch, timeout)
         except BatchPublishError as error:
             return self._handle_failure(batch, error)
-        except Exception as error:  # noqa: BLE001  # such as of a connection that was closed meanwhile
+        except Exception as error:  # noqa: BLE001  # such as of a connection that was closed during the wait
             return ConnectionResetError(f"the answer of Redis was lost: {error}")
         return None
 
     def _handle_failure(self, batch: Batch, error: Exception) -> Exception | None:
-        if isinstance(error, SoftTimeLimitExceeded):  # of the task that emits, which a signal raises at any point
+        if isinstance(error, SoftTimeLimitExceeded):  # of the task that emits: a signal handler raises it at any point
             raise error
         return error if self.is_connection_error(error) else self._publish_singly(batch, error)
 
     def _publish_together(self, batch: Batch, messages: Sequence[TaskMessage]) -> Exception | None:
-        """Publish some in one merged batch; those that reached no queue once more, when it is declared again."""
+        """Publishes messages at once; a message that reached no queue is published again on a new connection."""
         channel = self._channel_for(confirming=self._needs_confirms(messages))
         refusal = channel.publish(batch, messages)
         unrouted = channel.unrouted(messages)
@@ -143,41 +145,44 @@ class BrokerConnection:
         return self._channel_for().publish(batch, unrouted)
 
     def _publish_singly(self, batch: Batch, fault: Exception) -> Exception | None:
-        """Find out which of them a broker that answers refuses; none is sent again that must not come twice."""
+        """Publishes the unconfirmed messages one by one, so that a message that the broker refuses stops no other.
+
+        An at-most-once message is not sent again.
+        """
         for message in [message for message in batch.unconfirmed if message.delivery != "at-most-once"]:
             try:
                 self._reconnect()
                 self._publish_together(batch, [message])
-            except Exception as error:  # noqa: BLE001  # the first fault is what is told
+            except Exception as error:  # noqa: BLE001  # the caller reports `fault`, the first error
                 if self.is_connection_error(error):
                     return error
         return fault if batch.unconfirmed else None
 
     def _reconnect(self) -> None:
-        """Connect anew where an error has closed a channel; with the old one Celery forgets what it has declared."""
+        """Reconnects on AMQP, where an error closes the channel; Celery then declares exchanges and queues again."""
         if self._is_amqp:
             self.close()
             connect_to_any(self._connection, self._options)
 
     def _is_message_error(self, error: BaseException) -> bool:
-        others = (SoftTimeLimitExceeded, *self._connection.channel_errors)
-        return not self.is_connection_error(error) and not isinstance(error, others)
+        other_errors = (SoftTimeLimitExceeded, *self._connection.channel_errors)
+        return not self.is_connection_error(error) and not isinstance(error, other_errors)
 
     def is_connection_error(self, error: BaseException) -> bool:
-        """Whether the broker or the way to it is to blame, and not what was sent."""
-        if isinstance(error, OperationalError | BatchPublishError):  # as which kombu raises whatever happens within
+        """Whether the broker or the network has failed, rather than a message."""
+        if isinstance(error, OperationalError | BatchPublishError):  # kombu wraps any error in these two
             error = error.__cause__ or error
         refused = (*self._connection.channel_errors, LookupError)  # KeyError is an error of the connection to kombu
         broken = (*self._connection.connection_errors, BatchPublishError, OperationalError, OSError)
         return isinstance(error, broken) and not isinstance(error, refused)
 
     def switch_server(self) -> None:
-        """Hang up, and connect to another server next time, where the app names several."""
+        """Closes the connection; the next one is to another server, where the app names several."""
         self.close()
         self._connection.maybe_switch_next()
 
     def close(self) -> None:
-        """Hang up, without waiting for a broker that does not answer."""
+        """Closes the connection without waiting for a broker that does not answer."""
         self._channels.clear()
         try:
             self._connection.collect(socket_timeout=0.1)
@@ -186,7 +191,7 @@ class BrokerConnection:
 
 
 def queue_sizes(app: Celery, queues: Iterable[str]) -> dict[str, int]:
-    """How many messages are ready in each queue of the app's broker; 0 where there is no such queue.
+    """Returns the number of ready messages per queue of the app's broker; 0 for a queue that does not exist.
 
     Raises:
         ConnectionError: the broker does not answer.

@@ -1,7 +1,7 @@
-"""Folder: kombu's file system transport, with whole messages only and one reader for each.
+"""The transport of the embedded broker: kombu's file system transport with atomic writes and reads.
 
-kombu 5.7 writes a message under its final name, where a worker that looks at that moment reads half of
-it and ends with the error. Here files appear and are taken by renaming, which is atomic (POSIX rename).
+kombu 5.7 writes a message under its final name. A worker that reads the file at that moment gets half of it,
+and ends with the error. Here files appear and are taken by a rename, which is atomic (POSIX rename).
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _loads: Callable[[str], Any] = loads
 
 
 POLLING_SECONDS = 0.02
-"""Seconds between two looks into the folder."""
+"""Seconds between two listings of the folder."""
 
 
 def folder_url(home: Path) -> str:
-    """The URL of the embedded broker under that folder, which says all that there is to say of it."""
+    """Returns the URL of the embedded broker in the folder `home`; it needs no further options."""
     return f"folder://localhost/{quote(str(home))}"
 
 
 def folder_options(home: Path) -> dict[str, str]:
-    """The folders of messages and of bindings under that folder, as transport options of kombu."""
+    """Returns the folders of messages and of bindings below `home`, as transport options of kombu."""
     queue, control = str(home / "queue"), str(home / "control")
     return {"data_folder_in": queue, "data_folder_out": queue, "control_folder": control}
 
 
 class Channel(filesystem.Channel):
-    """Messages as files of one folder, named by time and queue, as kombu names them."""
+    """A channel that keeps messages as files of one folder, named by time and queue as kombu names them."""
 
     @property
     def transport_options(self) -> dict[str, Any]:
-        """Those of the connection over the folders that its URL means."""
+        """The folders of the connection's URL, overridden by its transport options."""
         client = cast(Any, self).connection.client
-        of_url = folder_options(Path(client.virtual_host)) if client.virtual_host else {}
-        return {**of_url, **client.transport_options}
+        url_options = folder_options(Path(client.virtual_host)) if client.virtual_host else {}
+        return {**url_options, **client.transport_options}
 
     def _put(self, queue: str, payload: Any, **_options: Any) -> None:  # type: ignore[override]  # kombu's two differ
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
@@ -56,16 +56,16 @@ class Channel(filesystem.Channel):
             raise ChannelError(f"cannot write message {name}: {error}") from error
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:  # noqa: ARG002  # kombu's signature
-        folder, ending = Path(self.data_folder_in), f"{queue}.msg"
-        names = os.listdir(folder)  # noqa: PTH208  # many names, looked at many times a second
-        for name in sorted(name for name in names if name.partition(".")[2] == ending):
-            taken = folder / f"{name}.taken"
+        folder, suffix = Path(self.data_folder_in), f"{queue}.msg"
+        names = os.listdir(folder)  # noqa: PTH208  # many names, listed many times a second
+        for name in sorted(name for name in names if name.partition(".")[2] == suffix):
+            taken_file = folder / f"{name}.taken"
             try:
-                (folder / name).rename(taken)
+                (folder / name).rename(taken_file)
             except FileNotFoundError:  # another worker was first
                 continue
-            text = taken.read_text(encoding="utf-8")
-            taken.unlink()
+            text = taken_file.read_text(encoding="utf-8")
+            taken_file.unlink()
             return _loads(text)
         raise Empty
 
@@ -78,14 +78,14 @@ class Channel(filesystem.Channel):
 
 
 class Transport(filesystem.Transport):
-    """The embedded broker: kombu's transport with this channel."""
+    """The embedded broker: kombu's transport with the channel above."""
 
     Channel = Channel
     polling_interval = POLLING_SECONDS
 
 
 def _create_atomically(file: Path, text: str, *, replace: bool = True) -> None:
-    """Have a file appear with all of its text at once; one that is there already stays unless `replace`."""
+    """Creates a file with all of its text at once; an existing file stays unless `replace`."""
     part = file.with_name(f"{file.name}.{uuid4()}.part")
     part.write_text(text, encoding="utf-8")
     try:

@@ -1,4 +1,4 @@
-"""Courier: publishes, and has a thread that waits for the broker, so that nobody else waits for one that is away."""
+"""The publisher of a process: publishes batches, on the caller's thread if that cannot block, else on its own."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from nitro.infrastructure.threads import MESSAGES, AtExit, ForkSafe, ForkSafeLoc
 logger = get_logger("nitro.offload")
 
 FIRST_ANSWER_SECONDS = 1.0
-"""Seconds that the first emit of a process that waits at all waits for the connection."""
+"""Seconds that the first untracked emit of a process waits for the connection."""
 ANSWER_SECONDS = 0.02
-"""Seconds that any later one waits for the broker's answer."""
+"""Seconds that each later untracked emit waits for the broker's answer."""
 RETRY_PAUSE_SECONDS = (0.2, 5.0)
-"""Seconds without a try after the first failure; doubled with each further one, up to so many."""
+"""Seconds without a try after the first failure, and at most; each further failure doubles the pause."""
 MAX_QUEUED_BATCHES = 1000
-"""Batches in hand from which on new ones are better left to a relay."""
+"""Queued batches from which on new messages are left to a relay."""
 EXIT_DRAIN_SECONDS = 5.0
-"""Seconds that the exit of the interpreter waits for what is in hand."""
+"""Seconds that the exit of the interpreter waits for queued batches."""
 
 OnFailure = Callable[[Batch], None]
+"""A function that is called with a batch when messages of it are unconfirmed or went to other queues."""
 
 
 class Publisher(ForkSafe):
-    """Publishes batches one after the other, over a connection of its own; after a failure it pauses."""
+    """Publishes batches one after the other over a connection of its own, and pauses after a failure."""
 
     def __init__(self) -> None:
         self._lock, self._publish_lock = ForkSafeLock(), ForkSafeLock()
@@ -50,21 +51,25 @@ class Publisher(ForkSafe):
 
     @property
     def is_ready(self) -> bool:
-        """Whether what is posted now will leave at once, as far as anyone knows."""
+        """Whether the last publish has not failed and the queue is not full."""
         return not self._failures and len(self._queue) < MAX_QUEUED_BATCHES
 
     @property
     def is_pausing(self) -> bool:
-        """Whether the broker was away a moment ago, so that it is not tried now."""
+        """Whether it is in the pause after a failed publish."""
         return bool(self._failures) and monotonic() < self._paused_until
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the broker has not answered for longer than anybody waits."""
+        """Whether the current batch has taken longer than an emit waits."""
         return self._queue.busy_seconds() > ANSWER_SECONDS
 
     def enqueue(self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None = None) -> Batch:
-        """Publish them soon; `on_failure` is called when not all have surely left, or some to other queues."""
+        """Queues messages for the publisher thread and returns their batch at once.
+
+        Args:
+            on_failure: called when messages are unconfirmed, or went to other queues than their rows name.
+        """
         return self._enqueue(Batch(app, messages, on_failure), urgent=False)
 
     def _enqueue(self, batch: Batch, *, urgent: bool) -> Batch:
@@ -73,22 +78,22 @@ class Publisher(ForkSafe):
         return batch
 
     def publish(self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None = None) -> Batch:
-        """Publish them and wait a moment for the outcome; on this thread, if all that needs is a moment."""
-        first, self._has_waited = not self._has_waited, True
-        until = monotonic() + ANSWER_SECONDS
+        """Publishes messages and waits a moment for the outcome; on the caller's thread if that cannot block."""
+        is_first, self._has_waited = not self._has_waited, True
+        deadline = monotonic() + ANSWER_SECONDS
         batch = self._try_publish_here(app, messages, on_failure)
         if batch is None:
-            seconds = FIRST_ANSWER_SECONDS if first else 0.0 if self.is_stalled else ANSWER_SECONDS
+            seconds = FIRST_ANSWER_SECONDS if is_first else 0.0 if self.is_stalled else ANSWER_SECONDS
             batch = self._enqueue(Batch(app, messages, on_failure), urgent=True)
             batch.wait(seconds)
         elif batch.status == "sending":
-            batch.wait(until - monotonic())
+            batch.wait(deadline - monotonic())
         return batch
 
     def _try_publish_here(
         self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None
     ) -> Batch | None:
-        """None where something else is in hand, or others' code or the broker could keep this thread waiting."""
+        """Publishes on the caller's thread; None if batches are queued, or user code or the broker could block."""
         if self._connection is None or self._failures or not self._queue.is_idle or self._publish_lock.is_owned:
             return None
         try:
@@ -106,32 +111,33 @@ class Publisher(ForkSafe):
             self._publish_now(connection, batch, ready)
             return batch
         finally:
-            if self._publish_lock.is_owned:  # asked, because a signal may raise between taking it and noting that
+            # `is_owned` and no variable: a signal handler may raise right after the lock is acquired.
+            if self._publish_lock.is_owned:
                 self._publish_lock.release()
 
     def _publish_now(self, connection: BrokerConnection, batch: Batch, ready: ReadyTemplates) -> None:
         try:
             batch.begin()
             failpoint("publishing")
-            rest = connection.publish_now(batch, ready, ANSWER_SECONDS)
-        except BaseException as error:  # such as a signal raises, at any point
+            complete = connection.publish_now(batch, ready, ANSWER_SECONDS)
+        except BaseException as error:  # a signal handler may raise at any point
             self._disconnect()
             batch.end("unknown", error)
             raise
-        if rest is None:
+        if complete is None:
             self._finish([batch], batch, None, connection)
         else:
-            self._queue.add_continuation(batch, lambda: self._finish([batch], batch, rest(), connection))
+            self._queue.add_continuation(batch, lambda: self._finish([batch], batch, complete(), connection))
             self._start()
 
     def publish_here(self, app: Celery, messages: Sequence[TaskMessage], on_failure: OnFailure | None = None) -> Batch:
-        """Publish them on this thread, over a broker that cannot keep it waiting."""
+        """Publishes messages on the caller's thread; for an embedded broker, which cannot block."""
         batch = Batch(app, messages, on_failure)
         self._process([batch])
         return batch
 
     def drain(self, timeout: float) -> bool:
-        """Wait until nothing is in hand; whether that was so within `timeout` seconds."""
+        """Waits until all batches are done; returns whether they were within `timeout` seconds."""
         return self._queue.wait_until_idle(timeout)
 
     def _start(self) -> None:
@@ -139,7 +145,7 @@ class Publisher(ForkSafe):
             return
         with self._lock:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="nitro-courier", daemon=True)
+                thread = threading.Thread(target=self._run, name="nitro-publisher", daemon=True)
                 thread.start()
                 self._thread = thread
                 self._at_exit.arm()
@@ -152,10 +158,10 @@ class Publisher(ForkSafe):
         while True:
             self._process(*self._queue.take())
 
-    def _process(self, batches: Sequence[Batch], rest: Continuation | None = None) -> None:
+    def _process(self, batches: Sequence[Batch], continuation: Continuation | None = None) -> None:
         try:
             with self._publish_lock:
-                self._publish_batches(batches) if rest is None else rest()
+                self._publish_batches(batches) if continuation is None else continuation()
         except Exception as error:
             logger.exception("a batch of messages failed")
             for batch in batches:
@@ -170,29 +176,29 @@ class Publisher(ForkSafe):
             return
         try:
             connection = self._open_connection(app)
-        except Exception as error:  # noqa: BLE001  # whatever a transport raises, there is no connection
+        except Exception as error:  # noqa: BLE001  # a transport may raise any error when it cannot connect
             self._record_failure(error)
             _end_unsent(batches, error)
             return
-        begun = [batch for batch in batches if batch.begin()]
-        if begun:
+        started = [batch for batch in batches if batch.begin()]
+        if started:
             failpoint("publishing")
-            alone = len(begun) == 1
-            merged = begun[0] if alone else Batch(app, [message for batch in begun for message in batch.messages])
-            self._finish(begun, merged, connection.publish(merged), connection)
+            is_single = len(started) == 1
+            merged = started[0] if is_single else Batch(app, [each for batch in started for each in batch.messages])
+            self._finish(started, merged, connection.publish(merged), connection)
 
     def _finish(
-        self, begun: Iterable[Batch], merged: Batch, fault: Exception | None, connection: BrokerConnection
+        self, batches: Iterable[Batch], merged: Batch, error: Exception | None, connection: BrokerConnection
     ) -> None:
-        """Say what became of the batches of a merged batch."""
-        broken = fault is not None and connection.is_connection_error(fault)
-        if fault is not None and broken:
-            self._record_failure(fault)
+        """Records the outcome of a merged batch, for the publisher and for each batch in it."""
+        is_broken = error is not None and connection.is_connection_error(error)
+        if error is not None and is_broken:
+            self._record_failure(error)
         else:
             self._failures = 0
             self._queue.mark_published()
             failpoint("published")
-        _end_merged(begun, merged, "unknown" if broken else "refused", fault)
+        _end_merged(batches, merged, "unknown" if is_broken else "refused", error)
 
     def _open_connection(self, app: Celery) -> BrokerConnection:
         if self._connection is None or not self._connection.is_current_for(app):
@@ -204,8 +210,8 @@ class Publisher(ForkSafe):
     def _record_failure(self, error: BaseException) -> None:
         if not self._failures:
             logger.warning("the broker is away; what is emitted waits in the outbox: %s", error)
-        first, longest = RETRY_PAUSE_SECONDS
-        self._paused_until = monotonic() + min(first * 2**self._failures, longest)
+        first_pause, longest_pause = RETRY_PAUSE_SECONDS
+        self._paused_until = monotonic() + min(first_pause * 2**self._failures, longest_pause)
         self._failures = min(self._failures + 1, 10)
         if self._connection is not None:
             self._connection.switch_server()
@@ -217,13 +223,13 @@ class Publisher(ForkSafe):
 
 
 def _end_unsent(batches: Iterable[Batch], error: BaseException) -> None:
-    """Nothing of these has left."""
+    """Ends batches of which no message was sent."""
     for batch in batches:
         batch.end("unsent", error)
 
 
-def _end_merged(batches: Iterable[Batch], merged: Batch, status: BatchStatus, fault: BaseException | None) -> None:
-    """Share what became of a merged batch out to the batches that left with it."""
+def _end_merged(batches: Iterable[Batch], merged: Batch, status: BatchStatus, error: BaseException | None) -> None:
+    """Ends each batch of a merged batch with the outcome of its own messages."""
     if not merged.unconfirmed:
         for batch in batches:
             batch.unconfirmed = []
@@ -232,8 +238,8 @@ def _end_merged(batches: Iterable[Batch], merged: Batch, status: BatchStatus, fa
     unconfirmed_ids = {message.task_id for message in merged.unconfirmed}
     for batch in batches:
         batch.unconfirmed = [message for message in batch.messages if message.task_id in unconfirmed_ids]
-        batch.end(*((status, fault) if batch.unconfirmed else ("sent", None)))
+        batch.end(*((status, error) if batch.unconfirmed else ("sent", None)))
 
 
 publisher = Publisher()
-"""The one of this process."""
+"""The publisher of this process."""

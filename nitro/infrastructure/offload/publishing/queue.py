@@ -1,4 +1,4 @@
-"""Batch: messages on their way to the broker, and what became of them."""
+"""Batches of messages with their outcome, and the queue in which they wait for the publisher thread."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ BatchStatus = Literal["pending", "sending", "sent", "unsent", "unknown", "refuse
 
 
 class Batch:
-    """Parcels on their way, and what became of them.
+    """A batch of messages that are published together, and its outcome.
 
     Attributes:
-        app: through whose broker they go.
-        status: `unsent` when certainly nothing has left; `refused` when the messages, not the broker, are to blame.
-        unconfirmed: those that have not surely left.
-        error: why.
+        app: the Celery app; its broker gets the messages.
+        status: `unsent` when the broker has none of the messages for certain; `refused` when the fault is in the
+            messages, not in the broker.
+        unconfirmed: the messages that the broker may not have.
+        error: the error that ended the batch, or None.
     """
 
     def __init__(
@@ -42,15 +43,18 @@ class Batch:
         self._ended = False
 
     def can_merge_with(self, other: Batch) -> bool:
-        """Whether both may leave together; one that must not come twice shares no doubt about another."""
+        """Whether both may be published together.
+
+        An at-most-once batch is never merged: after a failure nobody could tell which of the messages were sent.
+        """
         return self.app is other.app and not (self._is_at_most_once or other._is_at_most_once)
 
     def begin(self) -> bool:
-        """Take it up, unless nobody waits for it any more."""
+        """Marks the batch as being sent; returns whether it was still pending."""
         return self._change_status("pending", "sending")
 
     def withdraw(self) -> bool:
-        """Keep it from leaving, if that is still possible."""
+        """Withdraws the batch if it is still pending; returns whether it was."""
         if not self._change_status("pending", "unsent"):
             return False
         self.error = TimeoutError("the broker has not answered in time")
@@ -58,7 +62,7 @@ class Batch:
         return True
 
     def end(self, status: BatchStatus, error: BaseException | None = None) -> None:
-        """Say what became of it."""
+        """Records the outcome and wakes the thread that waits for it."""
         self.error = error
         with self._lock:
             withdrawn, self.status = self.status == "unsent", status
@@ -69,7 +73,7 @@ class Batch:
             self._report_failure()
 
     def wait(self, seconds: float) -> BatchStatus:
-        """What became of it within so many seconds; what nobody has taken up by then never leaves."""
+        """Waits for the outcome and returns the status; a batch that is still pending after `seconds` is withdrawn."""
         if self._in_progress.acquire(timeout=max(seconds, 0.0)):
             self._in_progress.release()
         elif not self.withdraw() and self.status == "sending":
@@ -77,13 +81,13 @@ class Batch:
         return self.status
 
     def _report_failure(self) -> None:
-        """Say what its rows do not; where even that fails, they are looked after when their lease is over."""
+        """Calls `on_failure`, which updates the rows; if that raises, a relay finds the rows when their lease ends."""
         if self.on_failure is None:
             return
         try:
             self.on_failure(self)
         except Exception:
-            logger.exception("what became of %d messages could not be put back into their rows", len(self.messages))
+            logger.exception("the outcome of %d messages could not be put back into their rows", len(self.messages))
 
     def _change_status(self, old: BatchStatus, new: BatchStatus) -> bool:
         with self._lock:
@@ -94,17 +98,17 @@ class Batch:
 
 
 LINGER_SECONDS = 0.005
-"""Seconds for which what nobody waits for gathers, when others have just left."""
+"""Seconds after a publish for which batches without a waiting thread are collected, to be merged."""
 MAX_MERGED_MESSAGES = 200
-"""Messages from which on a merged batch waits for no further batch."""
+"""Messages from which on a merged batch takes no further batch."""
 
 Continuation = Callable[[], None]
 NextBatches = tuple[list[Batch], Continuation | None]
-"""Batches, and what is left to do for them; None when all is."""
+"""Batches, and the continuation of their publish; None for batches that were not begun."""
 
 
 class BatchQueue:
-    """Batches in the order in which they came, taken by one thread."""
+    """A first-in-first-out queue of batches for one thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -119,33 +123,33 @@ class BatchQueue:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits, and nothing that was taken is still being worked on."""
+        """Whether the queue is empty and the batch that was taken last is done."""
         return not self._batches and self._continuation is None and self._taken_at is None
 
     def busy_seconds(self) -> float:
-        """Seconds since what is being worked on was taken; 0 when nothing is."""
+        """Returns the seconds since the current batch was taken; 0 without one."""
         taken_at = self._taken_at
         return 0.0 if taken_at is None else monotonic() - taken_at
 
     def add(self, batch: Batch, *, urgent: bool) -> None:
-        """Put in a batch; in a hurry where somebody waits for it."""
+        """Adds a batch; `urgent` when a thread waits for its outcome."""
         with self._changed:
             self._batches.append(batch)
             self._is_urgent |= urgent
             self._changed.notify()
 
     def add_continuation(self, batch: Batch, work: Continuation) -> None:
-        """Put in one that is on its way, with what is left to do; it is taken before all others."""
+        """Adds a batch that is being sent, with the rest of its work; it is taken before all other batches."""
         with self._changed:
             self._continuation = batch, work
             self._changed.notify()
 
     def mark_published(self) -> None:
-        """Some have just left."""
+        """Notes that messages have just been published."""
         self._published_at = monotonic()
 
     def take(self) -> NextBatches:
-        """Wait for what is next; what was taken before is done with."""
+        """Marks the batches that were taken last as done, then waits for the next ones and returns them."""
         with self._changed:
             self._taken_at = None
             self._is_urgent &= bool(self._batches)
@@ -156,18 +160,18 @@ class BatchQueue:
             return self._next_batches()
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Wait until it is idle; whether that was so within `timeout` seconds."""
+        """Waits until the queue is idle; returns whether it was within `timeout` seconds."""
         with self._changed:
             self._is_urgent |= bool(self._batches)
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self.is_idle, timeout)
 
     def _is_due(self) -> bool:
-        """Whether what has gathered is to leave at once: many leave for little more than one."""
+        """Whether the collected batches are to be published now; to publish many costs little more than one."""
         return self._is_urgent or self._continuation is not None or len(self._batches) >= MAX_MERGED_MESSAGES
 
     def _next_batches(self) -> NextBatches:
-        """What is on its way, or as many batches as may well leave together."""
+        """Returns the continuation, or the batches that can be merged."""
         if self._continuation is not None:
             (batch, work), self._continuation = self._continuation, None
             return [batch], work

@@ -1,4 +1,7 @@
-"""Channels: what kombu makes anew for each message, made once or made cheaply."""
+"""Cheaper publishing on Redis: one client and one connection a channel, and one pipeline a batch.
+
+By itself, kombu acquires a client and a connection for each message.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,30 @@ from kombu.transport import virtual
 from uuid_utils import uuid4
 
 MAX_PIPELINE_COMMANDS = 1000
-"""Commands that leave together at most."""
+"""Commands from which on the pipeline is flushed."""
 
 Command = tuple[Any, ...]
 PendingAnswers = tuple[Any, int]
-"""A connection to Redis, and how many answers are still to come on it."""
+"""A connection to Redis, and the number of answers that it has not sent yet."""
 
 
 class RedisAnswerTimeout(TimeoutError):
-    """Redis has not answered what was sent to it in time; `RedisPipeline.read_answers` waits for the answers.
+    """Redis has not answered the commands in time; `RedisPipeline.read_answers` waits for the answers.
 
     Attributes:
-        owed: the connection on which it will, and how many times.
+        pending: the connection, and the number of answers that are still to come on it.
     """
 
-    def __init__(self, owed: PendingAnswers) -> None:
+    def __init__(self, pending: PendingAnswers) -> None:
         super().__init__("Redis has not answered in time")
-        self.pending = owed
+        self.pending = pending
 
 
 def optimize_channel(channel: Any) -> RedisPipeline | None:
-    """Make publishing through a channel cheaper; what it publishes stays the same.
+    """Makes publishing through a channel cheaper; the messages stay the same.
 
     Returns:
-        Where the messages of a channel on Redis gather until they are flushed, or None elsewhere.
+        The pipeline that buffers the messages of a channel on Redis until they are flushed; None on other brokers.
     """
     if isinstance(channel, virtual.Channel):
         channel._next_delivery_tag = new_delivery_tag  # type: ignore[method-assign]  # on this one channel
@@ -50,17 +53,20 @@ def optimize_channel(channel: Any) -> RedisPipeline | None:
 
 
 def reuse_client(channel: Any) -> Any:
-    """Have a channel on Redis use one client, an object that its connections outlive; the client, or None elsewhere."""
+    """Makes a channel on Redis use one client for all commands, and returns it; None on other brokers.
+
+    The client is an object without a connection: reconnects do not change it.
+    """
     acquire = getattr(channel, "conn_or_acquire", None)
     if acquire is None:
         return None
     with acquire() as client:
-        channel.conn_or_acquire = lambda given=None: acquire(given or client)
+        channel.conn_or_acquire = lambda other=None: acquire(other or client)
     return client
 
 
 def idle_connections_of(channel: Any) -> IdleConnections | None:
-    """The spare connections of a channel on Redis, whose client is kept; None elsewhere, or of another kind of pool."""
+    """Returns the idle connections of a channel on Redis; None on other brokers or for another kind of pool."""
     client = reuse_client(channel)
     return (
         IdleConnections(client) if hasattr(getattr(client, "connection_pool", None), "_available_connections") else None
@@ -68,18 +74,18 @@ def idle_connections_of(channel: Any) -> IdleConnections | None:
 
 
 def new_delivery_tag() -> str:
-    """A random UUID, as kombu's."""
+    """Returns a random UUID, as kombu does."""
     return str(uuid4())
 
 
 class IdleConnections:
-    """The connections of a client that nobody uses; to have its pool look for one costs a quarter of a round trip.
+    """The idle connections in the pool of a Redis client; the pool's own search costs a quarter of a round trip.
 
     Args:
-        client: of redis-py, with a `ConnectionPool`.
+        client: a client of redis-py with a `ConnectionPool`.
 
     Attributes:
-        prefixed: a command with the `global_keyprefix` of the client.
+        add_prefix: returns a command with the `global_keyprefix` of the client.
     """
 
     def __init__(self, client: Any) -> None:
@@ -88,46 +94,49 @@ class IdleConnections:
 
     @property
     def has_live_connection(self) -> bool:
-        """Whether the one that is taken next does, as far as can be seen without a wait."""
+        """Whether the connection that is acquired next is usable, as far as its socket tells without a wait."""
         with self._pool._lock:
             return self._live_connection() is not None
 
     def acquire(self) -> Any:
-        """A connection that stands; a new one where there is none."""
+        """Returns an idle connection that is usable, or a new one."""
         connection = self._pop_live()
         if connection is None:
-            self._pool.release(self._pool.get_connection())  # which connects it
+            self._pool.release(self._pool.get_connection())  # get_connection() connects it
             connection = self._pop_live() or self._pool.get_connection()
         return connection
 
     def release(self, connection: Any) -> None:
-        """Have it used again, by whoever is next."""
+        """Returns a connection to the pool."""
         if getattr(connection, "_should_reconnect", False) or getattr(connection, "_re_auth_token", None) is not None:
-            self._pool.release(connection)  # which does what a server, or a new password, asks for
+            self._pool.release(connection)  # release() reconnects or authenticates again
             return
         with self._pool._lock:
             self._pool._in_use_connections.discard(connection)
             self._pool._available_connections.append(connection)
 
     def _pop_live(self) -> Any:
-        with self._pool._lock:  # which others hold while they say something on a free connection
+        with self._pool._lock:  # redis-py holds it while it authenticates idle connections again
             connection = self._live_connection()
             if connection is not None:
                 self._pool._in_use_connections.add(self._pool._available_connections.pop())
             return connection
 
     def _live_connection(self) -> Any:
-        """The one that is next, if it is connected and says nothing; it would be closed, or say what nobody asked."""
-        free = self._pool._available_connections
-        sock = free[-1]._sock if free else None
-        return None if sock is None or poll_socket(sock, POLLIN) else free[-1]
+        """Returns the next connection if it is connected and its socket has nothing to read.
+
+        An idle socket that is readable was closed by the server, or has an answer to an earlier command.
+        """
+        idle = self._pool._available_connections
+        sock = idle[-1]._sock if idle else None
+        return None if sock is None or poll_socket(sock, POLLIN) else idle[-1]
 
 
 class RedisPipeline:
-    """What Redis is to be told, gathered: one round trip, and one LPUSH for neighbouring messages into one list.
+    """The buffer of Redis commands: one round trip for all, and one LPUSH for neighbouring messages of one list.
 
-    It stands where `kombu.transport.redis.PublishBatch` does, which makes a command of each, and speaks through a
-    connection of the client's pool without the client, which would say some things twice.
+    It replaces `kombu.transport.redis.PublishBatch`, which makes one command of each message. It uses a connection
+    of the client's pool without the client, which would send some commands twice.
     """
 
     def __init__(self, idle: IdleConnections) -> None:
@@ -136,28 +145,28 @@ class RedisPipeline:
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection that is used next stands, as far as can be seen without a wait."""
+        """Whether the connection that is used next is usable, as far as its socket tells without a wait."""
         return self._idle_connections.has_live_connection
 
     def add(self, name: str, *args: Any) -> None:
-        """Gather a command; called by the channel.
+        """Appends a command; called by the channel. A full buffer is flushed first.
 
         Raises:
-            BatchPublishError: as `flush`; what had gathered before was too much to leave with it.
+            BatchPublishError: the flush has failed; Redis may not have executed all earlier commands.
         """
         if len(self._commands) >= MAX_PIPELINE_COMMANDS:
             self.flush()
         self._commands.append((name.upper(), *args))
 
     def flush(self, patience: float | None = None) -> None:
-        """Have Redis execute what has gathered, in one round trip and without trying again.
+        """Sends all commands in one round trip and reads the answers; it does not try again.
 
         Args:
-            patience: seconds to wait for the answer; None for as long as the connection waits.
+            patience: seconds to wait for the answer; None for the timeout of the connection.
 
         Raises:
-            Unanswered: it has not come within that time.
-            BatchPublishError: some may not have been executed.
+            RedisAnswerTimeout: the answer has not come within `patience` seconds.
+            BatchPublishError: Redis may not have executed all commands.
         """
         commands, self._commands = list(map(self._idle_connections.add_prefix, _merge_pushes(self._commands))), []
         if not commands:
@@ -165,22 +174,22 @@ class RedisPipeline:
         connection = self._idle_connections.acquire()
         try:
             send_commands(connection, commands)
-            answered = patience is None or connection.can_read(patience)
+            has_answer = patience is None or connection.can_read(patience)
         except BaseException as error:
             self._disconnect(connection, error)
             raise
-        owed = connection, len(commands)
-        if not answered:
-            raise RedisAnswerTimeout(owed)
-        self.read_answers(owed)
+        pending = connection, len(commands)
+        if not has_answer:
+            raise RedisAnswerTimeout(pending)
+        self.read_answers(pending)
 
-    def read_answers(self, owed: PendingAnswers) -> None:
-        """Wait for the answer to what was sent.
+    def read_answers(self, pending: PendingAnswers) -> None:
+        """Waits for the answers to commands that were sent, and reads them.
 
         Raises:
-            BatchPublishError: some may not have been executed.
+            BatchPublishError: Redis may not have executed all commands.
         """
-        connection, count = owed
+        connection, count = pending
         try:
             for _ in range(count):
                 connection.read_response()
@@ -190,12 +199,16 @@ class RedisPipeline:
         self._idle_connections.release(connection)
 
     def discard(self) -> int:
-        """Drop what has gathered; the number of the commands."""
+        """Empties the buffer and returns the number of its commands."""
         dropped, self._commands = len(self._commands), []
         return dropped
 
     def _disconnect(self, connection: Any, error: BaseException) -> None:
-        """A failure is one of the batch; no answer that still comes is taken for that to something else."""
+        """Closes the connection, so that no late answer is read as the answer to a later command.
+
+        Raises:
+            BatchPublishError: `error` is an error of Redis or of the socket.
+        """
         from redis.exceptions import RedisError
 
         connection.disconnect()
@@ -206,25 +219,28 @@ class RedisPipeline:
 
 
 def send_commands(connection: Any, commands: list[Command]) -> None:
-    """Send commands in one piece."""
+    """Sends commands in one write to the socket."""
     packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
     connection.send_packed_command([b"".join(packed)])
 
 
-def poll_socket(sock: Any, for_what: int) -> list[int]:
-    """What a socket can be used for at once, of `POLLIN` and `POLLOUT`, or what is wrong with it; empty for nothing."""
-    if not hasattr(select, "poll"):  # eventlet takes it away
+def poll_socket(sock: Any, event: int) -> list[int]:
+    """Polls a socket for `POLLIN` or `POLLOUT` without a wait, and returns the events that `select.poll` reports.
+
+    An empty list means that the socket is not ready; another event than `event` means that it is broken.
+    """
+    if not hasattr(select, "poll"):  # eventlet removes it
         readable, writable, _ = select.select([sock], [sock], [], 0)
-        return [for_what] if (readable if for_what == POLLIN else writable) else []
-    asking = select.poll()
-    asking.register(sock, for_what)
-    return [event for _, event in asking.poll(0)]
+        return [event] if (readable if event == POLLIN else writable) else []
+    poller = select.poll()
+    poller.register(sock, event)
+    return [reported for _, reported in poller.poll(0)]
 
 
 def _merge_pushes(commands: list[Command]) -> Iterator[Command]:
-    """The commands, with the values of neighbouring LPUSHes of one key in one of them."""
-    for (name, key), some in groupby(commands, key=lambda command: command[:2]):
+    """Yields the commands, with neighbouring LPUSHes to one key as one command."""
+    for (name, key), neighbours in groupby(commands, key=lambda command: command[:2]):
         if name == "LPUSH":
-            yield (name, key, *(value for command in some for value in command[2:]))
+            yield (name, key, *(value for command in neighbours for value in command[2:]))
         else:
-            yield from some
+            yield from neighbours

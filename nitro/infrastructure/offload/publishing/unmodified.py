@@ -1,4 +1,4 @@
-"""Plain: whether nobody but Celery and kombu has a hand in the messages of a task, so that they may be filled in."""
+"""The check that Celery's and kombu's own code makes the messages of a task, so that a template may replace it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _TASK_METHODS = ("apply_async", "shadow_name", "_get_exec_options")
 _APP_METHODS = ("send_task", "producer_or_acquire")
 _AMQP_METHODS = ("as_task_v2", "_create_task_sender", "send_task_message", "create_task_message")
 _PASSIVE_BACKEND_METHODS = ("Backend.on_task_call", "RedisBackend.on_task_call")
-"""Of result backends. Redis listens for the result, for as long as the publisher keeps what `apply_async` returns."""
+"""`on_task_call` methods that a template may skip: Redis's subscribes to a result that the publisher drops."""
 
 
 def has_publish_receivers() -> bool:
-    """Whether somebody wants to know of each message."""
+    """Whether a receiver is connected to one of Celery's publish signals."""
     before, after, sent = signals.before_task_publish, signals.after_task_publish, signals.task_sent
     return bool(before.receivers or after.receivers or sent.receivers)
 
@@ -41,18 +41,21 @@ def is_unmodified(app: Celery, producer: Any, task: Any) -> bool:
         (producer, ("publish", "_publish")),
     )
     return all(
-        _is_library_code(found) for owner, names in makers for name in names for found in _definitions_of(owner, name)
+        _is_library_code(definition)
+        for owner, names in makers
+        for name in names
+        for definition in _definitions_of(owner, name)
     )
 
 
 def _definitions_of(owner: Any, name: str) -> Iterator[Any]:
-    """What an object has by that name, and each of its classes."""
-    places = (owner, *type(owner).__mro__)
-    return (vars(place)[name] for place in places if name in vars(place))
+    """Yields every definition of an attribute: in the object itself and in each of its classes."""
+    scopes = (owner, *type(owner).__mro__)
+    return (vars(scope)[name] for scope in scopes if name in vars(scope))
 
 
 def _is_library_code(function: Any) -> bool:
-    """Whether it is code of Celery, kombu or Nitro, and nothing that somebody has put in its place."""
+    """Whether a function is code of Celery, kombu or Nitro, and not a replacement by other code."""
     function = getattr(function, "func", function)  # of a cached property
     function = getattr(function, "__func__", function)
     return type(function) is FunctionType and function.__code__.co_filename.startswith(_LIBRARY_PATHS)
