@@ -40,6 +40,40 @@ PATIENCE = 20.0
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Have `-n auto` be right for tests that wait."""
+    from parallel import processes
+
+    return processes()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have `-n` keep groups of tests together."""
+    from parallel import Scheduler
+
+    return Scheduler(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have `-n` begin with the groups that take longest."""
+    if hasattr(config, "workerinput"):
+        from parallel import rank
+
+        items.sort(key=rank)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[Any]:
+    """Have `-n` cope with any text that a test has written."""
+    report = yield
+    from parallel import sendable
+
+    return sendable(report)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
     """A task message as it lies in the broker."""
