@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -95,6 +96,14 @@ class Sent:
             with database.engine().connect() as connection:
                 text = connection.scalar(row)
         return decode(text, load=lambda cls, key: (cls, key))
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """The root logger has its level again when a test ends, whatever level its workers were given."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
