@@ -1,10 +1,11 @@
 # The one list of commands; CI calls it too.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test docs chaos bench bench-scale walk check lint types imports coverage format clean
+.PHONY: help setup demo test test-slow docs chaos bench bench-scale walk check lint types imports coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -22,7 +23,10 @@ demo: $(READY) ## run the example shop with a real worker
 	@$(BIN)/python -m examples.shop.demo
 
 test: $(READY) ## run all tests; those that need a server say so when they skip
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-slow: $(READY) ## run all tests, and list the 20 that took longest
+	$(BIN)/python -m pytest -n $(JOBS) --durations=20
 
 docs: $(READY) ## write the reference from the code, and build the site into site/
 	$(BIN)/python -m pip install --quiet --group docs

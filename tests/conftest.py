@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,40 @@ PATIENCE = 20.0
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Have `-n auto` be right for tests that wait."""
+    from parallel import processes
+
+    return processes()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have `-n` keep groups of tests together."""
+    from parallel import Scheduler
+
+    return Scheduler(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have `-n` begin with the groups that take longest."""
+    if hasattr(config, "workerinput"):
+        from parallel import rank
+
+        items.sort(key=rank)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[Any]:
+    """Have `-n` cope with any text that a test has written."""
+    report = yield
+    from parallel import sendable
+
+    return sendable(report)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
     """A task message as it lies in the broker."""
@@ -61,6 +96,14 @@ class Sent:
             with database.engine().connect() as connection:
                 text = connection.scalar(row)
         return decode(text, load=lambda cls, key: (cls, key))
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """The root logger has its level again when a test ends, whatever level its workers were given."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,8 @@ import redis
 from celery import Celery
 from celery.result import AsyncResult
 from kombu import Connection
-from sqlalchemy import Row, create_engine, text
+from sqlalchemy import Engine, Row, create_engine, text
+from sqlalchemy.pool import NullPool
 
 from worker import ROOT, Project, Worker, end, until
 
@@ -79,12 +81,8 @@ class Stack:
 
     def rows(self, query: str, **values: object) -> list[Row[Any]]:
         """What a query on the stack's database gives."""
-        engine = create_engine(self.database)
-        try:
-            with engine.connect() as connection:
-                return list(connection.execute(text(query), values))
-        finally:
-            engine.dispose()
+        with _engine(self.database).connect() as connection:
+            return list(connection.execute(text(query), values))
 
 
 def missing(server: str, address: str) -> NoReturn:
@@ -200,6 +198,12 @@ def _observer(broker: str, database: str, options: dict[str, str]) -> Celery:
     app.conf.broker_transport_options = options
     app.conf.database_engine_options = {"poolclass": None}
     return app
+
+
+@cache
+def _engine(database: str) -> Engine:
+    """An engine that keeps no connection open."""
+    return create_engine(database, poolclass=NullPool)
 
 
 @contextmanager

@@ -86,8 +86,7 @@ def test_a_hard_limit_ends_the_handler(stack: Stack, single: Worker, key: str) -
 
 def test_a_countdown_delays_no_other_task(stack: Stack, single: Worker, key: str) -> None:
     """Even with one child, what waits for its time leaves the worker free."""
-    stack.emit("later", key)
-    stack.emit("after", key)
+    stack.emit("later", key, then="after")
     prompt, delayed = stack.effect(key, 2)
     assert [prompt["handler"], delayed["handler"]] == ["project.handlers.after", "project.handlers.later"]
 

@@ -134,7 +134,7 @@ def carried(value: object) -> Any:
         (),
         (1, (2,)),
         set(),
-        {1, "a", (2, b"b")},
+        pytest.param({1, "a", (2, b"b")}, id="{1, 'a', (2, b'b')}"),
         frozenset({frozenset({1})}),
         Point(1, [Point(2)]),
         Cell("a"),

@@ -182,7 +182,7 @@ def test_private_attribute_without_a_default_stays_unset() -> None:
         (GainedOrder(email="a@b"), "email"),
         (GainedRow(id=1, size=2, label="x"), "label"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 def test_required_field_is_unreadable(value: object, name: str) -> None:
     """A field without default that the payload lacks is an error that names class and field."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from nitro import emit, transaction
 from nitro.infrastructure.events import Emission
+from nitro.infrastructure.offload.courier import Courier
 from project import handlers, mortal  # noqa: F401 - declares them
 from project.values import Item, Order, everything
 
@@ -60,14 +61,17 @@ SPECIAL = {
 
 
 def main(event: str, key: str, options: dict[str, Any]) -> None:
-    """Emit, `times` times, and print what is known of the last emission."""
+    """Emit, `times` times, and print what is known of the last emission; the event `then` comes after it."""
     for _ in range(options.get("times", 1)):
         make = SPECIAL.get(event)
         emission = make(key) if make else emit(event, options.get("sender", "ada"), key=key)
+    if "then" in options:
+        emit(options["then"], "ada", key=key)
     offloaded = {name.rpartition(".")[2]: task_id for name, task_id in emission.offloaded.items()}
     facts = {"pid": os.getpid(), "id": emission.id, "offloaded": offloaded, "cancelled_by": emission.cancelled_by}
     print(json.dumps(facts))
 
 
 if __name__ == "__main__":
+    sys.modules[Courier.__module__].FIRST_WAIT = 20.0  # a busy machine takes longer to connect
     main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
