@@ -54,7 +54,7 @@ def offloaded(evt: Event, name: str = "shop.a", **options: Any) -> None:
 def emit_alone(evt: Event) -> None:
     """Emit, and wait until the courier rests: it leaves the next message to the emitter."""
     emit(evt)
-    assert courier.drain(PATIENCE)
+    assert publisher.drain(PATIENCE)
 
 
 def taken(server: Redis, key: str = "celery") -> list[Any]:

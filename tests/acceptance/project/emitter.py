@@ -7,9 +7,10 @@ import os
 import sys
 from typing import Any
 
+from nitro.infrastructure.offload.courier import Courier
+
 from nitro import emit, transaction
 from nitro.infrastructure.events import Emission
-from nitro.infrastructure.offload.courier import Courier
 from project import handlers, mortal  # noqa: F401 - declares them
 from project.values import Item, Order, everything
 
