@@ -7,10 +7,9 @@ import os
 import sys
 from typing import Any
 
-from nitro.infrastructure.offload.courier import Courier
-
 from nitro import emit, transaction
 from nitro.infrastructure.events import Emission
+from nitro.infrastructure.offload.publishing import publisher
 from project import handlers, mortal  # noqa: F401 - declares them
 from project.values import Item, Order, everything
 
@@ -74,5 +73,5 @@ def main(event: str, key: str, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.modules[Courier.__module__].FIRST_WAIT = 20.0  # a busy machine takes longer to connect
+    publisher.FIRST_ANSWER_SECONDS = 20.0  # a busy machine takes longer to connect
     main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
