@@ -42,9 +42,9 @@ if not TYPE_CHECKING:  # to a type checker a module with a `__getattr__` has eve
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module 'nitro' has no attribute {name!r}")
-        found: object = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = found
-        return found
+        value: object = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The composition root: the only module that sees every layer."""
+"""The composition root: the only module that imports every layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nitro.settings import Settings
 
 
 def wire() -> None:
-    """Fill the slots of the dispatcher and the outbox, have every Celery app know the handlers, begin the journal.
+    """Fills the slots of the dispatcher and the outbox, registers the handlers with each Celery app, starts the journal.
 
     Raises:
         SettingError: a setting has a value that is not allowed.

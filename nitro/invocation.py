@@ -1,4 +1,4 @@
-"""Invocation: the reader's own `celery -A …`, for messages that name a command to run."""
+"""The `celery -A …` command line of this process, for messages that name a command to run."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ _APP_OPTIONS = ("-A", "--app")
 
 
 def celery_command(command: str) -> str:
-    """A command of Celery's with the app that this process was started with, as far as it says one."""
+    """Returns a Celery command for the app that this process was started with, or for `UNKNOWN_APP`."""
     return f"celery -A {_app_name(sys.argv)} {command}"
 
 
 def _app_name(arguments: Sequence[str]) -> str:
-    """The app that a `celery` command was given; no other program's `-A` is one."""
+    """Returns the app that a `celery` command names; `-A` of another program is ignored."""
     if not arguments or not _is_celery(arguments[0]):
         return UNKNOWN_APP
     rest = list(arguments[1:])
-    for at, argument in enumerate(rest):
+    for index, argument in enumerate(rest):
         name, equals, value = argument.partition("=")
         if name == "--app" and equals:
             return value
-        if argument in _APP_OPTIONS and at + 1 < len(rest):
-            return rest[at + 1]
+        if argument in _APP_OPTIONS and index + 1 < len(rest):
+            return rest[index + 1]
         if argument.startswith("-A") and argument != "-A":
             return argument[2:]
     return os.environ.get("APP") or UNKNOWN_APP
 
 
 def _is_celery(name: str) -> bool:
-    """Whether it is `celery`, or `python -m celery`."""
-    from pathlib import Path  # which is slow to load, and every import of an error would load it
+    """Whether the program is `celery`, or `python -m celery`."""
+    from pathlib import Path  # slow to load, and every import of an error would load it
 
     program = Path(name)
     return program.stem == "celery" or (program.name == "__main__.py" and program.parent.name == "celery")

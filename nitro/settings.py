@@ -1,4 +1,4 @@
-"""Settings from the environment: frozen, validated, no other source."""
+"""The settings: read from the environment only, validated, frozen."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ DELIVERIES = ("at-most-once", "broker", "at-least-once", "exactly-once")
 BROKER_SCHEMES = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp", "sentinel", "sqs")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "postgres")
 SYNCHRONOUS_DRIVERS = {"aiosqlite": "", "asyncpg": "+psycopg", "psycopg_async": "+psycopg"}
-"""The driver for each asynchronous one."""
+"""Asynchronous driver → suffix of the URL with the synchronous driver that replaces it."""
 PSYCOPG_OPTION_NAMES = {
     "ssl": "sslmode",
     "timeout": "connect_timeout",
-    **{same: same for same in ("host", "port", "user", "password", "passfile", "target_session_attrs", "krbsrvname")},
-    **{same: same for same in ("service", "gsslib")},
+    **{name: name for name in ("host", "port", "user", "password", "passfile", "target_session_attrs", "krbsrvname")},
+    **{name: name for name in ("service", "gsslib")},
     "database": "dbname",
 }
-"""Options of asyncpg, as psycopg calls them."""
+"""Option of asyncpg → psycopg's name for it."""
 IGNORED_ASYNCPG_OPTIONS = (
     "statement_cache_size",
     "prepared_statement_cache_size",
@@ -48,22 +48,22 @@ IGNORED_ASYNCPG_OPTIONS = (
     "async_fallback",
     "loop",
 )
-"""Options of asyncpg about what psycopg does not do."""
+"""Options of asyncpg that are dropped, because psycopg lacks the feature that they configure."""
 JOURNAL_VALUES = {"off": False, "on": True}
 EMBEDDED_BROKER_URL = "filesystem://localhost//"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the `NITRO_*` variables say, with defaults that need no server.
+    """The values of the `NITRO_*` variables, with defaults that need no server.
 
     Attributes:
         db_url: SQLAlchemy URL of the database that emitters and workers share; an asynchronous driver is replaced.
-        is_db_set: whether it was set, so that workers elsewhere share it.
+        is_db_set: whether NITRO_DB_URL is set, so that workers on other machines can share the database.
         broker_url: kombu URL, for an app that names no broker; the default is a folder under `NITRO_HOME`.
-        result_backend: Celery result backend, for an app that names none; with a server database, that one.
+        result_backend: Celery result backend, for an app that names none; the default is `db_url` if that is a server.
         handlers: comma-separated modules that a worker imports for their handlers.
-        journal: `on` records emissions that queue nothing too, for `nitro trace` and `nitro tail`.
+        journal: `on` also records emissions without a tracked delivery, for `nitro trace` and `nitro tail`.
         home: folder of the embedded broker and its results.
         delivery: delivery of an offloaded handler that names none.
         signing_key: secret; when set, messages are signed and unsigned ones are refused.
@@ -81,13 +81,13 @@ class Settings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read and check the settings.
+        """Reads and checks the settings.
 
         Raises:
-            SettingError: a value is not allowed; names setting, value and what is.
+            SettingError: a value is not allowed; the message names the variable, the value and the allowed values.
         """
-        given = (environ.get(name) or "" for name in VARIABLE_NAMES)
-        return _parse(os.getcwd(), *given)  # noqa: PTH109  # a Path costs an emit more than all else here
+        values = (environ.get(name) or "" for name in VARIABLE_NAMES)
+        return _parse(os.getcwd(), *values)  # noqa: PTH109  # a Path costs more than the rest of this call, which each emit makes
 
 
 @lru_cache(maxsize=8)
@@ -102,30 +102,30 @@ def _parse(
     delivery: str,
     signing_key: str,
 ) -> Settings:
-    """The settings of these values, in the order of `VARIABLE_NAMES`; kept, because each emit asks."""
-    at_home = Path(folder, home or ".nitro")
+    """Returns the settings of these values, in the order of `VARIABLE_NAMES`; cached, because each emit reads them."""
+    home_folder = Path(folder, home or ".nitro")
     database = _database_url(db_url or "sqlite:///nitro.db")
-    results = database if not database.startswith("sqlite") else f"sqlite:///{at_home / 'results.db'}"
+    results_url = database if not database.startswith("sqlite") else f"sqlite:///{home_folder / 'results.db'}"
     return Settings(
         db_url=database,
         is_db_set=bool(db_url),
         broker_url=_broker_url(broker_url or EMBEDDED_BROKER_URL),
-        result_backend=result_backend or f"db+{results}",
+        result_backend=result_backend or f"db+{results_url}",
         handlers=_module_names(handlers),
         journal=_check_choice("NITRO_JOURNAL", journal or "off", JOURNAL_VALUES),
-        home=at_home,
+        home=home_folder,
         delivery=_check_choice("NITRO_DELIVERY", delivery or "at-least-once", {d: d for d in DELIVERIES}),
         signing_key=signing_key or None,
     )
 
 
 def signing_key() -> str | None:
-    """`Settings.load().signing_key`, for whoever asks at each message."""
+    """Returns `Settings.load().signing_key` without a check of the other settings: each message reads it."""
     return os.environ.get("NITRO_SIGNING_KEY") or None
 
 
 def is_db_set() -> bool:
-    """`Settings.load().is_db_set`, for whoever asks at each emit."""
+    """Whether NITRO_DB_URL is set, without a check of the other settings: each emit reads it."""
     return bool(os.environ.get("NITRO_DB_URL"))
 
 
@@ -147,19 +147,19 @@ def _mask_password(url: str) -> str:
 
 
 def _database_url(url: str) -> str:
-    """The URL with a synchronous driver."""
+    """Returns the URL with a synchronous driver."""
     _check_scheme("NITRO_DB_URL", url, DATABASE_SCHEMES)
     try:
         return synchronous_url(url)
     except DriverOptionStays as error:
-        raise SettingError("NITRO_DB_URL", _mask_password(url), f"one without it: {error}") from error
+        raise SettingError("NITRO_DB_URL", _mask_password(url), f"a URL without that option: {error}") from error
 
 
 def synchronous_url(url: str) -> str:
-    """The URL with the synchronous driver for an asynchronous one; with psycopg, where PostgreSQL names none.
+    """Returns the URL with a synchronous driver; PostgreSQL without a driver gets psycopg.
 
     Raises:
-        DriverOptionStays: it has an option that the synchronous driver cannot be told.
+        DriverOptionStays: the URL has an option that the synchronous driver lacks.
     """
     scheme, _, rest = url.partition("://")
     backend, _, driver = scheme.partition("+")
@@ -168,13 +168,13 @@ def synchronous_url(url: str) -> str:
         return f"postgresql+psycopg://{rest}"
     if driver not in SYNCHRONOUS_DRIVERS:
         return url
-    place, mark, query = rest.partition("?")
-    if driver == "asyncpg" and mark:
+    location, separator, query = rest.partition("?")
+    if driver == "asyncpg" and separator:
         query = urlencode(
             [(_psycopg_option_name(name), value) for name, value in parse_qsl(query) if _is_translatable(name)]
         )
-        mark = "?" if query else ""
-    return f"{backend}{SYNCHRONOUS_DRIVERS[driver]}://{place}{mark}{query}"
+        separator = "?" if query else ""
+    return f"{backend}{SYNCHRONOUS_DRIVERS[driver]}://{location}{separator}{query}"
 
 
 def _is_translatable(name: str) -> bool:

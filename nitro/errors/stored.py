@@ -1,4 +1,4 @@
-"""Errors of what is stored: entities and the outbox."""
+"""Errors of entities and of the outbox."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ class EntityError(NitroError):
 
 
 class NotATable(EntityError, TypeError):
-    """Stored or queried a class that has no table."""
+    """A class without a table was stored or queried."""
 
     def __init__(self, entity: str, action: str) -> None:
         super().__init__(f"{entity}.{action}() needs a table: declare `class {entity}(Entity, table=True)`")
 
 
 class InvalidEntity(EntityError, ValueError):
-    """`save()` of values that the fields do not allow; the cause is pydantic's ValidationError."""
+    """`save()` found values that the fields do not allow; the cause is pydantic's ValidationError."""
 
     def __init__(self, entity: str, reasons: Sequence[str]) -> None:
         super().__init__(f"{entity} was not saved: {'; '.join(reasons)}")
 
 
 class EntityVanished(EntityError, LookupError):
-    """The row behind an entity is gone."""
+    """The row of an entity does not exist any more."""
 
     def __init__(self, entity: str, action: str) -> None:
         super().__init__(f"{entity} has no row any more, so {action} is impossible")
 
 
 class NotLoaded(EntityError, LookupError):
-    """Read a column that was not loaded when its entity was emitted; the row may hold a later value."""
+    """A column was read that was not loaded when its entity was emitted; the row may hold a later value."""
 
     def __init__(self, entity: str, names: Sequence[str]) -> None:
         listed = ", ".join(names)
@@ -45,14 +45,14 @@ class NotLoaded(EntityError, LookupError):
 
 
 class NotSaved(EntityError, RuntimeError):
-    """Asked the database for members of a relationship while some are not saved yet."""
+    """The members of a relationship were queried while it had unsaved changes."""
 
     def __init__(self, entity: str, name: str) -> None:
         super().__init__(f"{entity}.{name} has members that were added or removed and not saved; save() it first")
 
 
 class UnknownField(EntityError, TypeError):
-    """Filtered, searched or ordered by a field that the entity does not have."""
+    """A query filtered, searched or ordered by a field that the entity does not have."""
 
     def __init__(self, entity: str, field: str, nearest: Sequence[str]) -> None:
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -60,57 +60,58 @@ class UnknownField(EntityError, TypeError):
 
 
 class NotACondition(EntityError, TypeError):
-    """Selected rows with something that is no condition on them, or deleted without any."""
+    """A query got a value that is no condition on rows, or a deletion got no condition."""
 
-    def __init__(self, entity: str, action: str, given: str) -> None:
+    def __init__(self, entity: str, action: str, value: str) -> None:
         super().__init__(
-            f"{entity}.{action}() got {given}; give expressions such as {entity}.id == 'o1' "
+            f"{entity}.{action}() got {value}; give expressions such as {entity}.id == 'o1' "
             f"or {entity}.id.is_(None), and sqlalchemy.true() for every row"
         )
 
 
 class OutboxError(NitroError):
-    """A tracked delivery could not be kept."""
+    """The root of the errors about the outbox and its deliveries."""
 
 
 class OutboxOutdated(OutboxError, RuntimeError):
-    """The tables of the outbox are missing, have no version, or one that this library cannot use.
+    """The tables of the outbox are missing or incomplete, or have a version that this library cannot use.
 
     Args:
-        place: the database.
-        found: their version; None where there are none, 0 where nothing says of which they are.
-        lacking: names of those that are missing where others are there.
+        database: URL of the database.
+        version: version of the tables; None without tables, 0 for tables without a version.
+        expected: version that this library uses.
+        missing: names of the missing tables, when there are others.
     """
 
-    def __init__(self, place: str, found: int | None, wanted: int, lacking: Sequence[str] = ()) -> None:
-        way_out = f"run `{celery_command('nitro init')}`"
-        if found is not None and found > wanted:
-            state, way_out = f"are of version {found}, and this library knows {wanted}", "update the library"
-        elif found is None:
+    def __init__(self, database: str, version: int | None, expected: int, missing: Sequence[str] = ()) -> None:
+        remedy = f"run `{celery_command('nitro init')}`"
+        if version is not None and version > expected:
+            state, remedy = f"are of version {version}, and this library knows {expected}", "update the library"
+        elif version is None:
             state = "are missing"
-        elif not found:
-            state, way_out = "have no version: `nitro init` has not made them", f"{way_out}, which takes them over"
-        elif lacking:
-            state = f"are not complete: {', '.join(lacking)} is missing"
+        elif not version:
+            state, remedy = "have no version: `nitro init` has not made them", f"{remedy}, which takes them over"
+        elif missing:
+            state = f"are not complete: {', '.join(missing)} is missing"
         else:
-            state = f"are of version {found}, and this library needs {wanted}"
-        super().__init__(f"the tables of the outbox in {place} {state}; {way_out}")
+            state = f"are of version {version}, and this library needs {expected}"
+        super().__init__(f"the tables of the outbox in {database} {state}; {remedy}")
 
 
 class OutboxElsewhere(OutboxError, RuntimeError):
-    """The tables of the outbox are in several schemas, or in another one than they are to be created in."""
+    """The tables of the outbox are in several schemas, or in another schema than `nitro init` was given."""
 
-    def __init__(self, place: str, schemas: Sequence[str], wanted: str | None = None) -> None:
-        found = f"the tables of the outbox in {place} are in schema {' and '.join(schemas)}"
-        if wanted is None:
-            way_out = "name the right one in the search path, such as ?options=-csearch_path%3Dapp in NITRO_DB_URL"
+    def __init__(self, database: str, schemas: Sequence[str], target: str | None = None) -> None:
+        state = f"the tables of the outbox in {database} are in schema {' and '.join(schemas)}"
+        if target is None:
+            remedy = "name the right one in the search path, such as ?options=-csearch_path%3Dapp in NITRO_DB_URL"
         else:
-            way_out = f"move them to {wanted} with ALTER TABLE … SET SCHEMA, or run `nitro init` without --schema"
-        super().__init__(f"{found}; {way_out}")
+            remedy = f"move them to {target} with ALTER TABLE … SET SCHEMA, or run `nitro init` without --schema"
+        super().__init__(f"{state}; {remedy}")
 
 
 class NoDatabase(OutboxError, RuntimeError):
-    """A tracked delivery over a broker of one's own, and no database that emitters and workers share."""
+    """A delivery is tracked and the app names its broker, but no database that emitters and workers share is set."""
 
     def __init__(self, handlers: Sequence[str], delivery: str) -> None:
         super().__init__(
@@ -120,24 +121,24 @@ class NoDatabase(OutboxError, RuntimeError):
 
 
 class OptionNotSerializable(OutboxError, TypeError):
-    """An option of a message that a row cannot keep."""
+    """An option of a message cannot be kept in a row, because it is not JSON."""
 
     def __init__(self, handler: str, reason: str) -> None:
         super().__init__(f"the message options of {handler} cannot be kept in the outbox, which takes JSON: {reason}")
 
 
 class PoolStalls(OutboxError, RuntimeError):
-    """A pool of greenlets over a driver that stops all of them while it waits for the database."""
+    """A worker's pool of greenlets uses a database driver that stops all of them while it waits."""
 
-    def __init__(self, pool: str, driver: str, way_out: str) -> None:
+    def __init__(self, pool: str, driver: str, remedy: str) -> None:
         super().__init__(
             f"the {pool} pool would stand still whenever {driver} waits for the database, and for ever where one "
-            f"handler waits for another; {way_out}, or use -P threads or -P prefork"
+            f"handler waits for another; {remedy}, or use -P threads or -P prefork"
         )
 
 
 class DeliveryLost(OutboxError, RuntimeError):
-    """Another run of a delivery has taken over, or it was cancelled; what this one wrote is rolled back."""
+    """A run may not close its delivery, which was cancelled or taken over by another run; its writes are rolled back."""
 
     def __init__(self, handler: str, emission: str, attempt: int) -> None:
         run = f"attempt {attempt} of {handler} for emission {emission}"
@@ -145,11 +146,11 @@ class DeliveryLost(OutboxError, RuntimeError):
 
 
 class NotTracked(OutboxError, LookupError):
-    """A delivery that has no row."""
+    """A delivery has no row in the outbox."""
 
     def __init__(self, emission: str, handler: str | None = None) -> None:
-        whose = emission if handler is None else f"{emission} for {handler}"
+        subject = emission if handler is None else f"{emission} for {handler}"
         super().__init__(
-            f"emission {whose} has no tracked delivery; a message that is already in the broker "
+            f"emission {subject} has no tracked delivery; a message that is already in the broker "
             f"is stopped with app.control.revoke(task_id)"
         )

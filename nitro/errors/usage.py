@@ -6,16 +6,17 @@ from collections.abc import Iterable, Sequence
 
 
 class NitroError(Exception):
-    """The root: `except NitroError` catches whatever the library itself raises."""
+    """The root of the tree: `except NitroError` catches every error that Nitro itself raises."""
 
     __module__ = "nitro.errors"
 
     def __init_subclass__(cls) -> None:
-        """Have tracebacks and pickles name the module that users import an error from."""
+        """Sets the module that tracebacks and pickles name to `nitro.errors`, from which users import the class."""
         cls.__module__ = NitroError.__module__
 
     def __init__(self, message: str = "") -> None:
-        # Without Exception.__init__ `args` stay the facts, from which pickle and result backends rebuild it.
+        # Exception.__init__ is not called, so `args` stay the arguments: pickle and result backends rebuild the error
+        # from them.
         self.message = message
 
     def __str__(self) -> str:
@@ -33,14 +34,14 @@ class HandlersFailed(SettingError):
     """A module of NITRO_HANDLERS cannot be imported."""
 
     def __init__(self, module: str, error: BaseException, place: str | None) -> None:
-        where = "" if place is None else f" ({place})"
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        location = "" if place is None else f" ({place})"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         self.module = module
-        NitroError.__init__(self, f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: {why}{where}")
+        NitroError.__init__(self, f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: {reason}{location}")
 
 
 class DriverOptionStays(NitroError, ValueError):
-    """An option of an asynchronous driver that the synchronous one cannot be told."""
+    """An option of an asynchronous driver that the synchronous driver lacks."""
 
 
 class DeclarationError(NitroError, TypeError):
@@ -56,7 +57,7 @@ class UnknownOption(DeclarationError):
 
 
 class OptionConflict(DeclarationError):
-    """One function was offloaded twice with differing options of its Celery task."""
+    """A function was offloaded twice with different options of its one Celery task."""
 
     def __init__(self, handler: str, options: Iterable[str]) -> None:
         names = ", ".join(sorted(options))
@@ -67,21 +68,21 @@ class OptionConflict(DeclarationError):
 
 
 class DuplicateHandler(DeclarationError):
-    """Two different offloaded functions would answer to one task name."""
+    """Two different offloaded functions have the same task name."""
 
     def __init__(self, handler: str, first: str, second: str) -> None:
         super().__init__(f"two offloaded handlers are named {handler}: {first} and {second}; give one of them name=")
 
 
 class NotOffloadable(DeclarationError):
-    """A callable that a worker could never find by its name."""
+    """A callable was offloaded that a worker could not import by its name."""
 
-    def __init__(self, handler: str, why: str, way_out: str) -> None:
-        super().__init__(f"{handler} cannot be offloaded: {why}; {way_out}")
+    def __init__(self, handler: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{handler} cannot be offloaded: {reason}; {remedy}")
 
 
 class NotAccepted(DeclarationError):
-    """A worker would get the messages of handlers, which are JSON, and refuse them."""
+    """The `accept_content` of a worker lacks JSON, so the worker would refuse the messages of handlers."""
 
     def __init__(self, app: str, accepted: Iterable[str], handlers: Sequence[str]) -> None:
         super().__init__(
@@ -91,29 +92,29 @@ class NotAccepted(DeclarationError):
 
 
 class NoDispatcher(DeclarationError):
-    """The installed distributions do not say where offloaded handlers go: none of them does, or several do.
+    """Nothing can be offloaded, because no installed distribution provides a dispatcher, or several do.
 
     Args:
-        group: the group of entry points in which it would say so.
-        found: the distributions that do, each with what its entry point names.
+        group: the group of entry points in which a distribution names its dispatcher.
+        distributions: the distributions with such an entry point, each with the value of its entry point.
     """
 
-    def __init__(self, group: str, found: Sequence[str]) -> None:
-        if found:
-            why = f"several installed distributions have an entry point in {group!r}: {', '.join(found)}"
-            way_out = "uninstall all but one"
+    def __init__(self, group: str, distributions: Sequence[str]) -> None:
+        if distributions:
+            reason = f"several installed distributions have an entry point in {group!r}: {', '.join(distributions)}"
+            remedy = "uninstall all but one"
         else:
-            why = f"no installed distribution has an entry point in {group!r}"
-            way_out = "install nitro-celery (source code that is only on the path has none: `pip install -e` it)"
-        super().__init__(f"nothing can be offloaded, because {why}; {way_out}")
+            reason = f"no installed distribution has an entry point in {group!r}"
+            remedy = "install nitro-celery (source code that is only on the path has none: `pip install -e` it)"
+        super().__init__(f"nothing can be offloaded, because {reason}; {remedy}")
 
 
 class DatabaseRefused(DeclarationError):
     """`bind` was given a database that Nitro cannot use."""
 
-    def __init__(self, given: str, why: str) -> None:
+    def __init__(self, database: str, reason: str) -> None:
         super().__init__(
-            f"bind cannot use {given}: {why}; give an Engine or AsyncEngine of SQLAlchemy, or a URL, "
+            f"bind cannot use {database}: {reason}; give an Engine or AsyncEngine of SQLAlchemy, or a URL, "
             f"for SQLite or PostgreSQL"
         )
 
@@ -123,20 +124,20 @@ class EmitError(NitroError, TypeError):
 
 
 class ContextNotSerializable(EmitError):
-    """A context variable that cannot travel."""
+    """The value of a propagated context variable cannot be part of a message."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"the context variable {name!r} cannot travel: {reason}")
 
 
 class PayloadError(NitroError, TypeError):
-    """A value cannot travel to a worker; nothing was published.
+    """A value cannot be sent to a worker; nothing was published.
 
     Args:
-        argument: where it is, such as `sender` or `kwargs['items'][2]`.
-        kind: the name of its type.
-        why: what is wrong with it, and the way out.
-        handlers: names of the offloaded handlers it was meant for.
+        argument: path to the value, such as `sender` or `kwargs['items'][2]`.
+        kind: name of the value's type.
+        why: the reason, and the remedy.
+        handlers: names of the offloaded handlers of the emission.
     """
 
     def __init__(self, argument: str, kind: str, why: str, handlers: Sequence[str] = ()) -> None:
@@ -146,18 +147,18 @@ class PayloadError(NitroError, TypeError):
 
 
 class PayloadUnreadable(NitroError, ValueError):
-    """A worker cannot rebuild what arrived: another version, a class it has not loaded, damage."""
+    """A worker cannot decode a payload: it has another version, names a class that is not loaded, or is damaged."""
 
 
 class SignatureRefused(PayloadUnreadable):
-    """A message without the right signature, which `NITRO_SIGNING_KEY` demands; it is never tried again."""
+    """A message lacks the signature that `NITRO_SIGNING_KEY` demands; it is not retried."""
 
     def __init__(self, handler: str) -> None:
         super().__init__(f"a message for {handler} without the right signature, which NITRO_SIGNING_KEY demands")
 
 
 class WrongThread(NitroError, RuntimeError):
-    """A blocking wait on the thread of the event loop that it waits for."""
+    """A blocking wait was called on the thread of the event loop that it would wait for."""
 
     def __init__(self, call: str, instead: str) -> None:
         super().__init__(f"{call} would block the running event loop for ever; use {instead} there")
@@ -168,7 +169,7 @@ class TransactionError(NitroError, RuntimeError):
 
 
 class OpenElsewhere(TransactionError):
-    """A write, or an emit that has to wait for a commit, on another thread than the one of the open `transaction()`."""
+    """A write, or an emit that waits for a commit, ran on a thread that the open `transaction()` does not belong to."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -179,24 +180,24 @@ class OpenElsewhere(TransactionError):
 
 
 class LeftElsewhere(TransactionError):
-    """A `transaction()` block was left in another place than it was entered, and rolled back.
+    """A `transaction()` block was left in another process, thread or context than it was entered in.
 
     Args:
-        place: the kind of place: `process`, `thread` or `context`.
+        place: the kind that differs: `process`, `thread` or `context`.
     """
 
     def __init__(self, place: str) -> None:
         self.place = place
-        undone = "its parent process decides about it" if place == "process" else "it was rolled back"
+        consequence = "its parent process decides about it" if place == "process" else "it was rolled back"
         super().__init__(
-            f"a `transaction()` block was left in another {place} than it was entered, so {undone}; what the code in "
+            f"a `transaction()` block was left in another {place} than it was entered, so {consequence}; what the code in "
             f"between has committed by itself stays: enter and leave a block in one function on one thread, or in an "
             f"`async def` dependency or fixture"
         )
 
 
 class DispatchError(NitroError, RuntimeError):
-    """Offloaded handlers could not be published; names each of them."""
+    """Offloaded handlers could not be published; the message names each of them."""
 
     def __init__(self, event: str, handlers: Sequence[str], cause: BaseException) -> None:
         self.handlers = tuple(handlers)
