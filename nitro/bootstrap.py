@@ -12,7 +12,7 @@ from nitro.settings import Settings
 
 
 def wire() -> None:
-    """Fills the slots of the dispatcher and the outbox, registers the handlers with each Celery app, starts the journal.
+    """Fills the slots of the dispatcher and the outbox, registers handlers with each Celery app, starts the journal.
 
     Raises:
         SettingError: a setting has a value that is not allowed.

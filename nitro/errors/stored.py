@@ -138,7 +138,7 @@ class PoolStalls(OutboxError, RuntimeError):
 
 
 class DeliveryLost(OutboxError, RuntimeError):
-    """A run may not close its delivery, which was cancelled or taken over by another run; its writes are rolled back."""
+    """A run may not close its delivery, which was cancelled or taken over; the writes of the run are rolled back."""
 
     def __init__(self, handler: str, emission: str, attempt: int) -> None:
         run = f"attempt {attempt} of {handler} for emission {emission}"

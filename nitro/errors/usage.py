@@ -35,9 +35,11 @@ class HandlersFailed(SettingError):
 
     def __init__(self, module: str, error: BaseException, place: str | None) -> None:
         location = "" if place is None else f" ({place})"
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
         self.module = module
-        NitroError.__init__(self, f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: {reason}{location}")
+        NitroError.__init__(
+            self, f"NITRO_HANDLERS names the module {module!r}, which cannot be imported: {cause}{location}"
+        )
 
 
 class DriverOptionStays(NitroError, ValueError):
@@ -188,9 +190,9 @@ class LeftElsewhere(TransactionError):
 
     def __init__(self, place: str) -> None:
         self.place = place
-        consequence = "its parent process decides about it" if place == "process" else "it was rolled back"
+        result = "its parent process decides about it" if place == "process" else "it was rolled back"
         super().__init__(
-            f"a `transaction()` block was left in another {place} than it was entered, so {consequence}; what the code in "
+            f"a `transaction()` block was left in another {place} than it was entered, so {result}; what the code in "
             f"between has committed by itself stays: enter and leave a block in one function on one thread, or in an "
             f"`async def` dependency or fixture"
         )

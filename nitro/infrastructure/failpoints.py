@@ -1,14 +1,14 @@
-"""Failpoints: named places in the way of a delivery where a test can have a fault happen."""
+"""Failpoints: named steps of a delivery at which a test can inject a fault."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 hooks: list[Callable[[str], None]] = []
-"""Called with the name of each failpoint that is reached; empty but for tests of faults."""
+"""Functions that are called with the name of each failpoint; empty except in tests of faults."""
 
 
 def failpoint(name: str) -> None:
-    """Say that this place is reached."""
+    """Calls the hooks with the name of a failpoint that is reached."""
     for hook in hooks:
         hook(name)

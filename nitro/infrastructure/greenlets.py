@@ -1,4 +1,4 @@
-"""Greenlets: where gevent or eventlet has patched `threading`, many threads of Python's are one of the system's."""
+"""Greenlets: with `threading` patched by gevent or eventlet, many Python threads share one thread of the system."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def is_threading_patched() -> bool:
 
 
 def is_gevent_timeout(error: BaseException) -> bool:
-    """Whether gevent says so that a time limit is over; it is no `Exception`."""
+    """Whether the error is gevent's Timeout, which is not an `Exception`."""
     gevent = sys.modules.get("gevent")
     return gevent is not None and isinstance(error, gevent.Timeout)
 
 
 class _LoopSwitcher:
-    """Has each greenlet see the event loop that it runs itself, where asyncio knows one of the system's thread.
+    """A trace function for greenlet that gives each greenlet its own running event loop.
 
-    Told of every switch from one greenlet to another. Without it one that waits while a loop runs in another would
-    be taken for a part of that loop, and a loop that goes on after another one has run would be without its own.
+    asyncio keeps one running loop for each thread of the system. Without the switcher a greenlet would see the loop
+    that runs in another greenlet, and a loop that continues after another one has run would not be set as running.
     """
 
-    def __init__(self, before: Callable[[str, object], object] | None) -> None:
-        self._previous_trace = before
+    def __init__(self, previous_trace: Callable[[str, object], object] | None) -> None:
+        self._previous_trace = previous_trace
         self._loops: WeakKeyDictionary[object, asyncio.AbstractEventLoop] = WeakKeyDictionary()
 
     def __call__(self, event: str, switch: tuple[object, object]) -> None:
-        """Put the loop of the greenlet that is left aside, and that of the other one back."""
+        """Stores the loop of the greenlet that is left, and sets the loop of the greenlet that is entered."""
         if self._previous_trace is not None:
             self._previous_trace(event, switch)
         left, entered = switch
@@ -46,7 +46,7 @@ class _LoopSwitcher:
 
 
 def install_loop_switcher() -> None:
-    """Let event loops run in greenlets of this thread of the system; nothing to do where threads are threads."""
+    """Lets several greenlets of this thread run event loops; does nothing unless `threading` is patched."""
     if not is_threading_patched():
         return
     import greenlet

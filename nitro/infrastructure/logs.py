@@ -1,4 +1,4 @@
-"""Logs: the loggers of the library, whose lines no text of a user's can forge."""
+"""Loggers of Nitro: no text of a user can forge one of their lines."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import logging
 from traceback import format_exception
 
 FRAME_PREFIX, GROUP_PREFIX = '  File "', "  | "
-"""How the lines of frames begin in a traceback, and before that all of an exception group but those of its members."""
+"""Prefix of a frame line in a traceback, and prefix of every line of an ExceptionGroup's own traceback."""
 
 
 def escape_text(text: str) -> str:
-    """Text that cannot break a line or steer a terminal."""
+    """Returns the text with unprintable characters escaped, so that it cannot break a line or control a terminal."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def describe_error(error: BaseException) -> str:
-    """The kind and the message of an error, also of one whose message cannot be told."""
+    """Returns the type and the message of an error, also when its `__str__` raises."""
     try:
         message = str(error)
     except Exception:  # noqa: BLE001  # as in a traceback
@@ -24,31 +24,31 @@ def describe_error(error: BaseException) -> str:
 
 
 def split_traceback(traceback: str) -> tuple[str, str]:
-    """The text of a traceback until where it says what was raised, and from there on."""
+    """Splits the text of a traceback into its frames and the lines of the exception."""
     lines = traceback.strip("\n").splitlines(keepends=True) or [""]
     bare = [line.removeprefix(GROUP_PREFIX) for line in lines]
-    after_frames = max((number for number, line in enumerate(bare) if line.startswith(FRAME_PREFIX)), default=0)
-    own = next((number for number in range(after_frames, len(bare)) if not bare[number].startswith(" ")), 0)
-    return "".join(lines[:own]), "".join(lines[own:])
+    last_frame = max((number for number, line in enumerate(bare) if line.startswith(FRAME_PREFIX)), default=0)
+    exception = next((number for number in range(last_frame, len(bare)) if not bare[number].startswith(" ")), 0)
+    return "".join(lines[:exception]), "".join(lines[exception:])
 
 
 def exception_line(traceback: str) -> str:
-    """What the text of a traceback says in the end: the first line of its exception, whose message may have many."""
-    own = split_traceback(traceback)[1].splitlines() or [""]
-    return own[0].removeprefix(GROUP_PREFIX)
+    """Returns the first line of the exception at the end of a traceback's text."""
+    lines = split_traceback(traceback)[1].splitlines() or [""]
+    return lines[0].removeprefix(GROUP_PREFIX)
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of that name; nothing that its lines say can break them, and tracebacks below them are indented."""
+    """Returns the logger of that name, with a filter that escapes unprintable text and indents tracebacks."""
     logger = logging.getLogger(name)
     if _escape_record not in logger.filters:
         logger.addFilter(_escape_record)
     return logger
 
 
-def log_extra(**known: object) -> dict[str, object]:
-    """The `extra=` of a line: `nitro_event`, `nitro_handler` and so on, for formatters that write JSON."""
-    return {f"nitro_{name}": value for name, value in known.items()}
+def log_extra(**facts: object) -> dict[str, object]:
+    """Returns the `extra=` of a log call: `nitro_event`, `nitro_handler` and so on, for formatters that write JSON."""
+    return {f"nitro_{name}": value for name, value in facts.items()}
 
 
 def _escape_record(record: logging.LogRecord) -> bool:

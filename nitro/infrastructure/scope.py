@@ -1,4 +1,4 @@
-"""What surrounds the running code: its transaction, the emission that caused it, its delivery."""
+"""Scope: the transaction that the running code is in, and the emission that caused it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from nitro.errors import OpenElsewhere
 
 
 class Commit(Protocol):
-    """What the layers above the database may know of a commit that is to come."""
+    """A future commit, as the layers above the database see it."""
 
     def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:
-        """Call `callback` once after the outermost commit, outside the transaction; never after a rollback.
+        """Calls `callback` once after the outermost commit, outside the transaction; never after a rollback.
 
         Args:
-            callback: what to call.
-            abandoned: called instead when the session is closed with neither commit nor rollback.
+            callback: function without arguments.
+            abandoned: function that is called instead when the session is closed with neither commit nor rollback.
         """
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A part of the transaction that is undone alone when the block fails."""
+        """Returns a savepoint around a block: a block that fails is rolled back, and the transaction goes on."""
 
     def savepoint_async(self) -> AbstractAsyncContextManager[None]:
-        """The same around code that awaits; of concurrent tasks one after the other."""
+        """Returns a savepoint around a block that awaits; concurrent tasks enter theirs one after the other."""
 
     def after_rollback(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+        """Calls `callback` once after a rollback of transaction or savepoint, or after a close without a commit."""
 
 
 class Transaction(Commit, Protocol):
@@ -37,18 +37,18 @@ class Transaction(Commit, Protocol):
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is still open and the calling thread is its own."""
+        """Whether the transaction is open and belongs to the calling thread."""
 
     @property
     def is_open_elsewhere(self) -> bool:
-        """Whether it is still open, and another thread is its own."""
+        """Whether the transaction is open and belongs to another thread."""
 
     def owned_by_this_thread(self) -> AbstractContextManager[None]:
-        """Make the calling thread its own one, while the thread that it belongs to waits."""
+        """Lends the transaction to the calling thread, while the thread that it belongs to waits."""
 
 
 class Cause(Protocol):
-    """An emission as its children see it."""
+    """An emission, as the emissions of its handlers see it."""
 
     @property
     def id(self) -> str: ...
@@ -62,21 +62,21 @@ transaction_variable: ContextVar[Transaction | None] = ContextVar("nitro_transac
 
 
 def current_transaction() -> Transaction | None:
-    """The open transaction of this thread and context, if there is one."""
-    found = transaction_variable.get()
-    return found if found is not None and found.is_usable else None
+    """Returns the open transaction of this thread and context, or None."""
+    transaction = transaction_variable.get()
+    return transaction if transaction is not None and transaction.is_usable else None
 
 
 def transaction_to_join() -> Transaction | None:
-    """The same, for what is to be committed with it.
+    """Returns the open transaction that a write here becomes a part of, or None.
 
     Raises:
-        OpenElsewhere: one is open that belongs to another thread; what is done here could not be part of it.
+        OpenElsewhere: the open transaction belongs to another thread, so that a write here cannot be a part of it.
     """
-    found = transaction_variable.get()
-    if found is None or found.is_usable:
-        return found
-    if found.is_open_elsewhere:
+    transaction = transaction_variable.get()
+    if transaction is None or transaction.is_usable:
+        return transaction
+    if transaction.is_open_elsewhere:
         raise OpenElsewhere
     return None
 
@@ -90,28 +90,27 @@ class _ThreadState(threading.local):
 
 thread_state = _ThreadState()
 
-# An async handler or a worker's delivery: the emission, and how deep this thread's sync handlers
-# were nested when it began, which tells whose turn it is where the two kinds interleave.
+# The emission of an async handler or of a worker's delivery, the thread on which it began, and how deep the sync
+# handlers of that thread were nested then. A deeper nesting now means that a sync handler runs inside of it.
 _task_cause: ContextVar[tuple[Cause, int, int] | None] = ContextVar("nitro_emission", default=None)
 
-
 task_cause = _task_cause.get
-"""Whether an async handler or a worker's delivery runs here: None when none does."""
+"""Returns the emission of the async handler or the worker's delivery that runs in this context, or None."""
 
 
 def set_task_cause(emission: Cause) -> Token[tuple[Cause, int, int] | None]:
-    """Make `emission` the cause of what this context emits; undo with `reset_task_cause`."""
+    """Makes `emission` the cause of the emissions of this context, until `reset_task_cause`."""
     return _task_cause.set((emission, threading.get_ident(), len(thread_state.emissions)))
 
 
 def reset_task_cause(token: Token[tuple[Cause, int, int] | None]) -> None:
-    """Undo `set_task_cause`."""
+    """Undoes `set_task_cause`."""
     _task_cause.reset(token)
 
 
 @contextmanager
 def push_cause(emission: Cause) -> Iterator[None]:
-    """Make `emission` the cause of what this thread's sync handlers emit."""
+    """Makes `emission` the cause of the emissions of this thread's sync handlers, as long as the block lasts."""
     thread_state.emissions.append(emission)
     try:
         yield
@@ -120,7 +119,7 @@ def push_cause(emission: Cause) -> Iterator[None]:
 
 
 def current_cause() -> Cause | None:
-    """The emission whose handler is running here, inline or in a worker."""
+    """Returns the emission whose handler runs here, inline or in a worker, or None."""
     stack, task = thread_state.emissions, _task_cause.get()
     if task is None:
         return stack[-1] if stack else None

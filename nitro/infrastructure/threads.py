@@ -1,4 +1,4 @@
-"""Threads that a process starts beside its program, and what becomes of their state at a fork and at the exit."""
+"""Background threads and locks, with a defined state after a fork and at the exit of the interpreter."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nitro.infrastructure.logs import get_logger
 
 logger = get_logger("nitro.outbox")
 
-HANDLERS, MESSAGES, JOURNAL = 100, 90, 80
-"""Priorities of what the exit waits for: async handlers may emit, and emissions are recorded last."""
-AFTER_ERROR = 1.0
+HANDLERS_EXIT_PRIORITY, MESSAGES_EXIT_PRIORITY, JOURNAL_EXIT_PRIORITY = 100, 90, 80
+"""Priorities of the exit actions: async handlers end first, because they may emit; the journal is written last."""
+RETRY_SECONDS = 1.0
 """Seconds until a periodic thread repeats a step that has raised."""
 
 
 class ForkSafe:
-    """An object with a state that a forked child begins anew: locks and threads of the parent are not its own.
+    """An object whose state is reset in a forked child, which has neither the threads of its parent nor its locks.
 
-    It lives as long as the process, because `os.register_at_fork` keeps it.
+    `os.register_at_fork` keeps a reference, so the object is never freed.
     """
 
     def __init__(self) -> None:
@@ -30,32 +30,32 @@ class ForkSafe:
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        """Set the state to that of a process which has done nothing yet."""
+        """Sets the state of a process that has not used the object yet."""
         raise NotImplementedError
 
 
 class ForkSafeLock(ForkSafe):
-    """A re-entrant lock; a forked child finds it open, also when a thread of the parent held it."""
+    """A re-entrant lock, free in a forked child, also when a thread of the parent held it."""
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._condition = threading.Condition(self._lock)
 
     def try_acquire(self) -> bool:
-        """Take it if it is free; returns whether it was."""
+        """Acquires the lock if it is free; returns whether it was."""
         return self._lock.acquire(blocking=False)
 
     @property
     def is_owned(self) -> bool:
-        """Whether this thread holds it."""
+        """Whether this thread holds the lock."""
         try:
-            self._condition.notify(0)  # wakes nobody; a condition lets only the thread that holds its lock do so
+            self._condition.notify(0)  # notify raises unless this thread holds the lock; 0 wakes no thread
         except RuntimeError:
             return False
         return True
 
     def release(self) -> None:
-        """Give back what `try_acquire` has taken."""
+        """Releases the lock after `try_acquire`."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -68,10 +68,11 @@ class ForkSafeLock(ForkSafe):
 
 
 class AtExit(ForkSafe):
-    """An action that the end of the interpreter, or of a child of multiprocessing, runs once.
+    """An action that runs once at the exit of the interpreter, or of a child of multiprocessing.
 
     Args:
-        priority: actions of a higher one run first.
+        action: function without arguments.
+        priority: actions of a higher priority run first.
     """
 
     def __init__(self, action: Callable[[], None], priority: int) -> None:
@@ -82,7 +83,7 @@ class AtExit(ForkSafe):
         self._armed = False
 
     def arm(self) -> None:
-        """Have the action run at the end of this process."""
+        """Schedules the action for the exit of this process."""
         if not self._armed:
             from multiprocessing.util import Finalize  # `atexit` does not run in a child of multiprocessing
 
@@ -91,11 +92,11 @@ class AtExit(ForkSafe):
 
 
 Step = Callable[[], float | None]
-"""A step of work; returns the seconds until the next one, or None when there is none for now."""
+"""A step of work; returns the seconds until the next step, or None when no work is left."""
 
 
 class PeriodicThread(ForkSafe):
-    """A daemon thread that takes a step when it is woken, and when the time that the last step named has passed.
+    """A daemon thread that runs a step when it is woken, and when the seconds that the last step returned have passed.
 
     Args:
         name: name of the thread.
@@ -110,12 +111,12 @@ class PeriodicThread(ForkSafe):
         self._thread: threading.Thread | None = None
         self._woken = threading.Condition()
         self._wake_at = 0.0
-        self._stopping = self._wanted = self._failing = False
+        self._stopping = self._start_requested = self._failing = False
 
     def start(self, step: Step) -> None:
-        """Start the thread unless it runs already."""
+        """Starts the thread unless it runs already."""
         with self._lock:
-            self._wanted = True
+            self._start_requested = True
             if self._thread is None:
                 self._stopping = False
                 thread = threading.Thread(target=self._run, args=(step,), name=self._name, daemon=True)
@@ -123,13 +124,13 @@ class PeriodicThread(ForkSafe):
                 self._thread = thread
 
     def wake(self, after: float = 0.0) -> None:
-        """Have the next step begin within so many seconds."""
+        """Lets the next step begin after at most this many seconds."""
         with self._woken:
             self._wake_at = min(self._wake_at, monotonic() + after)
             self._woken.notify()
 
     def stop(self, timeout: float) -> None:
-        """Stop the thread, and wait up to so many seconds for its present step."""
+        """Stops the thread, and waits at most `timeout` seconds for the step that runs."""
         with self._woken:
             self._stopping = True
             self._woken.notify()
@@ -141,34 +142,34 @@ class PeriodicThread(ForkSafe):
         while not self._stopping:
             with self._woken:
                 self._wake_at = float("inf")
-            after = self._take(step)
+            after = self._run_step(step)
             if after is None and self._may_end():
                 return
             self.wake(after or 0.0)
-            self._sleep()
+            self._wait_for_wake()
 
-    def _take(self, step: Step) -> float | None:
+    def _run_step(self, step: Step) -> float | None:
         try:
             after = step()
         except Exception:
             level = logging.DEBUG if self._failing else logging.WARNING
-            logger.log(level, "%s cannot do its work now, and tries on", self._name, exc_info=True)
+            logger.log(level, "%s failed and retries every second", self._name, exc_info=True)
             self._failing = True
-            return AFTER_ERROR
+            return RETRY_SECONDS
         if self._failing:
-            logger.warning("%s does its work again", self._name)
+            logger.warning("%s works again", self._name)
             self._failing = False
         return after
 
     def _may_end(self) -> bool:
-        """Whether nobody has started the thread since the last time."""
+        """Whether `start` was not called since the last check, so that the thread may end."""
         with self._lock:
-            wanted, self._wanted = self._wanted, False
-            if not wanted:
+            start_requested, self._start_requested = self._start_requested, False
+            if not start_requested:
                 self._thread = None
-            return not wanted
+            return not start_requested
 
-    def _sleep(self) -> None:
+    def _wait_for_wake(self) -> None:
         with self._woken:
-            while not self._stopping and (left := self._wake_at - monotonic()) > 0:
-                self._woken.wait(left)
+            while not self._stopping and (seconds := self._wake_at - monotonic()) > 0:
+                self._woken.wait(seconds)

@@ -185,10 +185,10 @@ def test_a_database_that_is_away_is_waited_for(
         patch.setenv("NITRO_DB_URL", AWAY)
         reset()
         emissions = [emit(heard(evt), "ada") for _ in range(3)]
-        until(lambda: "nitro-journal cannot do its work now" in caplog.text)
+        until(lambda: "nitro-journal failed and retries" in caplog.text)
     reset()
     assert [found.id for found in recorded(3)] == [emission.id for emission in emissions]
-    until(lambda: "nitro-journal does its work again" in caplog.text)
+    until(lambda: "nitro-journal works again" in caplog.text)
     assert [record.levelname for record in caplog.records if record.name == "nitro.outbox"] == ["WARNING"] * 2
 
 

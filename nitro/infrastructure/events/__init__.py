@@ -1,4 +1,4 @@
-"""In-process events: declare, handle, emit. Loads neither celery nor sqlmodel."""
+"""Events of a process: declared, handled and emitted. The import loads neither celery nor sqlmodel."""
 
 from blinker import ANY
 

@@ -1,4 +1,4 @@
-"""The functions of the public interface; a name stands for the event of that name in the default namespace."""
+"""The functions of the public interface; a name means the event of that name in the default namespace."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ R = TypeVar("R")
 
 
 def event(name: str, doc: str | None = None) -> Event:
-    """The event of that name, the same object at each call.
+    """Returns the event of that name, the same object at each call.
 
     Raises:
-        DeclarationError: the name is not a text, or empty.
+        DeclarationError: the name is not a str, or empty.
     """
     return default_namespace.event(name, doc)
 
@@ -73,25 +73,26 @@ def on(
     offload: object = False,
     name: str | None = None,
 ) -> Any:
-    """Make a function a handler of an event; the decorator returns that very function.
+    """Makes a function a handler of an event; the decorator returns the function itself.
 
     Args:
         evt: an event, its name, or a glob such as `"user.*"`, which also hears events created later.
-        sender: hear only this object, or the instances of this class; an entity is known by class and id.
-        weak: forget the handler when nobody else holds it.
-        priority: the highest runs first; equal ones run in the order they were connected.
-        condition: called as the handler is, just before it; when it gives False or raises, the handler is skipped.
+        sender: the only object that is heard, or a class whose instances are heard; an entity is known by class and id.
+        weak: whether the handler is forgotten when nothing else references it.
+        priority: the highest runs first; handlers of equal priority run in the order they were connected.
+        condition: function that is called with the handler's arguments just before the handler; if it returns a false
+            value or raises, the handler is skipped.
         on_error: `"log"` keeps a failure of an inline handler from stopping the others.
-        offload: run it in a worker: True, `Offload(...)` or a dict of options.
-        name: its name in reports, and of its Celery task, instead of `module.qualname`.
+        offload: True, `Offload(...)` or a dict of options, to run the handler in a worker.
+        name: name of the handler in reports, and of its Celery task, instead of `module.qualname`.
 
     Raises:
-        DeclarationError: the handler, or an option of it, could not work.
+        DeclarationError: the handler, or one of its options, cannot work.
     """
-    connected = resolve(evt)
+    target = resolve(evt)
 
     def decorate(function: F) -> F:
-        return connected.connect(
+        return target.connect(
             function,
             sender,
             weak,
@@ -106,43 +107,43 @@ def on(
 
 
 def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
-    """Say that something happened: run the inline handlers, then queue the offloaded ones.
+    """Emits an event: runs its inline handlers, then queues its offloaded handlers.
 
-    Sync handlers run here, highest priority first, and one that returns False stops the rest and
-    everything offloaded. Async ones are started and not awaited. Works in any thread.
+    Sync handlers run in the calling thread, highest priority first. A handler that returns False cancels the
+    emission: no later handler runs, and nothing is queued. Async handlers are started and not awaited.
 
     Returns:
-        The results that are not None, and what else became of it.
+        The results that are not None, with the id and the outcome of the emission.
 
     Raises:
         EmitError: a glob was emitted, or `sender=` was given by keyword.
-        PayloadError: something cannot travel to a worker; nothing was published.
-        Exception: whatever an inline handler raised; nothing was published.
+        PayloadError: a value cannot be sent to a worker; nothing was published.
+        Exception: the error of an inline handler; nothing was published.
     """
-    # Where all handlers are plain just their calls, with as little around them as possible; else the whole pipeline.
+    # The fast path for events whose handlers are all direct calls. All others take the pipeline.
     event: Any = evt
     try:
         direct_calls = None if enabled_levels[DEBUG] else event.plan_cache.direct_calls
-    except (AttributeError, KeyError):  # of a name, of an event whose handlers have changed; or levels have
+    except (AttributeError, KeyError):  # a name, or no cached plan, or no cached log level
         direct_calls = None
     if direct_calls is None or active_observers or (kwargs and "sender" in kwargs):
         return pipeline.emit_with_results(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs))[0]
     emissions = thread_state.emissions
-    # What no other emission has caused comes for a fifth of the price: a constructor in Python costs the rest.
+    # Emission() costs a fifth of Emission.of(), which also finds the cause.
     emission = Emission.of(event.name) if emissions or task_cause() is not None else Emission()
     emission.event = event.name
     emissions.append(emission)
-    alone = not (args or kwargs)  # half the price of a call
+    sender_only = not (args or kwargs)  # a call without * and ** takes half the time
     try:
         for condition, function, handler in direct_calls:
             if condition is not None:
                 try:
-                    verdict = condition(sender) if alone else condition(sender, *args, **kwargs)
+                    verdict = condition(sender) if sender_only else condition(sender, *args, **kwargs)
                 except Exception as error:  # noqa: BLE001  # it is logged
                     verdict = record_condition_error(handler, emission, sender, error)
                 if verdict is not True and not check_verdict(verdict, handler, emission, sender):
                     continue
-            result = function(sender) if alone else function(sender, *args, **kwargs)
+            result = function(sender) if sender_only else function(sender, *args, **kwargs)
             if result is not None and record_or_start(handler, emission, result, sender, args, kwargs):
                 break
     except Exception as error:
@@ -154,10 +155,10 @@ def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> E
 
 
 async def emit_async(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Emission:
-    """As `emit`, but every inline handler is awaited, those of equal priority together.
+    """Emits an event as `emit` does, and awaits every inline handler; handlers of equal priority run together.
 
     Raises:
-        ExceptionGroup: several handlers of equal priority failed; a single failure is raised as it is.
+        ExceptionGroup: several handlers of equal priority failed; a single error is raised as it is.
     """
     return (await pipeline.emit_async(resolve(evt), Call(sender=sender, args=args, kwargs=kwargs)))[0]
 
@@ -167,15 +168,15 @@ Event.emit_async = emit_async
 
 
 def filter_signals(pattern: str, namespace: Namespace | None = None) -> dict[str, Event]:
-    """The events whose name matches a glob such as `"user.*"`, by name, in the order they were created."""
+    """Returns the events whose name matches a glob such as `"user.*"`, by name, in the order they were created."""
     return (default_namespace if namespace is None else namespace).filter(pattern)
 
 
 def drain(timeout: float | None = None) -> bool:
-    """Wait for the async handlers that `emit` started without a loop; whether all finished within `timeout` seconds.
+    """Waits for the async handlers that `emit` started without a loop; returns whether all ended in `timeout` seconds.
 
     Raises:
-        WrongThread: called on the thread of a running loop; use `await drain_async()` there.
+        WrongThread: the calling thread runs an event loop; use `await drain_async()` there.
     """
     from nitro.infrastructure.events import background
 
@@ -183,17 +184,17 @@ def drain(timeout: float | None = None) -> bool:
 
 
 async def drain_async() -> None:
-    """Wait for the async handlers that `emit` started on this loop, or without a loop."""
+    """Waits for the async handlers that `emit` started on this loop, or without a loop."""
     from nitro.infrastructure.events import background
 
     await background.drain_async()
 
 
 def resolve(evt: Event | str) -> Event:
-    """The event itself, or the one of that name.
+    """Returns an event as it is, and for a name the event of that name.
 
     Raises:
-        DeclarationError: it is neither.
+        DeclarationError: the value is neither an event nor a name.
     """
     if isinstance(evt, Event):
         return evt

@@ -1,4 +1,4 @@
-"""Async handlers that `emit` starts and does not await: on the running loop, else on one of our own."""
+"""Background jobs: async handlers that `emit` starts and does not await, on the running loop or on a loop thread."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any
 from nitro.errors import WrongThread
 from nitro.infrastructure import greenlets, scope
 from nitro.infrastructure.logs import get_logger
-from nitro.infrastructure.threads import HANDLERS, AtExit, ForkSafe, ForkSafeLock
+from nitro.infrastructure.threads import HANDLERS_EXIT_PRIORITY, AtExit, ForkSafe, ForkSafeLock
 
 logger = get_logger("nitro.events")
 
 EXIT_WAIT_SECONDS = 30.0
-"""Seconds that the exit of the interpreter waits for what still runs."""
+"""Seconds that the exit of the interpreter waits for running jobs."""
 
 RECHECK_SECONDS = 0.05
-"""Seconds after which a handler that waits for others sees that one of them waits for it."""
+"""Seconds after which a job in `drain_async` sees that another job has called `drain_async` too."""
 
 DoneFuture = Future[None]
 AnyFuture = asyncio.Future[Any] | Future[Any]
 
 
 class LoopThread(ForkSafe):
-    """An event loop on a daemon thread, started with its first coroutine and new in a forked child."""
+    """An event loop on a daemon thread, started with its first coroutine; a forked child starts another one."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -42,11 +42,11 @@ class LoopThread(ForkSafe):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The loop, or None before its first coroutine."""
+        """The event loop, or None before its first coroutine."""
         return self._loop
 
     def ensure_running(self) -> asyncio.AbstractEventLoop:
-        """The loop, which runs."""
+        """Returns the event loop, and starts it if it does not run yet."""
         with self._lock:
             if self._loop is None:
                 self._loop = self._new_loop()
@@ -64,18 +64,18 @@ class LoopThread(ForkSafe):
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
 
-    def submit(self, work: Coroutine[Any, Any, Any]) -> tuple[asyncio.AbstractEventLoop, Future[Any]]:
-        """Run a coroutine there, in a copy of the caller's context."""
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> tuple[asyncio.AbstractEventLoop, Future[Any]]:
+        """Runs a coroutine on the loop, in a copy of the caller's context; returns the loop and the future."""
         loop = self.ensure_running()
-        return loop, asyncio.run_coroutine_threadsafe(work, loop)
+        return loop, asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
 class RunningJobs(ForkSafe):
-    """Handlers that were started and have not finished, each with its event loop and its name in the log.
+    """The jobs that were started and have not ended, each with its event loop and its name in the log.
 
     Attributes:
-        draining: handlers that wait in `drain_async`.
-        has_exit_waited: whether the exit has waited already, so that it will not wait for what is started now.
+        draining: jobs that wait in `drain_async`.
+        has_exit_waited: whether the exit has waited already, so that a later job must be waited for at its start.
     """
 
     def __init__(self) -> None:
@@ -88,13 +88,13 @@ class RunningJobs(ForkSafe):
         self.draining: set[DoneFuture] = set()
 
     def add(self, done: DoneFuture, loop: asyncio.AbstractEventLoop, label: str, outcome: AnyFuture) -> None:
-        """Keep one more of them until it is over: a loop itself keeps its tasks only weakly."""
+        """Keeps a job until it ends: asyncio itself holds only weak references to its tasks."""
         with self._lock:
             self._running[done] = loop, label, outcome
         outcome.add_done_callback(partial(self._mark_finished, done))
 
     def _mark_finished(self, done: DoneFuture, outcome: AnyFuture) -> None:
-        """One is over, by itself or because its loop was closed."""
+        """Removes a job that has ended, or whose loop was closed."""
         with self._lock:
             _, label, _ = self._running.pop(done)
         if outcome.cancelled():
@@ -102,7 +102,10 @@ class RunningJobs(ForkSafe):
         done.set_result(None)
 
     def on_loops(self, *loops: asyncio.AbstractEventLoop | None) -> dict[DoneFuture, str]:
-        """Those on these loops; one of them that asks is not told of those that are waiting as it is."""
+        """Returns the running jobs on these loops.
+
+        Inside a job it leaves out the jobs that wait in `drain_async()`: two such jobs would wait for each other.
+        """
         waiting = self.draining if _current_job.get() is not None else ()
         with self._lock:
             running = list(self._running.items())
@@ -123,15 +126,15 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def start_job(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
-    """Run an async handler without waiting for it, on the running loop or on the background one."""
+def start_job(start: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
+    """Starts an async handler without waiting for it, on the running loop or on the background loop."""
     done: DoneFuture = Future()
     outcome: AnyFuture
     running = running_loop()
     if running is not None:
-        loop, outcome = running, running.create_task(_run_job(make, done))
+        loop, outcome = running, running.create_task(_run_job(start, done))
     else:
-        loop, outcome = _loop_thread.submit(_run_job(make, done))
+        loop, outcome = _loop_thread.submit(_run_job(start, done))
     collected = _collected_jobs.get()
     if collected is not None:
         collected.append(done)
@@ -142,18 +145,18 @@ def start_job(make: Callable[[], Coroutine[Any, Any, Any]], label: str) -> None:
             wait([done], EXIT_WAIT_SECONDS)
 
 
-async def _run_job(make: Callable[[], Coroutine[Any, Any, Any]], done: DoneFuture) -> None:
+async def _run_job(start: Callable[[], Coroutine[Any, Any, Any]], done: DoneFuture) -> None:
     _current_job.set(done)
     if scope.thread_state.emissions:
-        await asyncio.sleep(0)  # an eager task would begin inside the emission that starts it
-    await make()
+        await asyncio.sleep(0)  # an eager task (Python 3.12) would run inside the emission that starts it
+    await start()
 
 
 @contextmanager
 def collect_started_jobs() -> Iterator[None]:
-    """On leaving, wait for all that was started inside, and for what that has started.
+    """Waits at the end of the block for the jobs that were started inside, and for the jobs that they have started.
 
-    On the thread of a running loop, where waiting would keep it from ever ending, it is left to that loop.
+    On the thread of a running loop it does not wait: the jobs need that thread to end.
     """
     collected: list[DoneFuture] = []
     token = _collected_jobs.set(collected)
@@ -166,42 +169,42 @@ def collect_started_jobs() -> Iterator[None]:
 
 
 async def wait_for_collected_jobs() -> None:
-    """Wait for what was started so far inside `collect_started_jobs()`, without blocking this loop."""
+    """Waits for the jobs that were started inside `collect_started_jobs()` so far, without blocking this loop."""
     while running := [done for done in _collected_jobs.get() or () if not done.done()]:
         await asyncio.wait([asyncio.wrap_future(done) for done in running])
 
 
 def drain(timeout: float | None = None) -> bool:
-    """Wait for the async handlers that `emit` started on the background loop, and those they start.
+    """Waits for the jobs on the background loop, and for the jobs that they start.
 
     Args:
-        timeout: seconds at most; None waits for as long as it takes.
+        timeout: seconds at most; None means no limit.
 
     Returns:
-        Whether all have finished.
+        Whether all have ended.
 
     Raises:
-        WrongThread: called on the thread of a running loop; use `await drain_async()` there.
+        WrongThread: the calling thread runs an event loop; use `await drain_async()` there.
     """
     if running_loop() is not None:
         raise WrongThread("drain()", "await drain_async()")
-    ends = None if timeout is None else monotonic() + timeout
+    deadline = None if timeout is None else monotonic() + timeout
     while running := _running_jobs.on_loops(_loop_thread.loop):
-        left = None if ends is None else ends - monotonic()
-        if left is not None and left <= 0:
+        remaining = None if deadline is None else deadline - monotonic()
+        if remaining is not None and remaining <= 0:
             return False
-        wait(running, left)
+        wait(running, remaining)
     return True
 
 
 async def drain_async() -> None:
-    """Wait for the async handlers that `emit` started on this loop or on the background one, but for waiting ones."""
+    """Waits for the jobs on this loop and on the background loop, except for jobs that wait here themselves."""
     own = _current_job.get()
     if own is not None:
         _running_jobs.draining.add(own)
     try:
         while running := _running_jobs.on_loops(asyncio.get_running_loop(), _loop_thread.loop):
-            # A handler that begins to wait itself is then no longer waited for, so look again now and then.
+            # The timeout makes the loop drop jobs that have begun to wait in drain_async() meanwhile.
             await asyncio.wait([asyncio.wrap_future(done) for done in running], timeout=RECHECK_SECONDS)
     finally:
         if own is not None:
@@ -209,9 +212,9 @@ async def drain_async() -> None:
 
 
 def drain_at_exit() -> None:
-    """Have the exit of the interpreter, or of a child of multiprocessing, wait for what is started.
+    """Makes the exit of the interpreter, or of a child of multiprocessing, wait for the running jobs.
 
-    Said when an async handler is connected: where an `atexit` function starts the first one it would be too late.
+    `Event.connect` calls it for each async handler: an `atexit` function that starts the first job would be too late.
     """
     _at_exit.arm()
 
@@ -225,4 +228,4 @@ def _drain_or_warn() -> None:
     _running_jobs.has_exit_waited = True
 
 
-_at_exit = AtExit(_drain_or_warn, HANDLERS)
+_at_exit = AtExit(_drain_or_warn, HANDLERS_EXIT_PRIORITY)

@@ -1,4 +1,4 @@
-"""Committing: which commit an emit waits for, and what happens after it."""
+"""Commits that an emit waits for, and the publishing after them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ logger = get_logger("nitro.events")
 
 
 NEVER_MAPPED_TYPES = frozenset({str, int, float, bool, bytes, type(None), type(ANY)})
-"""Types of values that cannot be in a session."""
+"""Types whose values cannot be in a session of SQLAlchemy."""
 
 
 def commit_to_wait_for(call: Call, *, flush: bool = False) -> scope.Commit | None:
-    """The commit that this emit waits for, or None.
+    """Returns the commit that this emit waits for, or None.
 
     Args:
-        call: what is emitted.
-        flush: write the instances in it that wait to be, so that they have their ids.
+        call: sender and arguments of the emit.
+        flush: whether its pending instances are flushed, so that they have their ids.
 
     Raises:
-        TransactionError: there is none that this thread can wait for, or there are those of two databases.
+        TransactionError: this thread cannot wait for the commit, or the instances are in sessions of two databases.
     """
     return (
         dispatcher().find_commit(call, flush=flush) if _may_hold_mapped_instances(call) else scope.transaction_to_join()
@@ -37,64 +37,64 @@ def commit_to_wait_for(call: Call, *, flush: bool = False) -> scope.Commit | Non
 
 
 async def flush_async_sessions(call: Call) -> None:
-    """Write the instances that wait to be, and read expired columns, of sessions that must be awaited."""
+    """Flushes pending instances and reads expired columns, in sessions that must be awaited."""
     if _may_hold_mapped_instances(call):
         await dispatcher().flush(call)
 
 
 def _may_hold_mapped_instances(call: Call) -> bool:
-    """Whether anything in it can be in a session of the user's own; nothing is mapped before SQLAlchemy is loaded."""
+    """Whether a value of the call may be in a session of the user; False before SQLAlchemy's ORM is loaded."""
     values = (call.sender, *call.args, *call.kwargs.values())
     return "sqlalchemy.orm" in sys.modules and not NEVER_MAPPED_TYPES.issuperset(map(type, values))
 
 
 def enclosing_commit(call: Call) -> scope.Commit | None:
-    """The commit of the transaction that this emit's inline handlers run in, be it one that has only read, or None."""
+    """Returns the commit of the transaction around this emit's inline handlers, also of a read-only one, or None."""
     current = scope.current_transaction()
     if current is not None:
         return current
     try:
         return dispatcher().find_commit(call, reading=True) if _may_hold_mapped_instances(call) else None
-    except TransactionError:  # raised once something has to wait for it
+    except TransactionError:  # raised later, when a handler has to wait for the commit
         return None
 
 
 def begin_savepoint(handler: Handler, call: Call) -> ExitStack | None:
-    """What undoes a sync handler alone whose failure is only logged, begun; None where there is nothing to keep apart.
+    """Begins the savepoint of a sync handler with on_error="log"; returns None without a transaction to protect.
 
     Raises:
-        Exception: what the emitter has not flushed yet cannot be written, which is no failure of the handler.
+        Exception: a pending write of the emitter failed, which is not an error of the handler.
     """
     commit = None if handler.on_error == "raise" else enclosing_commit(call)
     if commit is None:
         return None
-    begun = ExitStack()
-    begun.enter_context(commit.savepoint())
-    return begun
+    stack = ExitStack()
+    stack.enter_context(commit.savepoint())
+    return stack
 
 
 async def begin_async_savepoint(handler: Handler, call: Call) -> AsyncExitStack | None:
-    """The same of an async handler that is awaited."""
+    """Begins the savepoint of an awaited async handler with on_error="log", or returns None."""
     commit = None if handler.on_error == "raise" else enclosing_commit(call)
     if commit is None:
         return None
-    begun = AsyncExitStack()
-    await begun.enter_async_context(commit.savepoint_async())
-    return begun
+    stack = AsyncExitStack()
+    await stack.enter_async_context(commit.savepoint_async())
+    return stack
 
 
-def warn_dropped(what: str) -> None:
-    """Say that something does not happen any more."""
-    logger.warning("%s is dropped: its session was closed without a commit", what)
+def warn_dropped(label: str) -> None:
+    """Logs that work which waited for a commit is dropped."""
+    logger.warning("%s is dropped: its session was closed without a commit", label)
 
 
-def publish_after_commit(send: Callable[[], None]) -> None:
-    """Publish after a commit, when nothing can be raised any more; never on a running loop's thread."""
+def publish_after_commit(publish: Callable[[], None]) -> None:
+    """Publishes after a commit and logs errors, which nothing can handle then; never blocks the thread of a loop."""
     from nitro.infrastructure.events.background import running_loop
 
-    def publish() -> None:
+    def publish_or_log() -> None:
         try:
-            send()
+            publish()
         except DispatchError as error:
             for handler in error.handlers:
                 logger.exception("handler %s was not dispatched after its commit", handler)
@@ -103,6 +103,6 @@ def publish_after_commit(send: Callable[[], None]) -> None:
 
     loop = running_loop()
     if loop is None:
-        publish()
+        publish_or_log()
     else:
-        loop.run_in_executor(None, publish)
+        loop.run_in_executor(None, publish_or_log)

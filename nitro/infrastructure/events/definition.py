@@ -1,4 +1,4 @@
-"""Definition: where a handler is written, which tells its definition run again from a second one."""
+"""Definitions of handlers: a definition that runs again (reload, notebook cell) is told from a second handler."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """The function beneath decorators, partials and methods, as it was when it was connected.
+    """The source position of the innermost function of a handler, at the time of its connection.
 
     Attributes:
-        function_id: its address; it is not kept alive.
-        enclosing_code: that of the module, or of the cell, whose run has connected it; None when that had ended.
+        function_id: `id()` of the function, which is not kept alive.
+        enclosing_code: code of the module or notebook cell that was running; None when it had ended.
     """
 
     function_id: int
@@ -30,27 +30,27 @@ class Definition:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Definition | None:
-        """The definition of a callable that is connected just now; None of one that is not written in Python."""
-        found = innermost_function(function)
-        if not isinstance(found, FunctionType):
+        """Returns the definition of a callable that is being connected, or None if it is not written in Python."""
+        innermost = innermost_function(function)
+        if not isinstance(innermost, FunctionType):
             return None
-        code, module = found.__code__, found.__globals__
+        code, module = innermost.__code__, innermost.__globals__
         frames = _defining_frames(code, module)
         enclosing_code = frames[-1].f_code if frames else None
         return cls(
-            function_id=id(found),
-            qualname=found.__qualname__,
+            function_id=id(innermost),
+            qualname=innermost.__qualname__,
             code=code,
             module_globals=module,
             enclosing_code=enclosing_code,
         )
 
     def shares_code_with(self, old: Definition) -> bool:
-        """Whether it is another function of the same code, as each call of a factory makes one."""
+        """Whether both are different functions with the same code, as two calls of a factory make them."""
         return self.code is old.code and self.function_id != old.function_id
 
     def has_same_origin_as(self, old: Definition) -> bool:
-        """Whether it is the same function, as of two events, or another one of a factory."""
+        """Whether both are the same function, or functions of one factory."""
         return self.function_id == old.function_id or (self.code is old.code and self._is_nested)
 
     @property
@@ -58,9 +58,9 @@ class Definition:
         return "<locals>" in self.qualname
 
     def redefines(self, old: Definition) -> bool:
-        """Whether it is the definition of `old` run again: by a reload, a cell, a script that is imported too.
+        """Whether the definition of `old` has run again: by a reload, in a cell, or in a script that is also imported.
 
-        Of one run of a text all functions are meant: of equal names, in a loop, of one factory.
+        Functions that one run of the source makes never replace each other: equal names, loops, factories.
         """
         if self.qualname != old.qualname or self.has_same_origin_as(old):
             return False
@@ -73,7 +73,7 @@ class Definition:
         )
 
     def _is_in_same_source_as(self, old: Definition) -> bool:
-        """Whether both are of one file, or of one interactive session, whose cells are files of their own."""
+        """Whether both are in one file, or in one interactive session, where each cell counts as a file."""
         if self.module_globals is old.module_globals and _is_interactive(self.module_globals):
             return True
         file = _source_file(self.code)
@@ -82,17 +82,17 @@ class Definition:
         )
 
     def _has_moved(self, old: Definition) -> bool:
-        """Whether it is on another line because the text has changed, and is not the second of its name there."""
+        """Whether the line differs because the source was edited, and not because the source has two such functions."""
         if self.enclosing_code is None or old.enclosing_code is None:
             return not any(id(value) == old.function_id for value in old.module_globals.values())
         if self._is_nested and not self.enclosing_code.co_name == old.enclosing_code.co_name == "<module>":
             return False
         same_cell = _is_interactive(self.module_globals) and self.code.co_filename == old.code.co_filename
-        return not (same_cell and _is_still_in_source(old))  # IPython compiles each statement of a cell by itself
+        return not (same_cell and _is_still_in_source(old))  # IPython compiles each statement of a cell separately
 
 
 def innermost_function(function: Any) -> Any:
-    """The function that a callable calls in the end."""
+    """Returns the function beneath decorators, partials, methods and `__call__`."""
     while not isinstance(function, FunctionType):
         if isinstance(function, partial):
             function = function.func
@@ -109,27 +109,27 @@ def innermost_function(function: Any) -> Any:
 
 
 def _defining_frames(code: CodeType, module: dict[str, Any]) -> list[FrameType]:
-    """The running frame that a code is written in, and those that this one is written in, the outermost last."""
+    """Returns the running frames whose source contains a code, innermost first."""
     frame: FrameType | None = sys._getframe(1)
-    found: list[FrameType] = []
+    frames: list[FrameType] = []
     while frame is not None:
         if frame.f_globals is module and any(const is code for const in frame.f_code.co_consts):
-            found.append(frame)
+            frames.append(frame)
             code = frame.f_code
         frame = frame.f_back
-    return found
+    return frames
 
 
 def _may_run_again(code: CodeType, module: dict[str, Any]) -> bool:
-    """Whether what is running now may come by the same place again before it ends."""
+    """Whether a running frame may execute this definition again before it ends."""
     return any(_is_inside_loop(frame.f_code, frame.f_lasti) for frame in _defining_frames(code, module))
 
 
-def _is_inside_loop(code: CodeType, at: int) -> bool:
+def _is_inside_loop(code: CodeType, offset: int) -> bool:
     import dis
 
-    jumps = (each for each in dis.get_instructions(code) if "JUMP_BACKWARD" in each.opname)
-    return any(jump.argval <= at < jump.offset for jump in jumps)
+    jumps = (step for step in dis.get_instructions(code) if "JUMP_BACKWARD" in step.opname)
+    return any(jump.argval <= offset < jump.offset for jump in jumps)
 
 
 def _is_interactive(module: dict[str, Any]) -> bool:
@@ -141,7 +141,7 @@ def _source_file(code: CodeType) -> str:
 
 
 def _is_still_in_source(old: Definition) -> bool:
-    """Whether the source of its cell, as far as it is known, still has it where it was."""
+    """Whether `linecache` still shows the old function on its line."""
     lines = linecache.getlines(old.code.co_filename)[old.code.co_firstlineno - 1 :]
     head = next((line for line in lines if "def " in line), "")
     return f"def {old.qualname.rpartition('.')[2]}" in head

@@ -1,4 +1,4 @@
-"""Shown: a sender as logs, Flower and the command line name it."""
+"""Display names of senders, for logs, Flower and the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FIELD_START = re.compile(r" (?=[^\W\d]\w*=)")
 
 
 def describe_sender(sender: object) -> str:
-    """A sender without its field values: `Order:o1`, and what `__nitro_show__` of its class adds."""
+    """Returns the display name of a sender: `Order:o1`, with the fields that `__nitro_show__` of its class allows."""
     if sender is ANY:
         return "ANY"
     if isinstance(sender, type):
@@ -26,14 +26,14 @@ def describe_sender(sender: object) -> str:
     )
 
 
-def split_shown_fields(shown: str) -> tuple[str, str | None]:
-    """A sender that is shown, and what `__nitro_show__` adds to it, by which alone nobody finds the sender."""
-    sender, fields = _FIELD_START.split(shown, 1) if _FIELD_START.search(shown) else (shown, None)
+def split_shown_fields(display: str) -> tuple[str, str | None]:
+    """Splits a display name into the sender and its shown fields."""
+    sender, fields = _FIELD_START.split(display, 1) if _FIELD_START.search(display) else (display, None)
     return sender, fields
 
 
 def _describe_field(sender: object, name: str) -> str:
     try:
         return f" {name}={getattr(sender, name)!r}"
-    except Exception as error:  # noqa: BLE001  # of the user's class; no emit fails for what monitoring shows
+    except Exception as error:  # noqa: BLE001  # a property of the user's class; monitoring must not fail an emit
         return f" {name}=<{type(error).__name__}>"

@@ -1,4 +1,4 @@
-"""Emission: what an emit returns."""
+"""The Emission that an emit returns."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 _id_lock = ForkSafeLock()
 
 Timing = tuple[float, float | None]
-"""When a handler began and ended, in seconds of `perf_counter`; no end while it runs, or where nobody waits for it."""
+"""Begin and end of a handler, in seconds of `perf_counter`; the end is None while it runs, and if it is not awaited."""
 
 
 class Emission(list[Any]):
-    """The results of the inline handlers that are not None, and what else became of the event.
+    """The results of the inline handlers that are not None, with the id and the outcome of the emission.
 
     Attributes:
         event: name of the event.
-        parent: id of the emission whose handler emitted this one, or None.
-        root: id of the first emission in that chain, or None.
+        parent: id of the emission whose handler emitted this emission, or None.
+        root: id of the first emission in the chain of parents, or None.
         cancelled_by: name of the handler that returned False, or None.
-        caused_in: name of the handler that emitted this one, or None.
-        plan: the handlers that it meets; None where they are all plain, and nobody watches.
-        started_at: when its handlers began, in seconds of `perf_counter`; None as above.
-        handler: name of the sync handler that runs now; None as above.
-        waits_for_commit: whether its offloads wait for a commit; None as above.
+        caused_in: name of the handler that emitted this emission, or None.
+        plan: the handlers of the emission; None on the fast path of `emit`, as are the next three.
+        started_at: begin of the first handler, in seconds of `perf_counter`.
+        handler: name of the sync handler that runs now.
+        waits_for_commit: whether its offloads wait for a commit.
     """
 
     __slots__ = (
@@ -65,36 +65,36 @@ class Emission(list[Any]):
 
     @classmethod
     def of(cls, event: str) -> Emission:
-        """An emission of that event, caused by the one whose handler runs here; bare `Emission()` knows neither."""
-        made = cls()
-        made.event = event
+        """Returns an emission of that event, whose parent is the emission whose handler runs here."""
+        emission = cls()
+        emission.event = event
         cause = scope.current_cause()
         if cause is not None:
-            made.parent, made.root = cause.id, cause.root or cause.id
-            made.caused_in = cause.handler
-        return made
+            emission.parent, emission.root = cause.id, cause.root or cause.id
+            emission.caused_in = cause.handler
+        return emission
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """Returns what pickle and copy take along: all that was set, without the plan, whose functions stay here."""
+        """Returns the attributes for pickle and copy, without the plan, whose functions cannot be pickled."""
         state = {name: getattr(self, name) for name in Emission.__slots__ if name != "plan"} | {"_id": self.id}
         return None, {name: value for name, value in state.items() if value is not None}
 
-    if not TYPE_CHECKING:  # to a type checker a class with it has every attribute
+    if not TYPE_CHECKING:  # a class with __getattr__ has every attribute for a type checker
 
         def __getattr__(self, name: str) -> None:
-            """None, for what was never set: most emissions set nothing, which so costs nothing."""
+            """Returns None for a slot that was not set: setting all slots would make each emission slower."""
             if name not in Emission.__slots__:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @property
     def id(self) -> str:
-        """UUIDv7 text (RFC 9562), made when first asked for."""
+        """UUIDv7 of the emission as text (RFC 9562), made at the first access."""
         if self._id is None:
             from uuid_utils import uuid7
 
-            made = str(uuid7())
+            new_id = str(uuid7())
             with _id_lock:
-                self._id = self._id or made
+                self._id = self._id or new_id
         return self._id
 
     @property
@@ -113,7 +113,7 @@ class Emission(list[Any]):
 
     @property
     def timings(self) -> dict[str, Timing]:
-        """Inline handlers that have begun: name → when; empty where `plan` is None."""
+        """Inline handlers that have begun: name → begin and end; empty where `plan` is None."""
         if self._timings is None:
             self._timings = {}
         return self._timings

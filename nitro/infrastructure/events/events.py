@@ -1,4 +1,4 @@
-"""Event and Namespace: blinker's, with an order, conditions, globs, entity senders and offloads."""
+"""Event, Glob and Namespace: blinker's classes with priorities, conditions, globs, entity senders and offloads."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _handler_order = itertools.count()
-_lock = ForkSafeLock()  # of all changes to handlers, events and plans; an emit with a cached plan takes none
+_lock = ForkSafeLock()  # guards handlers, events and plans; an emit with a cached plan does not take it
 _ever_connected: weakref.WeakSet[Event] = weakref.WeakSet()
-_latest_by_name: dict[str, weakref.ref[Handler]] = {}  # that was connected under a name
+_latest_by_name: dict[str, weakref.ref[Handler]] = {}  # name → the handler connected last
 
 
 def is_glob(name: str) -> bool:
-    """Whether a name stands for many events."""
+    """Whether a name is a glob, which means many events."""
     return any(sign in name for sign in "*?[")
 
 
 class Event(blinker.NamedSignal):
     """A named event: handlers are connected to it, and it is emitted.
 
-    It is a blinker signal: `muted()`, `connected_to()`, `receivers_for()`, `send()` and the rest of
+    It is a blinker signal, so `muted()`, `connected_to()`, `receivers_for()`, `send()` and the other methods of
     blinker work on it.
     """
 
-    # The functions of the public interface are its methods too; `api` sets them, which lies above.
+    # The module `api` sets them to its functions: it imports this module.
     emit: ClassVar[Callable[..., Emission]]
     emit_async: ClassVar[Callable[..., Coroutine[Any, Any, Emission]]]
 
     def __init__(self, name: str, doc: str | None = None, namespace: Namespace | None = None) -> None:
         if is_glob(name) and not isinstance(self, Glob):
-            raise DeclarationError(f"{name!r} is a glob, not the name of an event; event({name!r}) gives what connects")
+            raise DeclarationError(f"{name!r} is a glob, not the name of an event; use event({name!r})")
         check_name("event", name)
         self._namespace = Namespace() if namespace is None else namespace
         self._handlers: tuple[Handler, ...] = ()
@@ -60,10 +60,10 @@ class Event(blinker.NamedSignal):
         super().__init__(name, doc)
 
     def connect(self, receiver: F, sender: Any = ANY, weak: bool = False, **options: Unpack[ConnectOptions]) -> F:
-        """Connect a handler and return it: what `on(event, sender=…, weak=…, **options)` does.
+        """Connects a handler and returns it, as `on(event, sender=…, weak=…, **options)` does.
 
         Raises:
-            DeclarationError: the handler, or an option of it, could not work.
+            DeclarationError: the handler, or one of its options, cannot work.
         """
         load_journal_if_enabled()
         handler = make_handler(
@@ -83,18 +83,19 @@ class Event(blinker.NamedSignal):
         return receiver
 
     def disconnect(self, receiver: Function | None, sender: Any = ANY) -> None:
-        """Disconnect a handler, or only what it hears of `sender`; one that is not connected is ignored."""
+        """Disconnects a handler, or only its connection to `sender`; an unconnected handler is ignored."""
         if receiver is None:
             return
-        key, only = function_key(unwrap_staticmethod(receiver)), None if sender is ANY else sender_key(sender)
+        key = function_key(unwrap_staticmethod(receiver))
+        heard = None if sender is ANY else sender_key(sender)
         with _lock:
-            self._handlers = tuple(h for h in self._handlers if h.key != key or (only and h.sender.key != only))
+            self._handlers = tuple(h for h in self._handlers if h.key != key or (heard and h.sender.key != heard))
             self._invalidate_plans()
         if self.receiver_disconnected.receivers:
             self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
 
     def explain(self, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> Explanation:
-        """What an emit would do now: its handlers in order, with the verdict on each; runs conditions, no handler."""
+        """Returns the handlers of an emit in order, each with the result of its condition; calls no handler."""
         from nitro.infrastructure.events.explain import explain
 
         call = Call(sender=sender, args=args, kwargs=kwargs)
@@ -102,29 +103,29 @@ class Event(blinker.NamedSignal):
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
-        """All that hear it, its own and those of matching globs, in the order in which an emit takes them."""
+        """The handlers of the event and of matching globs, in the order of an emit."""
         with _lock:
             return build_plan(self._heard_handlers()).handlers
 
     def plan_for(self, sender: object) -> Plan:
-        """The plan of an emission by `sender`; built anew only after handlers have changed."""
-        plans = self.plan_cache
-        if plans is None:
+        """Returns the plan of an emission by `sender`, which is cached until a handler changes."""
+        cache = self.plan_cache
+        if cache is None:
             load_journal_if_enabled()
             with _lock:
                 version = self._version
-                plans = PlanCache(() if self._muted else self._heard_handlers())
+                cache = PlanCache(() if self._muted else self._heard_handlers())
                 if version == self._version:
-                    self.plan_cache = plans
-        return plans.get(sender)
+                    self.plan_cache = cache
+        return cache.get(sender)
 
     def _heard_handlers(self) -> tuple[Handler, ...]:
-        """Its own living handlers and those of matching globs, in the order they were connected."""
-        heard = [*self._living_handlers()]
+        """Returns the living handlers of the event and of matching globs, in the order they were connected."""
+        handlers = [*self._living_handlers()]
         for glob in self._namespace.globs.values():
             if not glob.is_muted and fnmatchcase(self.name, glob.name):
-                heard += glob._living_handlers()
-        return tuple(sorted(heard, key=lambda handler: handler.order))
+                handlers += glob._living_handlers()
+        return tuple(sorted(handlers, key=lambda handler: handler.order))
 
     def _living_handlers(self) -> tuple[Handler, ...]:
         self._handlers = tuple(handler for handler in self._handlers if handler.is_alive)
@@ -135,14 +136,14 @@ class Event(blinker.NamedSignal):
         self.plan_cache = None
 
     def _on_dead_reference(self, _reference: object) -> None:
-        """A weak function or a sender has died."""
+        """Drops the cached plans: a weakly referenced function or sender no longer exists."""
         self._invalidate_plans()
 
-    # What blinker promises of a signal, kept true for globs and entity senders.
+    # Methods of blinker's signals, overridden so that they know globs and entity senders.
 
     @property
     def is_muted(self) -> bool:
-        """Whether emits call and queue nothing for now."""
+        """Whether the event is muted: an emit calls and queues no handler."""
         return self._muted
 
     @is_muted.setter
@@ -152,16 +153,16 @@ class Event(blinker.NamedSignal):
 
     @property
     def receivers(self) -> dict[Any, Any]:
-        """All functions that hear it, by key; empty when nobody does."""
+        """The functions of all handlers of the event, by key."""
         with _lock:
             return {handler.key: handler.function for handler in self._heard_handlers()}
 
     @receivers.setter
     def receivers(self, _empty: dict[Any, Any]) -> None:
-        """blinker's constructor sets it; here it is derived from the handlers."""
+        """Ignores the assignment of blinker's constructor: the property is derived from the handlers."""
 
     def receivers_for(self, sender: Any) -> Generator[Function, None, None]:
-        """The functions that an emit by `sender` would call or queue, in that order."""
+        """Yields the functions that an emit by `sender` would call or queue, in that order."""
         key = sender_key(sender)
         with _lock:
             plan = build_plan(handler for handler in self._heard_handlers() if handler.sender.matches(sender, key))
@@ -170,33 +171,33 @@ class Event(blinker.NamedSignal):
                 yield handler.function
 
     def has_receivers_for(self, sender: Any) -> bool:
-        """Whether an emit by `sender` would call or queue anything."""
+        """Whether an emit by `sender` would call or queue a handler."""
         return next(self.receivers_for(sender), None) is not None
 
     def send(self, sender: Any = None, /, *, _async_wrapper: Any = None, **kwargs: Any) -> list[tuple[Function, Any]]:
-        """Emit it and return what blinker would: the inline functions that ran, each with its result.
+        """Emits the event and returns the inline functions that ran, each with its result, as blinker does.
 
-        Async ones need no wrapper here.
+        Async functions need no wrapper.
         """
-        _, outcomes = pipeline.emit_with_results(self, Call(sender=sender, kwargs=kwargs))
-        return [(handler.function or handler.call, result) for handler, result in outcomes]
+        _, results = pipeline.emit_with_results(self, Call(sender=sender, kwargs=kwargs))
+        return [(handler.function or handler.call, result) for handler, result in results]
 
     async def send_async(
         self, sender: Any = None, /, *, _sync_wrapper: Any = None, **kwargs: Any
     ) -> list[tuple[Function, Any]]:
-        """Emit it, await its inline handlers, and return each function with its result; sync ones need no wrapper."""
-        _, outcomes = await pipeline.emit_async(self, Call(sender=sender, kwargs=kwargs))
-        return [(handler.function or handler.call, result) for handler, result in outcomes]
+        """Emits the event and awaits its inline handlers; returns each function with its result."""
+        _, results = await pipeline.emit_async(self, Call(sender=sender, kwargs=kwargs))
+        return [(handler.function or handler.call, result) for handler, result in results]
 
 
 class Glob(Event):
-    """All events of a namespace whose name matches, also those created later; it cannot be emitted."""
+    """A pattern of event names; its handlers hear all events that match, also later ones. It cannot be emitted."""
 
     def plan_for(self, _sender: object) -> Plan:
-        """Refuse: a glob is no event.
+        """Raises, because a glob cannot be emitted.
 
         Raises:
-            EmitError: always.
+            EmitError: at every call.
         """
         raise EmitError(f"{self.name!r} is a glob and cannot be emitted; emit the events of filter_signals()")
 
@@ -206,27 +207,27 @@ class Glob(Event):
 
 
 class Namespace(blinker.Namespace):
-    """Events by name. A name with `*`, `?` or `[` is a glob, kept aside in `globs`."""
+    """Events by name. A name with `*`, `?` or `[` is a glob, kept in `globs`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.globs: dict[str, Glob] = {}
 
     def event(self, name: str, doc: str | None = None) -> Event:
-        """The event of that name, the same at each call.
+        """Returns the event of that name, the same object at each call.
 
         Raises:
-            DeclarationError: the name is not a text, or empty, or cannot be stored.
+            DeclarationError: the name is not a str, or empty, or cannot be stored.
         """
         if not isinstance(name, str) or not name:
             raise DeclarationError(f"{name!r} is no name of an event; give a text such as 'order-placed'")
         with _lock:
-            found = self.globs.get(name) or self.get(name)
-            if not isinstance(found, Event):
-                found = self._add(name)
+            event = self.globs.get(name) or self.get(name)
+            if not isinstance(event, Event):
+                event = self._add(name)
             if doc:
-                found.__doc__ = doc
-        return found
+                event.__doc__ = doc
+        return event
 
     def _add(self, name: str) -> Event:
         if is_glob(name):
@@ -236,24 +237,24 @@ class Namespace(blinker.Namespace):
         return event
 
     def signal(self, name: str, doc: str | None = None) -> Event:
-        """blinker's word for `event`."""
+        """Returns the event of that name; blinker's name for `event`."""
         return self.event(name, doc)
 
     def filter(self, pattern: str) -> dict[str, Event]:
-        """The events whose name matches a glob, by name, in the order they were created."""
+        """Returns the events whose name matches a glob, by name, in the order they were created."""
         return {event.name: event for event in self.events() if fnmatchcase(event.name, pattern)}
 
     def events(self) -> list[Event]:
-        """All of them, without globs, in the order they were created."""
+        """Returns all events, without globs, in the order they were created."""
         return [event for event in list(self.values()) if isinstance(event, Event)]
 
 
 def _disconnect_replaced(new: Handler) -> None:
-    """Disconnect what a handler is the new definition of, whatever it hears, so that it is heard once."""
-    known = _latest_by_name.get(new.name)
+    """Disconnects the older definitions of a handler from all events, so that only the new one runs."""
+    reference = _latest_by_name.get(new.name)
     _latest_by_name[new.name] = weakref.ref(new)
-    latest = None if known is None else known()
-    if known is None or (latest is not None and new.offload is None and new.has_same_origin_as(latest)):
+    latest = None if reference is None else reference()
+    if reference is None or (latest is not None and new.offload is None and new.has_same_origin_as(latest)):
         return
     for event in _living_connected_events():
         for handler in event._handlers:
@@ -262,15 +263,15 @@ def _disconnect_replaced(new: Handler) -> None:
 
 
 def connected_events() -> list[Event]:
-    """The events that somebody has connected to, globs among them, by name."""
+    """Returns the events and globs that have handlers, sorted by name."""
     return sorted((event for event in _living_connected_events() if event.handlers), key=lambda event: event.name)
 
 
 def _living_connected_events() -> list[Event]:
-    """Every living event that has had a handler, copied under the lock: a set must not grow while it is iterated."""
+    """Returns the living events that have had a handler; copied under the lock, because `connect` adds to the set."""
     with _lock:
         return list(_ever_connected)
 
 
 default_namespace = Namespace()
-"""Where `event(name)` and `on(name)` look."""
+"""The namespace of `event(name)`, `on(name)` and `emit(name)`."""

@@ -1,4 +1,4 @@
-"""Explanation: what an emit would do now, without doing it."""
+"""Explanations of an emit: its handlers and the results of their conditions, without a call of a handler."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from nitro.infrastructure.events.run import check_condition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerExplanation:
-    """What would become of one handler.
+    """The explanation of one handler of an emit.
 
     Attributes:
-        where: `inline`, here, or `queue`, in a worker.
-        condition: None without one; `holds`; or the reason why the handler would be skipped.
-        delivery: the promise of a queued one.
-        payload_size: bytes of JSON payload that would travel for a queued one that is not skipped.
+        handler: name of the handler.
+        where: `inline` for a handler that runs in the emitter, `queue` for one that runs in a worker.
+        condition: None without a condition, `holds`, or the reason why the handler would be skipped.
+        delivery: the delivery option of a queued handler.
+        payload_size: bytes of the JSON payload of a queued handler that is not skipped.
     """
 
     handler: str
@@ -33,7 +34,7 @@ class HandlerExplanation:
 
     @property
     def runs(self) -> bool:
-        """Whether the condition lets it run."""
+        """Whether the condition lets the handler run."""
         return _may_run(self.condition)
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class HandlerExplanation:
 
 
 class Explanation(list[HandlerExplanation]):
-    """The verdicts on an event's handlers, in the order in which an emit takes them; printed, a line each."""
+    """The explanations of an event's handlers, in the order of an emit; printed with one line each."""
 
     __slots__ = ("event",)
 
@@ -58,14 +59,14 @@ class Explanation(list[HandlerExplanation]):
 
 
 def explain(event: str, plan: Plan, call: Call) -> Explanation:
-    """Ask the conditions and weigh the payload; run no handler.
+    """Calls the conditions and measures the payload, without a call of a handler.
 
     Raises:
-        PayloadError: an argument could not travel, as an emit would say.
+        PayloadError: an argument cannot be sent to a worker.
     """
     explanation = Explanation(event)
-    asked = Emission.of(event)
-    conditions = {handler: _condition_result(handler, asked, call) for handler in plan.handlers}
+    emission = Emission.of(event)
+    conditions = {handler: _condition_result(handler, emission, call) for handler in plan.handlers}
     queued = [handler for handler in plan.offloaded if _may_run(conditions[handler])]
     sizes = dict(zip(queued, dispatcher().payload_sizes(call, queued) if queued else [], strict=True))
     for handler in plan.handlers:
@@ -87,7 +88,7 @@ def _may_run(condition: str | None) -> bool:
     return condition in (None, "holds")
 
 
-def _condition_result(handler: Handler, asked: Emission, call: Call) -> str | None:
+def _condition_result(handler: Handler, emission: Emission, call: Call) -> str | None:
     if handler.condition is None:
         return None
-    return "holds" if check_condition(handler, asked, call) else asked.skipped[handler.name]
+    return "holds" if check_condition(handler, emission, call) else emission.skipped[handler.name]

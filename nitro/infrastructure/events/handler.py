@@ -1,4 +1,4 @@
-"""Handler: one registration of a function, its stable name and how it wants to be called."""
+"""Handlers: a function connected to an event, with its stable name, its sender and its options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnError = Literal["raise", "log"]
 
 
 class OffloadLike(Protocol):
-    """What the checked options of an offloaded handler look like from here."""
+    """The checked options of an offloaded handler, as far as events need them."""
 
     @property
     def delivery(self) -> str | None: ...
@@ -32,17 +32,17 @@ class OffloadLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Handler:
-    """A function as it was connected to one event.
+    """A function that is connected to an event, with its options.
 
     Attributes:
-        call: runs the function; for a weak one, only while it lives.
-        key: which function it is; the same for two registrations of one function.
-        name: stable name, of the Celery task too.
-        is_async: whether its kind needs an event loop.
-        sender: hears only this one; `ANY` hears all.
-        offload: checked options of its Celery task, or None for an inline handler.
-        order: when it was connected, counted over all events.
-        definition: where it is written, unless it is not in Python.
+        call: callable that runs the function; a weakly referenced function runs only while it exists.
+        key: identity of the function, the same for two connections of one function.
+        name: stable name, also of the Celery task.
+        is_async: whether the function needs an event loop.
+        sender: filter of the senders that the handler hears.
+        offload: checked options of the Celery task, or None for an inline handler.
+        order: number of the connection, counted over all events.
+        definition: source position of the function, or None if it is not written in Python.
     """
 
     call: Function
@@ -60,21 +60,21 @@ class Handler:
 
     @property
     def function(self) -> Function | None:
-        """The connected function, or None when a weak one is gone."""
+        """The connected function, or None if it was weakly referenced and no longer exists."""
         return self.call.function if isinstance(self.call, WeakFunction) else self.call
 
     @property
     def is_alive(self) -> bool:
-        """Whether its function and its sender still exist."""
+        """Whether the function and the sender still exist."""
         return self.function is not None and self.sender.is_alive
 
     def has_same_origin_as(self, other: Handler) -> bool:
-        """Whether both are of the same function, or of one factory, so that neither is the other anew."""
-        mine, its = self.definition, other.definition
-        return mine is not None and its is not None and mine.has_same_origin_as(its)
+        """Whether both have the same function, or functions of one factory, so that neither redefines the other."""
+        own, others = self.definition, other.definition
+        return own is not None and others is not None and own.has_same_origin_as(others)
 
     def replaces(self, old: Handler) -> bool:
-        """Whether it is `old` anew; of one task name there is one function, also where a factory makes many."""
+        """Whether the handler is a newer definition of `old`; a task name also has only one function of a factory."""
         if self.definition is None or old.definition is None or self.name != old.name:
             return False
         one_task = self.offload is not None and old.offload is not None
@@ -84,17 +84,17 @@ class Handler:
 
 
 class WeakFunction:
-    """A function that may vanish: calling it then does nothing."""
+    """A weakly referenced function; a call does nothing once the function no longer exists."""
 
     __slots__ = ("_reference",)
 
-    def __init__(self, function: Function, when_gone: Callable[[object], None]) -> None:
-        make = weakref.WeakMethod if isinstance(function, MethodType) else weakref.ref
-        self._reference: Callable[[], Function | None] = make(function, when_gone)
+    def __init__(self, function: Function, on_dead: Callable[[object], None]) -> None:
+        reference_type = weakref.WeakMethod if isinstance(function, MethodType) else weakref.ref
+        self._reference: Callable[[], Function | None] = reference_type(function, on_dead)
 
     @property
     def function(self) -> Function | None:
-        """The function while it lives."""
+        """The function, or None if it no longer exists."""
         return self._reference()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -103,38 +103,38 @@ class WeakFunction:
 
 
 class SenderFilter:
-    """Which senders a handler hears: all, the instances of a class, or one object.
+    """The senders that a handler hears: all, the instances of a class, or one object.
 
-    An object with a `__nitro_identity__` (class and id) is recognised by it; `str` and `int` by
-    value, as in blinker; any other object by being the same one, and is not kept alive.
+    An object with a `__nitro_identity__` is compared by it (class and id), `str` and `int` by value as in blinker,
+    any other object by identity. The object is referenced weakly.
     """
 
     __slots__ = ("_reference", "cls", "key")
 
-    def __init__(self, sender: object, when_gone: Callable[[object], None]) -> None:
+    def __init__(self, sender: object, on_dead: Callable[[object], None]) -> None:
         self.key = None if sender is ANY else sender_key(sender)
         self.cls = sender if isinstance(sender, type) else None
         self._reference: object = None
         if isinstance(self.key, int) and self.cls is None:
             try:
-                self._reference = weakref.ref(sender, when_gone)
+                self._reference = weakref.ref(sender, on_dead)
             except TypeError:
                 self._reference = sender
 
     @property
     def is_alive(self) -> bool:
-        """Whether the object that is heard still exists."""
+        """Whether the object that the handler hears still exists."""
         return not isinstance(self._reference, weakref.ref) or self._reference() is not None
 
     def matches(self, sender: object, key: Hashable) -> bool:
-        """Whether an emission by `sender`, whose key is `key`, is heard."""
+        """Whether the handler hears an emission by `sender`, whose `sender_key` is `key`."""
         if self.key is None or self.key == key:
             return True
         return self.cls is not None and isinstance(sender, self.cls)
 
 
 def sender_key(sender: object) -> Hashable:
-    """What tells a sender from another: its entity identity, its value, or its address."""
+    """Returns the key by which senders are compared: entity identity, value, or `id()`."""
     if not isinstance(sender, type):
         identity = identity_of(sender)
         if identity is not None:
@@ -145,27 +145,27 @@ def sender_key(sender: object) -> Hashable:
 
 
 def identity_of(sender: object) -> tuple[type, object] | None:
-    """Class and id of an entity, or None; its class is asked, so that a `__getattr__` of the user's is not."""
+    """Returns class and id of an entity, or None; the lookup on the class avoids a `__getattr__` of the user."""
     if not hasattr(type(sender), "__nitro_identity__"):
         return None
-    identity: tuple[type, object] | None = getattr(sender, "__nitro_identity__")  # noqa: B009  # no class has it to mypy
+    identity: tuple[type, object] | None = getattr(sender, "__nitro_identity__")  # noqa: B009  # mypy knows no class with it
     return identity
 
 
 def unwrap_staticmethod(function: Any) -> Any:
-    """The function of a static method, which is an object of its own; anything else as it is."""
+    """Returns the function inside a `staticmethod` object; any other callable as it is."""
     return function.__func__ if isinstance(function, staticmethod) else function
 
 
 def function_key(function: Function) -> Hashable:
-    """What tells a function from another; bound methods are made anew at each access."""
+    """Returns the key by which functions are compared; a bound method is a new object at each access."""
     if isinstance(function, MethodType):
         return (id(function.__self__), id(function.__func__))
     return id(function)
 
 
 def kind_of(function: Function) -> FunctionKind:
-    """Which of the four kinds a callable is, also behind a partial, a method or `__call__`."""
+    """Returns the kind of a callable, also behind a partial, a method or `__call__`."""
     while isinstance(function, partial | staticmethod):
         function = function.func if isinstance(function, partial) else function.__func__
     if not inspect.isroutine(function) and not inspect.iscoroutinefunction(function):
@@ -178,21 +178,21 @@ def kind_of(function: Function) -> FunctionKind:
 
 
 def default_name(function: Function) -> str:
-    """`module.qualname`, with the module that a worker would import; of an instance, its class's."""
+    """Returns `module.qualname`, with the module that a worker would import; for an instance the name of its class."""
     while isinstance(function, partial):
         function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{importable_module(named.__module__ or 'builtins')}.{named.__qualname__}"
+    owner = function if hasattr(function, "__qualname__") else type(function)
+    return f"{importable_module(owner.__module__ or 'builtins')}.{owner.__qualname__}"
 
 
-_MAIN_MODULES = ("__main__", "__mp_main__")  # the second is the script again, in a child that multiprocessing spawned
+_MAIN_MODULES = ("__main__", "__mp_main__")  # __mp_main__ is the script in a child that multiprocessing has spawned
 
 
 def importable_module(module: str) -> str:
-    """`module`, or for `__main__` the name under which a worker would import that script.
+    """Returns the module, or for `__main__` the name under which a worker would import that script.
 
-    That is the `-m` name, else the module of `NITRO_HANDLERS` with that file, else the path as a
-    package. In an interactive session there is none, and `__main__` stays.
+    The name is that of `python -m`, else the module of `NITRO_HANDLERS` with that file, else the path of the file
+    from its top package or the working folder. An interactive session keeps `__main__`.
     """
     if module not in _MAIN_MODULES:
         return module
@@ -200,14 +200,14 @@ def importable_module(module: str) -> str:
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name)
-    from pathlib import Path  # a sixth of the time that importing events takes, which only a script needs
+    from pathlib import Path  # only scripts need it, and it takes a sixth of the import time of events
 
     file = Path(getattr(main, "__file__", None) or "").resolve()
     return _module_in_settings(file) or _module_from_packages(file) if file.is_file() else "__main__"
 
 
 def _module_in_settings(file: Path) -> str | None:
-    """The module of `NITRO_HANDLERS` that this file is; found without importing a package of it."""
+    """Returns the module of `NITRO_HANDLERS` with this file, found without an import, or None."""
     from nitro.settings import Settings
 
     for name in Settings.load().handlers:
@@ -219,9 +219,9 @@ def _module_in_settings(file: Path) -> str | None:
 
 
 def _module_from_packages(file: Path) -> str:
-    top, here = file.parent, file.cwd()
+    top, working_folder = file.parent, file.cwd()
     while (top / "__init__.py").exists():
         top = top.parent
-    if top == file.parent and file.is_relative_to(here):
-        top = here
+    if top == file.parent and file.is_relative_to(working_folder):
+        top = working_folder
     return ".".join(file.relative_to(top).with_suffix("").parts)

@@ -1,4 +1,4 @@
-"""Watching: who sees an emission from its begin to its end: the log at DEBUG, a journal, metrics, a trace."""
+"""Observers of emissions: the log at DEBUG, the journal, metrics and traces."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from nitro.infrastructure.logs import escape_text, get_logger, log_extra
 logger = get_logger("nitro.events")
 
 Observer = Callable[[Emission, Call], AbstractContextManager[object]]
-"""Entered when the handlers of an emission begin, left when they have ended and its offloads are on their way."""
+"""A context manager around an emission: from its first handler to the publishing of its offloads."""
 
 active_observers: list[Observer] = []
 
-enabled_levels: Mapping[int, bool] = logger._cache  # type: ignore[attr-defined]  # isEnabledFor costs an emit a tenth
-"""Whether the logger is enabled for a level, as it has found out since levels changed; missing when it has not."""
+enabled_levels: Mapping[int, bool] = logger._cache  # type: ignore[attr-defined]  # isEnabledFor takes a tenth of an emit
+"""The logger's own cache: level → whether it is enabled; a change of levels empties it."""
 
 _NO_OBSERVERS = nullcontext()
 
 
 def load_journal_if_enabled() -> None:
-    """Have the journal there where it is wanted, before anything is emitted; it lies in a layer above."""
+    """Loads the dispatcher if NITRO_JOURNAL is set: its entry point also starts the journal, a layer above."""
     if os.environ.get("NITRO_JOURNAL") not in (None, "", "off"):
         dispatcher()
 
 
 def observe(emission: Emission, call: Call) -> AbstractContextManager[object]:
-    """What surrounds an emission."""
+    """Returns the context manager around an emission, which enters its observers."""
     debug = logger.isEnabledFor(DEBUG)
     return _enter_observers(emission, call, debug) if active_observers or debug else _NO_OBSERVERS
 
@@ -40,8 +40,8 @@ def observe(emission: Emission, call: Call) -> AbstractContextManager[object]:
 @contextmanager
 def _enter_observers(emission: Emission, call: Call, debug: bool) -> Iterator[None]:
     with ExitStack() as stack:
-        for watcher in [*([_log_emission] if debug else ()), *active_observers]:
-            stack.enter_context(watcher(emission, call))
+        for observer in [*([_log_emission] if debug else ()), *active_observers]:
+            stack.enter_context(observer(emission, call))
         yield
 
 
@@ -59,5 +59,5 @@ def _log_emission(emission: Emission, call: Call) -> Iterator[None]:
         sender = describe_sender(call.sender)
         counts = (len(emission.timings), len(emission.skipped), len(emission.failed), len(emission.offloaded))
         line = "event %s by %s: %d ran, %d skipped, %d failed, %d queued%s (emission %s)"
-        told = (escape_text(emission.event), escape_text(sender), *counts, escape_text(outcome), emission.id)
-        logger.debug(line, *told, extra=log_extra(event=emission.event, sender=sender, emission=emission.id))
+        values = (escape_text(emission.event), escape_text(sender), *counts, escape_text(outcome), emission.id)
+        logger.debug(line, *values, extra=log_extra(event=emission.event, sender=sender, emission=emission.id))

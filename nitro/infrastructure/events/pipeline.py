@@ -1,6 +1,6 @@
-"""The order of the steps of an emit: plan, inline handlers, dispatch. It lives here and only here.
+"""The pipeline of an emit: plan, inline handlers, dispatch. No other module knows the order of these steps.
 
-`api.emit` calls plain handlers itself, in the order of the plan, and has nothing to dispatch.
+`api.emit` calls the direct calls of a plan itself; such a plan has nothing to dispatch.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Emittable(Protocol):
     name: str
 
     def plan_for(self, sender: object) -> Plan:
-        """The cached plan of an emission by `sender`."""
+        """Returns the cached plan of an emission by `sender`."""
 
 
 def record_or_start(
     handler: Handler, emission: Emission, result: Any, sender: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
-    """Note the result of a plain handler, or start what it is; whether it cancels."""
+    """Records the result of a direct call, or starts it if it is awaitable; returns whether it cancels the emission."""
     result = normalise_result(result)
     if type(result) is PendingResult:
         _start_async_handler(handler, emission, Call(sender=sender, args=args, kwargs=kwargs), result)
@@ -64,25 +64,25 @@ def record_or_start(
 
 
 def emit_with_results(event: Emittable, call: Call) -> tuple[Emission, list[HandlerResult]]:
-    """Run the sync handlers, start the async ones, queue the offloaded ones unless one cancelled.
+    """Runs the sync handlers, starts the async handlers, and queues the offloaded handlers unless a handler cancels.
 
     Returns:
-        The emission, and the inline handlers that were waited for with their results.
+        The emission, and the sync handlers that ran with their results.
     """
     plan = plan_for_call(event, call)
     emission = _new_emission(event, plan)
     with observe(emission, call):
         with scope.push_cause(emission):
-            outcomes = _run_inline(plan, emission, call)
-            send = _dispatch_offloaded(plan, emission, call)
-        if send is not None:
-            send()
-    return emission, outcomes
+            results = _run_inline(plan, emission, call)
+            publish = _dispatch_offloaded(plan, emission, call)
+        if publish is not None:
+            publish()
+    return emission, results
 
 
 def _run_inline(plan: Plan, emission: Emission, call: Call) -> list[HandlerResult]:
-    """Run the sync handlers until one cancels, and start the async ones."""
-    outcomes: list[HandlerResult] = []
+    """Runs the sync handlers until a handler cancels, and starts the async handlers."""
+    results: list[HandlerResult] = []
     for handler in plan.inline:
         if handler.condition is not None and not check_condition(handler, emission, call):
             continue
@@ -90,32 +90,32 @@ def _run_inline(plan: Plan, emission: Emission, call: Call) -> list[HandlerResul
         if handler.is_async or type(result) is PendingResult:
             _start_async_handler(handler, emission, call, result)
             continue
-        outcomes.append((handler, result))
+        results.append((handler, result))
         if result is not None and is_cancellation(result):
             break
-    _record_results(emission, outcomes)
-    return outcomes
+    _record_results(emission, results)
+    return results
 
 
 async def emit_async(event: Emittable, call: Call) -> tuple[Emission, list[HandlerResult]]:
-    """Await all inline handlers, one priority after the other, then queue unless one failed or cancelled."""
-    plan, outcomes = plan_for_call(event, call), list[HandlerResult]()
+    """Awaits the inline handlers, one priority after the other; queues unless a handler fails or cancels."""
+    plan, results = plan_for_call(event, call), list[HandlerResult]()
     emission = _new_emission(event, plan)
     with observe(emission, call):
         for group in plan.groups:
-            outcomes += await _run_group(group, emission, call)
-            if any(is_cancellation(result) for _, result in outcomes):
+            results += await _run_group(group, emission, call)
+            if any(is_cancellation(result) for _, result in results):
                 break
-        _record_results(emission, outcomes)
+        _record_results(emission, results)
         if plan.offloaded and emission.cancelled_by is None:
             await flush_async_sessions(call)
         with scope.push_cause(emission):
-            send = _dispatch_offloaded(plan, emission, call)
-        if send is not None:
+            publish = _dispatch_offloaded(plan, emission, call)
+        if publish is not None:
             import asyncio
 
-            await asyncio.to_thread(send)
-    return emission, outcomes
+            await asyncio.to_thread(publish)
+    return emission, results
 
 
 def _new_emission(event: Emittable, plan: Plan) -> Emission:
@@ -125,18 +125,18 @@ def _new_emission(event: Emittable, plan: Plan) -> Emission:
 
 
 def plan_for_call(event: Emittable, call: Call) -> Plan:
-    """The plan of this call.
+    """Returns the plan of this call.
 
     Raises:
-        EmitError: `sender=` was given by keyword, or the event is a glob.
+        EmitError: the sender was given by keyword, or the event is a glob.
     """
     if "sender" in call.kwargs:
         raise EmitError(f"emit of {event.name!r}: the sender is the second positional argument, not sender=")
     return event.plan_for(call.sender)
 
 
-def _record_results(emission: Emission, outcomes: Iterable[HandlerResult]) -> None:
-    for handler, result in outcomes:
+def _record_results(emission: Emission, results: Iterable[HandlerResult]) -> None:
+    for handler, result in results:
         if result is not None:
             emission.append(result)
         if emission.cancelled_by is None and is_cancellation(result):
@@ -144,24 +144,24 @@ def _record_results(emission: Emission, outcomes: Iterable[HandlerResult]) -> No
 
 
 def _dispatch_offloaded(plan: Plan, emission: Emission, call: Call) -> PublishStep | None:
-    """The step that publishes what is to be queued, unless a commit takes it; what can be wrong with it is raised."""
+    """Serialises the offloads; returns the step that publishes them, or None if a commit runs it or none is queued."""
     if not plan.offloaded or emission.cancelled_by is not None:
         return None
     handlers = [handler for handler in plan.offloaded if check_condition(handler, emission, call)]
     if not handlers:
         return None
     commit = commit_to_wait_for(call, flush=True)
-    send = dispatcher().dispatch(emission, call, handlers, commit)
+    publish = dispatcher().dispatch(emission, call, handlers, commit)
     if commit is None:
-        return send
+        return publish
     emission.waits_for_commit = True
-    dropped = f"what event {emission.event!r} had offloaded"
-    commit.after_commit(partial(publish_after_commit, send), abandoned=partial(warn_dropped, dropped))
+    label = f"the publishing of event {emission.event!r}"
+    commit.after_commit(partial(publish_after_commit, publish), abandoned=partial(warn_dropped, label))
     return None
 
 
 async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call) -> list[HandlerResult]:
-    """The outcomes of handlers of equal priority, in plan order: the sync ones run first, the async ones together."""
+    """Runs the handlers of one priority, sync ones first, then async ones together; returns results in plan order."""
     results: dict[Handler, Any] = {}
     errors: dict[Handler, BaseException] = {}
     waiting: dict[Handler, PendingResult | None] = {}
@@ -171,7 +171,7 @@ async def _run_group(group: tuple[Handler, ...], emission: Emission, call: Call)
                 continue
             try:
                 result = None if handler.is_async else run(handler, emission, call)
-            except Exception as error:  # noqa: BLE001  # it is raised when its siblings have finished
+            except Exception as error:  # noqa: BLE001  # raised below, when the other handlers have ended
                 errors[handler] = error
                 continue
             (waiting if handler.is_async or isinstance(result, PendingResult) else results)[handler] = result
@@ -192,23 +192,23 @@ def _raise_errors(errors: list[BaseException], emission: Emission) -> None:
 
 
 def _start_async_handler(handler: Handler, emission: Emission, call: Call, pending: PendingResult | None) -> None:
-    """Run an async handler beside the emitter, inside a transaction after its commit and with its context as it is now.
+    """Starts an async handler without waiting for it; in a transaction after the commit, with a copy of this context.
 
     Raises:
-        TransactionError: it would have to wait for a commit that this thread cannot wait for.
+        TransactionError: this thread cannot wait for the commit.
     """
     from nitro.infrastructure.events import background
 
     emission.timings.setdefault(handler.name, (perf_counter(), None))
     label = f"handler {handler.name} of event {emission.event!r}"
-    begin = partial(background.start_job, partial(_run_unawaited, handler, emission, call, pending), label)
+    start = partial(background.start_job, partial(_run_unawaited, handler, emission, call, pending), label)
     commit = commit_to_wait_for(call)
     if commit is None:
-        begin()
+        start()
     else:
         context = copy_context()
         context.run(scope.transaction_variable.set, None)
-        commit.after_commit(partial(context.run, begin), abandoned=partial(warn_dropped, label))
+        commit.after_commit(partial(context.run, start), abandoned=partial(warn_dropped, label))
 
 
 async def _run_unawaited(handler: Handler, emission: Emission, call: Call, pending: PendingResult | None) -> None:

@@ -1,4 +1,4 @@
-"""Plan: which handlers an emission runs, in which order. Pure: no registry, clock, database or broker."""
+"""Plans: the handlers of an emission in their order. Pure functions, without registry, clock, database or broker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DirectCall = tuple[Function | None, Function, Handler]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The handlers that one sender's emission meets, each function once.
+    """The handlers of an emission by one sender, each function once.
 
     Attributes:
-        inline: highest priority first, equal ones in the order they were connected.
-        offloaded: in the same order among themselves.
-        groups: the inline ones again, cut where the priority changes.
-        direct_calls: the inline ones once more, when all handlers are plain; for the short way through an emit.
+        inline: inline handlers, highest priority first; equal priorities in the order they were connected.
+        offloaded: offloaded handlers in the same order.
+        groups: the inline handlers, grouped by priority.
+        direct_calls: the inline handlers for the fast path of `emit`, or None if a handler needs the pipeline.
     """
 
     inline: tuple[Handler, ...]
@@ -32,26 +32,26 @@ class Plan:
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
-        """All of them, in the order of an emission."""
+        """All handlers, in the order of an emission."""
         return self.inline + self.offloaded
 
 
 def build_plan(handlers: Iterable[Handler]) -> Plan:
-    """The plan of handlers that all hear one sender, given in the order they were connected."""
+    """Returns the plan of handlers that hear one sender, given in the order they were connected."""
     ordered = sorted(_with_unique_names(_without_duplicates(handlers)), key=lambda handler: -handler.priority)
     inline = tuple(handler for handler in ordered if handler.offload is None)
     return Plan(
         inline=inline,
         offloaded=tuple(handler for handler in ordered if handler.offload is not None),
         groups=tuple(tuple(group) for _, group in groupby(inline, key=lambda handler: handler.priority)),
-        direct_calls=tuple((each.condition, each.call, each) for each in inline)
+        direct_calls=tuple((handler.condition, handler.call, handler) for handler in inline)
         if all(map(_is_directly_callable, ordered))
         else None,
     )
 
 
 def _is_directly_callable(handler: Handler) -> bool:
-    """Whether an emit has nothing to do for it but to call it."""
+    """Whether an emit only has to call the handler: inline, sync, and its errors are raised."""
     return handler.offload is None and handler.kind == "sync" and handler.on_error == "raise"
 
 
@@ -63,25 +63,25 @@ def _without_duplicates(handlers: Iterable[Handler]) -> list[Handler]:
 
 
 def _with_unique_names(handlers: list[Handler]) -> list[Handler]:
-    """The second inline handler of a name becomes `name#2`; a task's name is never changed."""
+    """Renames the second inline handler of a name to `name#2`; the name of a task stays."""
     seen = Counter(handler.name for handler in handlers if handler.offload is not None)
 
-    def apart(handler: Handler) -> Handler:
+    def with_number(handler: Handler) -> Handler:
         if handler.offload is not None:
             return handler
         seen[handler.name] += 1
         count = seen[handler.name]
         return handler if count == 1 else replace(handler, name=f"{handler.name}#{count}")
 
-    return [apart(handler) for handler in handlers]
+    return [with_number(handler) for handler in handlers]
 
 
 class PlanCache:
-    """The cached plans of one set of handlers, which never changes: one for each sender they tell apart.
+    """The cached plans of a fixed set of handlers: one plan for each sender that a handler distinguishes.
 
     Attributes:
-        shared_plan: the one plan, when they tell no sender from another.
-        direct_calls: its handlers, when an emit has nothing to do but to call them.
+        shared_plan: the plan of all senders, if no handler has a sender.
+        direct_calls: `direct_calls` of the shared plan.
     """
 
     __slots__ = ("_by_sender", "_keys", "_needs_isinstance", "direct_calls", "handlers", "shared_plan")
@@ -95,15 +95,15 @@ class PlanCache:
         self._by_sender: dict[Hashable, Plan] = {}
 
     def get(self, sender: object) -> Plan:
-        """The plan of an emission by `sender`."""
+        """Returns the plan of an emission by `sender`."""
         if self.shared_plan is not None:
             return self.shared_plan
         key = sender_key(sender)
-        slot = (type(sender), key if key in self._keys else None)
-        plan = self._by_sender.get(slot)
+        cache_key = (type(sender), key if key in self._keys else None)
+        plan = self._by_sender.get(cache_key)
         if plan is None or self._needs_isinstance:
             plan = build_plan(handler for handler in self.handlers if handler.sender.matches(sender, key))
-            self._by_sender[slot] = plan
+            self._by_sender[cache_key] = plan
         return plan
 
 

@@ -1,4 +1,4 @@
-"""The port through which offloaded handlers leave, and the slot that is filled when the first one appears."""
+"""The dispatcher port for offloaded handlers, and its slot, which is filled when the first one is declared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from nitro.infrastructure.events.handler import Function, Handler, OffloadLike
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """What the handlers of one emission are called with; not frozen, which would triple the cost of making one."""
+    """The sender and the arguments of an emission.
+
+    The class is not frozen: a frozen dataclass takes three times as long to make.
+    """
 
     sender: object
     args: tuple[Any, ...] = ()
@@ -22,49 +25,49 @@ class Call:
 
 
 class Dispatcher(Protocol):
-    """Takes offloaded handlers to where they run."""
+    """The port that turns the offloaded handlers of an emission into messages and rows."""
 
     def declare(self, function: Function, name: str, offload: object) -> OffloadLike:
-        """Keep an offloaded function, in place of an older definition of it, and return its checked options."""
+        """Registers an offloaded function, in place of its older definition, and returns its checked options."""
 
     def dispatch(
         self, emission: Emission, call: Call, handlers: Sequence[Handler], commit: scope.Commit | None
     ) -> Callable[[], None]:
-        """Serialise for these handlers, note their task ids in the emission, return the step that publishes.
+        """Serialises the call, records the task ids in the emission, and returns the step that publishes.
 
         Args:
-            commit: the one after which that step will be taken, if there is one.
+            commit: the commit after which the caller publishes, or None.
         """
 
     def find_commit(self, call: Call, *, flush: bool = False, reading: bool = False) -> scope.Commit | None:
-        """The commit that this emit waits for: of the open transaction, else of the session its instances are in.
+        """Returns the commit that this emit waits for: of the open transaction, else of the session of its instances.
 
         Args:
-            call: what is emitted.
-            flush: something is to be written in it; write the instances in it that wait to be.
-            reading: if there is none, give that of a session which is open and has only read.
+            call: sender and arguments of the emit.
+            flush: whether pending instances are flushed, because rows are written in the same transaction.
+            reading: whether the commit of a session that has only read is returned too.
         """
 
     async def flush(self, call: Call) -> None:
-        """Write the instances in it that wait to be, and read expired columns, of sessions that must be awaited."""
+        """Flushes the pending instances of the call and reads expired columns, in sessions that must be awaited."""
 
     def payload_sizes(self, call: Call, handlers: Sequence[Handler]) -> list[int]:
-        """The bytes of payload that `dispatch` would send to each."""
+        """Returns the bytes of payload that `dispatch` would send to each handler."""
 
 
 GROUP = "nitro.dispatchers"
-"""The group of entry points in which a distribution names the function that fills the slot."""
+"""Group of entry points in which a distribution names the function that fills the slot."""
 
 _slot: list[Dispatcher] = []
 
 
 def set_dispatcher(dispatcher: Dispatcher) -> None:
-    """Put the dispatcher in its slot, in place of an earlier one."""
+    """Puts the dispatcher in the slot, in place of an earlier one."""
     _slot[:] = [dispatcher]
 
 
 def dispatcher() -> Dispatcher:
-    """The dispatcher; the composition root is loaded, through its entry point, when the slot is still empty.
+    """Returns the dispatcher; an empty slot is filled by the function that the entry point names.
 
     Raises:
         NoDispatcher: no installed distribution has such an entry point, or several have.
@@ -76,10 +79,10 @@ def dispatcher() -> Dispatcher:
 
 def _load() -> None:
     """Calls the one function that an installed distribution names in `GROUP`."""
-    from importlib.metadata import entry_points  # which takes longer to load than all of the events
+    from importlib.metadata import entry_points  # slower to load than the whole package of events
 
-    found = list(entry_points(group=GROUP))
-    if len(found) != 1:
-        raise NoDispatcher(GROUP, [f"{point.dist.name} ({point.value})" for point in found if point.dist])
-    wire: Callable[[], None] = found[0].load()
+    points = list(entry_points(group=GROUP))
+    if len(points) != 1:
+        raise NoDispatcher(GROUP, [f"{point.dist.name} ({point.value})" for point in points if point.dist])
+    wire: Callable[[], None] = points[0].load()
     wire()

@@ -1,4 +1,4 @@
-"""Registration: checks a handler where it is declared, so that a bad one fails at import and not at an emit."""
+"""Registration of handlers: checks them at their declaration, so that a bad handler fails at import."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class ConnectOptions(TypedDict, total=False):
-    """How a handler is connected, beside its event, sender and weakness; `on` explains each."""
+    """Options of a connection, besides event, sender and `weak`; `on` documents each."""
 
     priority: int
     condition: Function | None
@@ -38,24 +38,24 @@ class ConnectOptions(TypedDict, total=False):
 
 
 class HandlerTask(Protocol):
-    """The Celery task behind an offloaded function: any attribute of a task, resolved when first used."""
+    """The Celery task of an offloaded function, with all attributes of a task, resolved at the first use."""
 
     name: str
 
     def delay(self, sender: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Queue the handler by itself, with the payload codec and without the outbox."""
+        """Queues a call of the handler alone, with the payload codec and without the outbox."""
 
     def s(self, sender: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A Celery signature of that call, for a canvas."""
+        """Returns a Celery signature of the call, for a canvas."""
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """`delay` with Celery's options of a message."""
+        """Queues a call as `delay` does, with Celery's options of a message."""
 
     def __getattr__(self, name: str) -> Any: ...
 
 
 class Offloaded(Protocol[P, R_co]):
-    """An offloaded function: the function itself, and its task."""
+    """An offloaded function, which has its Celery task as an attribute."""
 
     task: HandlerTask
 
@@ -65,7 +65,7 @@ class Offloaded(Protocol[P, R_co]):
 def make_handler(
     function: Function,
     order: int,
-    when_gone: Callable[[object], None],
+    on_dead: Callable[[object], None],
     sender: object = ANY,
     weak: bool = False,
     *,
@@ -75,34 +75,34 @@ def make_handler(
     offload: object = False,
     name: str | None = None,
 ) -> Handler:
-    """The checked handler.
+    """Returns a handler whose options are checked.
 
     Raises:
-        DeclarationError: it could not work; says why.
+        DeclarationError: the handler cannot work; the message says the reason.
     """
     if not callable(function):
         raise DeclarationError(f"{function!r} cannot be a handler: it is not callable")
     name = name or default_name(function)
     _check_options(name, priority, condition, on_error)
-    checked = None
+    options = None
     if offload is False or offload is None:
         check_takes_sender(name, function)
     elif weak:
         raise DeclarationError(f"{name}: weak=True and offload exclude each other: a worker keeps its handlers")
     else:
-        checked = dispatcher().declare(function, name, offload)
+        options = dispatcher().declare(function, name, offload)
     kind = kind_of(function)
     return Handler(
-        call=WeakFunction(function, when_gone) if weak else function,
+        call=WeakFunction(function, on_dead) if weak else function,
         key=function_key(function),
         name=name,
         kind=kind,
         is_async=kind in ("async", "async generator"),
-        sender=SenderFilter(sender, when_gone),
+        sender=SenderFilter(sender, on_dead),
         priority=priority,
         condition=condition,
         on_error=on_error,
-        offload=checked,
+        offload=options,
         order=order,
         definition=Definition.of(function),
     )
@@ -131,15 +131,15 @@ _POSITIONAL_KINDS = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD,
 
 
 def check_takes_sender(name: str, function: Function) -> None:
-    """See that it has a parameter for the sender, which always comes first and by position.
+    """Checks that the function has a parameter for the sender, which is the first positional argument.
 
     Raises:
-        DeclarationError: every emit would end in a TypeError.
+        DeclarationError: the function has no positional parameter, so every emit would raise a TypeError.
     """
     try:
         parameters = signature(function, follow_wrapped=False).parameters.values()
-    except (TypeError, ValueError):  # of a function that is not written in Python, and does not say
+    except (TypeError, ValueError):  # a function that is not written in Python and has no signature
         return
     if not any(parameter.kind in _POSITIONAL_KINDS for parameter in parameters):
-        taken = ", ".join(map(str, parameters))
-        raise DeclarationError(f"{name} takes ({taken}), and no sender; give it a parameter for the sender first")
+        listed = ", ".join(map(str, parameters))
+        raise DeclarationError(f"{name} takes ({listed}), and no sender; give it a parameter for the sender first")

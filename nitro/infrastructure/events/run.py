@@ -1,4 +1,4 @@
-"""Running handlers: the one place that calls them, asks their conditions and reports what went wrong."""
+"""Calls of handlers and conditions, and the reports of their errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = get_logger("nitro.events")
 
 
 class YieldedValues(list[Any]):
-    """The result of a generator: what it yielded."""
+    """The result of a generator: the values that it yielded."""
 
     __slots__ = ()
 
@@ -34,10 +34,10 @@ class PendingResult:
 
 
 class AsyncCause:
-    """An emission as the cause of what one async handler of it emits, while others of it run.
+    """An emission as the cause of the emissions of one async handler, while other handlers of it run.
 
     Attributes:
-        handler: name of that handler.
+        handler: name of the async handler.
     """
 
     __slots__ = ("_emission", "handler")
@@ -47,42 +47,42 @@ class AsyncCause:
 
     @property
     def id(self) -> str:
-        """That of the emission."""
+        """Id of the emission."""
         return self._emission.id
 
     @property
     def root(self) -> str | None:
-        """That of the emission."""
+        """Root of the emission."""
         return self._emission.root
 
 
 def check_condition(handler: Handler, emission: Emission, call: Call) -> bool:
-    """Whether the handler's condition lets it run; if not, the emission says why."""
+    """Whether the condition lets the handler run; otherwise the emission records the reason."""
     if handler.condition is None:
         return True
     try:
         verdict = handler.condition(call.sender, *call.args, **call.kwargs)
-    except Exception as error:  # noqa: BLE001  # it is logged
+    except Exception as error:  # noqa: BLE001  # logged and recorded
         return record_condition_error(handler, emission, call.sender, error)
     return check_verdict(verdict, handler, emission, call.sender)
 
 
 def check_verdict(verdict: Any, handler: Handler, emission: Emission, sender: object) -> bool:
-    """Whether what a condition gave means yes; if not, the emission says why."""
+    """Whether the result of a condition is true; otherwise the emission records the reason."""
     try:
         if isinstance(verdict, CoroutineType):
             verdict.close()
             raise TypeError("the condition is async, and conditions are plain functions")
         if verdict:
             return True
-    except Exception as error:  # noqa: BLE001  # it is logged
+    except Exception as error:  # noqa: BLE001  # logged and recorded
         return record_condition_error(handler, emission, sender, error)
     emission.skipped.setdefault(handler.name, "condition is false")
     return False
 
 
 def record_condition_error(handler: Handler, emission: Emission, sender: object, error: Exception) -> bool:
-    """No: the condition raised; said aloud and in the emission."""
+    """Logs the error of a condition, records it in the emission, and returns False."""
     _log_error(
         "condition of handler %s of event %s by %s raised; it is skipped (emission %s)",
         handler,
@@ -95,15 +95,15 @@ def record_condition_error(handler: Handler, emission: Emission, sender: object,
 
 
 def run(handler: Handler, emission: Emission, call: Call) -> Any:
-    """The result of a handler: of a generator `YieldedValues`, of one that turns out to be async `PendingResult`."""
+    """Calls a handler and returns its result; a generator gives `YieldedValues`, an awaitable `PendingResult`."""
     emission.handler, result = handler.name, None
     began = perf_counter()
-    apart = None if handler.on_error == "raise" else begin_savepoint(handler, call)
+    savepoint = None if handler.on_error == "raise" else begin_savepoint(handler, call)
     try:
-        if apart is None:
+        if savepoint is None:
             result = normalise_result(handler.call(call.sender, *call.args, **call.kwargs))
         else:
-            with apart:
+            with savepoint:
                 result = normalise_result(handler.call(call.sender, *call.args, **call.kwargs))
     except Exception as error:
         if not _handle_error(handler, emission, call.sender, error):
@@ -115,7 +115,7 @@ def run(handler: Handler, emission: Emission, call: Call) -> Any:
 
 
 def normalise_result(result: Any) -> Any:
-    """What a call gave as the result of its handler."""
+    """Returns the result of a handler for the return value of its call."""
     if result is None:
         return None
     kind = type(result)
@@ -127,19 +127,20 @@ def normalise_result(result: Any) -> Any:
 async def run_async(
     handler: Handler, emission: Emission, call: Call, pending: PendingResult | None = None, *, awaited: bool = True
 ) -> Any:
-    """The awaited result of an async handler, in a task of its own; what it emits has the emission as its cause.
+    """Awaits an async handler and returns its result; the emissions of the handler have this emission as their cause.
 
     Args:
-        pending: what the call gave, where it was made already.
-        awaited: by the emission, which then knows when it ended, and which an async generator may cancel.
+        pending: the awaitable, if the handler was already called.
+        awaited: whether the emission waits for the handler; only then it records the end, and an async generator
+            may cancel it.
     """
     scope.set_task_cause(AsyncCause(emission, handler.name))
     began, cut_short = perf_counter(), False
-    apart = await begin_async_savepoint(handler, call) if awaited and handler.on_error == "log" else None
+    savepoint = await begin_async_savepoint(handler, call) if awaited and handler.on_error == "log" else None
     try:
-        if apart is None:
+        if savepoint is None:
             return await _await_handler(handler, call, pending, awaited)
-        async with apart:
+        async with savepoint:
             return await _await_handler(handler, call, pending, awaited)
     except BaseException as error:
         cut_short = not is_failure(error)
@@ -151,58 +152,60 @@ async def run_async(
 
 
 async def _await_handler(handler: Handler, call: Call, pending: PendingResult | None, until_false: bool) -> Any:
-    made: Any = pending.awaitable if pending else handler.call(call.sender, *call.args, **call.kwargs)
-    if made is None:  # a weak handler that has died since
+    awaitable: Any = pending.awaitable if pending else handler.call(call.sender, *call.args, **call.kwargs)
+    if awaitable is None:  # a weakly referenced function that no longer exists
         return None
-    return await (_drain_async_generator(made, until_false) if isinstance(made, AsyncGeneratorType) else made)
+    is_generator = isinstance(awaitable, AsyncGeneratorType)
+    return await (_drain_async_generator(awaitable, until_false) if is_generator else awaitable)
 
 
 async def run_async_together(
     waiting: dict[Handler, PendingResult | None], emission: Emission, call: Call
 ) -> dict[Handler, Any]:
-    """Await async handlers together; in a transaction those with a savepoint of their own last, one after the other."""
+    """Awaits async handlers together; in a transaction, handlers with a savepoint run last, one after the other."""
     import asyncio
 
-    apart = [handler for handler in waiting if handler.on_error == "log"]
-    if apart and enclosing_commit(call) is None:
-        apart = []
+    with_savepoint = [handler for handler in waiting if handler.on_error == "log"]
+    if with_savepoint and enclosing_commit(call) is None:
+        with_savepoint = []
+    together = [handler for handler in waiting if handler not in with_savepoint]
     outcomes: dict[Handler, Any] = {}
-    for group in ([handler for handler in waiting if handler not in apart], *([handler] for handler in apart)):
-        awaited = (_run_into_tuple(handler, emission, call, waiting[handler]) for handler in group)
-        outcomes.update(zip(group, await asyncio.gather(*awaited, return_exceptions=True), strict=True))
+    for group in (together, *([handler] for handler in with_savepoint)):
+        runs = (_run_into_tuple(handler, emission, call, waiting[handler]) for handler in group)
+        outcomes.update(zip(group, await asyncio.gather(*runs, return_exceptions=True), strict=True))
     return outcomes
 
 
 async def _run_into_tuple(
     handler: Handler, emission: Emission, call: Call, pending: PendingResult | None
 ) -> tuple[Any]:
-    """A result in a tuple, so that an exception that a handler returns is not taken for one that it raised."""
+    """Returns the result in a tuple, which tells an exception that a handler returns from one that it raises."""
     return (await run_async(handler, emission, call, pending),)
 
 
 def is_cancellation(result: Any) -> bool:
-    """Whether a result stops the emission: False itself, or a generator that was closed at it."""
+    """Whether a result cancels the emission: False, or a generator whose last value is False."""
     return result is False or (type(result) is YieldedValues and bool(result) and result[-1] is False)
 
 
 def record_failure(handler: Handler, emission: Emission, sender: object, error: BaseException) -> None:
-    """Log a failure that stops nothing and list it in the emission."""
+    """Logs an error that does not stop the emission, and records it in the emission."""
     _log_error("handler %s of event %s by %s failed (emission %s)", handler, emission, sender, error)
     emission.failed[handler.name] = error
 
 
 def _log_error(line: str, handler: Handler, emission: Emission, sender: object, error: BaseException) -> None:
-    known = {
+    facts = {
         "handler": handler.name,
         "event": emission.event,
         "sender": describe_sender(sender),
         "emission": emission.id,
     }
-    logger.error(line, *map(escape_text, known.values()), exc_info=error, extra=log_extra(**known))
+    logger.error(line, *map(escape_text, facts.values()), exc_info=error, extra=log_extra(**facts))
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether an async handler failed, be it that what it awaited was cancelled, rather than was cancelled itself."""
+    """Whether an async handler failed; a CancelledError counts unless the task of the handler itself is cancelled."""
     import asyncio
 
     if not isinstance(error, asyncio.CancelledError):
@@ -212,7 +215,7 @@ def is_failure(error: BaseException) -> bool:
 
 
 def _handle_error(handler: Handler, emission: Emission, sender: object, error: BaseException) -> bool:
-    """Whether the failure is only reported; one that is not gets the handler's name in a note."""
+    """Whether the error of a handler is only logged; an error that is to be raised gets the note of the handler."""
     if handler.on_error == "log":
         record_failure(handler, emission, sender, error)
         return True
@@ -221,13 +224,13 @@ def _handle_error(handler: Handler, emission: Emission, sender: object, error: B
 
 
 def annotate_error(handler: Handler, emission: Emission, error: BaseException) -> None:
-    """Say in a note whose error it is."""
+    """Adds a note with the names of handler and event to the error, unless it has one."""
     if not is_annotated(handler, emission, error):
         error.add_note(_error_note(handler, emission))
 
 
 def is_annotated(handler: Handler, emission: Emission, error: BaseException) -> bool:
-    """Whether a note says that it is the error of this handler."""
+    """Whether the error has the note of this handler."""
     return _error_note(handler, emission) in getattr(error, "__notes__", ())
 
 

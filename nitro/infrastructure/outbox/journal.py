@@ -26,7 +26,7 @@ from nitro.infrastructure.outbox.inserts import INSERT_BY_DIALECT
 from nitro.infrastructure.outbox.schema import MAX_NAME_CHARACTERS, emissions
 from nitro.infrastructure.outbox.texts import to_storable, to_storable_id
 from nitro.infrastructure.outbox.versions import ensure_current
-from nitro.infrastructure.threads import JOURNAL, AtExit, ForkSafe, PeriodicThread
+from nitro.infrastructure.threads import JOURNAL_EXIT_PRIORITY, AtExit, ForkSafe, PeriodicThread
 
 logger = get_logger("nitro.outbox")
 
@@ -67,7 +67,7 @@ class Journal(ForkSafe):
 
     def __init__(self) -> None:
         self._thread = PeriodicThread("nitro-journal")
-        self._at_exit = AtExit(self._flush_now, JOURNAL)
+        self._at_exit = AtExit(self._flush_now, JOURNAL_EXIT_PRIORITY)
         super().__init__()
 
     def _reset(self) -> None:

@@ -14,7 +14,7 @@ from nitro.infrastructure.logs import get_logger
 from nitro.infrastructure.offload.envelope import TaskMessage
 from nitro.infrastructure.offload.publishing.connection import BrokerConnection, ReadyTemplates
 from nitro.infrastructure.offload.publishing.queue import Batch, BatchQueue, BatchStatus, Continuation
-from nitro.infrastructure.threads import MESSAGES, AtExit, ForkSafe, ForkSafeLock
+from nitro.infrastructure.threads import MESSAGES_EXIT_PRIORITY, AtExit, ForkSafe, ForkSafeLock
 
 logger = get_logger("nitro.offload")
 
@@ -38,7 +38,7 @@ class Publisher(ForkSafe):
 
     def __init__(self) -> None:
         self._lock, self._publish_lock = ForkSafeLock(), ForkSafeLock()
-        self._at_exit = AtExit(self._drain_at_exit, MESSAGES)
+        self._at_exit = AtExit(self._drain_at_exit, MESSAGES_EXIT_PRIORITY)
         super().__init__()
 
     def _reset(self) -> None:
