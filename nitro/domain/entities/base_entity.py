@@ -1,4 +1,4 @@
-"""`Entity`: a model that stores and finds itself."""
+"""`Entity`: an SQLModel with the methods of an active record."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def _new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def _id_or_new(given: Any) -> Any:
-    return _new_id() if given is None else given
+def _id_or_new(value: Any) -> Any:
+    return _new_id() if value is None else value
 
 
 class Entity(SQLModel):
-    """An SQLModel that stores and finds itself: `class Order(Entity, table=True)`.
+    """An SQLModel that saves and finds itself: `class Order(Entity, table=True)`.
 
-    Every method works in the open `transaction()`, or in a short one of its own. Instances are detached and
-    readable outside of a transaction: their relationships load when asked for. They are equal when all their
-    fields are, and hash by class and `id`.
+    Every method works in the open `transaction()`, or in a short transaction of its own. Outside of a transaction
+    instances are detached and readable: relationships load at their first access. Instances are equal if all their
+    fields are equal, and their hash is that of class and `id`.
 
-    A list or dict in a JSON column is compared by identity, as SQLAlchemy does: assign a new one to save a change.
+    A list or dict in a JSON column is compared by identity, as in SQLAlchemy: assign a new object to save a change.
 
     Attributes:
-        id: primary key; a UUIDv7 as text when absent or None, so that keys sort by creation.
+        id: primary key; an absent id or None becomes a UUIDv7 as text, so that keys sort by creation.
         __nitro_show__: names of the fields whose values monitoring (Flower, logs) may show; none by default.
     """
 
@@ -51,88 +51,90 @@ class Entity(SQLModel):
 
     @property
     def __nitro_identity__(self) -> tuple[type, object] | None:
-        """Class and id, by which events recognise it as a sender; None without an id."""
-        known = known_id(self)
-        return None if known is None else (type(self), known)
+        """Class and id, by which events recognise the entity as a sender; None without an id."""
+        key = known_id(self)
+        return None if key is None else (type(self), key)
 
     def save(self) -> Self:
-        """Insert or update, and return itself, readable; related new objects are saved too.
+        """Inserts or updates the row, and returns the instance; related new objects are saved too.
 
-        An existing row with a given id gets every value of the instance; related rows that it does not mention stay.
-        A stored instance writes only what has changed. One that is attached to a session of the user's own
-        is flushed there, and committed by that session.
+        If a row with an assigned id exists, it gets every value of the instance. A stored instance writes its changed
+        columns only. Related rows that the instance does not reference stay. An instance in a session of the user is
+        flushed there, and that session commits it.
 
         Raises:
             NotATable: the class has no table.
             InvalidEntity: a value is not allowed; nothing was written.
-            EntityVanished: the row to update is gone.
+            EntityVanished: the row to update does not exist any more.
         """
         store.save(self)
         return self
 
     def delete(self) -> None:
-        """Delete its row, if there is one; `save()` inserts it again."""
+        """Deletes the row, if it exists; `save()` inserts it again."""
         store.delete(self)
 
     def refresh(self) -> Self:
-        """Take the values of its row, dropping unsaved changes, and return itself.
+        """Reads all values from the row, drops unsaved changes, and returns the instance.
 
         Raises:
-            EntityVanished: the row is gone.
+            EntityVanished: the row does not exist any more.
         """
         loading.refresh(self)
         return self
 
     @classmethod
     def create(cls, /, **fields: Any) -> Self:
-        """A new instance with these fields, saved."""
+        """Creates and saves an instance with these fields."""
         return cls(**fields).save()
 
     @classmethod
     def get(cls, id: object) -> Self | None:  # noqa: A002 - the public name
-        """The instance with this id, or None."""
+        """Returns the instance with this id, or None."""
         return find.get(cls, id)
 
     @classmethod
     def find(cls, id: object) -> Self | None:  # noqa: A002 - the public name
-        """The instance with this id, or None; another name of `get`."""
+        """Returns the instance with this id, or None; another name of `get`."""
         return find.get(cls, id)
 
     @classmethod
     def exists(cls, id: object) -> bool:  # noqa: A002 - the public name
-        """Whether there is a row with this id."""
+        """Whether a row with this id exists."""
         return find.exists(cls, id)
 
     @classmethod
     def all(cls) -> list[Self]:
-        """All instances, by id."""
+        """Returns all instances, ordered by id."""
         return find.all_entities(cls)
 
     @classmethod
     def count(cls, *conditions: Condition) -> int:
-        """How many rows there are, or how many of them meet all the conditions."""
+        """Returns the number of rows, or of the rows that meet all the conditions."""
         return find.count(cls, *conditions)
 
     @classmethod
     def where(
         cls, *conditions: Condition, order_by: Ordering = None, limit: int | None = None, offset: int | None = None
     ) -> list[Self]:
-        """The instances that meet all the conditions: `Order.where(Order.total > 5, order_by="-total", limit=10)`.
+        """Returns the instances that meet all the conditions.
+
+        Example: `Order.where(Order.total > 5, order_by="-total", limit=10)`.
 
         Args:
             conditions: SQLAlchemy expressions.
-            order_by: a field name, `"-name"` for descending, a column or its `desc()`, or a list of these.
-            limit: at most so many.
-            offset: leave out so many first.
+            order_by: a field name, `"-name"` for descending, a column or its `desc()`, or a list of them.
+            limit: maximum number of instances.
+            offset: number of instances to skip.
         """
         return find.where(cls, *conditions, order_by=order_by, limit=limit, offset=offset)
 
     @classmethod
     def find_by(cls, /, **fields: object) -> Self | None:
-        """The first instance, by id, whose fields equal the values, or None.
+        """Returns the first instance, ordered by id, whose fields equal the values, or None.
 
         Raises:
-            UnknownField: there is no such field.
+            UnknownField: the entity has no such field.
         """
         return find.find_by(cls, **fields)
 
@@ -146,10 +148,10 @@ class Entity(SQLModel):
         offset: int | None = None,
         **fields: object,
     ) -> list[Self]:
-        """The instances whose fields equal the values; a list, tuple or set means one of its values.
+        """Returns the instances whose fields equal the values; a list, tuple or set means any of its values.
 
         Raises:
-            UnknownField: there is no such field.
+            UnknownField: the entity has no such field.
         """
         return find.where(cls, *conditions, order_by=order_by, limit=limit, offset=offset, **fields)
 
@@ -163,31 +165,31 @@ class Entity(SQLModel):
         limit: int | None = None,
         offset: int | None = None,
     ) -> list[Self]:
-        """The instances that contain the text, whatever the case, in one of the fields.
+        """Returns the instances that contain the text in one of the fields; upper and lower case are equal.
 
         Args:
-            text: taken literally; `%` and `_` are no wildcards.
-            fields: names; by default every text column that is neither primary nor foreign key.
+            text: literal text; `%` and `_` are no wildcards.
+            fields: field names; the default is every text column that is neither primary nor foreign key.
             order_by: as in `where`.
-            limit: at most so many.
-            offset: leave out so many first.
+            limit: maximum number of instances.
+            offset: number of instances to skip.
         """
         return find.search(cls, text, fields=fields, order_by=order_by, limit=limit, offset=offset)
 
     @classmethod
     def delete_where(cls, *conditions: Condition) -> int:
-        """Delete the rows that meet all the conditions, and return how many; `sqlalchemy.true()` means every row.
+        """Deletes the rows that meet all the conditions, and returns their number; `sqlalchemy.true()` means every row.
 
-        It is one statement: no cascade of relationships runs.
+        The method runs one DELETE statement, without cascades of relationships.
 
         Raises:
-            NotACondition: there was none.
+            NotACondition: no condition was given.
         """
         return store.delete_where(cls, *conditions)
 
     @classmethod
     def init_db(cls) -> None:
-        """Create the tables of all declared classes where they are missing; on SQLite that happens by itself."""
+        """Creates the missing tables of all declared classes; on SQLite this happens automatically."""
         create_tables()
 
 

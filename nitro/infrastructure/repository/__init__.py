@@ -1,1 +1,1 @@
-"""How an entity is stored and found: all SQL about entities."""
+"""Storage and queries of entities: all SQL about entities."""

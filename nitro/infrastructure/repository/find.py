@@ -1,4 +1,4 @@
-"""How entities are found: each function reads in the open transaction, or in a short session of its own."""
+"""Queries for entities: each function reads in the open transaction, or in a short session of its own."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from nitro.infrastructure.repository.query import (
 
 
 def get(entity: type[E], key: object) -> E | None:
-    """The entity with this primary key, or None."""
+    """Returns the entity with this primary key, or None."""
     with _reading_session(entity, "get") as session:
         return None if key is None else session.get(entity, key)
 
 
 def exists(entity: type[E], key: object) -> bool:
-    """Whether there is a row with this primary key; it is not loaded."""
+    """Whether a row with this primary key exists; the row is not loaded."""
     with _reading_session(entity, "exists") as session:
         parts = key if isinstance(key, tuple) else (key,)
         columns = mapper_of(entity, "exists").primary_key
@@ -37,38 +37,38 @@ def exists(entity: type[E], key: object) -> bool:
 
 
 def all_entities(entity: type[E]) -> list[E]:
-    """All entities of the class."""
+    """Returns all entities of the class."""
     with _reading_session(entity, "all") as session:
         return _select(session, entity, ())
 
 
-def count(entity: type[E], *given: Condition) -> int:
-    """How many rows meet all the conditions."""
+def count(entity: type[E], *conditions: Condition) -> int:
+    """Returns the number of rows that meet all the conditions."""
     with _reading_session(entity, "count") as session:
-        counted = select(func.count()).select_from(entity).where(*check_conditions(entity, "count", given))
-        return session.scalar(counted) or 0
+        statement = select(func.count()).select_from(entity).where(*check_conditions(entity, "count", conditions))
+        return session.scalar(statement) or 0
 
 
 def where(
     entity: type[E],
     /,
-    *given: Condition,
+    *conditions: Condition,
     order_by: Ordering = None,
     limit: int | None = None,
     offset: int | None = None,
     **fields: object,
 ) -> list[E]:
-    """The entities that meet all the conditions and whose fields equal the values."""
+    """Returns the entities that meet all the conditions and whose fields equal the values."""
     with _reading_session(entity, "where") as session:
-        meant = (*check_conditions(entity, "where", given), *field_conditions(entity, fields))
-        return _select(session, entity, meant, order_by, limit, offset)
+        criteria = (*check_conditions(entity, "where", conditions), *field_conditions(entity, fields))
+        return _select(session, entity, criteria, order_by, limit, offset)
 
 
 def find_by(entity: type[E], /, **fields: object) -> E | None:
-    """The first entity whose fields equal the values, or None."""
+    """Returns the first entity whose fields equal the values, or None."""
     with _reading_session(entity, "find_by") as session:
-        found = _select(session, entity, field_conditions(entity, fields), limit=1)
-        return found[0] if found else None
+        entities = _select(session, entity, field_conditions(entity, fields), limit=1)
+        return entities[0] if entities else None
 
 
 def search(
@@ -80,7 +80,7 @@ def search(
     limit: int | None = None,
     offset: int | None = None,
 ) -> list[E]:
-    """The entities that contain the text in one of the fields, whatever the case."""
+    """Returns the entities that contain the text in one of the fields; upper and lower case are equal."""
     with _reading_session(entity, "search") as session:
         return _select(session, entity, (text_condition(entity, text, fields),), order_by, limit, offset)
 
@@ -96,10 +96,10 @@ def _reading_session(entity: type[E], action: str) -> Iterator[Session]:
 def _select(
     session: Session,
     entity: type[E],
-    meant: Sequence[ColumnElement[bool]],
+    criteria: Sequence[ColumnElement[bool]],
     order_by: Ordering = None,
     limit: int | None = None,
     offset: int | None = None,
 ) -> list[E]:
-    found = select(entity).where(*meant).order_by(*order_expressions(entity, order_by)).limit(limit).offset(offset)
-    return list(session.scalars(found).unique())
+    query = select(entity).where(*criteria).order_by(*order_expressions(entity, order_by)).limit(limit).offset(offset)
+    return list(session.scalars(query).unique())

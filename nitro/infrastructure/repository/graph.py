@@ -1,4 +1,4 @@
-"""The objects that are stored together with one: made consistent before a session sees them."""
+"""The graph of objects that are stored together with an entity, made consistent before a session sees it."""
 
 from __future__ import annotations
 
@@ -13,70 +13,71 @@ from sqlmodel import SQLModel
 Duplicates = dict[int, SQLModel]
 
 DYNAMIC_LOADERS = ("dynamic", "write_only")
-"""Kinds of relationships that are asked for each time, and hold nothing."""
+"""Loader strategies whose relationships run a query at each access, and keep no objects."""
 
 
 def reachable_objects(entity: SQLModel) -> list[SQLModel]:
-    """The entity, then every loaded object that is stored along with it, one object for each row.
+    """Returns the entity and every loaded object that is stored with it, one object for each row.
 
-    Where several copies of one row are reachable, the first takes the place of the others in the loaded
-    relationships: a session refuses two copies.
+    If several copies of a row are reachable, the first copy replaces the others in the loaded relationships: a
+    session refuses two copies.
     """
     objects = list(_cascaded_objects(entity))
     copies = _find_duplicates(objects)
     if not copies:
         return objects
-    for found in objects:
-        _replace_duplicates(found, copies)
+    for member in objects:
+        _replace_duplicates(member, copies)
     return list(_cascaded_objects(entity))
 
 
 def evict_duplicates(session: Session, objects: Iterable[SQLModel]) -> None:
-    """Write and then release other copies that the session holds of these objects."""
-    for found in objects:
-        key = state_of(found).key
-        held = session.identity_map.get(key) if key is not None else None
-        if held is not None and held is not found:
+    """Flushes and then expunges other copies of these objects from the session."""
+    for member in objects:
+        key = state_of(member).key
+        duplicate = session.identity_map.get(key) if key is not None else None
+        if duplicate is not None and duplicate is not member:
             session.flush()
-            session.expunge(held)
+            session.expunge(duplicate)
 
 
 def make_deleted_transient(objects: Iterable[SQLModel]) -> None:
-    """Make what was deleted through its session new again."""
-    for found in objects:
-        if state_of(found).was_deleted:
-            make_transient(found)
+    """Makes objects that were deleted through their session transient, so that a save inserts them."""
+    for member in objects:
+        if state_of(member).was_deleted:
+            make_transient(member)
 
 
 def outdated_references(objects: Iterable[SQLModel]) -> list[tuple[SQLModel, list[str]]]:
-    """The loaded references to one object whose foreign key was changed and they were not: they lead elsewhere now."""
-    found = (
-        (one, [name for name in loaded_relationships(state_of(one)) if _is_outdated(one, name)]) for one in objects
+    """Returns the loaded many-to-one relationships whose foreign key was changed and whose object was not."""
+    candidates = (
+        (member, [name for name in loaded_relationships(state_of(member)) if _is_outdated(member, name)])
+        for member in objects
     )
-    return [(one, names) for one, names in found if names]
+    return [(member, names) for member, names in candidates if names]
 
 
 def state_of(entity: object) -> InstanceState[Any]:
-    """What SQLAlchemy knows of an instance."""
+    """Returns SQLAlchemy's state of an instance."""
     state: InstanceState[Any] = inspect(entity)
     return state
 
 
 def known_id(entity: SQLModel) -> object:
-    """The id of an instance, also of one without a table, or None; never asks the database for an expired one."""
-    known: object = entity.__dict__.get("id")
+    """Returns the id of an instance, or None; works without a table, and never loads an expired id."""
+    loaded_id: object = entity.__dict__.get("id")
     state: InstanceState[Any] | None = inspect(entity, raiseerr=False)
-    return state.identity[0] if known is None and state is not None and state.identity else known
+    return state.identity[0] if loaded_id is None and state is not None and state.identity else loaded_id
 
 
 def loaded_relationships(state: InstanceState[Any]) -> list[str]:
-    """The names of the relationships that are loaded, or were given."""
-    held = (relation for relation in state.mapper.relationships if relation.key in state.dict)
-    return [relation.key for relation in held if relation.lazy not in DYNAMIC_LOADERS]
+    """Returns the names of the relationships that were loaded or assigned."""
+    present = (relation for relation in state.mapper.relationships if relation.key in state.dict)
+    return [relation.key for relation in present if relation.lazy not in DYNAMIC_LOADERS]
 
 
 def related_objects(value: Any) -> list[Any]:
-    """What a loaded relationship holds: the objects of a collection, the one object, or nothing."""
+    """Returns the objects of a loaded relationship: of a collection, of a single reference, or none."""
     if value is None or isinstance(value, SQLModel):
         return [] if value is None else [value]
     return list(value.values() if isinstance(value, dict) else value)
@@ -95,25 +96,25 @@ def _cascaded_objects(entity: SQLModel) -> Iterator[SQLModel]:
     state = state_of(entity)
     yield entity
     related: Iterator[tuple[Any, ...]] = state.mapper.cascade_iterator("save-update", state)
-    for found, *_ in related:
-        if found is not entity:
-            yield found
+    for member, *_ in related:
+        if member is not entity:
+            yield member
 
 
 def _find_duplicates(objects: Iterable[SQLModel]) -> Duplicates:
-    """Every second copy of a row, by its address, and the first copy that replaces it."""
-    first: dict[Any, SQLModel] = {}
-    second: Duplicates = {}
-    for found in objects:
-        key = state_of(found).key
-        kept = first.setdefault(key, found) if key is not None else found
-        if kept is not found:
-            second[id(found)] = kept
-    return second
+    """Returns the further copies of rows: `id()` of the copy → the first copy, which replaces it."""
+    first_copies: dict[Any, SQLModel] = {}
+    duplicates: Duplicates = {}
+    for member in objects:
+        key = state_of(member).key
+        first = first_copies.setdefault(key, member) if key is not None else member
+        if first is not member:
+            duplicates[id(member)] = first
+    return duplicates
 
 
-def _replace_duplicates(found: SQLModel, copies: Duplicates) -> None:
-    state = state_of(found)
+def _replace_duplicates(entity: SQLModel, copies: Duplicates) -> None:
+    state = state_of(entity)
     for name in loaded_relationships(state):
         value = state.dict[name]
         if not any(id(member) in copies for member in related_objects(value)):
@@ -123,4 +124,4 @@ def _replace_duplicates(found: SQLModel, copies: Duplicates) -> None:
                 list.__setitem__(value, index, copies.get(id(member), member))
         else:
             unified = [copies.get(id(member), member) for member in related_objects(value)]
-            set_committed_value(found, name, unified[0] if isinstance(value, SQLModel) else unified)
+            set_committed_value(entity, name, unified[0] if isinstance(value, SQLModel) else unified)

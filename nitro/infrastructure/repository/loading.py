@@ -1,4 +1,4 @@
-"""What is not loaded yet is read when it is asked for, also where SQLAlchemy would refuse: on detached instances."""
+"""Loading of columns and relationships at their first access, also on detached instances, where SQLAlchemy raises."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ NON_LAZY_LOADERS = {*DYNAMIC_LOADERS, "noload", "raise", "raise_on_sql"}
 
 
 def refresh(entity: SQLModel) -> None:
-    """Replace the values of the entity by those of its row, unsaved changes included.
+    """Replaces all values of the entity, unsaved changes included, by the values of its row.
 
     Raises:
-        EntityVanished: the row is gone.
+        EntityVanished: the row does not exist any more.
     """
     mapper = mapper_of(type(entity), "refresh")
     session = object_session(entity)
@@ -57,11 +57,11 @@ def refresh(entity: SQLModel) -> None:
 
 
 def load_expired(entity: object, names: Iterable[str]) -> None:
-    """Read expired columns now: in the session that the entity is attached to, else by a read of its own.
+    """Reads expired columns, in the session that the entity is attached to, else in a session of its own.
 
     Raises:
-        EntityVanished: the row is gone.
-        TransactionError: its `AsyncSession` would have to be awaited.
+        EntityVanished: the row does not exist any more.
+        TransactionError: the entity is attached to an `AsyncSession`, which must be awaited.
     """
     session = object_session(entity)
     if session is None:
@@ -74,18 +74,18 @@ def load_expired(entity: object, names: Iterable[str]) -> None:
 
 
 def mark_unread(entity: object, names: frozenset[str]) -> None:
-    """Let columns that did not arrive stay unread while it is detached: the row may have changed since the emit."""
+    """Marks columns that are not in the payload: a read on the detached instance raises instead of a later value."""
     state_of(entity).info[UNREAD_KEY] = names
 
 
 def unread_columns(state: InstanceState[Any]) -> frozenset[str]:
-    """The columns of a detached instance that did not arrive."""
+    """Returns the columns of a detached instance that were not in the payload."""
     names: frozenset[str] = state.info.get(UNREAD_KEY, frozenset())
     return names if state.session is None else frozenset()
 
 
 def enable_detached_queries(mapper: Mapper[Any]) -> None:
-    """Make `lazy="dynamic"` relationships read on detached instances, where SQLAlchemy says that they are empty."""
+    """Makes `lazy="dynamic"` relationships run queries on detached instances; in SQLAlchemy they would be empty."""
     for relation in mapper.relationships:
         if relation.lazy == "dynamic":
             impl = getattr(mapper.class_, relation.key).impl
@@ -94,19 +94,19 @@ def enable_detached_queries(mapper: Mapper[Any]) -> None:
 
 
 def enable_detached_loading(root: type[SQLModel]) -> None:
-    """Make relationships and expired columns of detached instances readable, for every table class under `root`."""
+    """Makes relationships and expired columns of detached instances readable, for every table class under `root`."""
 
-    def equip() -> None:
+    def enable_subclasses() -> None:
         for entity in all_subclasses(root):
             mapper = inspect(entity, raiseerr=False)
             if mapper is not None:
                 _enable_for_mapper(mapper)
 
-    event.listen(Mapper, "after_configured", equip)
+    event.listen(Mapper, "after_configured", enable_subclasses)
 
 
 def all_subclasses(root: type[M]) -> Iterator[type[M]]:
-    """All classes that are derived from it."""
+    """Yields all classes that are derived from `root`."""
     for entity in root.__subclasses__():
         yield entity
         yield from all_subclasses(entity)
@@ -127,7 +127,7 @@ def _enable_for_mapper(mapper: Mapper[Any]) -> None:
 
 
 class _DetachedAttribute(InstrumentedAttribute[Any]):
-    """A relationship or deferred column that loads on detached instances, too; on the class it is what it was."""
+    """An attribute for a relationship or a deferred column that also loads on detached instances."""
 
     __slots__ = ()
     inherit_cache = True
@@ -141,12 +141,12 @@ class _DetachedAttribute(InstrumentedAttribute[Any]):
 
 
 class _DetachedColumnLoader:
-    """SQLAlchemy's loader of expired columns, which also knows what to do without a session."""
+    """A loader of expired columns that wraps SQLAlchemy's, and reads those of detached instances itself."""
 
     __slots__ = ("_attached_loader",)
 
-    def __init__(self, attached: Callable[..., None]) -> None:
-        self._attached_loader = attached
+    def __init__(self, attached_loader: Callable[..., None]) -> None:
+        self._attached_loader = attached_loader
 
     def __call__(self, state: InstanceState[Any], toload: set[str], passive: Any) -> None:
         entity = state.obj()
@@ -159,7 +159,7 @@ class _DetachedColumnLoader:
 
 
 def _detached_query_class(query: Any) -> Any:
-    """The query class of a dynamic relationship, whose questions are reads of their own on a detached instance."""
+    """Returns a query class for a dynamic relationship that runs each statement in a session of its own if detached."""
 
     class DetachedQuery(query):  # type: ignore[misc]  # which class it is depends on the relationship
         is_detached_query = True
@@ -168,8 +168,8 @@ def _detached_query_class(query: Any) -> Any:
         def session(self) -> Session | None:
             state = state_of(self.instance)
             if state.key is None or state.session is not None:
-                found: Session | None = super().session
-                return found
+                attached: Session | None = super().session
+                return attached
             changes = state.attrs[self.attr.key].history
             if changes.added or changes.deleted:
                 raise NotSaved(type(self.instance).__name__, self.attr.key)
@@ -180,22 +180,22 @@ def _detached_query_class(query: Any) -> Any:
             self.sess = session
 
         def _generate(self, sess: Session | None = None) -> Query[Any]:
-            found: Query[Any] = super()._generate(sess or self.session)
-            return found
+            query: Query[Any] = super()._generate(sess or self.session)
+            return query
 
     return DetachedQuery
 
 
 def _session_per_statement() -> Session:
-    """A session without a connection: `read_session` or `write_session` runs each statement."""
+    """Returns a session without a connection, which runs each statement in `read_session` or `write_session`."""
     session = Session(autoflush=False)
 
     @event.listens_for(session, "do_orm_execute")
-    def run(asked: ORMExecuteState) -> Any:
-        with read_session() if asked.is_select else write_session() as own:
-            ensure_tables(own)
-            result = own.execute(asked.statement, asked.parameters, execution_options=asked.execution_options)
-            return result.freeze()() if asked.is_select else result
+    def run(state: ORMExecuteState) -> Any:
+        with read_session() if state.is_select else write_session() as own_session:
+            ensure_tables(own_session)
+            result = own_session.execute(state.statement, state.parameters, execution_options=state.execution_options)
+            return result.freeze()() if state.is_select else result
 
     return session
 
@@ -208,7 +208,7 @@ def _load(entity: object, state: InstanceState[Any], name: str) -> None:
 
 
 def _check_loadable(state: InstanceState[Any], names: set[str]) -> set[str]:
-    """The same names, if any of them has expired since it arrived."""
+    """Returns the names, and raises NotLoaded if none of these columns was in the payload."""
     if names <= unread_columns(state):
         raise NotLoaded(state.class_.__name__, sorted(names))
     return names
@@ -218,28 +218,28 @@ def _load_columns(entity: object, names: Iterable[str], action: str) -> None:
     state = state_of(entity)
     mapper = state.mapper
     key = state.identity or mapper.primary_key_from_instance(entity)
-    wanted = list(names)
-    row = select(*(getattr(type(entity), name) for name in wanted)).where(
+    columns = list(names)
+    query = select(*(getattr(type(entity), name) for name in columns)).where(
         *(column == part for column, part in zip(mapper.primary_key, key, strict=True))
     )
     with read_session() as session:
         ensure_tables(session)
-        found = session.execute(row).one_or_none()
-    if found is None:
+        row = session.execute(query).one_or_none()
+    if row is None:
         raise EntityVanished(type(entity).__name__, action)
-    for name, value in zip(wanted, found, strict=True):
+    for name, value in zip(columns, row, strict=True):
         set_committed_value(entity, name, value)
 
 
 def _load_related(entity: Any, relation: RelationshipProperty[Any]) -> None:
-    """Load a relationship without attaching the entity, which other threads may be reading."""
-    found = [] if _is_empty_reference(entity, relation) else _query_related(entity, relation)
+    """Loads a relationship without a session for the entity itself, which other threads may read."""
+    related = [] if _is_empty_reference(entity, relation) else _query_related(entity, relation)
     reverse = relation.mapper.relationships.get(relation.back_populates) if relation.back_populates else None
     if reverse is not None and not reverse.uselist:
-        for other in found:
-            if reverse.key not in other.__dict__:
-                set_committed_value(other, reverse.key, entity)
-    set_committed_value(entity, relation.key, found if relation.uselist else next(iter(found), None))
+        for member in related:
+            if reverse.key not in member.__dict__:
+                set_committed_value(member, reverse.key, entity)
+    set_committed_value(entity, relation.key, related if relation.uselist else next(iter(related), None))
 
 
 def _query_related(entity: Any, relation: RelationshipProperty[Any]) -> list[Any]:
@@ -251,7 +251,7 @@ def _query_related(entity: Any, relation: RelationshipProperty[Any]) -> list[Any
 
 
 def _is_empty_reference(entity: Any, relation: RelationshipProperty[Any]) -> bool:
-    """Whether a reference to one object is empty: no query is needed then."""
+    """Whether a many-to-one relationship has no foreign key, so that it needs no query."""
     if relation.direction is not RelationshipDirection.MANYTOONE:
         return False
     mapper = state_of(entity).mapper

@@ -1,4 +1,4 @@
-"""What the caller asks for, as SQL expressions; nothing here touches a database."""
+"""SQL expressions for conditions and orders; no function here uses a database."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from nitro.errors import NotACondition, NotATable, UnknownField
 
 E = TypeVar("E", bound=SQLModel)
 
-# SQLModel types `Order.total > 5` as bool, since `Order.total` is typed as a float.
+# SQLModel declares `Order.total` as a float, so for a type checker `Order.total > 5` is a bool.
 Condition: TypeAlias = ColumnElement[bool] | bool
 Order: TypeAlias = Any
 Ordering: TypeAlias = Order | Sequence[Order] | None
 
 
 def mapper_of(entity: type[E], action: str) -> Mapper[E]:
-    """The mapper of a class that has a table.
+    """Returns the mapper of a class that has a table.
 
     Raises:
-        NotATable: it has none.
+        NotATable: the class has no table.
     """
     mapper: Mapper[E] | None = inspect(entity, raiseerr=False)
     if mapper is None:
@@ -33,61 +33,61 @@ def mapper_of(entity: type[E], action: str) -> Mapper[E]:
     return mapper
 
 
-def check_conditions(entity: type[E], action: str, given: Sequence[Condition]) -> Sequence[ColumnElement[bool]]:
-    """The same expressions, none of them a plain Python value.
+def check_conditions(entity: type[E], action: str, conditions: Sequence[Condition]) -> Sequence[ColumnElement[bool]]:
+    """Returns the conditions if each is an SQL expression.
 
     Raises:
-        NotACondition: one is, as in `where(Order.total is None)`, which Python answers before SQL sees it.
+        NotACondition: a condition is a Python value, as in `where(Order.total is None)`, which Python evaluates.
     """
-    for expression in given:
+    for expression in conditions:
         if not hasattr(expression, "__clause_element__") and not isinstance(expression, ClauseElement):
             raise NotACondition(entity.__name__, action, repr(expression))
-    return given  # type: ignore[return-value]  # the loop above has just made sure
+    return conditions  # type: ignore[return-value]  # the loop above has checked it
 
 
 def field_conditions(entity: type[E], fields: Mapping[str, object]) -> list[ColumnElement[bool]]:
-    """One condition a field: equal to the value, or one of the values of a list, tuple or set."""
+    """Returns a condition for each field: equal to the value, or to one value of a list, tuple or set."""
     return [_value_condition(_attribute(entity, name), value) for name, value in fields.items()]
 
 
 def text_condition(entity: type[E], text: str, fields: Iterable[str] | None) -> ColumnElement[bool]:
-    """Whether one of the fields contains the text, whatever the case."""
-    chosen = [_attribute(entity, name) for name in fields] if fields is not None else _text_attributes(entity)
-    return or_(false(), *(attribute.icontains(text, autoescape=True) for attribute in chosen))
+    """Returns the condition that one of the fields contains the text; upper and lower case are equal."""
+    attributes = [_attribute(entity, name) for name in fields] if fields is not None else _text_attributes(entity)
+    return or_(false(), *(attribute.icontains(text, autoescape=True) for attribute in attributes))
 
 
 def order_expressions(entity: type[E], order_by: Ordering) -> list[Order]:
-    """What to order by; the primary key decides among equals, so that pages do not overlap."""
-    given = order_by if isinstance(order_by, list | tuple) else () if order_by is None else (order_by,)
-    return [*(_order_expression(entity, order) for order in given), *inspect(entity).primary_key]
+    """Returns the expressions of ORDER BY, with the primary key last, so that pages do not overlap."""
+    orders = order_by if isinstance(order_by, list | tuple) else () if order_by is None else (order_by,)
+    return [*(_order_expression(entity, order) for order in orders), *inspect(entity).primary_key]
 
 
 def _value_condition(attribute: InstrumentedAttribute[Any], value: object) -> ColumnElement[bool]:
     if not isinstance(value, list | tuple | set | frozenset):
         return attribute == value
-    known = attribute.in_([one for one in value if one is not None])
-    return or_(known, attribute.is_(None)) if None in value else known
+    among_values = attribute.in_([member for member in value if member is not None])
+    return or_(among_values, attribute.is_(None)) if None in value else among_values
 
 
 def _order_expression(entity: type[E], order: Order) -> Order:
     if not isinstance(order, str):
         return order
     attribute = _attribute(entity, order.removeprefix("-"))
-    falling: UnaryExpression[Any] = attribute.desc()
-    return falling if order.startswith("-") else attribute
+    descending: UnaryExpression[Any] = attribute.desc()
+    return descending if order.startswith("-") else attribute
 
 
 def _attribute(entity: type[E], name: str) -> InstrumentedAttribute[Any]:
     mapper = inspect(entity)
-    known = [*mapper.column_attrs.keys(), *mapper.relationships.keys()]
-    if name not in known:
-        raise UnknownField(entity.__name__, name, get_close_matches(name, known, n=1))
+    names = [*mapper.column_attrs.keys(), *mapper.relationships.keys()]
+    if name not in names:
+        raise UnknownField(entity.__name__, name, get_close_matches(name, names, n=1))
     attribute: InstrumentedAttribute[Any] = getattr(entity, name)
     return attribute
 
 
 def _text_attributes(entity: type[E]) -> list[InstrumentedAttribute[Any]]:
-    """The columns that hold text for people: of type text, and no keys."""
+    """Returns the columns of a text type that are neither primary nor foreign keys."""
     return [
         getattr(entity, key)
         for key, attribute in inspect(entity).column_attrs.items()
@@ -95,9 +95,9 @@ def _text_attributes(entity: type[E]) -> list[InstrumentedAttribute[Any]]:
     ]
 
 
-def _is_text_type(kind: TypeEngine[Any]) -> bool:
-    stored = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
-    return isinstance(stored, String) and not isinstance(stored, Enum)
+def _is_text_type(column_type: TypeEngine[Any]) -> bool:
+    implementation = column_type.impl_instance if isinstance(column_type, TypeDecorator) else column_type
+    return isinstance(implementation, String) and not isinstance(implementation, Enum)
 
 
 def _is_key(columns: Collection[Any]) -> bool:

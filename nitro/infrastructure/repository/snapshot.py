@@ -1,4 +1,4 @@
-"""What objects held before a flush, so that one that fails costs the caller nothing but the flush."""
+"""Snapshots of objects before a flush, from which they are restored when the flush fails."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nitro.infrastructure.repository.graph import loaded_relationships, related_
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """What one object that has a row held; a rollback would make it forget.
+    """The values of one stored object, which a rollback would expire.
 
     Attributes:
-        columns: the loaded ones.
+        columns: values of the loaded columns.
         changed: names of columns that differ from the row.
-        related: by relationship, the members before and after the changes.
+        related: members of each loaded relationship, before and after the changes.
     """
 
     entity: SQLModel
@@ -32,20 +32,20 @@ class _Snapshot:
 
 @contextmanager
 def restore_on_failure(session: Session, objects: Sequence[SQLModel]) -> Iterator[None]:
-    """Leave the objects detached, with their values and unsaved changes, if the block fails."""
-    taken = [_take_snapshot(found) for found in objects if state_of(found).key is not None]
+    """Detaches the objects if the block fails, and restores their values and unsaved changes."""
+    snapshots = [_take_snapshot(member) for member in objects if state_of(member).key is not None]
     try:
         yield
     except BaseException:
         _expunge(session, objects)
-        for snapshot in taken:
+        for snapshot in snapshots:
             _restore(snapshot)
         raise
 
 
 def _take_snapshot(entity: SQLModel) -> _Snapshot:
     state = state_of(entity)
-    columns = {one.key: state.dict[one.key] for one in state.mapper.column_attrs if one.key in state.dict}
+    columns = {column.key: state.dict[column.key] for column in state.mapper.column_attrs if column.key in state.dict}
     changed = frozenset(name for name in columns if name in state.committed_state)
     related = {
         name: _values_before_and_now(state.dict[name], name, state.committed_state)
@@ -63,9 +63,9 @@ def _values_before_and_now(value: Any, name: str, committed: dict[str, Any]) -> 
 
 
 def _expunge(session: Session, objects: Iterable[SQLModel]) -> None:
-    for found in objects:
-        if found in session:
-            session.expunge(found)
+    for member in objects:
+        if member in session:
+            session.expunge(member)
 
 
 def _restore(snapshot: _Snapshot) -> None:

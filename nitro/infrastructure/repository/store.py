@@ -1,4 +1,4 @@
-"""How entities are stored: each function writes in the open transaction, or in one of its own."""
+"""Storage of entities: each function writes in the open transaction, or in a transaction of its own."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ from nitro.infrastructure.repository.validation import validate
 
 
 def save(entity: SQLModel) -> None:
-    """Insert the entity or update its row, with the related objects that it holds.
+    """Inserts the entity or updates its row, together with its loaded related objects.
 
     Raises:
         InvalidEntity: a value is not allowed; nothing was written.
-        EntityVanished: the row that was to be updated is gone.
+        EntityVanished: the row to update does not exist any more.
     """
     mapper_of(type(entity), "save")
     objects = reachable_objects(entity)
     make_deleted_transient(objects)
     current = current_transaction()
-    given = _user_session_of(objects) or (current.session if current is not None else None)
-    if given is not None and must_await(given):
+    session = _user_session_of(objects) or (current.session if current is not None else None)
+    if session is not None and must_await(session):
         validate(objects)
-        given.add(entity)
-    elif given is not None and (current is None or given is not current.session):
-        _save_in_user_session(given, entity, objects)
+        session.add(entity)
+    elif session is not None and (current is None or session is not current.session):
+        _save_in_user_session(session, entity, objects)
     else:
-        with write_session() as session:
-            _save(session, entity, objects)
+        with write_session() as own_session:
+            _save(own_session, entity, objects)
 
 
 def delete(entity: SQLModel) -> None:
-    """Delete the row, if there is one; `save()` inserts it again."""
+    """Deletes the row of the entity, if it exists; `save()` inserts it again."""
     mapper_of(type(entity), "delete")
-    users = _user_session_of([entity])
-    if users is not None:
-        _delete_in_user_session(users, entity)
+    user_session = _user_session_of([entity])
+    if user_session is not None:
+        _delete_in_user_session(user_session, entity)
         return
     with write_session() as session:
         ensure_tables(session)
@@ -69,32 +69,32 @@ def delete(entity: SQLModel) -> None:
             with restore_on_failure(session, related):
                 evict_duplicates(session, related)
                 session.add(entity)
-                _expunge_unsaved(session, [found for found in related if state_of(found).pending])
+                _expunge_unsaved(session, [member for member in related if state_of(member).pending])
                 session.delete(entity)
                 session.flush()
             make_transient(entity)
             mark_as_stored(entity)
 
 
-def delete_where(entity: type[E], *given: Condition) -> int:
-    """Delete the rows that meet all the conditions; return how many.
+def delete_where(entity: type[E], *conditions: Condition) -> int:
+    """Deletes the rows that meet all the conditions, and returns their number.
 
     Raises:
-        NotACondition: none was given.
+        NotACondition: no condition was given.
     """
     mapper_of(entity, "delete_where")
-    if not given:
+    if not conditions:
         raise NotACondition(entity.__name__, "delete_where", "no condition")
     with write_session() as session:
         ensure_tables(session)
-        result = session.execute(delete_rows(entity).where(*check_conditions(entity, "delete_where", given)))
+        result = session.execute(delete_rows(entity).where(*check_conditions(entity, "delete_where", conditions)))
         return int(result.rowcount)  # type: ignore[attr-defined]  # typed as Result; a DELETE gives a CursorResult
 
 
 def _user_session_of(objects: Iterable[SQLModel]) -> Session | None:
-    """The session of the user's own that one of the objects is attached to."""
-    for found in objects:
-        session = object_session(found)
+    """Returns the session of the user that one of the objects is attached to, or None."""
+    for member in objects:
+        session = object_session(member)
         if session is not None and not is_block_session(session):
             return session
     return None
@@ -127,11 +127,11 @@ def _save(session: Session, entity: SQLModel, objects: Sequence[SQLModel]) -> No
         session.add(entity)
         outdated = outdated_references(objects)
         _flush(session, entity, "save()")
-    for found, names in outdated:
-        session.expire(found, names)
-    for found in objects:
-        mark_as_stored(found)
-        _read_generated_columns(session, found)
+    for member, names in outdated:
+        session.expire(member, names)
+    for member in objects:
+        mark_as_stored(member)
+        _read_generated_columns(session, member)
 
 
 def _flush(session: Session, entity: SQLModel, action: str) -> None:
@@ -142,14 +142,14 @@ def _flush(session: Session, entity: SQLModel, action: str) -> None:
 
 
 def _expunge_unsaved(session: Session, objects: Iterable[SQLModel]) -> None:
-    """Detach unsaved changes, which the commit would write otherwise."""
-    for found in objects:
-        if found in session and (found in session.new or session.is_modified(found)):
-            session.expunge(found)
+    """Expunges new and changed objects, which the commit would write otherwise."""
+    for member in objects:
+        if member in session and (member in session.new or session.is_modified(member)):
+            session.expunge(member)
 
 
 def _read_generated_columns(session: Session, entity: SQLModel) -> None:
-    """Read what the database itself has filled in."""
+    """Reads the columns that the database has generated, such as server defaults."""
     state = state_of(entity)
     unread = [key for key, column in state.mapper.column_attrs.items() if key in state.unloaded and not column.deferred]
     if unread and entity in session:

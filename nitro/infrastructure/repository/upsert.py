@@ -1,4 +1,4 @@
-"""Insert or update: a new object whose row exists already becomes one that updates it."""
+"""Upserts: a new object whose row exists already becomes an object that updates the row."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from nitro.infrastructure.repository.query import mapper_of
 
 
 def promote_existing(session: Session, objects: Sequence[SQLModel]) -> None:
-    """Turn new objects whose row exists already into stored ones that differ from it in every given value."""
-    unknown: dict[type[SQLModel], list[SQLModel]] = defaultdict(list)
-    for found in objects:
-        if state_of(found).transient and _may_exist(found):
-            unknown[type(found)].append(found)
+    """Turns new objects whose row exists already into stored objects with every assigned value changed."""
+    candidates_by_class: dict[type[SQLModel], list[SQLModel]] = defaultdict(list)
+    for member in objects:
+        if state_of(member).transient and _may_exist(member):
+            candidates_by_class[type(member)].append(member)
     with session.no_autoflush:
-        for kind, candidates in unknown.items():
-            stored = _stored_keys(session, kind, candidates)
-            for found in candidates:
-                if _primary_key(found) in stored:
-                    _promote(found)
+        for entity_class, candidates in candidates_by_class.items():
+            stored_keys = _stored_keys(session, entity_class, candidates)
+            for candidate in candidates:
+                if _primary_key(candidate) in stored_keys:
+                    _promote(candidate)
 
 
-def _stored_keys(session: Session, kind: type[SQLModel], candidates: Sequence[SQLModel]) -> set[tuple[object, ...]]:
-    columns = mapper_of(kind, "save").primary_key
-    wanted = (
-        and_(*(column == part for column, part in zip(columns, _primary_key(one), strict=True))) for one in candidates
+def _stored_keys(
+    session: Session, entity_class: type[SQLModel], candidates: Sequence[SQLModel]
+) -> set[tuple[object, ...]]:
+    columns = mapper_of(entity_class, "save").primary_key
+    conditions = (
+        and_(*(column == part for column, part in zip(columns, _primary_key(candidate), strict=True)))
+        for candidate in candidates
     )
-    return {tuple(row) for row in session.execute(select(*columns).where(or_(*wanted)))}
+    return {tuple(row) for row in session.execute(select(*columns).where(or_(*conditions)))}
 
 
 def _primary_key(entity: SQLModel) -> tuple[object, ...]:
@@ -46,12 +49,12 @@ def _primary_key_names(entity: SQLModel) -> list[str]:
 
 
 def _may_exist(entity: SQLModel) -> bool:
-    """Whether the key was given; a generated one is new."""
+    """Whether the key was assigned by the user; a generated key has no row yet."""
     return None not in _primary_key(entity) and not entity.model_fields_set.isdisjoint(_primary_key_names(entity))
 
 
 def mark_as_stored(entity: SQLModel) -> None:
-    """Count the key as given from now on, so that a row which a rollback brings back is found."""
+    """Marks the key as assigned, so that a later save looks for the row, also after a rollback of its deletion."""
     entity.model_fields_set.update(_primary_key_names(entity))
 
 
@@ -74,8 +77,8 @@ def _is_database_generated(column: object) -> bool:
 
 
 def _reassign_related(entity: SQLModel, name: str, value: object) -> None:
-    """Make related objects count as added, so that they get their foreign keys."""
-    many = state_of(entity).mapper.relationships[name].uselist
-    given = related_objects(value) if many else value
-    set_committed_value(entity, name, [] if many else None)
-    set_attribute(entity, name, given)
+    """Assigns a relationship again, so that SQLAlchemy counts its objects as added and sets their foreign keys."""
+    is_collection = state_of(entity).mapper.relationships[name].uselist
+    members = related_objects(value) if is_collection else value
+    set_committed_value(entity, name, [] if is_collection else None)
+    set_attribute(entity, name, members)

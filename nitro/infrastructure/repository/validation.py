@@ -1,4 +1,4 @@
-"""Values are checked when they are stored: SQLModel does not check the constructor of a table class."""
+"""Validation at a save, because SQLModel does not validate in the constructor of a table class."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nitro.infrastructure.repository.graph import state_of
 
 
 def validate(objects: Iterable[SQLModel]) -> None:
-    """Check new and changed objects against their fields and validators; assign what these made of the values.
+    """Checks new and changed objects against their fields and validators, and assigns the values that these return.
 
     Raises:
         InvalidEntity: a value is not allowed; no object was changed.
     """
-    checked = [(found, _validated_values(found)) for found in objects if _must_validate(found)]
-    for found, values in checked:
+    validated = [(member, _validated_values(member)) for member in objects if _must_validate(member)]
+    for member, values in validated:
         for name, value in values.items():
-            if _is_different(value, getattr(found, name)):
-                setattr(found, name, value)
+            if _is_different(value, getattr(member, name)):
+                setattr(member, name, value)
 
 
 def _must_validate(entity: SQLModel) -> bool:
@@ -32,29 +32,29 @@ def _must_validate(entity: SQLModel) -> bool:
 
 
 def _validated_values(entity: SQLModel) -> dict[str, Any]:
-    """The values as the model's own validators return them.
+    """Returns the values as the validators of the model return them.
 
-    The namespace keeps relationships out: pydantic would mistake one called `items` for a method of dict.
+    The namespace leaves relationships out: pydantic would take a relationship `items` for the method of dict.
     """
-    given = _explicit_values(entity)
+    values = _explicit_values(entity)
     try:
-        valid = type(entity).model_validate(SimpleNamespace(**given), from_attributes=True)
+        valid = type(entity).model_validate(SimpleNamespace(**values), from_attributes=True)
     except ValidationError as error:
         reasons = [f"{'.'.join(map(str, reason['loc']))}: {reason['msg']}" for reason in error.errors()]
         raise InvalidEntity(type(entity).__name__, reasons) from error
-    return {name: getattr(valid, name) for name in type(entity).model_fields if name in given}
+    return {name: getattr(valid, name) for name in type(entity).model_fields if name in values}
 
 
 def _explicit_values(entity: SQLModel) -> dict[str, Any]:
-    """The values by field name and alias, without defaults: pydantic does not check those either."""
-    given: dict[str, Any] = {}
+    """Returns the values by field name and alias, without defaults, which pydantic does not validate either."""
+    values: dict[str, Any] = {}
     for name, field in type(entity).model_fields.items():
         value = getattr(entity, name)
         if field.is_required() or field.default_factory is not None or value is not field.default:
-            given[name] = value
+            values[name] = value
             if isinstance(field.validation_alias, str):
-                given[field.validation_alias] = value
-    return given
+                values[field.validation_alias] = value
+    return values
 
 
 def _is_different(value: object, current: object) -> bool:
