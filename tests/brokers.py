@@ -1,4 +1,4 @@
-"""Celery apps on brokers that are servers."""
+"""Celery apps whose broker is a server."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from nitro.infrastructure.outbox.relay import emitter_relay
 from waiting import until
 
 DATABASE = 10
-"""Of Redis; tests empty it."""
+"""Number of the Redis database of tests, which empty it."""
 PATIENCE = 20.0
-"""Seconds."""
+"""Seconds that a test waits for a thread to end."""
 PLACES = {
     "redis": (f"redis://127.0.0.1:6379/{DATABASE}", 6379),
     "amqp": ("amqp://guest:guest@127.0.0.1:5672//", 5672),
@@ -34,7 +34,7 @@ PLACES = {
 
 @contextmanager
 def broker_away() -> Iterator[None]:
-    """The broker did not answer a moment ago, and is not asked again as long as this lasts, nor by its end."""
+    """Makes the publisher treat the broker as unreachable, as long as the block lasts."""
     publisher._failures, publisher._paused_until = 1, math.inf
     try:
         yield
@@ -44,14 +44,14 @@ def broker_away() -> Iterator[None]:
 
 
 def bound(broker_url: str) -> Celery:
-    """A bound app with that broker and no results."""
+    """Returns a bound app with that broker and without a result backend."""
     app = Celery("shop", set_as_current=False)
     app.config_from_object({"broker_url": broker_url, "worker_hijack_root_logger": False})
     return bind(app)
 
 
 def on_server(broker: str) -> Celery:
-    """A bound app on a real server; skips loudly where none answers."""
+    """Returns a bound app on a real server; skips the test with a message if none answers."""
     url, port = PLACES[broker]
     try:
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
@@ -64,31 +64,31 @@ def on_server(broker: str) -> Celery:
 
 @dataclass(frozen=True, slots=True)
 class OwnRedis:
-    """A Redis server of a test's own, which it may stop."""
+    """A Redis server of one test, which may stop it."""
 
     port: int
     process: subprocess.Popen[bytes]
 
     @property
     def url(self) -> str:
-        """Where it is, for Celery."""
+        """Broker URL of the server."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def freeze(self) -> None:
-        """Have it take connections and answer nothing."""
+        """Stops the process with SIGSTOP: the server accepts connections and answers nothing."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Have it go on."""
+        """Continues the process with SIGCONT."""
         os.kill(self.process.pid, signal.SIGCONT)
 
     def end(self) -> None:
-        """Kill it, frozen or not."""
+        """Kills the process, also when it is stopped."""
         self.process.kill()
         self.process.wait()
 
     def length(self, queue: str) -> int:
-        """How many messages are ready in a queue."""
+        """Returns the number of messages that are ready in a queue."""
         with redis.Redis(port=self.port) as client:
             return int(client.llen(queue))  # type: ignore[arg-type]  # the client is not async
 
@@ -102,14 +102,14 @@ class OwnRedis:
 
 @contextmanager
 def own_redis() -> Iterator[OwnRedis]:
-    """A Redis server for as long as the block lasts; skips loudly where none is installed."""
+    """Runs a Redis server as long as the block lasts; skips the test with a message if none is installed."""
     program = shutil.which("redis-server")
     if program is None:
         assert os.environ.get("NITRO_TEST_SERVERS") != "required", "redis-server is not installed"
         pytest.skip("MISSING SERVER: redis-server is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder]
         server = OwnRedis(port, subprocess.Popen(command, stdout=subprocess.DEVNULL))

@@ -1,4 +1,4 @@
-"""What the tests of offloading share: a Celery app in memory, what it has queued, and a worker in this process."""
+"""Fixtures of the tests of offloading: a Celery app in memory, its queued messages, and a worker in this process."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def pytest_report_to_serializable() -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """A task message as it lies in the broker."""
+    """A task message in the broker."""
 
     name: str
     id: str
@@ -89,7 +89,7 @@ class Sent:
 
     @property
     def payload(self) -> Payload:
-        """What the handler would be called with, from the message or from its row."""
+        """Payload of the handler, from the message or from its row."""
         text = self.kwargs[ENVELOPE_KEY]["payload"]
         if text is None:
             row = select(payload_column()).select_from(deliveries.join(emissions)).where(deliveries.c.id == self.id)
@@ -108,7 +108,7 @@ def log_level() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def database_server() -> Iterator[str]:
-    """The URL of an empty PostgreSQL database, dropped at the end; skips loudly where no server answers."""
+    """URL of an empty PostgreSQL database, dropped at the end; skips the test with a message if no server answers."""
     name = f"nitro_unit_{os.getpid()}"
     server = create_engine(f"{SERVER}/postgres", isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
     try:
@@ -126,7 +126,7 @@ def database_server() -> Iterator[str]:
 
 @pytest.fixture
 def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Settings, events that are heard, declared handlers, current app and memory broker as in a fresh process."""
+    """Resets settings, connected events, declarations, current app and memory broker to those of a new process."""
     monkeypatch.setattr(events, "_ever_connected", WeakSet())
     for name in [name for name in os.environ if name.startswith("NITRO_")]:
         monkeypatch.delenv(name)
@@ -158,17 +158,17 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 @pytest.fixture
 def make_app(offloading: None) -> Iterator[Callable[..., Celery]]:
-    """Makes Celery apps with a broker and results in memory; more settings by keyword."""
-    made: list[Celery] = []
+    """Makes Celery apps with a broker and results in memory; keywords are further settings."""
+    apps_of_test: list[Celery] = []
 
     def make(*, task_cls: Any = None, **conf: Any) -> Celery:
         app = Celery("shop", set_as_current=False, task_cls=task_cls)
         app.config_from_object({**IN_MEMORY, **conf})
-        made.append(app)
+        apps_of_test.append(app)
         return app
 
     yield make
-    for app in made:
+    for app in apps_of_test:
         app.close()
 
 
@@ -180,7 +180,7 @@ def app(make_app: Callable[..., Celery]) -> Celery:
 
 @pytest.fixture
 def sent(app: Celery) -> Callable[..., list[Sent]]:
-    """Takes all messages out of a queue of the memory broker, when what was emitted has left."""
+    """Takes all messages out of a queue of the memory broker, after all emissions were published."""
 
     def take(queue: str = "celery") -> list[Sent]:
         assert publisher.drain(PATIENCE)
@@ -190,7 +190,7 @@ def sent(app: Celery) -> Callable[..., list[Sent]]:
 
 
 def taken(app: Celery, queue: str) -> Iterator[Sent]:
-    """The messages of a queue of any broker, taken out one by one."""
+    """Yields the messages of a queue of any broker, and removes each."""
     with app.connection_for_read() as connection:
         channel = connection.default_channel
         while (message := channel.basic_get(queue, no_ack=True)) is not None:
@@ -208,21 +208,21 @@ def taken(app: Celery, queue: str) -> Iterator[Sent]:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What a worker in this process made of its tasks."""
+    """The results of a worker in this process."""
 
     app: Celery
 
     def of(self, task_id: str) -> Any:
-        """The result of a task when it has ended, or the exception that it raised."""
+        """Returns the result of a task when it has ended, or the exception that it raised."""
         return self.app.AsyncResult(task_id).get(timeout=PATIENCE, interval=LOOK_AGAIN, propagate=False)
 
     def only(self, emission: Emission) -> Any:
-        """The outcome of the one handler of an emission."""
+        """Returns the outcome of the only offloaded handler of an emission."""
         (task_id,) = emission.offloaded.values()
         return self.of(task_id)
 
     def state(self, emission: Emission) -> str:
-        """The final state of the one handler of an emission."""
+        """Returns the final state of the only offloaded handler of an emission."""
         (task_id,) = emission.offloaded.values()
         self.of(task_id)
         return str(self.app.AsyncResult(task_id).state)
@@ -230,7 +230,7 @@ class Outcomes:
 
 @contextmanager
 def working(app: Celery, pool: str = "solo", concurrency: int = 1) -> Iterator[Outcomes]:
-    """A worker in a thread of this process, for as long as the block lasts."""
+    """Runs a worker in a thread of this process, as long as the block lasts."""
     default = _state.default_app
     try:
         with start_worker(app, perform_ping_check=False, pool=pool, concurrency=concurrency, loglevel="WARNING"):
@@ -242,7 +242,7 @@ def working(app: Celery, pool: str = "solo", concurrency: int = 1) -> Iterator[O
 
 @pytest.fixture
 def work_for_a_while(quick_memory: None) -> Callable[..., Any]:
-    """Starts a worker in this process that ends with a block: `with work_for_a_while(app) as outcomes:`."""
+    """Starts a worker in this process until the end of a block: `with work_for_a_while(app) as outcomes:`."""
     return working
 
 
@@ -255,7 +255,7 @@ def work(quick_memory: None) -> Iterator[Callable[..., Outcomes]]:
 
 @pytest.fixture
 def quick_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the memory broker look for messages more often than once a second."""
+    """Makes the memory broker poll for messages more often than once a second."""
     drain = memory.Transport.drain_events
 
     def drain_quickly(transport: Any, connection: Any, timeout: float | None = None) -> None:

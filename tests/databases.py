@@ -1,4 +1,4 @@
-"""The databases that a test can be about."""
+"""Databases for parametrised tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.server))
 
 
 def on_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Track deliveries in a database of this kind, which is as empty as a new one."""
+    """Points NITRO_DB_URL to an empty database of this kind."""
     if kind == "postgresql":
         monkeypatch.setenv("NITRO_DB_URL", request.getfixturevalue("database_server"))
         reset()

@@ -1,4 +1,4 @@
-"""What is recorded of emissions."""
+"""Recorded emissions, as tests read them from the database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from waiting import until
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A row of an emission."""
+    """The row of an emission."""
 
     id: str
     event: str | None
@@ -27,31 +27,31 @@ class Recorded:
 
     @property
     def outcomes(self) -> dict[str, str]:
-        """The outcome of each handler, in order."""
+        """Outcomes by handler, in order."""
         return {turn["handler"]: turn["outcome"] for turn in self.story["handlers"]}
 
     def turn(self, handler: str) -> dict[str, Any]:
-        """What is told of a handler."""
-        (found,) = [turn for turn in self.story["handlers"] if turn["handler"] == handler]
-        return dict(found)
+        """Returns the record of a handler."""
+        (record,) = [turn for turn in self.story["handlers"] if turn["handler"] == handler]
+        return dict(record)
 
 
 def rows() -> list[Recorded]:
-    """All that is recorded now, the earliest first."""
+    """Returns all recorded emissions, the earliest first."""
     ensure_current()
     c = emissions.c
-    asked = select(c.id, c.event, c.sender, c.root, c.parent, c.story).order_by(c.id)
+    query = select(c.id, c.event, c.sender, c.root, c.parent, c.story).order_by(c.id)
     with engine().connect() as connection:
-        found = connection.execute(asked).all()
-    return [Recorded(**{**row._asdict(), "story": json.loads(row.story)}) for row in found]
+        records = connection.execute(query).all()
+    return [Recorded(**{**record._asdict(), "story": json.loads(record.story)}) for record in records]
 
 
 def recorded(number: int = 1) -> list[Recorded]:
-    """So many, as soon as they are there."""
-    return until(lambda: found if len(found := rows()) >= number else [])
+    """Waits until so many emissions are recorded, and returns all."""
+    return until(lambda: records if len(records := rows()) >= number else [])
 
 
 def only() -> Recorded:
-    """The one that is recorded, as soon as it is."""
-    (found,) = recorded()
-    return found
+    """Waits for the first recorded emission, and returns it if it is the only one."""
+    (record,) = recorded()
+    return record

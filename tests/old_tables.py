@@ -1,4 +1,4 @@
-"""The outbox's tables as the versions before 4 made them, frozen; none of those was released."""
+"""Tables of the outbox as in versions 1 to 3, which were never released."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ ROWS = (
     """INSERT INTO nitro_delivery (emission, handler, id, promise, mode, queue, state, due_at)
     VALUES ('e1', 'shop.old', 'd1', 'at-least-once', 'snapshot', 'mail', 'dead', 0)""",
 )
-"""A delivery that such a version has kept."""
+"""Statements that insert an emission with a delivery of an older version."""
 
 
 def create(connection: Connection, version: int, *, numbered: bool = True) -> None:
-    """Create the tables of an older version, with one delivery.
+    """Creates the tables of an older version, with one delivery.
 
     Args:
-        numbered: with the row that says of which version they are, which those do not have that were made by hand.
+        numbered: whether nitro_schema has its row with the version, which tables made by hand lack.
     """
     on_server = connection.dialect.name == "postgresql"
     double, number = ("DOUBLE PRECISION", "SMALLSERIAL") if on_server else ("DOUBLE", "SMALLINT")

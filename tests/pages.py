@@ -1,4 +1,4 @@
-"""The documentation as the tests read it: pages, their fenced blocks, and what a comment says about a block."""
+"""The documentation as tests read it: pages, their fenced blocks, and the comments that describe a block."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PART = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A fenced block of a page, or a command that only the tests see.
+    """A fenced block of a page, or a command in a comment, which only tests run.
 
     Attributes:
         id: the page and the number of the block.
         language: `python`, `console`, …; `hidden` for a command in a comment.
-        file: name under which a reader saves it.
+        file: name under which a reader saves the block.
         prints: text that its commands print in the end.
-        background: text that its commands print before the reader goes on; they are not awaited.
+        background: text that its commands print before the next block; tests do not wait for their end.
         skip: the reason why no test runs it.
     """
 
@@ -43,37 +43,37 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The lines behind a prompt, without their comments."""
+        """The lines after a prompt."""
         return [line[2:] for line in self.text.splitlines() if line.startswith("$ ")]
 
 
 def pages() -> list[Path]:
-    """Returns the pages that a reader meets, without those of examples, which tests of their own run."""
+    """Returns all pages except those of examples, which have tests of their own."""
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def written() -> list[Path]:
-    """Returns the pages that a person has written."""
+    """Returns the pages that are not generated."""
     return [page for page in pages() if not page.read_text().startswith(GENERATED)]
 
 
 def name_of(page: Path) -> str:
-    """Returns the place of a page in the repository."""
+    """Returns the path of a page in the repository."""
     return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Yields the blocks of a page, each with what the comments directly above it say."""
-    said: dict[str, str] = {}
+    """Yields the blocks of a page, each with the values of the comments directly above it."""
+    comments: dict[str, str] = {}
     for number, part in enumerate(_PART.finditer(page.read_text()), 1):
-        kind, what, where = part["kind"], part["what"], f"{name_of(page)}-{number}"
+        kind, what, block_id = part["kind"], part["what"], f"{name_of(page)}-{number}"
         if kind == "run":
-            yield Block(id=where, language="hidden", text=f"$ {what}")
+            yield Block(id=block_id, language="hidden", text=f"$ {what}")
         elif kind == "start":
             command, _, ready = what.partition(" | ")
-            yield Block(id=where, language="hidden", text=f"$ {command}", background=ready)
+            yield Block(id=block_id, language="hidden", text=f"$ {command}", background=ready)
         elif kind is not None:
-            said[kind] = what
+            comments[kind] = what
         else:
-            yield Block(id=where, language=part["language"], text=textwrap.dedent(part["text"]), **said)
-            said = {}
+            yield Block(id=block_id, language=part["language"], text=textwrap.dedent(part["text"]), **comments)
+            comments = {}

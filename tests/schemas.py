@@ -1,4 +1,4 @@
-"""Schemas (JSON Schema 2020-12) of what the commands give scripts."""
+"""JSON Schemas (2020-12) of the commands' `--json` output."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PROMISE: Schema = {"enum": ["at-most-once", "broker", "at-least-once", "exactly-
 
 
 def maybe(schema: Schema) -> Schema:
-    """Of that schema, or null."""
+    """Returns the schema of a value or null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
 def array(items: Schema) -> Schema:
-    """Any number of these."""
+    """Returns the schema of an array of items."""
     return {"type": "array", "items": items}
 
 
 def exactly(**properties: Schema) -> Schema:
-    """An object with all of these, and nothing else."""
+    """Returns the schema of an object with all of these properties and no others."""
     return {**some(**properties), "required": list(properties)}
 
 
 def some(**properties: Schema) -> Schema:
-    """An object with none but these."""
+    """Returns the schema of an object with no other properties than these."""
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
@@ -148,4 +148,4 @@ OUTBOX = {
         ),
     ),
 }
-"""A worker each."""
+"""Schema of `celery inspect nitro_outbox`: an object by worker."""

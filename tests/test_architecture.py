@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: sizes, names, the public interface, what an import loads."""
+"""Rules of the code base: sizes, names, the public interface, the layers, the modules that an import loads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its signature and docstring."""
+    """Returns the number of lines of a function without its signature and docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
@@ -46,12 +46,12 @@ MODULES = {module_of(path): path for path in SOURCES}
 
 
 def imported(tree: ast.Module, modules: Container[str]) -> Iterator[str]:
-    """The modules that a module names: in imports anywhere, in functions and for type checking, and in strings.
+    """Yields the modules that a module imports, also inside functions and for type checking, or names in a string.
 
-    A string counts that is a dotted name of a module, alone or before a colon, as `import_module` and Celery take it;
-    the `__module__` that a class shows does not.
+    A string counts if it is the dotted name of a module, alone or before a colon, as `import_module` and Celery accept
+    it. An assignment to `__module__` does not count.
     """
-    shown = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign) and names_itself(node)}
+    own_names = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign) and names_itself(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -60,7 +60,7 @@ def imported(tree: ast.Module, modules: Container[str]) -> Iterator[str]:
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
                 yield submodule if submodule in modules else node.module or ""
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in shown:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in own_names:
             name = node.value.partition(":")[0]
             if "." in name and name in modules:
                 yield name
@@ -71,11 +71,11 @@ def names_itself(assignment: ast.Assign) -> bool:
 
 
 def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
-    """The sets of nodes that reach one another (Tarjan's strongly connected components of more than one node)."""
+    """Returns the strongly connected components of more than one node (Tarjan's algorithm)."""
     index: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    components: list[list[str]] = []
 
     def visit(node: str) -> None:
         index[node] = lowest[node] = len(index)
@@ -89,12 +89,12 @@ def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
             position = stack.index(node)
             component, stack[position:] = stack[position:], []
             if len(component) > 1:
-                found.append(sorted(component))
+                components.append(sorted(component))
 
     for node in graph:
         if node not in index:
             visit(node)
-    return found
+    return components
 
 
 def run(code: str) -> str:
@@ -103,11 +103,11 @@ def run(code: str) -> str:
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_a_module_exports_exactly_its_public_names(module: str) -> None:
-    """The public interface is a literal list; a new name is a decision."""
+    """`__all__` equals the literal list of public names."""
     assert sorted(importlib.import_module(module).__all__) == PUBLIC[module].split()
 
 
-def test_every_public_name_says_what_it_is() -> None:
+def test_every_public_name_has_a_docstring() -> None:
     """Each exported class and function has a docstring of its own."""
     for module, names in PUBLIC.items():
         for name in names.split():
@@ -116,25 +116,25 @@ def test_every_public_name_says_what_it_is() -> None:
 
 
 def test_events_load_neither_celery_nor_sql() -> None:
-    """`import nitro.infrastructure.events` is as light as blinker: no celery, SQL, pydantic or asyncio."""
+    """`import nitro.infrastructure.events` loads no celery, SQL, pydantic or asyncio."""
     heavy = "{'celery', 'kombu', 'sqlmodel', 'sqlalchemy', 'pydantic', 'asyncio'}"
     assert run(f"import sys, nitro.infrastructure.events; print({heavy} & set(sys.modules))") == "set()\n"
 
 
 def test_nitro_itself_loads_nothing() -> None:
-    """`import nitro` loads its names when they are used (PEP 562)."""
+    """`import nitro` loads no other module of Nitro; each name is loaded at its first use (PEP 562)."""
     assert run("import sys, nitro; print([m for m in sys.modules if m.startswith('nitro.')])") == "[]\n"
 
 
 def test_the_plug_in_is_light() -> None:
-    """Every `celery` command imports it: what only some of its own commands need is loaded by those."""
+    """`import nitro.cli`, which every `celery` command runs, loads no module that only some commands need."""
     heavy = "{'celery', 'sqlmodel', 'sqlalchemy', 'pydantic', 'matplotlib', 'xml.etree', 'asyncio'}"
     assert run(f"import sys, nitro.cli; print({heavy} & set(sys.modules))") == "set()\n"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_small(path: Path) -> None:
-    """No file is longer than 300 lines, no function body than 40."""
+    """A file has at most 300 lines, a function body at most 40."""
     assert len(path.read_text().splitlines()) <= 300
     for function in functions(path):
         assert body_lines(function) <= 40, function.name
@@ -146,26 +146,50 @@ def test_functions_are_short() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_name_says_something(path: Path) -> None:
-    """No module has a name that could hold anything."""
+def test_a_file_name_has_a_meaning(path: Path) -> None:
+    """No module has a name without meaning, such as `utils`."""
     assert not FORBIDDEN_NAMES & {*path.with_suffix("").parts[len(ROOT.parts) :]}
 
 
 def test_no_module_shares_its_name_with_what_its_package_exports() -> None:
-    """`from package import name` never means two things."""
+    """`from package import name` never means both a module and an exported object."""
     for module, names in PUBLIC.items():
         folder = ROOT.joinpath(*module.split("."))
         assert not {path.stem for path in folder.glob("*.py")} & set(names.split()), module
 
 
+def listed_files() -> list[str]:
+    """Returns the Python files of nitro in the layout of ARCHITECTURE.md, where folders are indented."""
+    layout = (ROOT / "ARCHITECTURE.md").read_text().partition("## Layout")[2].split("```")[1]
+    folders: list[tuple[int, str]] = []
+    files = []
+    for line in filter(None, layout.splitlines()):
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        while folders and folders[-1][0] >= indent:
+            folders.pop()
+        path = "".join(folder for _, folder in folders) + name
+        if name.endswith("/"):
+            folders.append((indent, name))
+        elif path.startswith("nitro/"):
+            files.append(path)
+    return files
+
+
+def test_the_layout_lists_each_file_once() -> None:
+    """ARCHITECTURE.md names each file of nitro once; only `__init__.py` of subpackages may be missing."""
+    paths = [path.relative_to(ROOT).as_posix() for path in SOURCES]
+    expected = [path for path in paths if path == "nitro/__init__.py" or not path.endswith("__init__.py")]
+    assert sorted(listed_files()) == sorted(expected)
+
+
 def test_nothing_inside_nitro_imports_its_front_door() -> None:
-    """Inside the package names come from where they live, not from `nitro`."""
+    """Modules of the package import names from their modules, not from `nitro`."""
     for path in SOURCES:
         assert not re.search(r"^\s*(from nitro import|import nitro$)", path.read_text(), re.MULTILINE), path
 
 
 def test_no_modules_import_each_other() -> None:
-    """No module reaches itself over imports, those inside functions, for type checking and by name counted."""
+    """No imports form a circle; imports inside functions, for type checking and by name count too."""
     graph = {
         module: {name for name in imported(ast.parse(path.read_text()), MODULES) if name in MODULES} - {module}
         for module, path in MODULES.items()
@@ -174,7 +198,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "back",
+    "source",
     [
         "import p.a",
         "from p.a import thing",
@@ -184,30 +208,30 @@ def test_no_modules_import_each_other() -> None:
         "symbol_by_name('p.a:wire')",
     ],
 )
-def test_a_circle_is_found_whatever_closes_it(back: str) -> None:
-    """The test above sees each kind of import: here of `p.a` by `p.c`, which `p.a` reaches over `p.b`."""
-    sources = {"p.a": "import p.b", "p.b": "import p.c", "p.c": back, "p.d": "import p.a"}
+def test_each_kind_of_import_closes_a_circle(source: str) -> None:
+    """The search finds each kind of import of `p.a` in `p.c`; `p.a` imports `p.b`, and `p.b` imports `p.c`."""
+    sources = {"p.a": "import p.b", "p.b": "import p.c", "p.c": source, "p.d": "import p.a"}
     graph = {
-        module: [name for name in imported(ast.parse(source), sources) if name in sources]
-        for module, source in sources.items()
+        module: [name for name in imported(ast.parse(text), sources) if name in sources]
+        for module, text in sources.items()
     }
     assert circles(graph) == [["p.a", "p.b", "p.c"]]
 
 
 def test_fixed_files_stay_small() -> None:
-    """The composition root and the Celery app can be read at a glance."""
+    """The composition root, the Celery app and the README stay below their limits of lines."""
     assert len((ROOT / "nitro/bootstrap.py").read_text().splitlines()) <= 60
     assert len((ROOT / "tasks/__init__.py").read_text().splitlines()) <= 30
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_celeryconfig_is_plain_celery() -> None:
-    """A deployer edits settings without meeting the library."""
+    """`celeryconfig.py` imports no module of Nitro, so that deployers edit plain settings."""
     assert "nitro." not in (ROOT / "celeryconfig.py").read_text().replace("NITRO_", "")
 
 
 def test_ignored_type_errors_have_a_reason() -> None:
-    """Each `type: ignore` names its code and says why; three per thousand lines at most."""
+    """Each `type: ignore` has a code and a reason; a thousand lines have at most three."""
     lines = [line for path in SOURCES for line in path.read_text().splitlines()]
     ignored = [line for line in lines if "type: ignore" in line]
     assert all(re.search(r"# type: ignore\[[a-z, -]+\]  # \w", line) for line in ignored), ignored
@@ -215,9 +239,9 @@ def test_ignored_type_errors_have_a_reason() -> None:
 
 
 def test_each_release_has_its_commit_and_its_changes() -> None:
-    """`tests/releases.txt` names the commit of each version that the changelog describes."""
+    """`tests/releases.txt` has a commit for each version in the changelog."""
     lines = (ROOT / "tests/releases.txt").read_text().splitlines()
     commits = dict(line.split() for line in lines if not line.startswith("#"))
-    described = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert list(commits) == described
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert list(commits) == versions
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits.values())

@@ -1,4 +1,4 @@
-"""Waiting for facts."""
+"""Polling for a condition."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 WITHIN = 20.0
-"""Seconds."""
+"""Seconds that `until` waits by default."""
 LOOK_AGAIN = 0.02
 
 
 def until(fact: Callable[[], T], within: float = WITHIN) -> T:
-    """The first true value of `fact`; fails when there was none within so many seconds."""
+    """Calls `fact` until it returns a true value, and returns that; fails after `within` seconds."""
     end = monotonic() + within
     while not (value := fact()):
         assert monotonic() < end, f"not within {within:.0f} s; at the end it was {value!r}"
