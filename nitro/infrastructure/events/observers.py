@@ -26,7 +26,7 @@ _NO_OBSERVERS = nullcontext()
 
 
 def load_journal_if_enabled() -> None:
-    """Loads the dispatcher if NITRO_JOURNAL is set: its entry point also starts the journal, a layer above."""
+    """Loads the dispatcher if NITRO_JOURNAL is set, because its entry point also starts the journal."""
     if os.environ.get("NITRO_JOURNAL") not in (None, "", "off"):
         dispatcher()
 
