@@ -37,7 +37,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)  # noqa: PLE0605  # the names and their homes are one table
 
 
-if not TYPE_CHECKING:  # to a type checker a module with a `__getattr__` has every name
+if not TYPE_CHECKING:  # a module with __getattr__ has every name for a type checker
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:

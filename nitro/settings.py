@@ -61,7 +61,8 @@ class Settings:
         db_url: SQLAlchemy URL of the database that emitters and workers share; an asynchronous driver is replaced.
         is_db_set: whether NITRO_DB_URL is set, so that workers on other machines can share the database.
         broker_url: kombu URL, for an app that names no broker; the default is a folder under `NITRO_HOME`.
-        result_backend: Celery result backend, for an app that names none; the default is `db_url` if that is a server.
+        result_backend: Celery result backend, for an app that names none; by default the server of NITRO_DB_URL, else a
+            file in NITRO_HOME.
         handlers: comma-separated modules that a worker imports for their handlers.
         journal: `on` also records emissions without a tracked delivery, for `nitro trace` and `nitro tail`.
         home: folder of the embedded broker and its results.

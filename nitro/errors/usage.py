@@ -129,7 +129,7 @@ class ContextNotSerializable(EmitError):
     """The value of a propagated context variable cannot be part of a message."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"the context variable {name!r} cannot travel: {reason}")
+        super().__init__(f"the context variable {name!r} cannot be sent: {reason}")
 
 
 class PayloadError(NitroError, TypeError):
@@ -145,7 +145,7 @@ class PayloadError(NitroError, TypeError):
     def __init__(self, argument: str, kind: str, why: str, handlers: Sequence[str] = ()) -> None:
         self.argument, self.kind, self.why = argument, kind, why
         receiver = f" for {', '.join(handlers)}" if handlers else ""
-        super().__init__(f"{argument} ({kind}) cannot travel{receiver}: {why}")
+        super().__init__(f"{argument} ({kind}) cannot be sent to a worker{receiver}: {why}")
 
 
 class PayloadUnreadable(NitroError, ValueError):

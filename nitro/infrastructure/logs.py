@@ -18,7 +18,7 @@ def describe_error(error: BaseException) -> str:
     """Returns the type and the message of an error, also when its `__str__` raises."""
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001  # as in a traceback
+    except Exception:  # noqa: BLE001  # the traceback module prints the same
         message = "<exception str() failed>"
     return f"{type(error).__name__}: {message}"
 

@@ -397,7 +397,7 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
 def test_values_that_no_header_can_hold_are_refused(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
     """At the emit, and not by a broker that ends its connection."""
     on(evt, offload=True, name="shop.handler")(reading(tenant))
-    with pytest.raises(ContextNotSerializable, match="'tenant' cannot travel: 20014 bytes"):
+    with pytest.raises(ContextNotSerializable, match="'tenant' cannot be sent: 20014 bytes"):
         within(tenant, "x" * 20_000, emit, evt)
     assert sent() == []
 
@@ -450,7 +450,7 @@ def test_monitoring_does_not_show_them(evt: Event, app: Celery, sent: Sent, tena
 
 def test_two_variables_of_one_name_are_an_error(tenant: Variable) -> None:
     """A handler could not know whose value it finds."""
-    with pytest.raises(ContextNotSerializable, match="'tenant' cannot travel: another variable of that name"):
+    with pytest.raises(ContextNotSerializable, match="'tenant' cannot be sent: another variable of that name"):
         carry(ContextVar("tenant"))
 
 
@@ -492,7 +492,7 @@ def test_two_variables_of_one_module_are_an_error(tmp_path: Path, monkeypatch: p
 def test_a_variable_of_another_module_is_an_error(tenants: Any, tmp_path: Path) -> None:
     """Also where both are called for at the top level."""
     (tmp_path / "others.py").write_text(TENANTS)
-    with pytest.raises(ContextNotSerializable, match="'tenant' cannot travel: another variable of that name"):
+    with pytest.raises(ContextNotSerializable, match="'tenant' cannot be sent: another variable of that name"):
         importlib.import_module("others")
 
 

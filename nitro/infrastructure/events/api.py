@@ -139,7 +139,7 @@ def emit(evt: Event | str, sender: Any = ANY, /, *args: Any, **kwargs: Any) -> E
             if condition is not None:
                 try:
                     verdict = condition(sender) if sender_only else condition(sender, *args, **kwargs)
-                except Exception as error:  # noqa: BLE001  # it is logged
+                except Exception as error:  # noqa: BLE001  # logged and recorded
                     verdict = record_condition_error(handler, emission, sender, error)
                 if verdict is not True and not check_verdict(verdict, handler, emission, sender):
                     continue
