@@ -91,7 +91,7 @@ class _ThreadState(threading.local):
 thread_state = _ThreadState()
 
 # The emission of an async handler or of a worker's delivery, the thread on which it began, and how deep the sync
-# handlers of that thread were nested then. A deeper nesting now means that a sync handler runs inside the async handler.
+# handlers of that thread were nested then. A deeper nesting now means that a sync handler runs inside that handler.
 _task_cause: ContextVar[tuple[Cause, int, int] | None] = ContextVar("nitro_emission", default=None)
 
 task_cause = _task_cause.get
