@@ -62,7 +62,7 @@ class Commits:
         self.emitted_mappers: dict[Mapper[Any], None] = {}
 
     def after_commit(self, callback: Callback, *, abandoned: Callback | None = None) -> None:
-        """Calls `callback` once after the outermost commit; never after a rollback, also of its savepoint.
+        """Calls `callback` once after the outermost commit; never after a rollback of its savepoint or transaction.
 
         Args:
             callback: the function to call, outside of the transaction.
@@ -71,13 +71,13 @@ class Commits:
         self._pending.append(_PendingCallback(self.session.get_nested_transaction(), callback, abandoned))
 
     def after_rollback(self, callback: Callback) -> None:
-        """Calls `callback` once if its savepoint or the transaction is rolled back, or the session is closed."""
+        """Calls `callback` once after a rollback of its savepoint or transaction, or a close without a commit."""
         if not self.session.in_transaction():  # without begin(), SQLAlchemy fires no after_rollback
             self.session.begin()
         self._pending.append(_PendingCallback(self.session.get_nested_transaction(), on_rollback=callback))
 
     def before_commit(self, callback: Callback) -> None:
-        """Calls `callback` at the end of the transaction; never after a rollback, also of its savepoint."""
+        """Calls `callback` at the end of the transaction; never after a rollback of its savepoint or transaction."""
         self._pending.append(_PendingCallback(self.session.get_nested_transaction(), before_commit=callback))
 
     def savepoint(self) -> AbstractContextManager[None]:

@@ -55,7 +55,7 @@ class Transaction:
         return commits_of(self.session).savepoint_async()
 
     def after_rollback(self, callback: Callable[[], None]) -> None:
-        """Calls `callback` once if its savepoint or the transaction is rolled back, or the session is closed."""
+        """Calls `callback` once after a rollback of its savepoint or transaction, or a close without a commit."""
         commits_of(self.session).after_rollback(callback)
 
     @property
