@@ -1,6 +1,6 @@
 """The `celery … nitro` commands.
 
-Every start of `celery` imports this module, so the commands import what they need when they run.
+Every start of `celery` imports this module, so a command imports its own dependencies when it runs.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes:
 @_state_option(CLOSED_STATES, default=("done", "published", "cancelled"), show_default=True)
 @_yes_option
 def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
-    """Deletes closed deliveries; if done ones are among the states, also the emissions recorded by the journal.
+    """Deletes closed deliveries. With the state `done` it also deletes emissions that the journal has recorded.
 
     \b
     Example: celery -A tasks nitro outbox purge --before 14d --state done

@@ -30,6 +30,14 @@ STATE_COLOURS = {
     **dict.fromkeys(("dead", "failed", "raised", "wrong"), "red"),
     **dict.fromkeys(("cancelled", "skipped", "dropped"), "blue"),
 }
+MASK = "***"
+"""The text that replaces a masked value."""
+SENSITIVE_NAME = re.compile(
+    r"pass(word|phrase|wd|code)?$|^pwd$|secret|token|credential|auth(?!or)|api_?key|private_?key|signature|cookie|session"
+    r"|card|cvc|cvv|iban|account_?n|^pin$|ssn|tax_?id|e_?mail|phone|mobile|address|birth",
+    re.IGNORECASE,
+)
+"""Pattern of the names whose values are masked; a class adds names of its own in `__nitro_mask__`."""
 
 
 def as_json(entries: Iterable[DeliveryRecord]) -> str:
@@ -133,16 +141,6 @@ def format_duration(time: timedelta) -> str:
 
 def _format_value(value: Any) -> str:
     return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
-
-
-MASK = "***"
-"""The text that replaces a masked value."""
-SENSITIVE_NAME = re.compile(
-    r"pass(word|phrase|wd|code)?$|^pwd$|secret|token|credential|auth(?!or)|api_?key|private_?key|signature|cookie|session"
-    r"|card|cvc|cvv|iban|account_?n|^pin$|ssn|tax_?id|e_?mail|phone|mobile|address|birth",
-    re.IGNORECASE,
-)
-"""Pattern of the names whose values are masked; a class adds names of its own in `__nitro_mask__`."""
 
 
 def mask_payload(payload: str) -> Any:

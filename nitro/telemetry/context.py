@@ -61,7 +61,7 @@ def carry(*variables: ContextVar[Any]) -> None:
     The values must be JSON: texts, numbers, truth values, None, lists and dicts of these. Call `carry` before the first
     emit, in a module that emitters and workers import.
 
-    A reloaded module creates its variables anew. They replace the older ones, if `carry` is called in that module, at
+    A reloaded module creates its variables again. They replace the older ones, if `carry` is called in that module, at
     its top level.
 
     Raises:
@@ -75,7 +75,10 @@ def carry(*variables: ContextVar[Any]) -> None:
 
 
 class ContextPropagator:
-    """The propagator of context variables. Its header is signed: a forged tenant would change what a handler does."""
+    """The propagator of context variables.
+
+    Its header is signed with `NITRO_SIGNING_KEY`: a forged tenant would change the effect of a handler.
+    """
 
     def __init__(self) -> None:
         self.variables: dict[str, ContextVar[Any]] = {}

@@ -83,7 +83,7 @@ class Commits:
     def savepoint(self) -> AbstractContextManager[None]:
         """A savepoint around the block: only the block's work is undone when it fails.
 
-        Code that cannot await its `AsyncSession` can only add instances to it: those are expunged.
+        Code that cannot await its `AsyncSession` can only add instances to it: they are expunged.
         """
         return self._expunge_on_failure() if must_await(self.session) else savepoints.savepoint(self.session)
 
