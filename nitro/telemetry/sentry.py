@@ -45,9 +45,10 @@ class _SentryPropagator:
 def _set_sentry_headers(headers: dict[str, Any], **_signal: object) -> None:
     """Writes the trace headers of the emit to the two places that Sentry's integration reads.
 
-    They are the message headers, and the dict in the header `headers`, which must hold all other headers too. It runs in
-    `before_task_publish`, because the integration has by then written the trace of the publishing thread, which must
-    be overwritten: a publisher thread or a relay has a trace of its own.
+    They are the message headers, and the dict in the header `headers`, which must hold all other headers too.
+
+    It runs in `before_task_publish`: by then the integration has written the trace of the publishing thread, which must
+    be overwritten. A publisher thread or a relay has a trace of its own.
     """
     trace_headers = headers.pop(TRACE_HEADER, None)
     if not trace_headers:
