@@ -1,4 +1,7 @@
-"""The `celery … nitro` commands: thin, and imported at every start of `celery`, so that they import late."""
+"""The `celery … nitro` commands.
+
+Every start of `celery` imports this module, so a command imports its own dependencies when it runs.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +20,39 @@ _EXAMPLE_COMMAND = "celery -A tasks "
 
 
 def add_common_options(command: click.Command) -> None:
-    """Add it to a command, and to those below it."""
+    """Adds `--no-color` to a command and its subcommands, and writes the reader's own app into the examples."""
     command.params.append(
         click.Option(
             ("--no-color",),
             is_flag=True,
             expose_value=False,
             callback=_disable_colour,
-            help="Show no colours; NO_COLOR in the environment says so too.",
+            help="Show no colours, as with NO_COLOR in the environment.",
         )
     )
     command.help = (command.help or "").replace(_EXAMPLE_COMMAND, celery_command(""))
     command.epilog = (command.epilog or "").replace(_EXAMPLE_COMMAND, celery_command(""))
     if isinstance(command, click.Group):
-        for below in command.commands.values():
-            add_common_options(below)
+        for subcommand in command.commands.values():
+            add_common_options(subcommand)
 
 
-def _disable_colour(ctx: click.Context, _option: click.Parameter, unwanted: bool) -> None:
-    """Switch colours off where the option, the environment (https://no-color.org) or `celery --no-color` says so."""
-    if unwanted or os.environ.get("NO_COLOR") or ctx.find_root().params.get("no_color"):
+def _disable_colour(ctx: click.Context, _option: click.Parameter, is_set: bool) -> None:
+    """Switches colours off for the option, for NO_COLOR (https://no-color.org), or for `celery --no-color`."""
+    if is_set or os.environ.get("NO_COLOR") or ctx.find_root().params.get("no_color"):
         ctx.color = False
 
 
 @click.command("init")
-@click.option("--sql", is_flag=True, help="Print the SQL and execute none of it.")
-@click.option("--schema", metavar="NAME", help="Create them in this schema of PostgreSQL, and the schema with them.")
-@click.option("--entities", is_flag=True, help="Also the tables of all entities that the handlers' modules define.")
+@click.option("--sql", is_flag=True, help="Print the SQL, and do not execute it.")
+@click.option("--schema", metavar="NAME", help="Create the tables in this schema of PostgreSQL, which is created too.")
+@click.option(
+    "--entities", is_flag=True, help="Create also the tables of all entities that the handlers' modules define."
+)
 def init(sql: bool, schema: str | None, entities: bool) -> None:
-    """Create the missing tables of Nitro, and bring older ones up to date.
+    """Creates the missing tables of Nitro, and upgrades older ones.
 
-    It may be run again at any time, by several at once, and while workers run.
+    It can run at any time, several times at once, and while workers run.
 
     \b
     Example: celery -A tasks nitro init
@@ -60,27 +65,27 @@ def init(sql: bool, schema: str | None, entities: bool) -> None:
         raise click.UsageError(f"--schema is for PostgreSQL; {database_url()} has no schemas")
     if sql:
         statements = versions.init_script(entities=entities, into=schema)
-        click.echo("\n".join(f"{each};" for each in ("BEGIN", *statements, "COMMIT")))
+        click.echo("\n".join(f"{statement};" for statement in ("BEGIN", *statements, "COMMIT")))
         return
     versions.init(entities=entities, into=schema)
     click.echo(f"tables are there: {database_url()}")
 
 
 def database_url() -> str:
-    """The database that the command is about, without its password."""
+    """Returns the URL of the database, without its password."""
     from nitro.infrastructure.database import engine
 
     return engine().url.render_as_string(hide_password=True)
 
 
 class CommandGroup(click.Group):
-    """Commands whose known errors are one line on stderr and exit code 1."""
+    """A group of commands: a known error is shown as one line on stderr, with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for.
+        """Runs the command.
 
         Raises:
-            ClickException: an error of the library, or a database that is away.
+            ClickException: the library raised an error, or the database is unreachable.
         """
         try:
             return super().invoke(ctx)
@@ -101,7 +106,7 @@ def nitro() -> None:
     """Domain events and their side effects."""
 
 
-if "celery.worker.control" in sys.modules:  # as in each `celery` command line, also of an app that has no handler yet
+if "celery.worker.control" in sys.modules:  # imported by each `celery` command, also for an app without handlers
     from nitro.infrastructure.worker import control
 
     control.register_commands()
@@ -118,10 +123,10 @@ nitro.add_command(tail.command)
 
 
 def _import_handlers(sender: Any, **_signal: Any) -> None:
-    """Have a worker import the handlers' modules also where nothing of its app imports the library.
+    """Imports the modules of `NITRO_HANDLERS` in a worker whose app does not import the library itself.
 
     Raises:
-        SystemExit: a setting has a value that is not allowed; Celery would show any other error as its own.
+        SystemExit: a setting has a wrong value. Celery would show another exception as an error of its own.
     """
     if os.environ.get("NITRO_HANDLERS"):
         from nitro.infrastructure.events.ports import dispatcher
@@ -134,7 +139,7 @@ def _import_handlers(sender: Any, **_signal: Any) -> None:
         import_handlers(sender)
 
 
-if "celery.signals" in sys.modules:  # as in every `celery` command; this module alone loads no celery
+if "celery.signals" in sys.modules:  # imported by each `celery` command; this module itself must not import celery
     sys.modules["celery.signals"].import_modules.connect(_import_handlers, weak=False)
 
 add_common_options(nitro)

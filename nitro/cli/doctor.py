@@ -1,4 +1,4 @@
-"""`nitro doctor`: whether everything is there that a delivery needs, and what endangers a promise."""
+"""`nitro doctor`: checks of everything that a delivery needs, and of settings that endanger a promise."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ HEADINGS = ("", "CHECK", "FOUND")
 
 @dataclass(slots=True)
 class CheckContext:
-    """What checks have seen that later ones need.
+    """Results of earlier checks that later checks need.
 
     Attributes:
         max_age: seconds after which a delivery is stuck.
-        health: None when the database does not say.
-        broker_error: why the broker cannot be reached; None when it can.
+        health: the health of the outbox; None if the database cannot be read.
+        broker_error: the reason for which the broker cannot be reached; None if it can.
         workers: the workers that answer.
-        silent_workers: workers that live and do not.
+        silent_workers: names of workers that send heartbeats and do not answer.
     """
 
     app: Celery
@@ -47,11 +47,13 @@ class CheckContext:
 
 
 @click.command("doctor")
-@click.option("--max-age", type=Age(), default="5m", show_default=True, help="What is due or runs for longer is stuck.")
-@click.option("--json", "json", is_flag=True, help="For scripts.")
+@click.option(
+    "--max-age", type=Age(), default="5m", show_default=True, help="Age after which a due or running delivery is stuck."
+)
+@click.option("--json", "json", is_flag=True, help="Print JSON, for scripts.")
 @click.pass_context
 def command(ctx: click.Context, max_age: timedelta, json: bool) -> None:
-    """Check broker, database, tables, workers, settings and what is stuck; 1 when something is wrong.
+    """Checks broker, database, tables, workers, settings and stuck deliveries; exits with 1 if something is wrong.
 
     \b
     Example: celery -A tasks nitro doctor --max-age 15m
@@ -61,15 +63,15 @@ def command(ctx: click.Context, max_age: timedelta, json: bool) -> None:
     if json:
         click.echo(json_.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        click.echo(render.table(HEADINGS, ((each.verdict, each.check, each.found) for each in findings)))
+        click.echo(render.table(HEADINGS, ((finding.verdict, finding.check, finding.found) for finding in findings)))
     ctx.exit(int(any(finding.verdict == "wrong" for finding in findings)))
 
 
 def _run_check(check: Check, context: CheckContext) -> Iterator[Finding]:
-    """What a check finds; one that cannot be made is wrong, and keeps no other from being made."""
+    """Yields the findings of a check. A check that raises is a finding with the verdict `wrong`."""
     try:
         yield from check(context)
-    except Exception as error:  # noqa: BLE001  # it is what was found
+    except Exception as error:  # noqa: BLE001  # the error is the finding
         yield wrong(check.__name__.strip("_"), f"{type(error).__name__}: {error}")
 
 
@@ -90,21 +92,21 @@ def _database(context: CheckContext) -> Iterator[Finding]:
     from nitro.infrastructure.outbox.health import read_health
     from nitro.infrastructure.outbox.versions import ensure_current
 
-    place = engine().url.render_as_string()
+    url = engine().url.render_as_string()
     try:
         with engine().connect():
-            yield fine("database", place)
+            yield fine("database", url)
         ensure_current()
         yield fine("tables", "of this version")
         context.health = read_health(context.max_age)
     except OutboxOutdated as error:
         yield wrong("tables", str(error))
     except SQLAlchemyError as error:
-        yield wrong("database", f"{place}: {getattr(error, 'orig', None) or error}")
+        yield wrong("database", f"{url}: {getattr(error, 'orig', None) or error}")
     else:
         dead = context.health.deliveries["dead"]
-        see = f"{render.delivery_count(dead)}; see: {celery_command('nitro outbox list --state dead')}"
-        yield warning("dead letters", see) if dead else fine("dead letters", "none")
+        dead_letters = f"{render.delivery_count(dead)}; see: {celery_command('nitro outbox list --state dead')}"
+        yield warning("dead letters", dead_letters) if dead else fine("dead letters", "none")
 
 
 def _broker(context: CheckContext) -> Iterator[Finding]:
@@ -114,14 +116,14 @@ def _broker(context: CheckContext) -> Iterator[Finding]:
 
     app = context.app
     connection = BrokerConnection(app)
-    place = f"embedded, in {Settings.load().home}" if is_embedded(app) else app.connection_for_write().as_uri()
+    url = f"embedded, in {Settings.load().home}" if is_embedded(app) else app.connection_for_write().as_uri()
     try:
         connection.ensure_connected()
-    except Exception as error:  # noqa: BLE001  # whatever a transport raises is what was found
+    except Exception as error:  # noqa: BLE001  # transports raise errors of any class
         context.broker_error = str(error) or type(error).__name__
-        yield wrong("broker", f"{place}: {context.broker_error}")
+        yield wrong("broker", f"{url}: {context.broker_error}")
     else:
-        yield fine("broker", place)
+        yield fine("broker", url)
     finally:
         connection.close()
 
@@ -131,10 +133,10 @@ def _workers(context: CheckContext) -> Iterator[Finding]:
     from nitro.infrastructure.worker.knowledge import inspect_workers, without_foreign_relays
 
     if context.broker_error is None:
-        noted, began = {} if context.health is None else read_heartbeats(), monotonic()
-        seen = inspect_workers(context.app, worker_checks.ANSWER_SECONDS)
-        context.workers = seen if context.health is None else without_foreign_relays(read_heartbeats(), seen)
-        context.silent_workers = worker_checks.silent_workers(noted, seen, began)
+        beats_before, asked_at = {} if context.health is None else read_heartbeats(), monotonic()
+        workers = inspect_workers(context.app, worker_checks.ANSWER_SECONDS)
+        context.workers = workers if context.health is None else without_foreign_relays(read_heartbeats(), workers)
+        context.silent_workers = worker_checks.silent_workers(beats_before, workers, asked_at)
         yield from worker_checks.check_workers(context.app, context.workers, context.silent_workers)
 
 
@@ -158,23 +160,23 @@ def _tracking(context: CheckContext) -> Iterator[Finding]:
 
 
 def _settings(context: CheckContext) -> Iterator[Finding]:
-    """What an app of one's own sets that a promise cannot bear."""
+    """Yields warnings about settings of the user's app under which a promise does not hold."""
     from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
     from nitro.infrastructure.offload.envelope import is_signing
 
     app, conf = context.app, context.app.conf
     if not is_embedded(app) and not is_signing():
-        yield warning("settings", "messages are not signed: whoever reaches the broker can have handlers run")
+        yield warning("settings", "messages are not signed: anyone who reaches the broker can run handlers")
     if conf.task_always_eager:
-        yield warning("settings", "task_always_eager: handlers run where it is emitted, nothing is tracked")
-    limit, visible = conf.task_time_limit or 0, conf.broker_transport_options.get("visibility_timeout", 3600)
-    if driver_of(app) == REDIS and limit > visible:
-        shorter = f"visibility_timeout={visible} is shorter than task_time_limit={limit}"
-        yield warning("settings", f"{shorter}: Redis delivers what runs still once more")
+        yield warning("settings", "task_always_eager: handlers run in the emitter, and nothing is tracked")
+    limit, visibility_timeout = conf.task_time_limit or 0, conf.broker_transport_options.get("visibility_timeout", 3600)
+    if driver_of(app) == REDIS and limit > visibility_timeout:
+        cause = f"visibility_timeout={visibility_timeout} is shorter than task_time_limit={limit}"
+        yield warning("settings", f"{cause}: Redis delivers a message again while its handler still runs")
 
 
 def _worker_settings(context: CheckContext) -> Iterator[Finding]:
-    """What a worker has only once, so that `bind` leaves it as it is: what keeps deliveries waiting, or out."""
+    """Yields findings about worker-wide settings that delay or refuse deliveries; `bind` leaves them as they are."""
     from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
     from nitro.infrastructure.offload.conf import accepts_json
 
@@ -185,14 +187,16 @@ def _worker_settings(context: CheckContext) -> Iterator[Finding]:
     if is_embedded(app):
         return
     if conf.worker_prefetch_multiplier != 1:
-        kept = f"worker_prefetch_multiplier={conf.worker_prefetch_multiplier}"
-        yield warning("settings", f"{kept}: a busy worker keeps deliveries that an idle one could run; recommended: 1")
+        cause = f"worker_prefetch_multiplier={conf.worker_prefetch_multiplier}"
+        yield warning("settings", f"{cause}: a busy worker keeps deliveries that an idle one could run; recommended: 1")
     if conf.broker_connection_max_retries is not None:
-        tries = f"broker_connection_max_retries={conf.broker_connection_max_retries}"
-        yield warning("settings", f"{tries}: a worker then gives up a broker that is away; recommended: None")
+        cause = f"broker_connection_max_retries={conf.broker_connection_max_retries}"
+        yield warning(
+            "settings", f"{cause}: a worker stops after so many attempts to reach the broker; recommended: None"
+        )
     if driver_of(app) == REDIS and not conf.broker_transport_options.get("socket_timeout"):
-        silent = "broker_transport_options has no socket_timeout"
-        yield warning("settings", f"{silent}: a worker waits for ever for a Redis that is frozen; recommended: 5")
+        cause = "broker_transport_options has no socket_timeout"
+        yield warning("settings", f"{cause}: a worker waits forever for a frozen Redis; recommended: 5")
 
 
 Check = Callable[[CheckContext], Iterator[Finding]]

@@ -1,4 +1,4 @@
-"""`nitro handlers` and `nitro explain`: who hears which event, and what an emit would do now."""
+"""`nitro handlers` and `nitro explain`: the handlers of each event, and the effect that an emit would have now."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 HEADINGS = ("EVENT", "#", "WHERE", "HANDLER", "KIND", "PRIORITY", "SENDER", "CONDITION", "DELIVERY", "OPTIONS")
 
-_json_option = click.option("--json", "json", is_flag=True, help="For scripts.")
+_json_option = click.option("--json", "json", is_flag=True, help="Print JSON, for scripts.")
 
 
 @click.command("handlers")
-@click.option("--event", metavar="NAME", help="Only of this event.")
+@click.option("--event", metavar="NAME", help="List only this event.")
 @_json_option
 def handlers(event: str | None, json: bool) -> None:
-    """List the events with their handlers, in the order in which an emit takes them.
+    """Lists the events with their handlers, in the order in which an emit runs them.
 
-    A handler in the queue is a Celery task of its name.
+    An offloaded handler is a Celery task with the handler's name.
 
     \b
     Example: celery -A tasks nitro handlers --event order-placed
@@ -40,11 +40,11 @@ def handlers(event: str | None, json: bool) -> None:
 
 @click.command("explain")
 @click.argument("event")
-@click.option("--sender", metavar="Class:id", help="The entity that emits, which is read from its row; or a text.")
-@click.option("--kwargs", metavar="JSON", default="{}", help="What is emitted besides, as an object.")
+@click.option("--sender", metavar="Class:id", help="The entity that emits, which is read from the database; or a text.")
+@click.option("--kwargs", metavar="JSON", default="{}", help="The keyword arguments of the emit, as a JSON object.")
 @_json_option
 def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
-    """Say what an emit would do now: ask the conditions, weigh the payload, run no handler.
+    """Explains an emit without running a handler: evaluates the conditions, and measures the payload.
 
     \b
     Example: celery -A tasks nitro explain order-placed --sender Order:o1
@@ -52,55 +52,57 @@ def explain(event: str, sender: str | None, kwargs: str, json: bool) -> None:
     from nitro.infrastructure.events import ANY
 
     load_handlers()
-    told = _find_event(event).explain(ANY if sender is None else _parse_sender(sender), **_parse_object(kwargs))
+    explanation = _find_event(event).explain(ANY if sender is None else _parse_sender(sender), **_parse_object(kwargs))
     if json:
-        click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in told], indent=2))
+        click.echo(json_.dumps([{**asdict(verdict), "runs": verdict.runs} for verdict in explanation], indent=2))
     else:
-        told[:] = [replace(verdict, condition=verdict.condition and escape_text(verdict.condition)) for verdict in told]
-        click.echo(told)
+        explanation[:] = [
+            replace(verdict, condition=verdict.condition and escape_text(verdict.condition)) for verdict in explanation
+        ]
+        click.echo(explanation)
 
 
 def select_events(name: str | None) -> list[Event]:
-    """The event of that name, or all that somebody hears.
+    """Returns the event of a name, or without a name all events with handlers.
 
     Raises:
-        ClickException: nobody hears one of that name.
+        ClickException: no handler hears an event of this name.
     """
     return [_find_event(name)] if name else events_with_handlers()
 
 
 def _find_event(name: str) -> Event:
-    """The event of that name that somebody hears.
+    """Returns the event of a name, which must have a handler.
 
     Raises:
-        ClickException: there is none; suggests the nearest.
+        ClickException: no handler hears it; the message suggests the nearest name.
     """
     from difflib import get_close_matches
 
     from nitro.infrastructure.events.events import connected_events, default_namespace, is_glob
 
-    found = [event for event in connected_events() if event.name == name]
-    if not found and name in default_namespace and not is_glob(name):
-        found = [default_namespace.event(name)]  # that only a glob hears
-    if found:
-        return found[0]
-    near = get_close_matches(name, [event.name for event in connected_events()], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ": is the module of its handlers among NITRO_HANDLERS?"
+    events = [event for event in connected_events() if event.name == name]
+    if not events and name in default_namespace and not is_glob(name):
+        events = [default_namespace.event(name)]  # heard by a glob only
+    if events:
+        return events[0]
+    matches = get_close_matches(name, [event.name for event in connected_events()], n=1)
+    hint = f"; did you mean {matches[0]!r}?" if matches else ": is the module of its handlers among NITRO_HANDLERS?"
     raise click.ClickException(f"no handler hears an event {name!r}{hint}")
 
 
 def _row_cells(row: dict[str, Any]) -> tuple[str, ...]:
     options = " ".join(f"{name}={value}" for name, value in row["options"].items())
-    facts = (row["where"], row["handler"], row["kind"], str(row["priority"]), row["sender"] or "-")
+    cells = (row["where"], row["handler"], row["kind"], str(row["priority"]), row["sender"] or "-")
     condition = "yes" if row["condition"] else "-"
-    return (row["event"], str(row["position"]), *facts, condition, row["delivery"] or "-", options)
+    return (row["event"], str(row["position"]), *cells, condition, row["delivery"] or "-", options)
 
 
 def _parse_sender(text: str) -> object:
-    """The entity of `Class:id`, else the text itself.
+    """Returns the entity that `Class:id` names; a text without a colon is returned itself.
 
     Raises:
-        ClickException: there is no such class, or no such row.
+        ClickException: no class or no row matches, or several classes have the name.
     """
     from nitro.domain.entities.base_entity import Entity
     from nitro.infrastructure.repository.loading import all_subclasses
@@ -110,8 +112,8 @@ def _parse_sender(text: str) -> object:
         return text
     classes = [cls for cls in all_subclasses(Entity) if name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
     if len(classes) != 1:
-        found = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
-        raise click.ClickException(f"entities named {name}: {found or 'none'}; give one as module.Class:id")
+        candidates = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
+        raise click.ClickException(f"entities named {name}: {candidates or 'none'}; give one as module.Class:id")
     entity = classes[0].get(_parse_id(classes[0], key))
     if entity is None:
         raise click.ClickException(f"there is no {name} with the id {key}")
@@ -119,25 +121,25 @@ def _parse_sender(text: str) -> object:
 
 
 def _parse_id(cls: type[Any], key: str) -> object:
-    """The text as a value of the type that the class has for its id.
+    """Returns a text as a value of the type of the class's id.
 
     Raises:
-        ClickException: it is no such value.
+        ClickException: the text is no value of that type.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    wanted: Any = cls.model_fields["id"].annotation
+    id_type: Any = cls.model_fields["id"].annotation
     try:
-        return TypeAdapter(wanted).validate_python(key)
+        return TypeAdapter(id_type).validate_python(key)
     except ValidationError as error:
         raise click.ClickException(f"{cls.__name__}:{key}: {error.errors()[0]['msg']}") from error
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    """The object that a JSON text is.
+    """Returns the object in a JSON text.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: the text is no JSON object.
     """
     try:
         value = json_.loads(text)

@@ -1,4 +1,4 @@
-"""`nitro graph`: events and handlers as a picture: Mermaid for a README, DOT for Graphviz, SVG drawn by matplotlib."""
+"""`nitro graph`: events and handlers as Mermaid (for a README), DOT (for Graphviz) or SVG (drawn by matplotlib)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Edge:
     """An event and a handler that hears it.
 
     Attributes:
-        queued: whether it runs in a worker.
-        label: its promise, its priority and whether it has a condition, where they are not the usual ones.
+        queued: whether the handler runs in a worker.
+        label: delivery, priority and condition of the handler, where they differ from the defaults.
     """
 
     event: str
@@ -45,10 +45,10 @@ class Edge:
 
 @click.command("graph")
 @click.option("--format", "form", type=click.Choice(["mermaid", "dot", "svg"]), default="mermaid", show_default=True)
-@click.option("--event", metavar="NAME", help="Only of this event.")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
+@click.option("--event", metavar="NAME", help="Draw only this event.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the graph to this file.")
 def command(form: str, event: str | None, output: Path | None) -> None:
-    """Draw the events with their handlers; those in the queue with a dashed arrow.
+    """Draws the events with their handlers. An offloaded handler has a dashed arrow.
 
     SVG needs no Graphviz, but the extra `graph`: pip install 'nitro-celery[graph]'
 
@@ -56,7 +56,7 @@ def command(form: str, event: str | None, output: Path | None) -> None:
     Example: celery -A tasks nitro graph --format svg -o events.svg
     """
     load_handlers()
-    write_output(FORMATS[form]([edge for each in select_events(event) for edge in _edges(each)]), output)
+    write_output(FORMATS[form]([edge for selected in select_events(event) for edge in _edges(selected)]), output)
 
 
 def _edges(event: Event) -> Iterator[Edge]:
@@ -76,26 +76,26 @@ def _label_parts(handler: Handler) -> Iterator[str]:
 
 
 def _mermaid(edges: list[Edge]) -> str:
-    """A flowchart (Mermaid documentation: Flowcharts, Special characters that break syntax)."""
+    """Returns a flowchart (Mermaid documentation: Flowcharts, Special characters that break syntax)."""
 
-    def quoted(text: str) -> str:
+    def quote(text: str) -> str:
         return '"' + "".join(c if c.isalnum() or c in " ._-,*?[]" else f"#{ord(c)};" for c in text) + '"'
 
     names, shapes = _node_names(edges), {"e": ("([", "])"), "h": ("[", "]")}
-    nodes = [f"  {name}{quoted(text).join(shapes[kind])}" for (kind, text), name in names.items()]
+    nodes = [f"  {name}{quote(text).join(shapes[kind])}" for (kind, text), name in names.items()]
     arrows = [
         f"  {names['e', edge.event]} {'-.->' if edge.queued else '-->'}"
-        f"{f'|{quoted(edge.label)}|' if edge.label else ''} {names['h', edge.handler]}"
+        f"{f'|{quote(edge.label)}|' if edge.label else ''} {names['h', edge.handler]}"
         for edge in edges
     ]
     return "\n".join(["flowchart LR", *nodes, *arrows])
 
 
 def _dot(edges: list[Edge]) -> str:
-    """A directed graph (Graphviz documentation: DOT Language); texts are quoted as in JSON, which it reads."""
+    """Returns a directed graph (Graphviz documentation: DOT Language). Texts are quoted as JSON, which DOT reads."""
     names, shapes = _node_names(edges), {"e": "ellipse", "h": "box"}
-    labels = {each: json.dumps(each[1], ensure_ascii=False) for each in names}
-    nodes = [f"  {name} [label={labels[each]} shape={shapes[each[0]]}];" for each, name in names.items()]
+    labels = {node: json.dumps(node[1], ensure_ascii=False) for node in names}
+    nodes = [f"  {name} [label={labels[node]} shape={shapes[node[0]]}];" for node, name in names.items()]
     arrows = [
         f"  {names['e', edge.event]} -> {names['h', edge.handler]}"
         f" [label={json.dumps(edge.label)} style={'dashed' if edge.queued else 'solid'}];"
@@ -105,7 +105,7 @@ def _dot(edges: list[Edge]) -> str:
 
 
 def _svg(edges: list[Edge]) -> str:
-    """Events on the left, handlers on the right.
+    """Returns a picture with the events on the left and the handlers on the right.
 
     Raises:
         ClickException: matplotlib is not installed.
@@ -131,20 +131,20 @@ def _svg(edges: list[Edge]) -> str:
             for name, y in places.items():
                 box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#8a94a6"}
                 axes.text(x, y, name, ha=side, va="center", bbox=box, parse_math=False)
-        drawn = io.StringIO()
-        with catch_warnings(action="ignore"):  # of glyphs that a font lacks, which is for the viewer to draw
-            figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    return drawn.getvalue().rstrip()
+        image = io.StringIO()
+        with catch_warnings(action="ignore"):  # warnings of glyphs that the font lacks: the viewer draws the text
+            figure.savefig(image, format="svg", metadata={"Date": None, "Creator": None})
+    return image.getvalue().rstrip()
 
 
 def _event_heights(edges: list[Edge], handlers: dict[str, float]) -> dict[str, float]:
-    """Each event in the middle of its handlers, and at least a line below the one before."""
-    places: dict[str, float] = {}
+    """Returns the height of each event: the mean of its handlers, at least a line below the event before."""
+    heights: dict[str, float] = {}
     lowest = LINE_INCHES
     for event in dict.fromkeys(edge.event for edge in edges):
-        own = [handlers[edge.handler] for edge in edges if edge.event == event]
-        lowest = places[event] = min(sum(own) / len(own), lowest - LINE_INCHES)
-    return places
+        handler_heights = [handlers[edge.handler] for edge in edges if edge.event == event]
+        lowest = heights[event] = min(sum(handler_heights) / len(handler_heights), lowest - LINE_INCHES)
+    return heights
 
 
 def _draw_edge(axes: Any, edge: Edge, begin: float, end: float) -> None:
@@ -156,10 +156,10 @@ def _draw_edge(axes: Any, edge: Edge, begin: float, end: float) -> None:
 
 
 def _node_names(edges: Iterable[Edge]) -> dict[tuple[str, str], str]:
-    """A name of its own for each event and each handler, which may be called alike."""
+    """Returns a unique name for each event and each handler, as an event and a handler may have the same name."""
     events = dict.fromkeys(("e", edge.event) for edge in edges)
     handlers = dict.fromkeys(("h", edge.handler) for edge in edges)
-    return {each: f"{each[0]}{number}" for number, each in enumerate([*events, *handlers])}
+    return {node: f"{node[0]}{number}" for number, node in enumerate([*events, *handlers])}
 
 
 FORMATS: dict[str, Callable[[list[Edge]], str]] = {"mermaid": _mermaid, "dot": _dot, "svg": _svg}

@@ -1,4 +1,4 @@
-"""`nitro outbox`: what is waiting, running, done or dead, and what an operator may do with it."""
+"""`nitro outbox`: commands to list, show, replay, discard and purge deliveries."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ if TYPE_CHECKING:
 
 OPEN_STATES = ("waiting", "queued", "running")
 CLOSED_STATES = ("done", "published", "dead", "cancelled")
-"""`published`: untracked, and left to the broker."""
+"""States of closed deliveries. `published`: untracked, and left to the broker."""
 DISCARDABLE_STATES = ("waiting", "queued", "dead")
-"""States that `discard` can end."""
+"""States in which a delivery can be discarded."""
 
 CommandFunction = Callable[..., None]
 
 
 @click.group("outbox", epilog="Example: celery -A tasks nitro outbox list --state dead")
 def group() -> None:
-    """What is waiting, running, done or dead."""
+    """Deliveries in the outbox: waiting, queued, running, done or dead."""
 
 
 def _state_option(allowed: Sequence[str], **settings: Any) -> Callable[[CommandFunction], CommandFunction]:
-    help_ = settings.pop("help", "Only in this state; may be given several times.")
+    help_ = settings.pop("help", "Only deliveries in this state; can be given several times.")
     return click.option("--state", "states", multiple=True, type=click.Choice(allowed), help=help_, **settings)
 
 
 _ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...")
-_handler_option = click.option("--handler", metavar="NAME", help="Only to this handler.")
-_json_option = click.option("--json", "json", is_flag=True, help="For scripts: an array of objects.")
+_handler_option = click.option("--handler", metavar="NAME", help="Only deliveries to this handler.")
+_json_option = click.option("--json", "json", is_flag=True, help="Print a JSON array of objects, for scripts.")
 _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @group.command("list")
 @_state_option(OPEN_STATES + CLOSED_STATES)
 @_handler_option
-@click.option("--event", metavar="NAME", help="Only of this event.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("--event", metavar="NAME", help="Only deliveries of this event.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Maximum number of deliveries."
+)
 @_json_option
 def list_(states: Sequence[str], handler: str | None, event: str | None, limit: int, json: bool) -> None:
-    """List deliveries, the latest emission first.
+    """Lists deliveries, the latest emission first.
 
     \b
     Example: celery -A tasks nitro outbox list --state dead --state waiting
@@ -70,10 +72,10 @@ def list_(states: Sequence[str], handler: str | None, event: str | None, limit: 
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @_json_option
 def show(ids: Sequence[str], json: bool) -> None:
-    """Show all about deliveries, with their payload.
+    """Shows everything that is known about deliveries, with their payload.
 
-    An ID is that of a delivery, which is its Celery task id, or of an emission. In a payload values are masked whose
-    name tells of something secret, and what a class names in `__nitro_mask__`.
+    An ID is the id of an emission or of a delivery; the latter is its Celery task id. Values of a payload are masked
+    if their name suggests a secret, or if their class lists it in `__nitro_mask__`.
 
     \b
     Example: celery -A tasks nitro outbox show 0192f0c1-7a00-7000-8000-000000000000
@@ -83,22 +85,22 @@ def show(ids: Sequence[str], json: bool) -> None:
     entries = operations.read_deliveries(operations.has_id_in(ids))
     unknown = set(ids).difference(*((entry.id, entry.emission) for entry in entries))
     if entries or json:
-        kept = operations.read_payloads(operations.has_id_in(ids))
-        shown = {name: mask_payload(text) if text else None for name, text in kept.items()}
-        click.echo(render.details_as_json(entries, shown) if json else render.details_as_text(entries, shown))
+        payloads = operations.read_payloads(operations.has_id_in(ids))
+        masked = {id_: mask_payload(text) if text else None for id_, text in payloads.items()}
+        click.echo(render.details_as_json(entries, masked) if json else render.details_as_text(entries, masked))
     if unknown:
         raise click.ClickException(f"no delivery or emission in the outbox has the id {', '.join(sorted(unknown))}")
 
 
 @group.command()
 @_ids_argument
-@_state_option(CLOSED_STATES, help="In this state; dead unless given.")
+@_state_option(CLOSED_STATES, help="Only deliveries in this state. [default: dead]")
 @_handler_option
 @_yes_option
 def replay(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: bool) -> None:
-    """Have dead letters, or other closed deliveries, run again.
+    """Runs dead letters, or other closed deliveries, again.
 
-    They keep their idempotency key, and have all their retries again. An ID is that of a delivery or of an emission.
+    They keep their idempotency key, and get all their retries again. An ID is the id of a delivery or of an emission.
 
     \b
     Example: celery -A tasks nitro outbox replay --handler shop.mail.confirm
@@ -108,19 +110,19 @@ def replay(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: 
     matching = _confirmed_conditions(ids, states, handler, "run again", yes)
     replayed = operations.replay(*matching)
     if not replayed:
-        raise click.ClickException("nothing runs again: what was found has no payload, or has changed meanwhile")
+        raise click.ClickException("no delivery runs again: each has no payload, or its state has changed meanwhile")
     click.echo(f"run again: {render.delivery_count(replayed)}")
 
 
 @group.command()
 @_ids_argument
-@_state_option(DISCARDABLE_STATES, help="In this state; dead unless given.")
+@_state_option(DISCARDABLE_STATES, help="Only deliveries in this state. [default: dead]")
 @_handler_option
 @_yes_option
 def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes: bool) -> None:
-    """Cancel dead letters, or deliveries that have not started.
+    """Cancels dead letters, or deliveries that have not started.
 
-    An ID is that of a delivery or of an emission.
+    An ID is the id of a delivery or of an emission.
 
     \b
     Example: celery -A tasks nitro outbox discard --state waiting --handler shop.mail.confirm
@@ -130,53 +132,61 @@ def discard(ids: Sequence[str], states: Sequence[str], handler: str | None, yes:
     matching = _confirmed_conditions(ids, states, handler, "be cancelled", yes)
     discarded = operations.discard(*matching)
     if not discarded:
-        raise click.ClickException("nothing is cancelled: what was found has changed meanwhile")
+        raise click.ClickException("no delivery is cancelled: their states have changed meanwhile")
     click.echo(f"cancelled: {render.delivery_count(discarded)}")
 
 
 @group.command()
-@click.option("--before", required=True, type=Moment(), help="Emitted before: 14d, 12h, 30m ago, or a date (UTC).")
+@click.option(
+    "--before",
+    required=True,
+    type=Moment(),
+    help="Only deliveries emitted longer ago than this (14d, 12h, 30m), or before this date (UTC).",
+)
 @_state_option(CLOSED_STATES, default=("done", "published", "cancelled"), show_default=True)
 @_yes_option
 def purge(before: datetime, states: Sequence[str], yes: bool) -> None:
-    """Delete closed deliveries, and with those that are done what the journal has recorded.
+    """Deletes closed deliveries. With the state `done` it also deletes emissions that the journal has recorded.
 
     \b
     Example: celery -A tasks nitro outbox purge --before 14d --state done
     """
     from nitro.infrastructure.outbox import operations
-    from nitro.infrastructure.outbox.retention import purge_deliveries as delete
-    from nitro.infrastructure.outbox.retention import purge_emissions
+    from nitro.infrastructure.outbox.retention import purge_deliveries, purge_emissions
     from nitro.infrastructure.outbox.states import is_in_states
     from nitro.infrastructure.outbox.versions import ensure_current
 
     ensure_current()
-    what = f"what was emitted before {before:%Y-%m-%d %H:%M} UTC and is {' or '.join(states)}"
+    description = f"what was emitted before {before:%Y-%m-%d %H:%M} UTC and is {' or '.join(states)}"
     if not yes:
-        click.confirm(f"Delete {what}?", abort=True)
-    closed = sum(operations.count_by_state(is_in_states(states), operations.is_emitted_before(before)).values())
+        click.confirm(f"Delete {description}?", abort=True)
+    total = sum(operations.count_by_state(is_in_states(states), operations.is_emitted_before(before)).values())
     deleted = 0
-    with render.progress_bar("deleting", closed) as bar:
-        while some := delete(before, tuple(states)):
-            deleted += some
-            bar.update(some)
+    with render.progress_bar("deleting", total) as progress:
+        while count := purge_deliveries(before, tuple(states)):
+            deleted += count
+            progress.update(count)
     click.echo(f"deleted: {render.delivery_count(deleted)}")
-    forgotten = 0
-    while "done" in states and (some := purge_emissions(before)):
-        forgotten += some
-    if forgotten:
-        click.echo(f"deleted from the journal: {forgotten}")
+    deleted_emissions = 0
+    while "done" in states and (count := purge_emissions(before)):
+        deleted_emissions += count
+    if deleted_emissions:
+        click.echo(f"deleted from the journal: {deleted_emissions}")
 
 
 def _confirmed_conditions(
-    ids: Sequence[str], states: Sequence[str], handler: str | None, fate: str, yes: bool
+    ids: Sequence[str], states: Sequence[str], handler: str | None, action: str, yes: bool
 ) -> list[ColumnElement[bool]]:
-    """The conditions on deliveries that an operator means, once he has agreed to what becomes of them.
+    """Returns the conditions for the selected deliveries, after the operator has confirmed the action.
+
+    Args:
+        action: the words after "will" in the question.
+        yes: whether to skip the question.
 
     Raises:
-        UsageError: he has named none.
-        ClickException: there are none.
-        Abort: he does not agree.
+        UsageError: neither IDs, nor a state, nor a handler is given.
+        ClickException: no delivery matches.
+        Abort: the operator has declined.
     """
     from nitro.infrastructure.outbox import operations
 
@@ -184,15 +194,17 @@ def _confirmed_conditions(
         raise click.UsageError("say which deliveries: give their IDs, --state or --handler")
     states = states or ("dead",)
     matching = _conditions(ids, states, handler)
-    found = operations.count_by_state(*matching)
-    if not found:
+    counts = operations.count_by_state(*matching)
+    if not counts:
         project.check_names(handler=handler)
-        others = render.counts_by_state(operations.count_by_state(*_conditions(ids, (), handler)))
-        raise click.ClickException(f"no such delivery is {' or '.join(states)}; there are: {others or 'none at all'}")
+        other_counts = render.counts_by_state(operations.count_by_state(*_conditions(ids, (), handler)))
+        raise click.ClickException(
+            f"no such delivery is {' or '.join(states)}; there are: {other_counts or 'none at all'}"
+        )
     if not yes:
-        number = sum(found.values())
+        total = sum(counts.values())
         click.confirm(
-            f"{render.delivery_count(number)} will {fate} ({render.counts_by_state(found)}). Go on?", abort=True
+            f"{render.delivery_count(total)} will {action} ({render.counts_by_state(counts)}). Go on?", abort=True
         )
     return matching
 

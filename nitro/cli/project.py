@@ -1,4 +1,4 @@
-"""The project that a command is called for: its handlers, its Celery app, the names that it knows."""
+"""The user's project: its Celery app, its handlers, and the names of its events and handlers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ NO_HANDLER_MESSAGE = "no handler is declared: the app imports no module with one
 
 
 def load_handlers() -> None:
-    """Wire the library, and import what a worker of the app would: its `include` and `imports`, what it discovers, and
-    the modules of `NITRO_HANDLERS`.
+    """Wires the library, and imports the modules that a worker of the app imports.
+
+    They are its `include` and `imports`, the modules that it discovers, and those of `NITRO_HANDLERS`.
 
     Raises:
-        ClickException: a module cannot be imported; names it.
+        ClickException: a module cannot be imported; the message names it.
     """
     from nitro.errors import NitroError
     from nitro.infrastructure.events.ports import dispatcher
@@ -30,19 +31,19 @@ def load_handlers() -> None:
     app = app_of(click.get_current_context())
     try:
         app.loader.import_default_modules()
-    except SystemExit as error:  # of a module of NITRO_HANDLERS, which it names
+    except SystemExit as error:  # its message names the module of NITRO_HANDLERS
         raise click.ClickException(str(error)) from error
     except Exception as error:
-        place = _failing_line(error)
-        if place is None and isinstance(error, NitroError):
+        line = _failing_line(error)
+        if line is None and isinstance(error, NitroError):
             raise
-        told = " ".join("".join(traceback.format_exception_only(error)).split())
-        where = f"{place}: " if place else ""
-        raise click.ClickException(f"a module of handlers cannot be imported: {where}{told}") from error
+        error_text = " ".join("".join(traceback.format_exception_only(error)).split())
+        prefix = f"{line}: " if line else ""
+        raise click.ClickException(f"a module of handlers cannot be imported: {prefix}{error_text}") from error
 
 
 def load_handlers_or_warn() -> None:
-    """The same for a command that shows what is recorded, and needs no handler for that: says on stderr what is not."""
+    """Loads the handlers for a command that works without them: a failed import is a warning on stderr."""
     try:
         load_handlers()
     except click.ClickException as error:
@@ -50,7 +51,7 @@ def load_handlers_or_warn() -> None:
 
 
 def events_with_handlers() -> list[Event]:
-    """The events that somebody hears; says on stderr when there are none."""
+    """Returns the events with handlers; warns on stderr if there are none."""
     from nitro.infrastructure.events.events import connected_events
 
     events = connected_events()
@@ -60,7 +61,7 @@ def events_with_handlers() -> list[Event]:
 
 
 def app_of(ctx: click.Context) -> Celery:
-    """The app that `celery -A` was given; without one that of offloaded handlers, and not the bare one of Celery."""
+    """Returns the app of `celery -A`; without that option the app of offloaded handlers, not Celery's default app."""
     from nitro.infrastructure.offload.app import current_app
 
     root = ctx.find_root()
@@ -68,16 +69,16 @@ def app_of(ctx: click.Context) -> Celery:
 
 
 def _failing_line(error: BaseException) -> str | None:
-    """The file and line of the module that was being imported last; None when the import had not begun."""
+    """Returns file and line of the innermost module whose import failed; None if no import had begun."""
     modules = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
     return f"{modules[-1].filename}, line {modules[-1].lineno}" if modules else None
 
 
 def check_names(*, handler: str | None = None, event: str | None = None) -> None:
-    """See that each is declared here, or that a delivery has it; asked where nothing was found.
+    """Checks that names are declared in the project or occur in a delivery. Used when a search found nothing.
 
     Raises:
-        ClickException: one is nowhere known; with the nearest that is.
+        ClickException: a name is unknown; the message suggests the nearest name.
     """
     if handler is None and event is None:
         return
@@ -101,7 +102,7 @@ def check_names(*, handler: str | None = None, event: str | None = None) -> None
 
 
 def warn_unknown_names(*, handler: str | None, event: str | None) -> None:
-    """Say on stderr which is nowhere known, for a command that waits for what may still come."""
+    """Warns on stderr of an unknown name, for a command whose deliveries may still come."""
     if handler is not None or event is not None:
         try:
             check_names(handler=handler, event=event)
@@ -109,9 +110,9 @@ def warn_unknown_names(*, handler: str | None, event: str | None) -> None:
             click.echo(f"warning: {error.message}", err=True)
 
 
-def _raise_unknown(kind: str, name: str, known: set[str]) -> None:
+def _raise_unknown(kind: str, name: str, known_names: set[str]) -> None:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, sorted(known), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ": none is declared here, and no delivery has it"
+    matches = get_close_matches(name, sorted(known_names), n=1)
+    hint = f"; did you mean {matches[0]!r}?" if matches else ": none is declared here, and no delivery has it"
     raise click.ClickException(f"no {kind} is named {name!r}{hint}")

@@ -1,4 +1,4 @@
-"""`nitro relay`: moves what waits in the outbox to the broker, until it is told to stop or until nothing is due."""
+"""`nitro relay`: publishes waiting deliveries of the outbox, until a signal or until none is due."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from celery import Celery
 
 
+SignalQueue = SimpleQueue[int]
+
 STOP_SECONDS = 5.0
-"""Seconds for the step that it is in when it is told to stop."""
+"""Seconds that the current step of the relay has after a stop signal."""
 
 
 @click.command("relay")
-@click.option("--once", is_flag=True, help="Until nothing is due any more; fails if the broker is away.")
+@click.option("--once", is_flag=True, help="Run until no delivery is due any more; fail if the broker is unreachable.")
 @click.pass_context
 def command(ctx: click.Context, once: bool) -> None:
-    """Move waiting deliveries to the broker.
+    """Moves waiting deliveries to the broker.
 
-    A running worker does that too. This runs until SIGINT or SIGTERM, and waits for a broker that is away.
+    A running worker does that too. The command runs until SIGINT or SIGTERM, and retries while the broker is
+    unreachable.
 
     \b
     Example: celery -A tasks nitro relay --once
@@ -43,7 +46,11 @@ def command(ctx: click.Context, once: bool) -> None:
 
 
 def _publish_due(app: Celery) -> int:
-    """Publish all that is due; how many deliveries."""
+    """Publishes all due deliveries; returns their number.
+
+    Raises:
+        ClickException: the broker cannot be reached.
+    """
     from nitro.infrastructure.offload.publishing.connection import BrokerConnection
 
     connection = BrokerConnection(app)
@@ -66,13 +73,21 @@ def _step_until_idle(app: Celery) -> int:
     from nitro.infrastructure.outbox.schema import WAITING
 
     relay, moved = Relay(app), 0
-    with render.progress_bar("moving", read_health().deliveries[WAITING]) as bar:
-        while (some := relay.step()) or (publisher.is_ready and pending.has_due()):
-            moved += some
-            bar.update(some)
+    with render.progress_bar("moving", read_health().deliveries[WAITING]) as progress:
+        while (count := relay.step()) or (publisher.is_ready and pending.has_due()):
+            moved += count
+            progress.update(count)
     if not publisher.is_ready:
         raise ConnectionError(f"it has taken {moved} deliveries, and the others wait as before")
     return moved
+
+
+def stop_signals() -> SignalQueue:
+    """Returns a queue that receives each SIGINT and SIGTERM from now on."""
+    signals: SignalQueue = SimpleQueue()  # put() is re-entrant: a signal may interrupt the thread in its get()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: signals.put(received))
+    return signals
 
 
 def _relay_until_signal(app: Celery) -> None:
@@ -81,21 +96,10 @@ def _relay_until_signal(app: Celery) -> None:
     from nitro.infrastructure.outbox.relay import Relay
     from nitro.infrastructure.threads import PeriodicThread
 
-    told = stop_signals()
+    signals = stop_signals()
     app.log.setup(loglevel=logging.INFO)
     relay = PeriodicThread("nitro-relay")
     relay.start(Relay(app).tick)
     click.echo("relays until SIGINT or SIGTERM")
-    told.get()
+    signals.get()
     relay.stop(STOP_SECONDS)
-
-
-SignalQueue = SimpleQueue[int]
-
-
-def stop_signals() -> SignalQueue:
-    """SIGINT and SIGTERM as they come, from now on."""
-    told: SignalQueue = SimpleQueue()  # unlike an Event's set(), its put() may interrupt the thread that waits
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _frame: told.put(received))
-    return told

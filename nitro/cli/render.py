@@ -1,4 +1,4 @@
-"""Text of the commands: tables, details, JSON and masks, on the terminal or in a file."""
+"""Output of the commands: tables, details, JSON and masks, on the terminal or in a file."""
 
 from __future__ import annotations
 
@@ -30,39 +30,51 @@ STATE_COLOURS = {
     **dict.fromkeys(("dead", "failed", "raised", "wrong"), "red"),
     **dict.fromkeys(("cancelled", "skipped", "dropped"), "blue"),
 }
+MASK = "***"
+"""The text that replaces a masked value."""
+SENSITIVE_NAME = re.compile(
+    r"pass(word|phrase|wd|code)?$|^pwd$|secret|token|credential|auth(?!or)|api_?key|private_?key|signature|cookie|session"
+    r"|card|cvc|cvv|iban|account_?n|^pin$|ssn|tax_?id|e_?mail|phone|mobile|address|birth",
+    re.IGNORECASE,
+)
+"""Pattern of the names whose values are masked; a class adds names of its own in `__nitro_mask__`."""
 
 
 def as_json(entries: Iterable[DeliveryRecord]) -> str:
-    """An array of objects with all that is known; times in ISO 8601, UTC."""
+    """Returns deliveries as a JSON array of objects with all fields; times are in ISO 8601, UTC."""
     return json.dumps([asdict(entry) for entry in entries], default=datetime.isoformat, indent=2)
 
 
 def details_as_json(entries: Iterable[DeliveryRecord], payloads: Mapping[str, Any]) -> str:
-    """The same with the payload of each, by its id."""
-    shown = [{**asdict(entry), "payload": payloads.get(entry.id)} for entry in entries]
-    return json.dumps(shown, default=datetime.isoformat, indent=2)
+    """Returns deliveries as JSON, each with its payload.
+
+    Args:
+        payloads: the masked payload of each delivery, by its id.
+    """
+    details = [{**asdict(entry), "payload": payloads.get(entry.id)} for entry in entries]
+    return json.dumps(details, default=datetime.isoformat, indent=2)
 
 
 def as_table(entries: Iterable[DeliveryRecord]) -> str:
-    """A line for each under its headings, the last line of its error at the end."""
+    """Returns a table of deliveries, with the last line of the error in the last column."""
     return table(HEADINGS, (_entry_cells(entry) for entry in entries))
 
 
 def table(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """A line for each row under the headings; no text in it can break a line or steer a terminal."""
+    """Returns a line for each row under the headings. Control characters are escaped."""
     rows = [headings, *([escape_text(cell) for cell in row] for row in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_align_row(row, widths) for row in rows)
 
 
 def coloured(word: str, width: int = 0) -> str:
-    """A word, in the colour of the state that it is, if it is one; `click.echo` shows none but on a terminal."""
+    """Returns a word in the colour of its state; `click.echo` removes the colour unless stdout is a terminal."""
     text = word.ljust(width)
     return click.style(text, fg=STATE_COLOURS[word]) if word in STATE_COLOURS else text
 
 
 def details_as_text(entries: Iterable[DeliveryRecord], payloads: Mapping[str, Any]) -> str:
-    """Of each a line for each fact that there is, then its runs, its error with the traceback, and its payload."""
+    """Returns the fields of each delivery line by line, then its runs, its error with traceback, and its payload."""
     return "\n\n".join(_entry_details(entry, payloads.get(entry.id)) for entry in entries)
 
 
@@ -72,10 +84,10 @@ def _entry_details(entry: DeliveryRecord, payload: Any) -> str:
     runs = [_run_line(**run) for run in facts.pop("history", ())]
     width = max(map(len, facts))
     lines = [f"{name:<{width}}{COLUMN_GAP}{escape_text(_format_value(value))}" for name, value in facts.items()]
-    readable = [] if payload is None else json.dumps(payload, indent=2, ensure_ascii=False).splitlines()
-    more = {"history": runs, "error": error, "payload": readable}
-    for name, told in more.items():
-        lines += [name, *(COLUMN_GAP + escape_text(line) for line in told)] if told else []
+    payload_lines = [] if payload is None else json.dumps(payload, indent=2, ensure_ascii=False).splitlines()
+    sections = {"history": runs, "error": error, "payload": payload_lines}
+    for name, section in sections.items():
+        lines += [name, *(COLUMN_GAP + escape_text(line) for line in section)] if section else []
     return "\n".join(lines)
 
 
@@ -84,36 +96,36 @@ def _run_line(run: int, ended: datetime, why: str, outcome: str, **_facts: Any) 
 
 
 def progress_bar(label: str, length: int) -> Any:
-    """A bar on stderr, where that is a terminal."""
+    """A progress bar on stderr; hidden unless stderr is a terminal."""
     hidden = not sys.stderr.isatty()
     return click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
 
 def delivery_count(count: int) -> str:
-    """The number with its noun."""
+    """Returns the number with its noun, such as `2 deliveries`."""
     return "1 delivery" if count == 1 else f"{count} deliveries"
 
 
 def counts_by_state(counts: dict[str, int]) -> str:
-    """Numbers of deliveries in words, such as `2 dead, 1 done`."""
+    """Returns the number of deliveries in each state, such as `2 dead, 1 done`."""
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
 def _entry_cells(entry: DeliveryRecord) -> tuple[str, ...]:
-    facts = (entry.id, entry.state, entry.handler, entry.event or "-", entry.sender, str(entry.attempts))
-    return (*facts, _due_or_age(entry), exception_line(entry.error or ""))
+    cells = (entry.id, entry.state, entry.handler, entry.event or "-", entry.sender, str(entry.attempts))
+    return (*cells, _due_or_age(entry), exception_line(entry.error or ""))
 
 
 def _align_row(row: Sequence[str], widths: Sequence[int]) -> str:
     cells = list(zip(row, widths, strict=True))
     while len(cells) > 1 and not cells[-1][0]:
         cells.pop()
-    (last, _), before = cells[-1], cells[:-1]
-    return COLUMN_GAP.join([*(coloured(cell, width) for cell, width in before), coloured(last)])
+    (last, _), others = cells[-1], cells[:-1]
+    return COLUMN_GAP.join([*(coloured(cell, width) for cell, width in others), coloured(last)])
 
 
 def _due_or_age(entry: DeliveryRecord) -> str:
-    """In how long a waiting one is due; how long ago another came into its state."""
+    """Returns `in 5m` for a waiting delivery, else the time since its state changed, such as `5m ago`."""
     now = datetime.now(UTC)
     if entry.state == "waiting":
         return f"in {format_duration(entry.due - now)}" if entry.due is not None and entry.due > now else "due"
@@ -122,7 +134,7 @@ def _due_or_age(entry: DeliveryRecord) -> str:
 
 
 def format_duration(time: timedelta) -> str:
-    """A length of time in the largest unit that it fills."""
+    """Returns a length of time in its largest whole unit, such as `2h`."""
     seconds = max(0, int(time.total_seconds()))
     return next((f"{seconds // size}{unit}" for unit, size in UNITS if seconds >= size), f"{seconds}s")
 
@@ -131,39 +143,30 @@ def _format_value(value: Any) -> str:
     return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
 
 
-MASK = "***"
-SENSITIVE_NAME = re.compile(
-    r"pass(word|phrase|wd|code)?$|^pwd$|secret|token|credential|auth(?!or)|api_?key|private_?key|signature|cookie|session"
-    r"|card|cvc|cvv|iban|account_?n|^pin$|ssn|tax_?id|e_?mail|phone|mobile|address|birth",
-    re.IGNORECASE,
-)
-"""Names of fields and keyword arguments whose values are not shown; a class adds its own in `__nitro_mask__`."""
-
-
 def mask_payload(payload: str) -> Any:
-    """The payload that the codec wrote, as JSON with masks."""
+    """Returns a payload of the codec as JSON data, with sensitive values masked."""
     return _mask_value(json.loads(payload), ())
 
 
-def _mask_value(value: Any, secret: Collection[str]) -> Any:
+def _mask_value(value: Any, class_names: Collection[str]) -> Any:
     if isinstance(value, list):
-        return [_mask_value(item, secret) for item in value]
+        return [_mask_value(item, class_names) for item in value]
     if not isinstance(value, dict):
         return value
     if isinstance(value.get("$dataclass"), list):
         reference, state = value["$dataclass"]
         return {"$dataclass": [reference, _mask_value(state, _masked_names_of(reference))]}
-    secret = _masked_names_of(value.get("class")) or secret
-    hidden = {name for name in value if name in secret or SENSITIVE_NAME.search(name)}
-    return {name: MASK if name in hidden else _mask_value(item, secret) for name, item in value.items()}
+    class_names = _masked_names_of(value.get("class")) or class_names
+    masked_names = {name for name in value if name in class_names or SENSITIVE_NAME.search(name)}
+    return {name: MASK if name in masked_names else _mask_value(item, class_names) for name, item in value.items()}
 
 
 def _masked_names_of(reference: Any) -> Collection[str]:
-    """What the class of an entity, a model or a dataclass wants to have masked."""
+    """Returns the `__nitro_mask__` of a class; empty if the class cannot be found."""
     from nitro.errors import PayloadUnreadable
     from nitro.infrastructure.offload.codec.references import find_class
 
-    while isinstance(reference, list) and reference:  # of a parametrised class its origin says it
+    while isinstance(reference, list) and reference:  # a parametrised class has the mask of its origin
         reference = reference[0]
     if not isinstance(reference, str):
         return ()
@@ -174,7 +177,7 @@ def _masked_names_of(reference: Any) -> Collection[str]:
 
 
 def write_output(text: str, file: Path | None) -> None:
-    """Show it, or write it to a file without colours, which stderr says.
+    """Prints a text, or writes it to a file without colours, and reports that on stderr.
 
     Raises:
         FileError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""`nitro tail`: emissions, inline handlers and deliveries as they happen, read from the database that all share."""
+"""`nitro tail`: emissions, inline handlers and deliveries as they happen, read from the shared database."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from nitro.infrastructure.outbox.operations import DeliveryRecord
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks."""
+"""Seconds between two reads of the database."""
 PAUSE_FACTOR = 4
-"""Times longer than a look takes, at least, is the pause after it: who follows leaves the database to others."""
+"""The pause after a read lasts at least this many times the read, so that a tail does not load the database."""
 LATE_COMMIT_WINDOW = timedelta(seconds=60)
-"""How long after it happened something may be committed, and still be seen."""
+"""Maximum time between an emission and its commit for which it is still shown."""
 CLOCK_TOLERANCE = timedelta(seconds=1)
-"""From how much on the clock of the database is taken for another one than that of this machine."""
+"""Difference from which the clocks of the database and of this machine are treated as different."""
 MAX_ROWS = 50_000
-"""Emissions and deliveries that are looked at, the latest."""
+"""Maximum number of changed rows of a read; the latest are kept."""
 READ_BATCH = 500
-"""Emissions that are read at a time."""
+"""Number of emissions in one query."""
 MAX_REMEMBERED_EMISSIONS = 100_000
-"""Emissions of which it is known what has been shown."""
+"""Maximum number of emissions whose shown lines are remembered."""
 STATES = (
     *("emitted", "done", "started", "failed", "raised", "cancelled", "skipped", "dropped"),
     *("waiting", "queued", "published", "running", "retried", "dead", "replayed"),
@@ -45,11 +45,11 @@ STATES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailLine:
-    """Something that happened.
+    """A line of the tail: an emission, the outcome of an inline handler, or a step of a delivery.
 
     Attributes:
-        state: `emitted`, the outcome of an inline handler, or what a delivery came into.
-        handler: None of an emission.
+        state: `emitted`, the outcome of an inline handler, or the new state of a delivery.
+        handler: the name of the handler; None for an emission.
     """
 
     at: datetime
@@ -61,81 +61,90 @@ class TailLine:
     note: str
 
     def __str__(self) -> str:
-        facts = (self.emission, self.event or "-", self.sender, self.handler or "", self.note)
+        cells = (self.emission, self.event or "-", self.sender, self.handler or "", self.note)
         return render.COLUMN_GAP.join(
-            [format_clock(self.at), render.coloured(self.state, 9), *map(escape_text, filter(None, facts))]
+            [format_clock(self.at), render.coloured(self.state, 9), *map(escape_text, filter(None, cells))]
         )
 
 
 class Tail:
-    """What has happened since the last look.
+    """A reader of new lines.
 
     Args:
-        since: begins with what has happened since then, by the clock of this machine.
-        wanted: what is shown; all, unless given.
+        since: time of the first line, by the clock of this machine.
+        line_filter: selects the lines; without it all are shown.
 
     Attributes:
-        is_truncated: whether there was more than was looked at.
+        is_truncated: whether the last read had more than `MAX_ROWS` changed rows.
     """
 
-    def __init__(self, since: datetime, wanted: HistoryFilter | None = None) -> None:
+    def __init__(self, since: datetime, line_filter: HistoryFilter | None = None) -> None:
         from nitro.infrastructure.outbox.history import HistoryFilter, database_time
 
-        apart = database_time() - datetime.now(UTC)
+        clock_difference = database_time() - datetime.now(UTC)
         self.is_truncated = False
-        self._begin = self._since = since + apart if abs(apart) > CLOCK_TOLERANCE else since
-        self._wanted = HistoryFilter() if wanted is None else wanted
-        self._seen: set[Hashable] = set()
-        self._shown: dict[str, set[Hashable]] = {}
+        self._begin = self._since = since + clock_difference if abs(clock_difference) > CLOCK_TOLERANCE else since
+        self._filter = HistoryFilter() if line_filter is None else line_filter
+        self._seen_keys: set[Hashable] = set()
+        self._shown_keys: dict[str, set[Hashable]] = {}
 
-    def look(self) -> list[TailLine]:
-        """The lines that have not been there, the earliest first."""
+    def new_lines(self) -> list[TailLine]:
+        """Returns the lines that no earlier call returned, the earliest first."""
         from nitro.infrastructure.outbox import history
 
-        begun = history.database_time()
-        keys, self.is_truncated = history.changes_since(self._since, self._wanted, MAX_ROWS)
-        changed = sorted({key[0] for key in keys if key not in self._seen})
-        lines = [line for told in _read_emissions(changed) for line in self._new_lines(told)]
-        self._seen = set(keys)
-        self._since = max(self._since, begun - LATE_COMMIT_WINDOW)
-        for oldest in list(self._shown)[: max(0, len(self._shown) - MAX_REMEMBERED_EMISSIONS)]:
-            del self._shown[oldest]
+        read_at = history.database_time()
+        keys, self.is_truncated = history.changes_since(self._since, self._filter, MAX_ROWS)
+        changed = sorted({key[0] for key in keys if key not in self._seen_keys})
+        lines = [line for emission in _read_emissions(changed) for line in self._new_lines_of(emission)]
+        self._seen_keys = set(keys)
+        self._since = max(self._since, read_at - LATE_COMMIT_WINDOW)
+        for oldest in list(self._shown_keys)[: max(0, len(self._shown_keys) - MAX_REMEMBERED_EMISSIONS)]:
+            del self._shown_keys[oldest]
         return sorted(lines, key=lambda line: line.at)
 
-    def _new_lines(self, told: EmissionRecord) -> Iterator[TailLine]:
+    def _new_lines_of(self, emission: EmissionRecord) -> Iterator[TailLine]:
         from nitro.infrastructure.outbox.schema import min_id_at
 
-        shown = self._shown[told.id] = self._shown.pop(told.id, set())
-        is_new = told.id >= min_id_at(self._begin)
-        for line in _emission_lines(told):
+        shown_keys = self._shown_keys[emission.id] = self._shown_keys.pop(emission.id, set())
+        is_new = emission.id >= min_id_at(self._begin)
+        for line in _emission_lines(emission):
             key = _line_key(line)
-            if key not in shown and _is_wanted(line, self._wanted):
-                shown.add(key)
+            if key not in shown_keys and _is_wanted(line, self._filter):
+                shown_keys.add(key)
                 if is_new or line.at >= self._begin:
                     yield line
 
 
-def _read_emissions(emissions: Sequence[str]) -> Iterator[EmissionRecord]:
-    """These emissions, some at a time."""
+def _read_emissions(ids: Sequence[str]) -> Iterator[EmissionRecord]:
+    """Yields the emissions with these ids, read in batches."""
     from nitro.infrastructure.outbox import history
 
-    for first in range(0, len(emissions), READ_BATCH):
-        yield from history.records_by_ids(emissions[first : first + READ_BATCH])
+    for start in range(0, len(ids), READ_BATCH):
+        yield from history.records_by_ids(ids[start : start + READ_BATCH])
 
 
 def _line_key(line: TailLine) -> Hashable:
-    """What tells a line from others of its emission: not the time of a run, which its history has in other digits."""
+    """Returns the identity of a line within its emission.
+
+    The time of a run is not part of it: the row and the history round it differently.
+    """
     return (line.handler, line.state, line.note) if line.state in ("emitted", "running", "retried") else line
 
 
 @click.command("tail")
-@click.option("--event", metavar="NAME", help="Only of this event.")
-@click.option("--handler", metavar="NAME", help="Only of this handler.")
-@click.option("--sender", metavar="Class:id", help="Only by this entity.")
-@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only this; may be given again.")
-@click.option("--since", type=Moment(), default="0s", help="Begin with what has happened since then.")
-@click.option("--once", is_flag=True, help="End when all is shown that has happened.")
-@click.option("--json", "json", is_flag=True, help="For scripts: an object a line.")
+@click.option("--event", metavar="NAME", help="Show only this event.")
+@click.option("--handler", metavar="NAME", help="Show only this handler.")
+@click.option("--sender", metavar="Class:id", help="Show only emissions by this entity.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(STATES),
+    help="Show only this state; can be given several times.",
+)
+@click.option("--since", type=Moment(), default="0s", help="Begin with lines since this time.")
+@click.option("--once", is_flag=True, help="Stop after the lines that are there now.")
+@click.option("--json", "json", is_flag=True, help="Print a JSON object for each line, for scripts.")
 def command(
     event: str | None,
     handler: str | None,
@@ -145,9 +154,9 @@ def command(
     once: bool,
     json: bool,
 ) -> None:
-    """Show emissions, inline handlers and deliveries as they happen, until SIGINT or SIGTERM.
+    """Shows emissions, inline handlers and deliveries as they happen, until SIGINT or SIGTERM.
 
-    Shown is what is recorded: emissions that have queued tracked deliveries; with NITRO_JOURNAL=on all.
+    Only recorded emissions are shown: those with tracked deliveries, or all with NITRO_JOURNAL=on.
 
     \b
     Example: celery -A tasks nitro tail --event order-placed --state dead --state retried
@@ -158,55 +167,70 @@ def command(
     load_handlers_or_warn()
     ensure_current()
     project.warn_unknown_names(handler=handler, event=event)
-    wanted = HistoryFilter(event=event, handler=handler, sender=sender, states=frozenset(states))
-    told = stop_signals()
-    tail, was_cut = Tail(since, wanted), False
+    line_filter = HistoryFilter(event=event, handler=handler, sender=sender, states=frozenset(states))
+    signals = stop_signals()
+    tail, was_cut = Tail(since, line_filter), False
     while True:
         began = monotonic()
-        for line in tail.look():
+        for line in tail.new_lines():
             click.echo(json_.dumps(asdict(line), default=datetime.isoformat) if json else line)
         if tail.is_truncated and not was_cut:
             click.echo(f"only the latest {MAX_ROWS} are shown; give a later --since, or a filter", err=True)
         was_cut = tail.is_truncated
-        if once or _has_signal_come(told, max(POLL_SECONDS, PAUSE_FACTOR * (monotonic() - began))):
+        if once or _has_signal_come(signals, max(POLL_SECONDS, PAUSE_FACTOR * (monotonic() - began))):
             return
 
 
-def _has_signal_come(told: SignalQueue, seconds: float) -> bool:
-    """Whether a signal comes before it is time to look again."""
+def _has_signal_come(signals: SignalQueue, seconds: float) -> bool:
+    """Whether a signal comes within these seconds."""
     try:
-        told.get(timeout=seconds)
+        signals.get(timeout=seconds)
     except Empty:
         return False
     return True
 
 
-def _is_wanted(line: TailLine, wanted: HistoryFilter) -> bool:
-    if wanted.sender is not None and line.sender != wanted.sender and not line.sender.startswith(f"{wanted.sender} "):
-        return False  # which `__nitro_show__` of its class adds to
-    facts = ((wanted.event, line.event), (wanted.handler, line.handler))
-    fits = all(value is None or value == found for value, found in facts)
-    return fits and (not wanted.states or line.state in wanted.states)
+def _is_wanted(line: TailLine, line_filter: HistoryFilter) -> bool:
+    # A sender may be followed by a space and the text of `__nitro_show__`.
+    if (
+        line_filter.sender is not None
+        and line.sender != line_filter.sender
+        and not line.sender.startswith(f"{line_filter.sender} ")
+    ):
+        return False
+    conditions = ((line_filter.event, line.event), (line_filter.handler, line.handler))
+    matches = all(value is None or value == actual for value, actual in conditions)
+    return matches and (not line_filter.states or line.state in line_filter.states)
 
 
-def _emission_lines(told: EmissionRecord) -> Iterator[TailLine]:
-    below = f"below {told.parent}" if told.parent else ""
-    yield _make_line(told, told.at, "emitted", None, f"raised {told.error}" if told.error else below)
-    for turn in told.turns:
-        at = told.at + timedelta(seconds=turn.get("at", 0))
-        yield _make_line(told, at, turn["outcome"], turn["handler"], turn.get("why") or turn.get("delivery") or "")
-    for entry in told.deliveries:
-        yield from _delivery_lines(told, entry)
+def _emission_lines(emission: EmissionRecord) -> Iterator[TailLine]:
+    parent_note = f"below {emission.parent}" if emission.parent else ""
+    yield _make_line(
+        emission, emission.at, "emitted", None, f"raised {emission.error}" if emission.error else parent_note
+    )
+    for report in emission.turns:
+        at = emission.at + timedelta(seconds=report.get("at", 0))
+        yield _make_line(
+            emission, at, report["outcome"], report["handler"], report.get("why") or report.get("delivery") or ""
+        )
+    for entry in emission.deliveries:
+        yield from _delivery_lines(emission, entry)
 
 
-def _delivery_lines(told: EmissionRecord, entry: DeliveryRecord) -> Iterator[TailLine]:
+def _delivery_lines(emission: EmissionRecord, entry: DeliveryRecord) -> Iterator[TailLine]:
     for step in steps_of(entry):
-        why = step.why or (exception_line(entry.error or "") if step.state == "dead" else "")
+        reason = step.why or (exception_line(entry.error or "") if step.state == "dead" else "")
         run = f"run {step.run}" if step.run else ""
-        yield _make_line(told, step.at, step.state, entry.handler, ": ".join(filter(None, (run, why))))
+        yield _make_line(emission, step.at, step.state, entry.handler, ": ".join(filter(None, (run, reason))))
 
 
-def _make_line(told: EmissionRecord, at: datetime, state: str, handler: str | None, note: str) -> TailLine:
+def _make_line(emission: EmissionRecord, at: datetime, state: str, handler: str | None, note: str) -> TailLine:
     return TailLine(
-        at=at, state=state, event=told.event, sender=told.sender, handler=handler, emission=told.id, note=note
+        at=at,
+        state=state,
+        event=emission.event,
+        sender=emission.sender,
+        handler=handler,
+        emission=emission.id,
+        note=note,
     )

@@ -1,4 +1,4 @@
-"""Moments: how a time is given on the command line, and shown there."""
+"""Times on the command line: options that take a moment or an age, and their display."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
 class Moment(click.ParamType[datetime]):
-    """A moment in UTC: so long ago, or the begin of a day."""
+    """An option that takes a moment in UTC: an age before now, or a date."""
 
     name = "age or date"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The moment that a text means.
+        """Returns the moment that a text means.
 
         Raises:
-            BadParameter: it means none; names it and what is allowed.
+            BadParameter: the text is no moment; the message says what is allowed.
         """
         if isinstance(value, datetime):
             return value
@@ -32,15 +32,15 @@ class Moment(click.ParamType[datetime]):
 
 
 class Age(click.ParamType[timedelta]):
-    """A length of time."""
+    """An option that takes a length of time."""
 
     name = "age"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """The time that a text means.
+        """Returns the length of time that a text means.
 
         Raises:
-            BadParameter: it means none; names it and what is allowed.
+            BadParameter: the text is no length of time; the message says what is allowed.
         """
         if isinstance(value, timedelta):
             return value
@@ -51,7 +51,7 @@ class Age(click.ParamType[timedelta]):
 
 
 def format_clock(moment: datetime) -> str:
-    """The time of the day, with milliseconds."""
+    """Returns the time of the day, with milliseconds."""
     return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
 
 

@@ -1,4 +1,4 @@
-"""Page: a timeline as one HTML file that loads nothing: a line for each emission and handler, its spans as bars."""
+"""A timeline as one HTML file without external resources: a line for each emission and handler, with bars as spans."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ h1 { font-size: 1.2rem; }
 .cancelled, .skipped, .dropped { background: #4a6fa5; }
 """
 AXIS_TICKS = 5
+"""Number of times on the axis."""
 
 
-def render_page(found: Sequence[TimelineItem], title: str) -> str:
-    """The page of these items, under a title; every text in it is escaped, and can steer no terminal."""
+def render_page(items: Sequence[TimelineItem], title: str) -> str:
+    """Returns the page of a timeline. Texts are escaped for HTML and for terminals."""
     html = Element("html", lang="en")
     head, body = SubElement(html, "head"), SubElement(html, "body")
     SubElement(head, "meta", charset="utf-8")
     SubElement(head, "title").text = escape_text(title)
     SubElement(head, "style").text = STYLE
     SubElement(body, "h1").text = escape_text(title)
-    spans = [span for item in found for span in _all_spans(item)]
+    spans = [span for item in items for span in _all_spans(item)]
     scale = _TimeAxis(spans)
     scale.draw(body)
-    for item in found:
+    for item in items:
         _draw_item(body, item, 0, scale)
     scale.draw(body)
     return "<!doctype html>\n" + tostring(html, encoding="unicode", method="html")
 
 
 class _TimeAxis:
-    """The time from the first to the last of some spans, as percents."""
+    """The time axis: from the begin of the first span to the end of the last, in percent."""
 
     def __init__(self, spans: Sequence[TimeSpan]) -> None:
         moments = [moment for span in spans for moment in (span.began, span.ended)]
@@ -56,11 +57,11 @@ class _TimeAxis:
         self._length = max((max(moments, default=self._begin) - self._begin).total_seconds(), 1e-6)
 
     def percent(self, moment: datetime) -> float:
-        """Where a moment is."""
+        """Returns the position of a moment on the axis, in percent."""
         return 100 * (moment - self._begin).total_seconds() / self._length
 
     def draw(self, parent: Element) -> None:
-        """The axis."""
+        """Draws the axis."""
         axis = SubElement(parent, "div", {"class": "axis"})
         for tick in range(AXIS_TICKS):
             moment = self._begin + timedelta(seconds=self._length * tick / (AXIS_TICKS - 1))
@@ -69,22 +70,22 @@ class _TimeAxis:
 
 def _draw_item(parent: Element, item: TimelineItem, depth: int, scale: _TimeAxis) -> None:
     line = SubElement(parent, "div", {"class": "line" if item.state else "line emission"})
-    what = SubElement(line, "div", {"class": "what", "style": f"padding-left: {0.5 + depth * 1.2:.1f}rem"})
-    SubElement(what, "span").text = escape_text(item.title)
+    heading = SubElement(line, "div", {"class": "what", "style": f"padding-left: {0.5 + depth * 1.2:.1f}rem"})
+    SubElement(heading, "span").text = escape_text(item.title)
     if item.state:
-        SubElement(what, "span", {"class": f"state {item.state}"}).text = item.state
-    SubElement(what, "span", {"class": "note"}).text = escape_text(item.note)
+        SubElement(heading, "span", {"class": f"state {item.state}"}).text = item.state
+    SubElement(heading, "span", {"class": "note"}).text = escape_text(item.details)
     bars = SubElement(line, "div", {"class": "bars"})
     for span in item.spans:
         left, right = scale.percent(span.began), scale.percent(span.ended)
-        place = f"left: {left:.3f}%; width: {max(right - left, 0):.3f}%"
+        style = f"left: {left:.3f}%; width: {max(right - left, 0):.3f}%"
         kind = span.kind if span.kind == "wait" else span.state
-        SubElement(bars, "div", {"class": f"bar {kind}", "style": place, "title": escape_text(span.what)})
-    for below in item.children:
-        _draw_item(parent, below, depth + 1, scale)
+        SubElement(bars, "div", {"class": f"bar {kind}", "style": style, "title": escape_text(span.label)})
+    for child in item.children:
+        _draw_item(parent, child, depth + 1, scale)
 
 
 def _all_spans(item: TimelineItem) -> Iterator[TimeSpan]:
     yield from item.spans
-    for below in item.children:
-        yield from _all_spans(below)
+    for child in item.children:
+        yield from _all_spans(child)

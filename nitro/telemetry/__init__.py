@@ -1,4 +1,4 @@
-"""Telemetry: what other tools are told. Each module is called once, at start, by emitters and by workers alike."""
+"""Telemetry for other tools. Emitters and workers call a module's `instrument` (or `carry`) once, at start."""
 
 from nitro.telemetry.context import carry
 

@@ -1,4 +1,4 @@
-"""Context: variables of the user's, such as a request id or a tenant, that handlers find as they were at the emit."""
+"""Propagation of the user's context variables, such as a request id or a tenant, from an emit to its handlers."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from nitro.settings import signing_key
 logger = get_logger("nitro.worker")
 
 CONTEXT_HEADER = "nitro_context"
-"""Message header: `{name: value}` as JSON text, which every broker brings back as it was."""
+"""Message header: `{name: value}` as JSON text, which no broker changes."""
 MAX_HEADER_BYTES = 16 * 1024
-"""Bytes of that text: RabbitMQ's connection ends with a header of more than 128 KiB."""
+"""Maximum bytes of the context header. RabbitMQ closes the connection when headers exceed 128 KiB."""
 SIGNATURE_HEADER = "nitro_context_signature"
-"""Message header: of that text, where messages are signed."""
+"""Message header: the signature of the context header, if messages are signed."""
 
 
 DUPLICATE_NAME_MESSAGE = (
-    "another variable of that name travels already; give it another name, or if it is the same one of a module "
-    "that was reloaded, call carry() in that module, at its top level"
+    "another variable of that name is carried already; give this one another name. If a reloaded module has created "
+    "it anew, call carry() in that module, at its top level"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """Where a module has called `carry` while it was executed.
+    """The place of a call of `carry` at the top level of a module.
 
     Attributes:
-        is_first_import: whether that was its first import, and no reload.
+        is_first_import: whether the module was being imported for the first time, not reloaded.
     """
 
     file: str
@@ -49,60 +49,63 @@ class CallSite:
     is_first_import: bool
 
     def is_same_call(self, earlier: CallSite | None) -> bool:
-        """Whether this is the same call anew; two calls within one first import are different ones."""
+        """Whether this is a repetition of an earlier call. Two lines of one first import are different calls."""
         if earlier is None or earlier.file != self.file:
             return False
         return not self.is_first_import or earlier.line == self.line
 
 
 def carry(*variables: ContextVar[Any]) -> None:
-    """Have context variables travel with every emission to its offloaded handlers, under their names.
+    """Sends the values of context variables with every emission to its offloaded handlers.
 
-    Their values must be JSON: texts, numbers, truth values, None, lists and dicts of these. Call it where emitters and
-    workers import it, before the first emit.
+    The values must be JSON: texts, numbers, truth values, None, lists and dicts of these. Call `carry` before the first
+    emit, in a module that emitters and workers import.
 
-    One that is made anew when its module is reloaded takes the place of the older one, if this is called there, at the
-    top level.
+    A reloaded module creates its variables again. They replace the older ones, if `carry` is called in that module, at
+    its top level.
 
     Raises:
-        ContextNotSerializable: two different variables have one name.
+        ContextNotSerializable: two different variables have the same name.
     """
-    place = _call_site_of(sys._getframe(1))
+    call_site = _call_site_of(sys._getframe(1))
     for variable in variables:
-        _propagator.add(variable, place)
+        _propagator.add(variable, call_site)
     if _propagator not in propagators:
         propagators.append(_propagator)
 
 
 class ContextPropagator:
-    """The carrier of context variables; signed with `NITRO_SIGNING_KEY`, because a tenant decides on what is done."""
+    """The propagator of context variables.
+
+    Its header is signed with `NITRO_SIGNING_KEY`: a forged tenant would change the effect of a handler.
+    """
 
     def __init__(self) -> None:
         self.variables: dict[str, ContextVar[Any]] = {}
         self._call_sites: dict[str, CallSite | None] = {}
 
-    def add(self, variable: ContextVar[Any], place: CallSite | None) -> None:
-        """Have one more travel, or one that takes the place of its older self.
+    def add(self, variable: ContextVar[Any], call_site: CallSite | None) -> None:
+        """Adds a variable, or replaces the variable of a module that was reloaded.
 
         Raises:
-            ContextNotSerializable: another one has its name.
+            ContextNotSerializable: another variable has the same name.
         """
-        known = self.variables.get(variable.name)
-        if known is variable:
+        current = self.variables.get(variable.name)
+        if current is variable:
             return
-        if known is not None and (place is None or not place.is_same_call(self._call_sites[variable.name])):
+        if current is not None and (call_site is None or not call_site.is_same_call(self._call_sites[variable.name])):
             raise ContextNotSerializable(variable.name, DUPLICATE_NAME_MESSAGE)
-        self.variables[variable.name], self._call_sites[variable.name] = variable, place
+        self.variables[variable.name], self._call_sites[variable.name] = variable, call_site
 
     def inject(self, emission: Emission) -> Headers:
-        """The values of those that are set.
+        """Returns the headers with the values of the variables that are set.
 
         Raises:
-            ContextNotSerializable: a value is not JSON, or all are too much for a header.
+            ContextNotSerializable: a value is not JSON, or the values are too large for a header.
         """
         missing = object()
-        found = {name: variable.get(missing) for name, variable in self.variables.items()}
-        values = {name: value for name, value in found.items() if value is not missing}
+        all_values = {name: variable.get(missing) for name, variable in self.variables.items()}
+        values = {name: value for name, value in all_values.items() if value is not missing}
         if not values:
             return {}
         for name, value in values.items():
@@ -117,10 +120,10 @@ class ContextPropagator:
 
     @contextmanager
     def extract(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
-        """Set them for a run of a handler; what is not signed as it must be is not set, which the log says."""
+        """Sets the variables for a run of a handler. Values with a wrong signature are not set, which is logged."""
         values = _verified_values(headers, delivery.emission)
-        known = {self.variables[name]: value for name, value in values.items() if name in self.variables}
-        tokens = [(variable, variable.set(value)) for variable, value in known.items()]
+        variable_values = {self.variables[name]: value for name, value in values.items() if name in self.variables}
+        tokens = [(variable, variable.set(value)) for variable, value in variable_values.items()]
         try:
             yield
         finally:
@@ -132,23 +135,26 @@ _propagator = ContextPropagator()
 
 
 def _call_site_of(caller: FrameType) -> CallSite | None:
-    """The place of a call at the top level of a module; in an interactive session each cell is a file of its own."""
+    """Returns the place of a call at the top level of a module, else None.
+
+    In an interactive session the file is "", because each cell has a file name of its own.
+    """
     if caller.f_code.co_name != "<module>":
         return None
     module = caller.f_globals
     is_script = module.get("__name__") == "__main__"
     if is_script and "__file__" not in module:
         return CallSite("", caller.f_lineno, is_first_import=False)
-    first = is_script or getattr(module.get("__spec__"), "_initializing", False)
-    return CallSite(os.path.realpath(caller.f_code.co_filename), caller.f_lineno, is_first_import=first)
+    is_first_import = is_script or getattr(module.get("__spec__"), "_initializing", False)
+    return CallSite(os.path.realpath(caller.f_code.co_filename), caller.f_lineno, is_first_import=is_first_import)
 
 
 def _check_value(name: str, value: Any) -> None:
     try:
-        back = json.loads(json.dumps(value, allow_nan=False))
+        copy = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ContextNotSerializable(name, str(error)) from error
-    if repr(back) != repr(value):  # a text may be equal to a member of an enum
+    if repr(copy) != repr(value):  # repr(): a member of a str enum equals its text
         raise ContextNotSerializable(name, f"{value!r} does not come back from JSON as it is")
 
 
@@ -156,9 +162,9 @@ def _verified_values(headers: Headers, emission: str) -> dict[str, Any]:
     text = headers.get(CONTEXT_HEADER)
     if text is None:
         return {}
-    wanted = _signature(text, emission)
-    if wanted is not None and not hmac.compare_digest(
-        wanted.encode(), str(headers.get(SIGNATURE_HEADER)).encode(errors="replace")
+    signature = _signature(text, emission)
+    if signature is not None and not hmac.compare_digest(
+        signature.encode(), str(headers.get(SIGNATURE_HEADER)).encode(errors="replace")
     ):
         logger.error("context of emission %s is refused: it is not signed as it must be", emission)
         return {}

@@ -1,6 +1,6 @@
-"""OpenTelemetry: one trace from an emit through outbox, broker and worker to its handlers and what they emit.
+"""OpenTelemetry: one trace from an emit through outbox, broker and worker to its handlers and their own emits.
 
-Needs the extra `otel`. Spans and attributes follow the semantic conventions for messaging where they have a word.
+Needs the extra `otel`. Spans and attributes follow the semantic conventions for messaging where they have a name.
 """
 
 from __future__ import annotations
@@ -22,37 +22,42 @@ from nitro.infrastructure.offload.envelope import TaskMessage
 from nitro.infrastructure.offload.propagation import Headers, propagators, publish_contexts
 
 MAX_LINKS = 128
-"""Of a span, which is the default limit of the SDK."""
+"""Maximum number of links of a span: the default limit of the SDK."""
 
 
 def instrument(tracer_provider: TracerProvider | None = None) -> None:
-    """Have emits, handlers in workers and batches of relays traced, from now on, by this or the global provider.
+    """Starts the tracing of emits, of handlers in workers and of batches of relays.
 
     Spans: `emit EVENT` around an emit with its inline handlers; `run HANDLER` around each run in a worker, a child of
-    the emit whenever and by whomever it was published; `publish` around a batch of a relay, with a link to each emit.
+    the emit even if a relay has published it; `publish` around a batch of a relay, with a link to each emit.
 
-    Called again for the same provider it does nothing.
+    A second call for the same provider does nothing.
+
+    Args:
+        tracer_provider: the provider of the tracer; without it the global provider.
     """
     if any(
         isinstance(propagator, _EmissionTracer) and propagator.provider is tracer_provider for propagator in propagators
     ):
         return
-    tracing = _EmissionTracer(tracer_provider)
-    active_observers.append(tracing.watch)
-    propagators.append(tracing)
-    publish_contexts.append(tracing.publish)
+    tracer = _EmissionTracer(tracer_provider)
+    active_observers.append(tracer.observe)
+    propagators.append(tracer)
+    publish_contexts.append(tracer.publish)
 
 
 class _EmissionTracer:
+    """The observer of emits and propagator of their spans, for one provider."""
+
     def __init__(self, provider: TracerProvider | None) -> None:
         self.provider = provider
         self._tracer = trace.get_tracer("nitro", tracer_provider=provider)
 
     @contextmanager
-    def watch(self, emission: Emission, call: Call) -> Iterator[None]:
+    def observe(self, emission: Emission, call: Call) -> Iterator[None]:
         """The span of an emit."""
-        facts: dict[str, AnyValue] = {"nitro.event": emission.event, "nitro.sender": describe_sender(call.sender)}
-        with self._start_span(f"emit {emission.event}", SpanKind.PRODUCER, facts) as span:
+        attributes: dict[str, AnyValue] = {"nitro.event": emission.event, "nitro.sender": describe_sender(call.sender)}
+        with self._start_span(f"emit {emission.event}", SpanKind.PRODUCER, attributes) as span:
             try:
                 yield
             finally:
@@ -63,51 +68,51 @@ class _EmissionTracer:
                     span.set_attribute("nitro.cancelled_by", emission.cancelled_by)
 
     def inject(self, _emission: Emission) -> Headers:
-        """The context of the emit, as the global propagator writes it."""
+        """Returns the headers that the global propagator writes for the current span."""
         headers: dict[str, str] = {}
         propagate.inject(headers)
         return headers
 
     @contextmanager
     def extract(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
-        """The span of a run."""
-        facts: dict[str, AnyValue] = {
+        """The span of a run of a handler, a child of the span of its emit."""
+        attributes: dict[str, AnyValue] = {
             "messaging.operation.type": "process",
             "messaging.message.id": delivery.emission,
             "nitro.event": delivery.event or "",
             "nitro.handler": delivery.handler,
             "nitro.attempt": delivery.attempt,
         }
-        sent = {name: value for name, value in headers.items() if isinstance(value, str)}
-        # One that nothing was sent along with, such as a handler that a handler calls, is where it is called.
-        token = context.attach(propagate.extract(sent, context=context.get_current()))
+        carrier = {name: value for name, value in headers.items() if isinstance(value, str)}
+        # context=: without headers, as in a handler that another handler calls, the parent is the current span.
+        token = context.attach(propagate.extract(carrier, context=context.get_current()))
         try:
-            with self._start_span(f"run {delivery.handler}", SpanKind.CONSUMER, facts):
+            with self._start_span(f"run {delivery.handler}", SpanKind.CONSUMER, attributes):
                 yield
         finally:
             context.detach(token)
 
     @contextmanager
     def publish(self, messages: Sequence[TaskMessage]) -> Iterator[None]:
-        """The span of a relay's batch."""
-        made = {(emit.trace_id, emit.span_id): emit for emit in map(_emit_span_context, messages) if emit.is_valid}
-        links = [Link(emit) for emit in made.values()][:MAX_LINKS]
-        facts: dict[str, AnyValue] = {
+        """The span of a relay's batch; none for an empty batch."""
+        emits = {(emit.trace_id, emit.span_id): emit for emit in map(_emit_span_context, messages) if emit.is_valid}
+        links = [Link(emit) for emit in emits.values()][:MAX_LINKS]
+        attributes: dict[str, AnyValue] = {
             "messaging.operation.type": "send",
             "messaging.batch.message_count": len(messages),
         }
-        with self._start_span("publish", SpanKind.PRODUCER, facts, links=links) if messages else nullcontext():
+        with self._start_span("publish", SpanKind.PRODUCER, attributes, links=links) if messages else nullcontext():
             yield
 
     def _start_span(
-        self, name: str, kind: SpanKind, facts: Mapping[str, AnyValue], **more: Any
+        self, name: str, kind: SpanKind, attributes: Mapping[str, AnyValue], **options: Any
     ) -> AbstractContextManager[trace.Span]:
-        attributes = {"messaging.system": "nitro", **facts}
-        return self._tracer.start_as_current_span(name, kind=kind, attributes=attributes, **more)
+        attributes = {"messaging.system": "nitro", **attributes}
+        return self._tracer.start_as_current_span(name, kind=kind, attributes=attributes, **options)
 
 
 def _emit_span_context(message: TaskMessage) -> SpanContext:
-    """The span of its emit."""
+    """Returns the context of the span of a message's emit."""
     return trace.get_current_span(
         propagate.extract(message.propagated_headers, context=context.Context())
     ).get_span_context()

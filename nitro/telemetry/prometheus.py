@@ -1,6 +1,6 @@
-"""Prometheus: what Flower cannot see: what an emitter does, and how the outbox is.
+"""Prometheus: metrics that Flower does not have, of emitters and of the outbox.
 
-Needs the extra `prometheus`. Flower's `/metrics` serves the default registry, the outbox then among the rest.
+Needs the extra `prometheus`. Flower's `/metrics` serves the default registry; an outbox registered there is included.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 logger = get_logger("nitro.outbox")
 
 BUCKET_SECONDS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
-"""Seconds."""
+"""Upper bounds of the histogram's buckets, in seconds."""
 
 
 class OutboxCollector(Collector):
-    """Asks the outbox at each scrape, and never counts closed deliveries that are done.
+    """A collector that reads the outbox at each scrape. It does not count deliveries that are done.
 
     - `nitro_outbox_deliveries{state}`: waiting, queued, running, dead.
-    - `nitro_outbox_oldest_waiting_seconds`: since when the oldest that waits is due; 0 when none is.
-    - `nitro_outbox_stuck{queue, handler}`: due, queued or running for longer than five minutes, of what is open.
-    - `nitro_outbox_up`: 0 when the database does not answer; the others are missing then.
+    - `nitro_outbox_oldest_waiting_seconds`: age of the oldest due delivery that waits; 0 if there is none.
+    - `nitro_outbox_stuck{queue, handler}`: deliveries that are due, queued or running for longer than five minutes.
+    - `nitro_outbox_up`: 0 if the database does not answer; the other metrics are missing then.
     """
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """Nothing, so that to be registered asks no database."""
+        """Returns no metrics: without it, the registration would call `collect`, which reads the database."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The metrics as they are now."""
+        """Yields the current metrics."""
         from nitro.infrastructure.outbox.health import read_health
 
         up = GaugeMetricFamily("nitro_outbox_up", "Whether the database of the outbox answers.")
         try:
-            found = read_health()
+            health = read_health()
         except Exception:
             logger.warning("the outbox cannot be measured", exc_info=True)
             up.add_metric([], 0)
@@ -55,11 +55,11 @@ class OutboxCollector(Collector):
             return
         up.add_metric([], 1)
         deliveries = GaugeMetricFamily("nitro_outbox_deliveries", "Deliveries, by state.", labels=["state"])
-        for state, count in found.deliveries.items():
+        for state, count in health.deliveries.items():
             deliveries.add_metric([state], count)
         oldest = GaugeMetricFamily("nitro_outbox_oldest_waiting_seconds", "Since when the oldest that waits is due.")
-        oldest.add_metric([], found.oldest_waiting_age or 0)
-        yield from (up, deliveries, oldest, _stuck_metric(found.groups))
+        oldest.add_metric([], health.oldest_waiting_age or 0)
+        yield from (up, deliveries, oldest, _stuck_metric(health.groups))
 
 
 def _stuck_metric(groups: Iterable[DeliveryGroup]) -> GaugeMetricFamily:
@@ -73,23 +73,21 @@ def _stuck_metric(groups: Iterable[DeliveryGroup]) -> GaugeMetricFamily:
 
 
 def instrument(registry: CollectorRegistry = REGISTRY) -> None:
-    """Count the emissions of this process from now on.
+    """Starts to count the emissions of this process.
 
     - `nitro_emissions_total{event}`, `nitro_cancellations_total{event, handler}`, `nitro_emit_errors_total{event}`.
-    - `nitro_inline_seconds{event, handler}`: a histogram of how long inline handlers take.
+    - `nitro_inline_seconds{event, handler}`: a histogram of the run times of inline handlers.
 
-    Called again for the same registry it does nothing.
+    A second call for the same registry does nothing.
     """
-    counting = [
-        each
-        for each in (getattr(watch, "__self__", None) for watch in active_observers)
-        if isinstance(each, _EmissionCounter)
-    ]
-    if not any(each.registry is registry for each in counting):
-        active_observers.append(_EmissionCounter(registry).watch)
+    owners = [getattr(observer, "__self__", None) for observer in active_observers]
+    if not any(isinstance(owner, _EmissionCounter) and owner.registry is registry for owner in owners):
+        active_observers.append(_EmissionCounter(registry).observe)
 
 
 class _EmissionCounter:
+    """The observer that counts emissions, for one registry."""
+
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self._emissions = Counter("nitro_emissions", "Emissions.", ["event"], registry=registry)
@@ -106,8 +104,8 @@ class _EmissionCounter:
         )
 
     @contextmanager
-    def watch(self, emission: Emission, _call: Call) -> Iterator[None]:
-        """Count one."""
+    def observe(self, emission: Emission, _call: Call) -> Iterator[None]:
+        """Counts an emission, its error and its cancellation, and measures its inline handlers."""
         self._emissions.labels(emission.event).inc()
         try:
             yield

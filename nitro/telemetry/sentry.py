@@ -1,6 +1,6 @@
-"""Sentry: a handler in a worker continues the trace of the emit, also where a relay has published it.
+"""Sentry: a handler in a worker continues the trace of its emit, also if a relay has published the message.
 
-Needs the extra `sentry`, and Sentry's own `CeleryIntegration` in workers, which reads what is sent along here.
+Needs the extra `sentry`, and Sentry's own `CeleryIntegration` in workers, which reads the headers that are set here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nitro.infrastructure.offload.delivery import Delivery
 from nitro.infrastructure.offload.propagation import Headers, propagators
 
 TRACE_HEADER = "nitro_sentry"
-"""Of a message until it is published: where the emit was in its trace."""
+"""Header of a message until it is published: the trace headers of the emit."""
 
 
 def instrument() -> None:
-    """Have every emission from now on send the trace along that Sentry is in; called again it does nothing."""
+    """Starts to send Sentry's current trace with every emission. A second call does nothing."""
     if any(isinstance(propagator, _SentryPropagator) for propagator in propagators):
         return
     propagators.append(_SentryPropagator())
@@ -29,33 +29,41 @@ def instrument() -> None:
 
 
 class _SentryPropagator:
+    """The propagator of Sentry's trace headers."""
+
     def inject(self, _emission: Emission) -> Headers:
-        """Where the emit is in its trace."""
-        traced = {"sentry-trace": sentry_sdk.get_traceparent(), "baggage": sentry_sdk.get_baggage()}
-        known = {name: value for name, value in traced.items() if value}
-        return {TRACE_HEADER: known} if known else {}
+        """Returns the trace headers of the current span, under a header of their own."""
+        trace_headers = {"sentry-trace": sentry_sdk.get_traceparent(), "baggage": sentry_sdk.get_baggage()}
+        headers = {name: value for name, value in trace_headers.items() if value}
+        return {TRACE_HEADER: headers} if headers else {}
 
     def extract(self, _headers: Headers, _delivery: Delivery) -> AbstractContextManager[object]:
-        """Nothing: the integration does."""
+        """Returns an empty context: Sentry's integration continues the trace."""
         return nullcontext()
 
 
 def _set_sentry_headers(headers: dict[str, Any], **_signal: object) -> None:
-    """Put it where Sentry's integration looks: among the headers, and in the header `headers` with all others.
+    """Writes the trace headers of the emit to the two places that Sentry's integration reads.
 
-    Only now, when the integration has written there where the thread is that publishes: a courier's or a relay's is in
-    the trace of whatever has started it.
+    They are the message headers, and the dict in the header `headers`, which must hold all other headers too.
+
+    It runs in `before_task_publish`: by then the integration has written the trace of the publishing thread, which must
+    be overwritten. A publisher thread or a relay has a trace of its own.
     """
-    traced = headers.pop(TRACE_HEADER, None)
-    if not traced:
+    trace_headers = headers.pop(TRACE_HEADER, None)
+    if not trace_headers:
         return
-    headers.update(traced, baggage=_merge_baggage(traced.get("baggage"), headers.get("baggage")))
-    within = headers.pop("headers", None) or {}
-    others = Context(headers).headers or {}
-    headers["headers"] = {name: value for name, value in {**within, **others}.items() if name != TRACE_HEADER}
+    headers.update(trace_headers, baggage=_merge_baggage(trace_headers.get("baggage"), headers.get("baggage")))
+    inner_headers = headers.pop("headers", None) or {}
+    custom_headers = Context(headers).headers or {}
+    headers["headers"] = {
+        name: value for name, value in {**inner_headers, **custom_headers}.items() if name != TRACE_HEADER
+    }
 
 
-def _merge_baggage(sentrys: str | None, known: str | None) -> str:
-    """The baggage of Sentry, with what others have put there."""
-    others = [item for item in (known or "").split(",") if item.strip() and not item.strip().startswith("sentry-")]
-    return ",".join([*([sentrys] if sentrys else []), *others])
+def _merge_baggage(emit_baggage: str | None, current_baggage: str | None) -> str:
+    """Returns Sentry's baggage of the emit with the baggage items of other tools."""
+    others = [
+        item for item in (current_baggage or "").split(",") if item.strip() and not item.strip().startswith("sentry-")
+    ]
+    return ",".join([*([emit_baggage] if emit_baggage else []), *others])

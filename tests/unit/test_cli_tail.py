@@ -118,13 +118,13 @@ def test_each_step_is_shown_once(placed: Event) -> None:
     """By the look that comes after it, and never again."""
     tail = Tail(datetime.now(UTC))
     emission = emit(placed, "ada")
-    assert {line.state for line in tail.look()} == {"emitted", "done", "skipped", "queued"}
-    assert tail.look() == []
+    assert {line.state for line in tail.new_lines()} == {"emitted", "done", "skipped", "queued"}
+    assert tail.new_lines() == []
     run(emission, "SMTPError: later")
-    assert [line.state for line in tail.look()] == ["running", "retried", "waiting"]
+    assert [line.state for line in tail.new_lines()] == ["running", "retried", "waiting"]
     run(emission)
-    assert [line.state for line in tail.look()] == ["queued", "running", "done"]
-    assert tail.look() == []
+    assert [line.state for line in tail.new_lines()] == ["queued", "running", "done"]
+    assert tail.new_lines() == []
 
 
 def test_what_is_committed_late_is_shown(placed: Event) -> None:
@@ -133,7 +133,7 @@ def test_what_is_committed_late_is_shown(placed: Event) -> None:
     with transaction():
         late = emit(placed, "late")
     emit(placed, "early")
-    assert late.id in {line.emission for line in tail.look()}
+    assert late.id in {line.emission for line in tail.new_lines()}
 
 
 def test_texts_cannot_steer_a_terminal(app: Celery) -> None:

@@ -91,7 +91,7 @@ def begun(emission: Emission) -> claims.Claim:
 
 def states(tail: Tail) -> list[str]:
     """What the next look shows."""
-    return [line.state for line in tail.look()]
+    return [line.state for line in tail.new_lines()]
 
 
 def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) -> None:
@@ -138,10 +138,10 @@ def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
     tail = Tail(datetime.now(UTC))
     with transaction():
         late = emit(placed, "late")
-        assert tail.look() == []
+        assert tail.new_lines() == []
     early = emit(placed, "early")
-    assert [line.emission for line in tail.look() if line.state == "emitted"] == [late.id, early.id]
-    assert tail.look() == []
+    assert [line.emission for line in tail.new_lines() if line.state == "emitted"] == [late.id, early.id]
+    assert tail.new_lines() == []
 
 
 def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +163,9 @@ def test_it_does_not_remember_more_and_more(placed: Event, monkeypatch: pytest.M
     tail, shown = Tail(datetime.now(UTC)), []
     for _ in range(5):
         latest = [emit(placed, "ada") for _ in range(2)]
-        shown += [line.emission for line in tail.look() if line.state == "emitted"]
+        shown += [line.emission for line in tail.new_lines() if line.state == "emitted"]
         assert shown[-2:] == [emission.id for emission in latest]
-        assert len(tail._shown) <= 3
+        assert len(tail._shown_keys) <= 3
     assert len(shown) == len(set(shown)) == 10
     assert not tail.is_truncated
 
@@ -228,10 +228,10 @@ def test_what_becomes_of_an_old_emission_is_followed(placed: Event, state: str) 
     """While it runs, whatever was emitted before it began."""
     identity = older(emit(placed, "ada"))
     tail = Tail(datetime.now(UTC))
-    assert tail.look() == []
+    assert tail.new_lines() == []
     ended(identity, state)
-    assert state in {line.state for line in tail.look()}
-    assert tail.look() == []
+    assert state in {line.state for line in tail.new_lines()}
+    assert tail.new_lines() == []
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,9 @@ def test_an_entitys_emissions_are_limited_to_the_latest(placed: Event) -> None:
     offloaded(placed, "shop.mail")
     emissions = [emit(placed, Basket(id="b3")) for _ in range(3)]
     assert [tree["id"] for tree in as_json("Basket:b3", "--limit", 2)] == [each.id for each in emissions[1:]]
-    assert trace("Basket:b3", "--limit", 2).stderr.startswith("only what began in the latest 2 emissions is shown")
+    assert trace("Basket:b3", "--limit", 2).stderr.startswith(
+        "only the latest 2 emissions, and those below them, are shown"
+    )
     assert trace("Basket:b3", "--limit", 3).stderr == ""
     refused = trace("Basket:b3", "--since", "0s")
     assert (refused.exit_code, "has emitted nothing since" in refused.stderr) == (1, True)

@@ -1,4 +1,4 @@
-"""The database of this process: its engine, its tables, `transaction()`, and sessions of the user's own."""
+"""The database of this process: its engine, its tables, `transaction()`, and the user's own sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Binds: the connection of a session that Nitro's rows are written on, also where a session has several databases."""
+"""Binds: the connection of a session that Nitro writes its rows on, also in a session with several databases."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from nitro.errors import TransactionError
 Bind = Engine | Connection
 
 NITRO_BIND_KEY = "nitro_bind"
-"""In the `info` of a session, the bind that its transaction has Nitro's rows written on."""
+"""Key in the `info` of a session: the bind on which its open transaction writes Nitro's rows."""
 
 _ROW_INSERT = insert(Table("nitro_emission", MetaData()))
 
 
 def bind_of(session: Session, mapper: Mapper[Any] | None = None) -> Bind | None:
-    """The bind that a flush would write an instance on, without a mapper a row of Nitro's; None where there is none."""
+    """Returns the bind on which a flush would write instances of a mapper, or None.
+
+    Without a mapper it is the bind for Nitro's own rows.
+    """
     with _as_if_flushing(session):
         try:
             return session.get_bind(clause=_ROW_INSERT) if mapper is None else session.get_bind(mapper.base_mapper)
@@ -32,71 +35,78 @@ def bind_of(session: Session, mapper: Mapper[Any] | None = None) -> Bind | None:
 
 
 def nitro_bind_of(session: Session) -> Bind | None:
-    """The bind that Nitro's rows are written on in the open transaction of a session."""
-    found: Bind | None = session.info.get(NITRO_BIND_KEY)
-    return found if found is not None else bind_of(session)
+    """Returns the bind for Nitro's rows in the open transaction of a session."""
+    chosen_bind: Bind | None = session.info.get(NITRO_BIND_KEY)
+    return chosen_bind if chosen_bind is not None else bind_of(session)
 
 
 def connection_of(session: Session) -> Connection:
-    """The connection that Nitro's rows are written on, in the session's transaction."""
-    home = nitro_bind_of(session)
-    return session.connection(bind_arguments=None if home is None else {"bind": home})
+    """Returns the connection for Nitro's rows, in the session's transaction."""
+    bind = nitro_bind_of(session)
+    return session.connection(bind_arguments=None if bind is None else {"bind": bind})
 
 
 def async_session_of(session: Session) -> Any:
-    """The `AsyncSession` that this one works for, or None."""
-    loaded = _asyncio_module()
-    return None if loaded is None else loaded.async_session(session)
+    """Returns the `AsyncSession` around a `Session`, or None."""
+    module = _asyncio_module()
+    return None if module is None else module.async_session(session)
 
 
-def resolve_session(given: Any) -> Any:
-    """The `Session` or `AsyncSession` that this is, or that a scoped session has for the calling code; None stays.
+def resolve_session(argument: Any) -> Any:
+    """Returns the argument of `transaction()` as a `Session`, an `AsyncSession` or None.
+
+    A scoped session is called for the session that it has for the calling code.
 
     Raises:
-        TransactionError: it is neither.
+        TransactionError: the argument is no session.
     """
-    loaded = _asyncio_module()
-    kinds: tuple[Any, ...] = (Session,) if loaded is None else (Session, loaded.AsyncSession)
-    scoped: tuple[Any, ...] = (scoped_session,) if loaded is None else (scoped_session, loaded.async_scoped_session)
-    session = given() if isinstance(given, scoped) else given
-    if session is None or isinstance(session, kinds):
+    asyncio_module = _asyncio_module()
+    session_types: tuple[Any, ...] = (Session,) if asyncio_module is None else (Session, asyncio_module.AsyncSession)
+    scoped_types: tuple[Any, ...] = (
+        (scoped_session,) if asyncio_module is None else (scoped_session, asyncio_module.async_scoped_session)
+    )
+    session = argument() if isinstance(argument, scoped_types) else argument
+    if session is None or isinstance(session, session_types):
         return session
     raise TransactionError(
         f"transaction() takes nothing, a Session, an AsyncSession, or a scoped_session such as Flask-SQLAlchemy's "
-        f"db.session, and this is {_describe(given)}"
+        f"db.session, and this is {_describe(argument)}"
     )
 
 
 def must_await(session: Session) -> bool:
-    """Whether it belongs to an `AsyncSession` that the calling code cannot wait for: it may add, but not ask.
+    """Whether the session belongs to an `AsyncSession` and the calling code cannot await it.
 
-    Code within `await session.run_sync(...)` can.
+    Such code can add instances to the session, but cannot execute statements. Code within
+    `await session.run_sync(...)` can.
     """
     return async_session_of(session) is not None and not in_greenlet()
 
 
 def is_flushing(session: Session) -> bool:
-    """Whether the caller is code that a flush calls."""
+    """Whether the session is being flushed, so that the caller runs inside of that flush."""
     return session._flushing
 
 
 def _asyncio_module() -> Any:
-    """The module of async sessions, if anybody has loaded it: there are none before."""
+    """Returns `sqlalchemy.ext.asyncio` if it has been imported, else None: without it no async session exists."""
     return sys.modules.get("sqlalchemy.ext.asyncio")
 
 
-def _describe(given: object) -> str:
-    kind = (
-        f"the class {given.__qualname__}" if isinstance(given, type) else f"an instance of {type(given).__qualname__}"
+def _describe(argument: object) -> str:
+    description = (
+        f"the class {argument.__qualname__}"
+        if isinstance(argument, type)
+        else f"an instance of {type(argument).__qualname__}"
     )
-    return f"{kind}: call it, and give what it returns" if callable(given) else kind
+    return f"{description}: call it, and pass its result" if callable(argument) else description
 
 
 @contextmanager
 def _as_if_flushing(session: Session) -> Iterator[None]:
-    """Have a session that routes its statements answer as it does for a write.
+    """Sets `_flushing`, so that a session that routes its statements returns the bind for writes.
 
-    SQLAlchemy's recipe of a routing session looks at `_flushing`, and there is no other word for it.
+    SQLAlchemy's recipe of a routing session reads `_flushing`. It has no public equivalent.
     """
     before = session._flushing
     session._flushing = True

@@ -1,4 +1,4 @@
-"""Joining: the commit that an emit waits for, of the sessions that its instances are attached to."""
+"""Lookup of the commit that an emit waits for, among the sessions of the instances that it passes."""
 
 from __future__ import annotations
 
@@ -31,43 +31,45 @@ AttachedStates = dict[Session, States]
 
 
 def commit_for(values: Iterable[object], *, flush: bool = False, reading: bool = False) -> Transaction | Commits | None:
-    """The commit that belongs to these values: of the open `transaction()`, else of a user's session they are in.
+    """Returns the commit that the values of an emit belong to, or None.
 
-    A session counts when somebody will want to commit it (`has_work_to_commit`).
+    It is the commit of the open `transaction()`, else of the user's session that the instances are attached to. Such
+    a session counts only if it has work to commit (`has_work_to_commit`).
 
     Args:
-        values: mapped instances are found in them at any depth.
-        flush: something is to be written in it: its pending instances first, so that they have their ids, and also
-            where it has only read, but in a transaction that was open on its connection before.
-        reading: if there is none, take one that is open and has only read.
+        values: the values of the emit; mapped instances are found in them at any depth.
+        flush: whether the caller writes rows in the session. Pending instances are then flushed first, so that they
+            have their ids. A session that has only read then counts too, if its connection was given to it with an
+            open transaction.
+        reading: whether to fall back on a session that is in a transaction and has only read.
 
     Raises:
-        TransactionError: they are in sessions of two databases, or in two sessions that both have something to write;
-            or an instance has no primary key yet, and its session cannot be flushed here.
-        OpenElsewhere: it is the commit of a `transaction()` that belongs to another thread.
+        TransactionError: the instances are in sessions of two databases, or in two sessions that both write; or an
+            instance has no primary key yet, and its session cannot be flushed here.
+        OpenElsewhere: the commit is that of a `transaction()` of another thread.
     """
-    current, attached = current_transaction(), attached_states(values)
-    own = None if current is None else current.session
-    taking_part = [session for session in attached if session is own or _takes_part(session, flush)]
-    if not taking_part or any(map(is_block_session, taking_part)):
+    transaction, attached = current_transaction(), attached_states(values)
+    block_session = None if transaction is None else transaction.session
+    candidates = [session for session in attached if session is block_session or _takes_part(session, flush)]
+    if not candidates or any(map(is_block_session, candidates)):
         transaction_to_join()
-    if own is None and not taking_part:
+    if block_session is None and not candidates:
         return commits_of(reader) if reading and (reader := _reading_session(attached)) is not None else None
-    session = _session_to_await(own, taking_part, attached)
+    session = _session_to_await(block_session, candidates, attached)
     states = attached.get(session, [])
     commits_of(session).emitted_mappers.update((state.mapper, None) for state in states)
     if flush:
         _flush_pending(session, states)
-    return commits_of(session) if current is None else current
+    return commits_of(session) if transaction is None else transaction
 
 
-def _takes_part(session: Session, writing: bool) -> bool:
-    return has_work_to_commit(session) or (
-        writing and has_outer_transaction(session) and _is_on_nitro_database(session)
-    )
+def _takes_part(session: Session, flush: bool) -> bool:
+    """Whether the commit of a session is one that an emit may wait for."""
+    return has_work_to_commit(session) or (flush and has_outer_transaction(session) and _is_on_nitro_database(session))
 
 
 def _reading_session(attached: AttachedStates) -> Session | None:
+    """Returns the first session that is in a transaction, or None."""
     return next((session for session in attached if session.in_transaction()), None)
 
 
@@ -77,33 +79,41 @@ def _is_on_nitro_database(session: Session) -> bool:
 
 
 async def flush_async(values: Iterable[object]) -> None:
-    """Write the pending instances among these values that are in an `AsyncSession`, and read expired columns there."""
+    """Flushes pending instances that are in an `AsyncSession`, and refreshes their expired columns."""
     for session, states in attached_states(values).items():
         if not must_await(session) or is_flushing(session):
             continue
-        owner = async_session_of(session)
+        async_session = async_session_of(session)
         if any(state.pending for state in states):
-            await owner.flush()
+            await async_session.flush()
         for state in states:
-            if expired := state.expired_attributes.intersection(state.mapper.column_attrs.keys()):
-                with suppress(InvalidRequestError):  # its row has vanished, which is told where it is to travel
-                    await owner.refresh(state.obj(), expired)
+            if expired_columns := state.expired_attributes.intersection(state.mapper.column_attrs.keys()):
+                # InvalidRequestError: the row is gone. The codec reports that when it writes the instance.
+                with suppress(InvalidRequestError):
+                    await async_session.refresh(state.obj(), expired_columns)
 
 
-def _session_to_await(own: Session | None, taking_part: Sequence[Session], attached: AttachedStates) -> Session:
-    """The session to wait for: of the open `transaction()`, else the one that writes; the others only read."""
-    chosen = own or next(filter(has_writes, taking_part), taking_part[0])
-    for other in taking_part:
+def _session_to_await(
+    block_session: Session | None, candidates: Sequence[Session], attached: AttachedStates
+) -> Session:
+    """Returns the session to wait for: that of the open `transaction()`, else the candidate that writes.
+
+    Raises:
+        TransactionError: another candidate writes too, or is on another database.
+    """
+    chosen = block_session or next(filter(has_writes, candidates), candidates[0])
+    for other in candidates:
         if other is not chosen:
             _check_same_database(chosen, other, attached)
             if has_writes(other):
-                raise TransactionError(_two_commits_message(own is not None, attached.get(chosen, []), attached[other]))
+                raise TransactionError(
+                    _two_commits_message(block_session is not None, attached.get(chosen, []), attached[other])
+                )
     return chosen
 
 
-def _check_same_database(one: Session, other: Session, attached: AttachedStates) -> None:
-    engines = [_engine_of(session, attached.get(session, [])) for session in (one, other)]
-    first, second = engines
+def _check_same_database(session: Session, other_session: Session, attached: AttachedStates) -> None:
+    first, second = (_engine_of(each, attached.get(each, [])) for each in (session, other_session))
     if first is not None and second is not None and not is_same_database(first, second):
         urls = sorted(engine.url.render_as_string() for engine in (first, second))
         raise TransactionError(f"one emit cannot wait for the commits of two databases: {', '.join(urls)}")
@@ -114,10 +124,11 @@ def _engine_of(session: Session, states: States) -> Engine | None:
     return None if bind is None else bind.engine
 
 
-def _two_commits_message(in_block: bool, mine: States, theirs: States) -> str:
-    where = "an open transaction()" if in_block else f"a session that writes ({_names_of(mine)})"
+def _two_commits_message(in_block: bool, chosen_states: States, other_states: States) -> str:
+    first_commit = "an open transaction()" if in_block else f"a session that writes ({_names_of(chosen_states)})"
     return (
-        f"one emit cannot wait for two commits: of {where}, and of another session that writes ({_names_of(theirs)}); "
+        f"one emit cannot wait for two commits: of {first_commit}, "
+        f"and of another session that writes ({_names_of(other_states)}); "
         f"add all of them to one session, and emit in `transaction(session)` or outside of any transaction()"
     )
 
@@ -140,7 +151,7 @@ def _flush_pending(session: Session, states: States) -> None:
         session.flush()
 
 
-def _check_primary_keys(pending: Iterable[InstanceState[object]], why: str) -> None:
+def _check_primary_keys(pending: Iterable[InstanceState[object]], reason: str) -> None:
     for state in pending:
         if None in state.mapper.primary_key_from_instance(state.obj()):
-            raise TransactionError(f"{state.mapper.class_.__name__} has no primary key yet, and {why}")
+            raise TransactionError(f"{state.mapper.class_.__name__} has no primary key yet, and {reason}")

@@ -1,4 +1,4 @@
-"""The one engine of this process, made when it is first needed."""
+"""The engine of this process. It is created when it is first needed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from nitro.infrastructure.threads import ForkSafe, ForkSafeLock
 from nitro.settings import Settings
 
 IDLE_SECONDS = 1.0
-"""Seconds of silence after which a connection to a server is asked whether it still stands."""
+"""Seconds for which a server connection may be idle before the next checkout pings it."""
 LAST_USED_KEY = "nitro_used"
-"""In the `info` of a connection, when it was last used; a new one has none."""
+"""Key in the `info` of a connection: the monotonic time of its last checkin. A new connection has none."""
 
 _LOOPBACK_ADDRESSES = ("127.0.0.1", "::1")
 
 
 class _ProcessEngine(ForkSafe):
-    """The engine of this process, and the pools of its parents."""
+    """The engine of this process, and the connection pools that it inherited at a fork."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
@@ -40,7 +40,7 @@ class _ProcessEngine(ForkSafe):
         super().__init__()
 
     def _reset(self) -> None:
-        """Leave the parent's connections alone, and keep them: closing one would disturb the parent."""
+        """Replaces the pool and keeps a reference to the parent's: closing its connections would disturb the parent."""
         if self.engine is not None and not isinstance(self.engine.pool, StaticPool):
             self.inherited_pools.append(self.engine.pool)
             self.engine.dispose(close=False)
@@ -50,7 +50,7 @@ _process = _ProcessEngine()
 
 
 def engine() -> Engine:
-    """The engine of this process: the one given to `use_engine`, else one for `NITRO_DB_URL`."""
+    """Returns the engine of this process: the engine given to `use_engine`, else an engine for `NITRO_DB_URL`."""
     if _process.engine is not None:
         return _process.engine
     with _process.lock:
@@ -59,29 +59,29 @@ def engine() -> Engine:
         return _process.engine
 
 
-def use_engine(given: object) -> None:
-    """Make a database of the user's own the one of this process.
+def use_engine(database: object) -> None:
+    """Sets the database of this process.
 
     Args:
-        given: an engine, asynchronous ones too, or a URL; one of SQLite is set up like Nitro's.
+        database: an engine, an asynchronous engine, or a URL. An engine for SQLite gets Nitro's settings.
 
     Raises:
-        DatabaseRefused: it cannot be used; says why.
+        DatabaseRefused: the database cannot be used; the message says why.
     """
-    engine, made = synchronous_engine_for(given, _create_engine)
+    engine, is_nitros = synchronous_engine_for(database, _create_engine)
     reset()
     if engine.dialect.name == "sqlite":
         sqlite.configure_engine(engine)
-    _process.engine, _process.is_nitros, _process.is_users = engine, made, True
+    _process.engine, _process.is_nitros, _process.is_users = engine, is_nitros, True
 
 
 def has_user_engine() -> bool:
-    """Whether the database was given to `use_engine`."""
+    """Whether the engine was set by `use_engine`."""
     return _process.is_users
 
 
 def reset() -> None:
-    """Forget the engine and close its connections, unless it is the user's own."""
+    """Forgets the engine. Its connections are closed unless the engine is the user's own."""
     with _process.lock:
         if _process.engine is not None and _process.is_nitros:
             _process.engine.dispose()
@@ -90,7 +90,7 @@ def reset() -> None:
 
 
 def database_identity(url: URL) -> tuple[object, ...] | None:
-    """What tells a database from another, whatever driver and user; None for one that lives in memory."""
+    """Returns a key that is equal for equal databases, whatever the driver and the user; None for one in memory."""
     backend = url.get_backend_name()
     if backend == "sqlite":
         return None if sqlite.is_in_memory(url) else (backend, str(Path(url.database or "").absolute()))
@@ -99,15 +99,15 @@ def database_identity(url: URL) -> tuple[object, ...] | None:
 
 
 def is_same_database(one: Engine, other: Engine) -> bool:
-    """Whether two engines lead to one database."""
+    """Whether two engines connect to the same database."""
     return one.pool is other.pool or (database_identity(one.url) == database_identity(other.url) is not None)
 
 
 def create_tables(*, entities: bool = True) -> None:
-    """Create the tables that the database lacks, and bring Nitro's up to date; safe in many processes at once.
+    """Creates the missing tables, and upgrades older tables of Nitro. Several processes can call it at once.
 
     Args:
-        entities: those of every declared class too, not only Nitro's.
+        entities: whether to create the tables of all declared classes too.
     """
     with table_creation_connection() as connection:
         tables.create_missing(connection, entities=entities)
@@ -115,7 +115,7 @@ def create_tables(*, entities: bool = True) -> None:
 
 @contextmanager
 def table_creation_connection() -> Iterator[Connection]:
-    """A connection to create tables with, which sees what others have created while it waited for them."""
+    """Opens a connection to create tables with. It sees tables that were committed while it waited for a lock."""
     with engine().connect() as connection:
         if connection.dialect.name == "sqlite":
             connection.execution_options(**{sqlite.WRITES_OPTION: True, sqlite.SKIP_TABLES_OPTION: True})
@@ -130,10 +130,10 @@ def table_creation_connection() -> Iterator[Connection]:
 def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         return sqlite.new_engine(url)
-    made = create_engine(url, max_overflow=-1)  # a worker's concurrency is its limit
-    listen(made, "checkin", _mark_used)
-    listen(made, "checkout", partial(_ping, made.dialect))
-    return made
+    engine = create_engine(url, max_overflow=-1)  # no limit: the worker's concurrency is the limit
+    listen(engine, "checkin", _mark_used)
+    listen(engine, "checkout", partial(_ping, engine.dialect))
+    return engine
 
 
 def _mark_used(_connection: Any, record: PoolProxiedConnection) -> None:
@@ -141,10 +141,10 @@ def _mark_used(_connection: Any, record: PoolProxiedConnection) -> None:
 
 
 def _ping(dialect: Dialect, connection: DBAPIConnection, record: PoolProxiedConnection, _proxy: object) -> None:
-    """Ask a connection whether it still stands, if it has been silent; SQLAlchemy's `pool_pre_ping` asks each time.
+    """Pings a connection that has been idle; SQLAlchemy's `pool_pre_ping` would ping at each checkout.
 
     Raises:
-        InvalidatePoolError: it does not, so that the pool connects anew.
+        InvalidatePoolError: the connection is dead; the pool then opens a new one.
     """
     if monotonic() - record.info.get(LAST_USED_KEY, inf) > IDLE_SECONDS and not _is_alive(dialect, connection):
         raise InvalidatePoolError

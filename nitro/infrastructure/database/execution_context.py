@@ -18,12 +18,12 @@ _context_mark: ContextVar[None] = ContextVar("nitro_place", default=None)
 
 
 def this_thread() -> tuple[int, int]:
-    """The process and the thread that run here; of greenlets, as gevent says."""
+    """Returns the ids of the running process and thread; under gevent the thread is the greenlet."""
     return os.getpid(), threading.get_ident()
 
 
 class ExecutionContext:
-    """The place where it is made."""
+    """The process, thread and context in which it is created."""
 
     __slots__ = ("_thread", "_token")
 
@@ -33,44 +33,47 @@ class ExecutionContext:
 
     @contextmanager
     def exit_arguments(self, error: BaseException | None, block: object) -> Iterator[ExitArguments | None]:
-        """Give how a block that was entered here is to end, and raise if it is left elsewhere; once.
+        """Yields the arguments for `__exit__` of a block that was entered here. Call it once.
 
-        What ends a task or a program stays what it is. A process that was forked inside the block gets None: the
-        connection is its parent's, and the block is kept as it is.
+        In another place the block ends with LeftElsewhere, so that it rolls back. A `KeyboardInterrupt`, a
+        cancellation and the like stay as they are. A process that was forked inside of the block gets None: the
+        connection is its parent's, and the block is kept, so that nothing closes it.
 
         Args:
-            error: with which the block is left, or None.
-            block: what is kept.
+            error: the exception that leaves the block, or None.
+            block: the context manager to keep in a forked process.
 
         Raises:
-            LeftElsewhere: it is left in another process, thread or context; its cause is the error.
+            LeftElsewhere: the block is left in another process, thread or context; its cause is the error.
         """
-        kind = self._difference()
-        if kind == "process":
+        difference = self._difference()
+        if difference == "process":
             _inherited_blocks.append(block)
-        how = None if kind == "process" else _exit_arguments(error)
-        if kind is None or not (error is None or isinstance(error, Exception | GeneratorExit)):
-            yield how
+        arguments = None if difference == "process" else _exit_arguments(error)
+        if difference is None or not (error is None or isinstance(error, Exception | GeneratorExit)):
+            yield arguments
             return
-        left = LeftElsewhere(kind)
-        left.__cause__ = error
+        left_elsewhere = LeftElsewhere(difference)
+        left_elsewhere.__cause__ = error
         try:
-            yield how and (LeftElsewhere, left, None)
-        except Exception as failed:
-            raise left from failed  # to roll back, with a connection that only its own thread may use
-        raise left
+            yield arguments and (LeftElsewhere, left_elsewhere, None)
+        except Exception as exit_error:
+            # The rollback failed: a connection of SQLite works in its own thread only.
+            raise left_elsewhere from exit_error
+        raise left_elsewhere
 
     def _difference(self) -> str | None:
-        """The kind of place that differs here, or None."""
-        kind: str | None = None
+        """Returns the part of the place that differs here: "process", "thread", "context" or None."""
+        difference: str | None = None
         try:
             _context_mark.reset(self._token)
-        except ValueError:  # it was made in another context
-            kind = "context"
+        except ValueError:  # the token was created in another context
+            difference = "context"
         if self._thread[0] != os.getpid():
             return "process"
-        return "thread" if self._thread != this_thread() else kind
+        return "thread" if self._thread != this_thread() else difference
 
 
 def _exit_arguments(error: BaseException | None) -> ExitArguments:
+    """Returns the arguments for `__exit__`."""
     return (None, None, None) if error is None else (type(error), error, error.__traceback__)

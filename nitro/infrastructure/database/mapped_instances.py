@@ -1,4 +1,4 @@
-"""Mapped instances among the values of an emit, at any depth, and the sessions that they are attached to."""
+"""Search for mapped instances in the values of an emit, at any depth, and for their sessions."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ CONTAINER_TYPES: tuple[type, ...] = (
     type({}.values()),
     type({}.items()),
 )
-"""Containers of which each member is looked at, also of a class derived from one."""
+"""Containers whose members are searched; subclasses count too."""
 
 
-class _Known(dict[type, PartsGetter | None]):
-    """By class: what gives the values that an instance holds, or None when it holds none that matter."""
+class _PartsGetters(dict[type, PartsGetter | None]):
+    """The function that returns the values held by an instance, by class; None if they cannot be mapped instances."""
 
     def __missing__(self, cls: type) -> PartsGetter | None:
-        self[cls] = found = _find_parts_getter(cls)
-        return found
+        self[cls] = getter = _find_parts_getter(cls)
+        return getter
 
 
-_parts_getters = _Known()
+_parts_getters = _PartsGetters()
 
 
 def attached_states(values: Iterable[object]) -> dict[Session, States]:
-    """The sessions that instances among these values are attached to, in the order in which they are met."""
-    found: dict[Session, States] = {}
+    """Returns the states of the attached instances by session, in the order of the search."""
+    states_by_session: dict[Session, States] = {}
     for state in mapped_states(values):
         if (session := state.session) is not None:
-            found.setdefault(session, []).append(state)
-    return found
+            states_by_session.setdefault(session, []).append(state)
+    return states_by_session
 
 
 def mapped_states(values: Iterable[object]) -> Iterator[InstanceState[Any]]:
-    """The states of all mapped instances in these values, whatever holds them; one that holds itself is met once."""
-    waiting, seen = _with_parts(list(values)), set[int]()
-    for value in waiting:  # it grows meanwhile, and keeps alive what `seen` knows by its address
-        if id(value) in seen:
+    """Yields the state of each mapped instance in these values, at any depth. Each instance is yielded once."""
+    waiting, seen_ids = _with_parts(list(values)), set[int]()
+    for value in waiting:  # the loop appends to the list; the list keeps its objects alive, so no id is reused
+        if id(value) in seen_ids:
             continue
-        seen.add(id(value))
+        seen_ids.add(id(value))
         parts = _parts_getters[type(value)]
         assert parts is not None
         if parts is _attribute_values and (state := _state_of(value)) is not None:
@@ -65,9 +65,9 @@ def mapped_states(values: Iterable[object]) -> Iterator[InstanceState[Any]]:
 
 
 def _with_parts(values: list[object]) -> list[object]:
-    """Those that may hold a mapped instance, or are one; nothing is done for each where no class of theirs may."""
-    kinds = {kind for kind in set(map(type, values)) if _parts_getters[kind] is not None}
-    return [value for value in values if type(value) in kinds] if kinds else []
+    """Returns the values that are mapped instances or may hold one. Decides by class first, which is fast."""
+    searched_types = {cls for cls in set(map(type, values)) if _parts_getters[cls] is not None}
+    return [value for value in values if type(value) in searched_types] if searched_types else []
 
 
 def _find_parts_getter(cls: type) -> PartsGetter | None:
@@ -89,21 +89,21 @@ def _keys_and_values(mapping: Any) -> list[object]:
 
 
 def _attribute_values(instance: Any) -> list[object]:
-    """The attributes that are there, loaded relationships among them, and what pydantic keeps beside them."""
+    """Returns the loaded attributes and relationships, and pydantic's extra and private values."""
     if not isinstance(instance, BaseModel):
         return [*vars(instance).values()]
-    beside = (getattr(instance, name, None) for name in ("__pydantic_extra__", "__pydantic_private__"))
-    return [*vars(instance).values(), *(value for held in beside if held for value in held.values())]
+    pydantic_dicts = (getattr(instance, name, None) for name in ("__pydantic_extra__", "__pydantic_private__"))
+    return [*vars(instance).values(), *(value for values in pydantic_dicts if values for value in values.values())]
 
 
 def _field_values(instance: Any) -> list[object]:
-    held = getattr(instance, "__dict__", {})
-    in_slots = (field.name for field in fields(instance) if field.name not in held)
-    return [*held.values(), *(getattr(instance, name, None) for name in in_slots)]
+    attributes = getattr(instance, "__dict__", {})
+    in_slots = (field.name for field in fields(instance) if field.name not in attributes)
+    return [*attributes.values(), *(getattr(instance, name, None) for name in in_slots)]
 
 
 def _state_of(instance: object) -> InstanceState[Any] | None:
-    """SQLAlchemy's state of an instance; None of one of another kind, or that was made without a constructor."""
+    """Returns SQLAlchemy's state of an instance; None if it is not mapped or was created without its constructor."""
     try:
         return instance_state(instance)
     except AttributeError:
@@ -112,5 +112,5 @@ def _state_of(instance: object) -> InstanceState[Any] | None:
 
 @event.listens_for(Mapper, "instrument_class")
 def _forget_class(_mapper: Mapper[Any], cls: type) -> None:
-    """A class that is mapped imperatively may have been met before."""
+    """Drops the entry of a class that is mapped imperatively after it was first searched."""
     _parts_getters.pop(cls, None)

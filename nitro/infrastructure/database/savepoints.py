@@ -1,4 +1,4 @@
-"""Savepoints of handlers whose failure is only logged, so that it does not reach the transaction around them."""
+"""Savepoints around handlers whose errors are only logged: their failure leaves the outer transaction intact."""
 
 from __future__ import annotations
 
@@ -16,66 +16,71 @@ if TYPE_CHECKING:
     from asyncio import Lock
 
 SAVEPOINT_LOCK_KEY = "nitro_turn"
-"""In the `info` of a session, with an event loop: the lock of its outermost savepoints that code awaits in."""
+"""Part of a key in the `info` of a session, beside an event loop: the lock for outermost savepoints of async code."""
 
 HANDLER_SAVEPOINTS_KEY = "nitro_points"
-"""In the `info` of a session: the savepoints that are open here for handlers, and that nobody began."""
+"""Key in the `info` of a session: the open savepoints that Nitro began for handlers."""
 
 _current_lock: ContextVar[tuple[Session, Lock] | None] = ContextVar("nitro_turn", default=None)
 
 
 def ensure_begun(session: Session) -> None:
-    """Send the BEGIN that a savepoint needs; a session without a bind of its own begins each at its first use."""
+    """Sends the BEGIN that a savepoint needs.
+
+    A session without a single bind begins on each of its connections at the first use.
+    """
     if nitro_bind_of(session) is not None:
         send_begin(connection_of(session))
 
 
 @contextmanager
 def savepoint(session: Session) -> Iterator[None]:
-    """A part of a session's transaction that is undone alone when the block fails.
+    """A savepoint around the block: only the block's work is undone when it fails.
 
-    A transaction that is broken already has nothing to keep: the block runs in it as it is. What the block ends by
-    itself, such as by a commit of the session, stays ended.
+    In a transaction that has already failed the block runs without a savepoint. A savepoint that the block has ended
+    itself, for example by a commit of the session, is left alone.
     """
     if not session.is_active:
         yield
         return
     ensure_begun(session)
-    point = session.begin_nested()
-    points: set[SessionTransaction] = session.info.setdefault(HANDLER_SAVEPOINTS_KEY, set())
-    points.add(point)
+    transaction = session.begin_nested()
+    handler_savepoints: set[SessionTransaction] = session.info.setdefault(HANDLER_SAVEPOINTS_KEY, set())
+    handler_savepoints.add(transaction)
     try:
         yield
-        if point in _open_savepoints(session):
-            point.commit()
+        if transaction in _open_savepoints(session):
+            transaction.commit()
     except BaseException:
-        if point in _open_savepoints(session):
-            point.rollback()
+        if transaction in _open_savepoints(session):
+            transaction.rollback()
         raise
     finally:
-        points.discard(point)
+        handler_savepoints.discard(transaction)
 
 
 def has_user_savepoint(session: Session) -> bool:
     """Whether a savepoint is open that the user's code has begun."""
-    ours: set[SessionTransaction] = session.info.get(HANDLER_SAVEPOINTS_KEY, set())
-    return any(point.nested and point not in ours for point in _open_savepoints(session))
+    handler_savepoints: set[SessionTransaction] = session.info.get(HANDLER_SAVEPOINTS_KEY, set())
+    return any(
+        transaction.nested and transaction not in handler_savepoints for transaction in _open_savepoints(session)
+    )
 
 
 def _open_savepoints(session: Session) -> Iterator[SessionTransaction]:
-    """The open savepoints of a session, innermost first, and the transaction that they are in."""
-    found = session.get_nested_transaction()
-    while found is not None:
-        yield found
-        found = found.parent
+    """Yields the open savepoints of a session, innermost first, then the transaction around them."""
+    transaction = session.get_nested_transaction()
+    while transaction is not None:
+        yield transaction
+        transaction = transaction.parent
 
 
 @asynccontextmanager
 async def savepoint_async(session: Session, *, awaits: bool) -> AsyncIterator[None]:
-    """The same around code that awaits; concurrent tasks of one session take turns, as savepoints must not overlap.
+    """A savepoint around async code. Concurrent tasks of one session run one at a time: savepoints must not overlap.
 
     Args:
-        awaits: the session belongs to an `AsyncSession`.
+        awaits: whether the session belongs to an `AsyncSession`.
     """
     async with _savepoint_lock(session):
         if not awaits:
@@ -90,11 +95,11 @@ async def savepoint_async(session: Session, *, awaits: bool) -> AsyncIterator[No
 async def _savepoint_lock(session: Session) -> AsyncIterator[None]:
     from asyncio import Lock, get_running_loop
 
-    around, lock = _current_lock.get() or (None, None)
-    if around is not session or lock is None:
+    outer_session, lock = _current_lock.get() or (None, None)
+    if outer_session is not session or lock is None:
         lock = session.info.setdefault((SAVEPOINT_LOCK_KEY, get_running_loop()), Lock())
     async with lock:
-        token = _current_lock.set((session, Lock()))  # of the savepoints that are opened inside this one
+        token = _current_lock.set((session, Lock()))  # the lock for savepoints inside of this one
         try:
             yield
         finally:
@@ -105,16 +110,16 @@ async def _savepoint_lock(session: Session) -> AsyncIterator[None]:
 async def _savepoint_of_async_session(session: Session) -> AsyncIterator[None]:
     from sqlalchemy.ext.asyncio import async_session
 
-    owner = async_session(session)
-    if owner is None:
+    session_to_await = async_session(session)
+    if session_to_await is None:
         yield
         return
-    point = savepoint(session)
-    await owner.run_sync(lambda _: point.__enter__())
+    block = savepoint(session)
+    await session_to_await.run_sync(lambda _: block.__enter__())
     try:
         yield
     except BaseException as error:
         failure = error
-        await owner.run_sync(lambda _: point.__exit__(type(failure), failure, failure.__traceback__))
+        await session_to_await.run_sync(lambda _: block.__exit__(type(failure), failure, failure.__traceback__))
         raise
-    await owner.run_sync(lambda _: point.__exit__(None, None, None))
+    await session_to_await.run_sync(lambda _: block.__exit__(None, None, None))

@@ -1,4 +1,4 @@
-"""What follows any SQLAlchemy session, Nitro's or the user's own: who waits for its commit, whether it has written."""
+"""Events of every SQLAlchemy session, Nitro's or the user's: callbacks for its commit, and whether it has written."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = get_logger("nitro.database")
 COMMITS_KEY = "nitro_commits"
 WRITTEN_KEY = "nitro_written"
 COMMITTED_KEY = "nitro_over"
-"""In the `info` of a session: its transaction is committed, and what listens to that is being told."""
+"""Key in the `info` of a session: its transaction is committed, and its `after_commit` listeners are running."""
 OUTER_TRANSACTION_KEY = "nitro_outer"
-"""In the `info` of a session: it takes part in a transaction that was open on its connection before."""
+"""Key in the `info` of a session: its connection was given to it with an open transaction."""
 
 Callback = Callable[[], None]
 
@@ -44,10 +44,10 @@ class Commits:
     """The callbacks that wait for the outermost commit of one session.
 
     Attributes:
-        session: whose commit it is.
-        open_blocks: how many `transaction()` blocks are open; what is due runs when the last one has ended.
-        commit_error: why the session must not commit, or None.
-        emitted_mappers: of the instances that its latest emits were about.
+        session: the session that commits.
+        open_blocks: number of open `transaction()` blocks; due callbacks run when the last block has ended.
+        commit_error: the reason for which the session must not commit, or None.
+        emitted_mappers: the mappers of the instances in the emits of this transaction.
     """
 
     __slots__ = ("_due", "_pending", "_released_savepoint", "commit_error", "emitted_mappers", "open_blocks", "session")
@@ -62,39 +62,40 @@ class Commits:
         self.emitted_mappers: dict[Mapper[Any], None] = {}
 
     def after_commit(self, callback: Callback, *, abandoned: Callback | None = None) -> None:
-        """Call `callback` once after the outermost commit; never after a rollback, also of the savepoint it is in.
+        """Calls `callback` once after the outermost commit; never after a rollback of its savepoint or transaction.
 
         Args:
-            callback: what to call, outside of the transaction.
+            callback: the function to call, outside of the transaction.
             abandoned: called instead when the session is closed with neither commit nor rollback.
         """
         self._pending.append(_PendingCallback(self.session.get_nested_transaction(), callback, abandoned))
 
     def after_rollback(self, callback: Callback) -> None:
-        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
-        if not self.session.in_transaction():  # in which case SQLAlchemy would not tell of its rollback
+        """Calls `callback` once after a rollback of its savepoint or transaction, or a close without a commit."""
+        if not self.session.in_transaction():  # without begin(), SQLAlchemy fires no after_rollback
             self.session.begin()
         self._pending.append(_PendingCallback(self.session.get_nested_transaction(), on_rollback=callback))
 
     def before_commit(self, callback: Callback) -> None:
-        """Call `callback` as the last thing in the transaction; never after a rollback, nor if its savepoint is."""
+        """Calls `callback` at the end of the transaction; never after a rollback of its savepoint or transaction."""
         self._pending.append(_PendingCallback(self.session.get_nested_transaction(), before_commit=callback))
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A part of the transaction that is undone alone when the block fails.
+        """A savepoint around the block: only the block's work is undone when it fails.
 
-        Code that cannot wait for its `AsyncSession` can only add to it: just that is taken back.
+        Code that cannot await its `AsyncSession` can only add instances to it: they are expunged.
         """
         return self._expunge_on_failure() if must_await(self.session) else savepoints.savepoint(self.session)
 
     def savepoint_async(self) -> AbstractAsyncContextManager[None]:
-        """The same around code that awaits; of concurrent tasks one after the other."""
+        """A savepoint around async code. Concurrent tasks run one at a time."""
         return savepoints.savepoint_async(self.session, awaits=must_await(self.session))
 
     def run_before_commit(self) -> None:
-        """A savepoint, or the whole, is about to be committed; a failure here keeps it from being.
+        """Runs the `before_commit` callbacks; an exception prevents the commit.
 
-        Which of them SQLAlchemy does not say, so what waits is written now, and again if this savepoint is rolled back.
+        SQLAlchemy does not tell the commit of a savepoint from that of the transaction here. So the callbacks run now,
+        and again after a rollback of this savepoint.
         """
         for entry in self._pending:
             if entry.before_commit is not None and not entry.has_run:
@@ -102,7 +103,7 @@ class Commits:
                 entry.has_run, entry.ran_in = True, self.session.get_nested_transaction()
 
     def note_commit(self) -> None:
-        """The savepoint, or the whole, was committed."""
+        """Makes callbacks due after a commit; after that of a savepoint it remembers the savepoint."""
         savepoint = self.session.get_nested_transaction()
         if savepoint is not None:
             self._released_savepoint = savepoint
@@ -111,16 +112,16 @@ class Commits:
         self._pending.clear()
 
     def note_rollback(self) -> None:
-        """The savepoint, or the whole, was rolled back."""
+        """Drops the callbacks of the savepoint, or of the whole transaction, that was rolled back."""
         savepoint = self.session.get_nested_transaction()
         for entry in self._pending:
             if entry.ran_in is savepoint:
                 entry.has_run, entry.ran_in = False, None
-        undone = [entry for entry in self._pending if savepoint is None or entry.savepoint is savepoint]
-        self._drop(undone)
+        dropped = [entry for entry in self._pending if savepoint is None or entry.savepoint is savepoint]
+        self._drop(dropped)
 
     def note_end(self, transaction: SessionTransaction) -> None:
-        """A savepoint or the whole is over, however it went."""
+        """Moves or abandons the callbacks of a transaction, or of a savepoint, that has ended."""
         if transaction.nested and transaction is self._released_savepoint:
             self._move_to_parent(transaction)
         elif transaction.nested:
@@ -132,7 +133,7 @@ class Commits:
             self.run_due()
 
     def run_due(self) -> None:
-        """Run what is due, unless a `transaction()` block is still open; a failure is logged and the next runs."""
+        """Runs the due callbacks, unless a `transaction()` block is open. An error is logged, and the next one runs."""
         if self.open_blocks or not self._due:
             return
         due, self._due = self._due, []
@@ -145,17 +146,18 @@ class Commits:
 
     @contextmanager
     def _expunge_on_failure(self) -> Iterator[None]:
-        earlier, waiting = self.session.new, len(self._pending)
+        instances_before, count_before = self.session.new, len(self._pending)
         try:
             yield
         except BaseException:
-            for added in self.session.new:
-                if added not in earlier:
-                    self.session.expunge(added)
-            self._drop(self._pending[waiting:])
+            for instance in self.session.new:
+                if instance not in instances_before:
+                    self.session.expunge(instance)
+            self._drop(self._pending[count_before:])
             raise
 
     def _move_to_parent(self, savepoint: SessionTransaction) -> None:
+        """Hands the callbacks of a released savepoint to the savepoint around it."""
         parent = savepoint.parent if savepoint.parent is not None and savepoint.parent.nested else None
         for entry in self._pending:
             if entry.savepoint is savepoint:
@@ -164,15 +166,16 @@ class Commits:
                 entry.ran_in = parent
 
     def _abandon(self, entries: list[_PendingCallback]) -> None:
+        """Drops callbacks whose transaction ended with neither commit nor rollback."""
         self._drop(entries)
         for entry in entries:
             if entry.abandoned is not None:
                 _run_callback(entry.abandoned)
 
     def _drop(self, entries: list[_PendingCallback]) -> None:
-        """Wait no more for the commit of these."""
-        dropped = set(map(id, entries))
-        self._pending = [entry for entry in self._pending if id(entry) not in dropped]
+        """Removes callbacks, and runs their `on_rollback`."""
+        dropped_ids = set(map(id, entries))
+        self._pending = [entry for entry in self._pending if id(entry) not in dropped_ids]
         for entry in entries:
             if entry.on_rollback is not None:
                 _run_callback(entry.on_rollback)
@@ -186,34 +189,34 @@ def _run_callback(callback: Callback) -> None:
 
 
 def commits_of(session: Session) -> Commits:
-    """The callbacks that wait for this session, whoever made it."""
-    found: Commits | None = session.info.get(COMMITS_KEY)
-    if found is None:
-        found = session.info[COMMITS_KEY] = Commits(session)
-    return found
+    """Returns the callbacks of a session."""
+    commits: Commits | None = session.info.get(COMMITS_KEY)
+    if commits is None:
+        commits = session.info[COMMITS_KEY] = Commits(session)
+    return commits
 
 
 def has_work_to_commit(session: Session) -> bool:
-    """Whether somebody will want to commit this session: it was begun explicitly, or has pending or flushed writes."""
+    """Whether a session is to be committed: it was begun explicitly, or has pending or flushed writes."""
     if COMMITTED_KEY in session.info:
         return False
     transaction = session.get_transaction()
-    explicit = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
-    return explicit or savepoints.has_user_savepoint(session) or has_writes(session)
+    is_explicit = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
+    return is_explicit or savepoints.has_user_savepoint(session) or has_writes(session)
 
 
 def has_writes(session: Session) -> bool:
-    """Whether it has written in its transaction, or will when it is flushed."""
+    """Whether a session has written in its transaction, or will when it is flushed."""
     return WRITTEN_KEY in session.info or bool(session.new or session.dirty or session.deleted)
 
 
 def mark_written(session: Session) -> None:
-    """Remember that its transaction has written something."""
+    """Records that a session has written in its transaction."""
     session.info[WRITTEN_KEY] = True
 
 
 def has_outer_transaction(session: Session) -> bool:
-    """Whether its commit may be undone by whoever began the transaction of the connection that it was given."""
+    """Whether the connection of a session was in a transaction already, whose owner can undo the session's commit."""
     return OUTER_TRANSACTION_KEY in session.info or (
         session.get_transaction() is None and _is_bound_to_open_transaction(session)
     )
@@ -250,7 +253,7 @@ def _on_after_rollback(session: Session) -> None:
 
 @event.listens_for(Session, "after_transaction_create")
 def _on_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    """A flush, and each of the bulk methods that no flush belongs to, writes in a part of its own."""
+    """Records writes: each flush and each bulk method begins a subtransaction."""
     if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
         mark_written(session)
     elif transaction.parent is None and _is_bound_to_open_transaction(session):

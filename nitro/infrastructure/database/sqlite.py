@@ -1,4 +1,4 @@
-"""SQLite as several processes need it: durable, waiting for its turn, with real transactions and savepoints."""
+"""SQLite set up for several processes: durable, with a busy timeout, real transactions and savepoints."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from nitro.infrastructure.database import tables
 from nitro.infrastructure.threads import ForkSafe
 
 WRITES_OPTION = "nitro_writes"
+"""Execution option of a connection: its transactions begin with BEGIN IMMEDIATE."""
 SKIP_TABLES_OPTION = "nitro_as_it_is"
-"""Execution option of a connection for which nothing is created."""
+"""Execution option of a connection: its BEGIN creates no tables."""
 FORK_GUARD_KEY = "nitro_doorway"
 BUSY_SECONDS = 30
 LOCK_POLL_SECONDS = 0.01
-"""Seconds between two looks at whether the write lock is free, where SQLite itself must not wait."""
+"""Seconds between two attempts to take the write lock, under gevent, where SQLite itself must not wait."""
 FORK_WAIT_SECONDS = 10.0
-"""Seconds that a fork waits for transactions of other threads to end."""
+"""Seconds that a fork waits for the transactions of other threads to end."""
 
 
 def new_engine(url: URL) -> Engine:
-    """An engine for this URL; a file is pinned to its absolute path, for memory there is one that ends with us."""
+    """Returns an engine for a URL: of the file's absolute path, or of a temporary file for a database in memory."""
     if is_in_memory(url):
         return _temporary_engine()
     if url.database and not url.database.startswith("file:"):
@@ -41,10 +42,10 @@ def new_engine(url: URL) -> Engine:
 
 
 def _temporary_engine() -> Engine:
-    """An engine for a database that lasts as long as this process at most.
+    """Returns an engine for a temporary file, which is deleted at the latest when this process ends.
 
-    A database in memory has one connection, on which a read would end the transaction of another thread; a file has
-    as many as are wanted, and this one need not survive a power failure.
+    A database in memory has a single connection, on which a read would end the transaction of another thread. A file
+    allows several connections. synchronous=OFF is enough, as this file need not survive a power failure.
     """
     folder = mkdtemp(prefix="nitro-")
     engine = configure_engine(
@@ -55,21 +56,21 @@ def _temporary_engine() -> Engine:
     return engine
 
 
-def _remove_folder(folder: str, owner: int) -> None:
-    """Not by a forked child, whose parent still uses it."""
-    if os.getpid() == owner:
+def _remove_folder(folder: str, owner_pid: int) -> None:
+    """Deletes the folder, unless this is a forked child: the parent still uses it."""
+    if os.getpid() == owner_pid:
         rmtree(folder, ignore_errors=True)
 
 
 def configure_engine(engine: Engine) -> Engine:
-    """The same engine; every new connection gets Nitro's settings, every transaction a real BEGIN.
+    """Sets an engine up, and returns it: new connections get Nitro's settings, transactions a real BEGIN.
 
-    A transaction whose connection has the execution option `WRITES_OPTION` takes the write lock at once
-    (BEGIN IMMEDIATE): upgrading a read lock later fails at once with "database is locked".
+    With the execution option `WRITES_OPTION` a transaction begins with BEGIN IMMEDIATE, which takes the write lock:
+    upgrading a read lock later fails at once with "database is locked".
     """
     if not event.contains(engine, "connect", _configure_connection):
         if not is_in_memory(engine.url):
-            engine.dispose()  # connections that were made without these settings
+            engine.dispose()  # closes connections that were opened without these settings
             _fork_guard.watch_connections(engine)
         event.listen(engine, "connect", _configure_connection)
         event.listen(engine, "begin", _on_begin)
@@ -77,10 +78,10 @@ def configure_engine(engine: Engine) -> Engine:
 
 
 class _ForkGuard(ForkSafe):
-    """Lets a process fork only while none of its SQLite connections is open.
+    """A guard that lets a process fork only while none of its SQLite connections is open.
 
-    SQLite keeps the locks of a process in its memory. A child would inherit them, with nobody to ever give them back:
-    it could not write any more, or believe to hold what it does not (SQLite, How To Corrupt, 2.6).
+    SQLite keeps the locks of a process in its memory. A child would inherit locks that no thread of it releases: it
+    could not write any more, or would believe to hold a lock that it does not (SQLite, How To Corrupt, 2.6).
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ class _ForkGuard(ForkSafe):
         self._forking_thread: int | None = None
 
     def watch_connections(self, engine: Engine) -> None:
-        """Count the connections of an engine in and out."""
+        """Counts the open connections of an engine, by thread."""
         with self._condition:
             self._engines.add(engine)
         event.listen(engine, "do_connect", lambda _dialect, record, _args, _options: self._check_out(record))
@@ -104,11 +105,11 @@ class _ForkGuard(ForkSafe):
     def _check_out(self, record: Any) -> None:
         if FORK_GUARD_KEY in record.info:
             return
-        me = threading.get_ident()
+        thread_id = threading.get_ident()
         with self._condition:
-            self._condition.wait_for(lambda: self._forking_thread in (None, me), FORK_WAIT_SECONDS)
-            record.info[FORK_GUARD_KEY] = me
-            self._open_counts[me] += 1
+            self._condition.wait_for(lambda: self._forking_thread in (None, thread_id), FORK_WAIT_SECONDS)
+            record.info[FORK_GUARD_KEY] = thread_id
+            self._open_counts[thread_id] += 1
 
     def _check_in(self, _driver: object, record: Any) -> None:
         with self._condition:
@@ -116,14 +117,17 @@ class _ForkGuard(ForkSafe):
             self._condition.notify_all()
 
     def _before_fork(self) -> None:
-        """Wait for the transactions of other threads, then close what is idle."""
+        """Waits for the transactions of other threads, then closes idle connections."""
         with self._condition:
             engines = list(self._engines)
             if not engines:
                 return
-            self._forking_thread = me = threading.get_ident()
+            self._forking_thread = forking_thread = threading.get_ident()
             self._condition.wait_for(
-                lambda: not any(n > 0 for who, n in self._open_counts.items() if who != me), FORK_WAIT_SECONDS
+                lambda: (
+                    not any(count > 0 for thread_id, count in self._open_counts.items() if thread_id != forking_thread)
+                ),
+                FORK_WAIT_SECONDS,
             )
         for engine in engines:
             engine.dispose()
@@ -135,7 +139,7 @@ class _ForkGuard(ForkSafe):
 
 
 def is_in_memory(url: URL) -> bool:
-    """Whether the database lives in memory, and ends with its connection."""
+    """Whether a URL is of a database in memory, which ends with its connection."""
     return (
         url.database in (None, "", ":memory:")
         or url.query.get("mode") == "memory"
@@ -153,7 +157,7 @@ def _configure_connection(driver: sqlite3.Connection, _record: object) -> None:
 
 
 def _enable_wal(driver: sqlite3.Connection) -> None:
-    """Switch to WAL; SQLite does not apply its busy timeout to this one lock."""
+    """Switches to WAL. Retries itself, because SQLite does not apply busy_timeout to this lock."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -166,7 +170,7 @@ def _enable_wal(driver: sqlite3.Connection) -> None:
 
 
 def _lower(value: object) -> str | None:
-    """`lower` for all of Unicode; SQLite's own knows ASCII only."""
+    """Returns the lower case of all Unicode letters; SQLite's own `lower` knows ASCII only."""
     return None if value is None else str(value).lower()
 
 
@@ -183,7 +187,11 @@ def _on_begin(connection: Connection) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    """Take the write lock, which a greenlet of this thread may hold: it could not give it back while SQLite waits."""
+    """Sends BEGIN IMMEDIATE, which takes the write lock.
+
+    Where `threading` is patched, another greenlet of this thread may hold the lock, and could not release it while
+    SQLite waits in C. So busy_timeout is 0 there, and the wait is a `time.sleep`, which lets the greenlet run.
+    """
     if not greenlets.is_threading_patched():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         return
@@ -203,27 +211,27 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 def _ensure_tables(connection: Connection) -> None:
-    """Create what is missing; when nothing is, no lock is taken: another process may be writing for long."""
-    seen = tables.declaration_count()
+    """Creates missing tables; takes no lock if there are none, as another process may hold the write lock for long."""
+    declared_count = tables.declaration_count()
     if tables.is_missing_tables(connection):
         _create_tables(connection)
-    tables.mark_complete(connection, seen)
+    tables.mark_complete(connection, declared_count)
 
 
 def _create_tables(connection: Connection) -> None:
-    """Create what is missing in a transaction of its own, so that no later rollback takes it away."""
+    """Creates missing tables in a transaction of their own, so that no later rollback drops them."""
     _begin_immediate(connection)
     try:
         tables.create_missing(connection)
     except BaseException:
-        if _driver_connection(connection).in_transaction:  # which SQLAlchemy ends where a statement has failed
+        if _driver_connection(connection).in_transaction:  # SQLAlchemy may have ended it after a failed statement
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
 
 
 def send_begin(connection: Connection) -> None:
-    """Send the BEGIN that an engine without this set-up leaves to the first write: a savepoint needs it."""
+    """Sends BEGIN before a savepoint; the `sqlite3` driver of the user's engine would send it at the first write."""
     if connection.dialect.name == "sqlite" and not _driver_connection(connection).in_transaction:
         connection.exec_driver_sql("BEGIN")
 

@@ -1,4 +1,4 @@
-"""Statements that each delivery executes: their text is made once for each database."""
+"""Statements that run for each delivery: their SQL is compiled once for each dialect."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Values = Mapping[str, object]
 
 
 class _CompiledText(NamedTuple):
-    """What a driver is given.
+    """A compiled statement, ready for the driver.
 
     Attributes:
-        constants: the values that the statement holds itself, as the driver takes them.
-        positions: names of the parameters, for a driver that takes them by position.
+        constants: values that are part of the statement, converted for the driver.
+        positions: names of the parameters in their order, for a driver with positional parameters.
     """
 
     sql: str
@@ -29,16 +29,16 @@ _statements: WeakSet[CachedStatement] = WeakSet()
 
 
 def clear_cache() -> None:
-    """Make all texts of all statements anew: their tables are elsewhere."""
+    """Drops the SQL of all statements, as their tables are in another schema now."""
     for statement in _statements:
         statement.clear()
 
 
 class CachedStatement:
-    """A statement whose text is kept, where SQLAlchemy looks for it each time, which costs as much as an order does.
+    """A statement whose SQL is cached by dialect. SQLAlchemy's own cache lookup takes as long as inserting one row.
 
     Args:
-        make: the statement, for the dialect of this name; its parameters are named, and are no lists.
+        make: returns the statement for the name of a dialect; its parameters are named, and none is a list.
     """
 
     def __init__(self, make: Callable[[str], Executable]) -> None:
@@ -47,11 +47,11 @@ class CachedStatement:
         _statements.add(self)
 
     def clear(self) -> None:
-        """Make all texts anew."""
+        """Drops the SQL."""
         self._texts.clear()
 
     def execute(self, connection: Connection, values: Values) -> CursorResult[Any]:
-        """What `connection.execute` does; of a row the driver's own values are returned."""
+        """Executes the statement as `connection.execute` does, but rows hold the driver's unconverted values."""
         dialect = connection.dialect
         try:
             text = self._texts[dialect]
@@ -59,14 +59,14 @@ class CachedStatement:
             text = self._texts[dialect] = _compile(self._build(dialect.name), dialect)
         if text is None or connection.get_execution_options().get("schema_translate_map"):
             return connection.execute(self._build(dialect.name), values)
-        given = {**text.constants, **values}
+        parameters = {**text.constants, **values}
         if text.positions is None:
-            return connection.exec_driver_sql(text.sql, given)
-        return connection.exec_driver_sql(text.sql, tuple(map(given.__getitem__, text.positions)))
+            return connection.exec_driver_sql(text.sql, parameters)
+        return connection.exec_driver_sql(text.sql, tuple(map(parameters.__getitem__, text.positions)))
 
 
 def _compile(statement: Executable, dialect: Dialect) -> _CompiledText | None:
-    """None where SQLAlchemy has something to do at each execution."""
+    """Compiles a statement; returns None if SQLAlchemy has to process its parameters at each execution."""
     assert isinstance(statement, ClauseElement)
     compiled: Any = statement.compile(dialect=dialect)
     processors = compiled._bind_processors

@@ -1,4 +1,4 @@
-"""`transaction()`: saves and emits inside it are one commit."""
+"""`transaction()`: all saves and emits inside the block are one commit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SessionT = TypeVar("SessionT")
 
 
 class TransactionBlock(Generic[SessionT], AbstractContextManager[SessionT], AbstractAsyncContextManager[SessionT]):
-    """What `transaction()` returns: enter it with `with` or `async with`, once."""
+    """The block of a `transaction()`; it is entered once, with `with` or `async with`."""
 
     __slots__ = ("_async_block", "_context", "_session", "_sync_block")
 
@@ -92,48 +92,48 @@ def transaction(
     """A block in which every `save()` and `emit()` joins one commit: `with transaction() as session:`.
 
     - An exception that leaves the block rolls all of it back; offloads leave only after the commit.
-    - A block inside a block is a savepoint: if it fails and the outer code goes on, only what the inner one
-      saved and emitted is gone. There is one commit, at the end of the outermost block.
-    - With a session of the user's own, saves and emits join that one. If it was not in a transaction yet, the
+    - A block inside a block is a savepoint. If the inner block fails and the outer code goes on, only the saves and
+      emits of the inner block are undone. There is one commit, at the end of the outermost block.
+    - With a session of the user's own, saves and emits join that session. If it was not in a transaction yet, the
       block begins one and commits it; otherwise the block is a savepoint, and the user's own commit decides.
-    - A `scoped_session`, such as Flask-SQLAlchemy's `db.session`, stands for the session that it has here and now.
-    - An `AsyncSession` is adopted with `async with`, with the same rules. A plain `with` can wait for nothing, so
-      there the user's `await session.commit()` is what commits.
-    - Works in `async def` too. Other threads take no part: one that sees the block in a copied context can read,
-      on a connection of its own, and open a block of its own; a write there, or an emit that offloads, raises.
-    - A block is left where it was entered, in thread and context, or it rolls back and raises.
+    - A `scoped_session`, such as Flask-SQLAlchemy's `db.session`, is called for the session of the calling code.
+    - An `AsyncSession` takes `async with`, with the same rules. A plain `with` cannot await, so there the user's
+      `await session.commit()` commits.
+    - It works in `async def` too. Another thread that sees the block in a copied context can read, on a connection of
+      its own, and open a block of its own; a write there, or an emit that offloads, raises.
+    - A block must be left in the thread and context in which it was entered; otherwise it rolls back and raises.
     - Objects are readable after the block, and detached.
 
     Raises:
         TransactionError: inner blocks of concurrent tasks overlapped, or the block was left in another thread or
-            context than it was entered; nothing was committed. Or this is no session.
+            context than it was entered; nothing was committed. Or the argument is no session.
     """
     return TransactionBlock(resolve_session(session))
 
 
 @contextmanager
 def write_session() -> Iterator[Session]:
-    """The session to write with: of the open transaction, else of one that commits at the end of the block.
+    """The session to write with: of the open transaction, else of a transaction that the block commits.
 
     Raises:
         OpenElsewhere: the open transaction belongs to another thread.
     """
-    current = transaction_to_join()
-    if current is None:
+    outer = transaction_to_join()
+    if outer is None:
         with transaction() as session:
             yield session
-    elif must_await(current.session):
+    elif must_await(outer.session):
         raise TransactionError("the transaction has an AsyncSession: call this within `await session.run_sync(...)`")
     else:
-        yield current.session
+        yield outer.session
 
 
 @contextmanager
 def read_session() -> Iterator[Session]:
-    """The session to read with: of this thread's open transaction, else one that is closed at the end of the block."""
-    current = current_transaction()
-    if current is not None and not must_await(current.session):
-        yield current.session
+    """The session to read with: of this thread's open transaction, else a session that the block closes."""
+    outer = current_transaction()
+    if outer is not None and not must_await(outer.session):
+        yield outer.session
         return
     with OwnSession(engine(), expire_on_commit=False) as session:
         yield session
@@ -141,16 +141,16 @@ def read_session() -> Iterator[Session]:
 
 @contextmanager
 def write_connection() -> Iterator[Connection]:
-    """A connection to write with, in a transaction of its own that is committed at the end of the block."""
+    """A connection to write with, in a transaction of its own, which the block commits."""
     with engine().connect() as connection, connection.execution_options(**{WRITES_OPTION: True}).begin():
         yield connection
 
 
 @contextmanager
 def autocommit_connection() -> Iterator[Connection]:
-    """A connection whose every statement is a transaction of its own: on a server one round trip in place of three.
+    """A connection on which each statement is a transaction of its own: one round trip to PostgreSQL, not three.
 
-    Not on an engine of the user's own, where listeners may have begun a transaction, or set something for it.
+    With a user's own engine it is a `write_connection`, because that engine's listeners may begin a transaction.
     """
     if has_user_engine() or engine().dialect.driver != "psycopg":
         with write_connection() as connection:
@@ -159,24 +159,24 @@ def autocommit_connection() -> Iterator[Connection]:
     with engine().connect() as connection:
         try:
             connection.execution_options(isolation_level="AUTOCOMMIT")
-        except BaseException:  # such as a signal raises: whoever is next must not get it as it is
+        except BaseException:  # also KeyboardInterrupt: the pool must not hand out a half-set connection
             connection.invalidate()
             raise
         yield connection
 
 
-def write_in_transaction(commit: Transaction | Commits, work: Callable[[Connection], None]) -> None:
-    """Run SQL in the transaction that a commit ends; of a session that must be awaited, as the last thing in it.
+def write_in_transaction(commit: Transaction | Commits, execute: Callable[[Connection], None]) -> None:
+    """Runs SQL in the transaction of a commit: at once, or before the commit if the session must be awaited.
 
     Raises:
-        TransactionError: it is the transaction of another database than this process's; names both.
+        TransactionError: the transaction is on another database than this process's; the message names both.
     """
     session = commit.session
     session.info[NITRO_BIND_KEY] = _choose_bind(session)
 
     def write() -> None:
         ensure_tables(session)
-        work(connection_of(session))
+        execute(connection_of(session))
         mark_written(session)
 
     if must_await(session):
@@ -188,26 +188,29 @@ def write_in_transaction(commit: Transaction | Commits, work: Callable[[Connecti
 
 
 def _choose_bind(session: Session) -> Bind:
-    """The bind that its instances are written on, or rows of Nitro's would be: the first that leads to our database.
+    """Returns the first candidate bind of a session that is on the database of this process.
 
-    A session that can say neither takes our own engine into its transaction.
+    A session without any candidate gets the engine of this process.
+
+    Raises:
+        TransactionError: all candidates are on other databases.
     """
-    own, foreign = engine(), list[Bind]()
+    own_engine, foreign_binds = engine(), list[Bind]()
     for bind in _candidate_binds(session):
-        if is_same_database(bind.engine, own):
+        if is_same_database(bind.engine, own_engine):
             return bind
-        foreign.append(bind)
-    if not foreign:
-        return own
-    theirs, ours = foreign[0].engine.url.render_as_string(), own.url.render_as_string()
+        foreign_binds.append(bind)
+    if not foreign_binds:
+        return own_engine
+    foreign_url, own_url = foreign_binds[0].engine.url.render_as_string(), own_engine.url.render_as_string()
     raise TransactionError(
-        f"this emit joins a transaction of {theirs}, but its deliveries are tracked in {ours}: "
+        f"this emit joins a transaction of {foreign_url}, but its deliveries are tracked in {own_url}: "
         f"give bind(app, engine) or NITRO_DB_URL the database of that session, or the handler delivery='broker'"
     )
 
 
 def _candidate_binds(session: Session) -> Iterator[Bind]:
-    """Those that this transaction may have Nitro's rows written on, likeliest first; each is asked for when wanted."""
+    """Yields the binds on which a session may write Nitro's rows, likeliest first. Lazy, as each lookup has a cost."""
     if NITRO_BIND_KEY in session.info:
         yield session.info[NITRO_BIND_KEY]
     for mapper in (*commits_of(session).emitted_mappers, None):
@@ -216,9 +219,9 @@ def _candidate_binds(session: Session) -> Iterator[Bind]:
 
 
 def _open_block(session: Session | AsyncSession | None) -> AbstractContextManager[Session | AsyncSession]:
-    current = current_transaction()
+    outer = current_transaction()
     if session is None:
-        return _own_transaction() if current is None else _nested_block(current)
+        return _own_transaction() if outer is None else _nested_block(outer)
     if not isinstance(session, Session):
         return _user_commits_block(session)
     return _user_session_block(session)
@@ -232,10 +235,10 @@ def _own_transaction() -> Iterator[Session]:
 
 
 @contextmanager
-def _nested_block(current: Transaction) -> Iterator[Session]:
-    block = prevent_commit_on_failure if must_await(current.session) else savepoint_block
-    with block(current.session):
-        yield current.session
+def _nested_block(outer: Transaction) -> Iterator[Session]:
+    block = prevent_commit_on_failure if must_await(outer.session) else savepoint_block
+    with block(outer.session):
+        yield outer.session
 
 
 @contextmanager
@@ -252,7 +255,7 @@ def _user_session_block(session: Session) -> Iterator[Session]:
 
 @contextmanager
 def _commit_at_end(session: Session) -> Iterator[None]:
-    """Commit at the end of the block, or roll back when an exception leaves it or the commit fails."""
+    """Commits at the end of the block; rolls back if an exception leaves the block or the commit fails."""
     try:
         yield
         session.commit()
@@ -274,15 +277,16 @@ async def _open_block_async(session: Session | AsyncSession | None) -> AsyncIter
             yield opened
         return
     with active_transaction(session.sync_session):
-        ending: AsyncSession | AsyncSessionTransaction = session  # whose end the user may bring about himself
+        # The session, not its transaction: session.commit() also works after a commit inside of the block.
+        commit_target: AsyncSession | AsyncSessionTransaction = session
         if session.in_transaction():
             await session.run_sync(ensure_begun)
-            ending = await session.begin_nested()
+            commit_target = await session.begin_nested()
         else:
             await session.begin()
         try:
             yield session
-            await ending.commit()
+            await commit_target.commit()
         except BaseException:
-            await ending.rollback()
+            await commit_target.rollback()
             raise

@@ -1,4 +1,4 @@
-"""An open transaction: who may use it, its savepoints, and what runs when it is over."""
+"""An open transaction: the thread that may use it, its savepoints, and its callbacks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ OVERLAP_MESSAGE = (
     "Concurrent tasks that share a transaction must not open inner ones across an await. Nothing was committed"
 )
 NOT_UNDOABLE_MESSAGE = (
-    "an inner transaction() block failed and its session cannot take it back alone, so nothing was committed; "
+    "an inner transaction() block failed and its session cannot undo it alone, so nothing was committed; "
     "use `async with transaction(session)`"
 )
 
 
 class Transaction:
-    """An open transaction, as the outermost `transaction()` block on its session made it.
+    """An open transaction, created by the outermost `transaction()` block on its session.
 
     Attributes:
-        session: everything inside goes through it.
+        session: the session of all saves and emits inside the block.
     """
 
     __slots__ = ("_open", "_owner", "session")
@@ -38,86 +38,90 @@ class Transaction:
         self._open = True
 
     def after_commit(self, callback: Callable[[], None], *, abandoned: Callable[[], None] | None = None) -> None:
-        """Call `callback` once after the outermost commit, outside the transaction; never after a rollback.
+        """Calls `callback` once after the outermost commit, outside the transaction; never after a rollback.
 
         Args:
-            callback: what to call; a failure is logged, and the next one still runs.
+            callback: the function to call; an error is logged, and the next callback still runs.
             abandoned: called instead when the user's own session is closed with neither commit nor rollback.
         """
         commits_of(self.session).after_commit(callback, abandoned=abandoned)
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A part of it that is undone alone when the block fails."""
+        """A savepoint around the block: only the block's work is undone when it fails."""
         return commits_of(self.session).savepoint()
 
     def savepoint_async(self) -> AbstractAsyncContextManager[None]:
-        """The same around code that awaits; of concurrent tasks one after the other."""
+        """A savepoint around async code. Concurrent tasks run one at a time."""
         return commits_of(self.session).savepoint_async()
 
     def after_rollback(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once if this is rolled back, also with its savepoint alone, or closed without a commit."""
+        """Calls `callback` once after a rollback of its savepoint or transaction, or a close without a commit."""
         commits_of(self.session).after_rollback(callback)
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is still open and the calling thread is its own."""
+        """Whether the transaction is open and belongs to the calling thread."""
         return self._open and self._owner == this_thread()
 
     @property
     def is_open_elsewhere(self) -> bool:
-        """Whether it is still open, and another thread is its own."""
+        """Whether the transaction is open and belongs to another thread."""
         return self._open and self._owner != this_thread()
 
     @contextmanager
     def owned_by_this_thread(self) -> Iterator[None]:
-        """Make the calling thread its own one, while the thread that it belongs to waits."""
-        lender, self._owner = self._owner, this_thread()
+        """Transfers the transaction to the calling thread for the block, while its own thread waits."""
+        former_owner, self._owner = self._owner, this_thread()
         try:
             yield
         finally:
-            self._owner = lender
+            self._owner = former_owner
 
     def end(self) -> None:
-        """Make it unusable, also for contexts that were copied from this one."""
+        """Marks the transaction as ended, also for contexts that were copied from this one."""
         self._open = False
 
 
 def current_transaction() -> Transaction | None:
-    """The open transaction of this thread and context, with its session."""
-    found = scope.current_transaction()
-    return found if isinstance(found, Transaction) else None
+    """Returns the open transaction of this thread and context, or None."""
+    transaction = scope.current_transaction()
+    return transaction if isinstance(transaction, Transaction) else None
 
 
 def transaction_to_join() -> Transaction | None:
-    """The same, for what is to be committed with it.
+    """Returns the open transaction that a write or an emit here joins, or None.
 
     Raises:
-        OpenElsewhere: one is open that belongs to another thread.
+        OpenElsewhere: the open transaction belongs to another thread.
     """
-    found = scope.transaction_to_join()
-    return found if isinstance(found, Transaction) else None
+    transaction = scope.transaction_to_join()
+    return transaction if isinstance(transaction, Transaction) else None
 
 
 def is_block_session(session: Session) -> bool:
-    """Whether it is the session of the `transaction()` that is open here, be it another thread's."""
-    found = scope.transaction_variable.get()
-    return isinstance(found, Transaction) and found.session is session and (found.is_usable or found.is_open_elsewhere)
+    """Whether a session is that of the `transaction()` open in this context, also of another thread's."""
+    transaction = scope.transaction_variable.get()
+    return (
+        isinstance(transaction, Transaction)
+        and transaction.session is session
+        and (transaction.is_usable or transaction.is_open_elsewhere)
+    )
 
 
 @contextmanager
 def active_transaction(session: Session) -> Iterator[None]:
-    """Let the code inside find the transaction; run what waits for the commit when it has left."""
+    """Makes the transaction current inside the block, and runs the due callbacks after it."""
     outer = current_transaction()
-    here = outer if outer is not None and outer.session is session else Transaction(session)
+    transaction = outer if outer is not None and outer.session is session else Transaction(session)
     commits = commits_of(session)
     commits.open_blocks += 1
-    token = scope.transaction_variable.set(here)
+    token = scope.transaction_variable.set(transaction)
     try:
         yield
     finally:
-        if here is not outer:
-            here.end()
-        # A generator that is closed from another context cannot restore that one, and need not.
+        if transaction is not outer:
+            transaction.end()
+        # reset() raises ValueError in another context, where a generator may be closed: nothing to restore there.
         with suppress(ValueError):
             scope.transaction_variable.reset(token)
         commits.open_blocks -= 1
@@ -126,6 +130,11 @@ def active_transaction(session: Session) -> Iterator[None]:
 
 @contextmanager
 def savepoint_block(session: Session) -> Iterator[None]:
+    """A savepoint for an inner `transaction()` block.
+
+    Raises:
+        TransactionError: inner blocks overlapped.
+    """
     ensure_begun(session)
     savepoint = session.begin_nested()
     try:
@@ -147,6 +156,7 @@ def _roll_back_savepoint(session: Session, savepoint: SessionTransaction) -> Non
 
 @contextmanager
 def prevent_commit_on_failure(session: Session) -> Iterator[None]:
+    """Forbids the commit of a session whose inner block fails, where a savepoint cannot be awaited."""
     try:
         yield
     except BaseException:
