@@ -143,12 +143,12 @@ def check_stuck(
     """
     from nitro.infrastructure.worker.knowledge import why_stuck
 
-    for group in health.stuck:
+    for group in health.stuck_groups:
         away_for = health.oldest_waiting_age or group.age or 0.0
         asked = away is None or group.state == "running"
         reason = why_stuck(group, seen, silent=quiet) if asked else _describe_outage(str(away), away_for)
         yield wrong("stuck", f"{_describe_group(group)}: {reason}")
-    if not health.stuck:
+    if not health.stuck_groups:
         yield fine("stuck", "nothing")
 
 

@@ -90,7 +90,7 @@ def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object
     """In the row that they have anyway."""
     on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
     emission = emit(evt, "ada")
-    assert not journal.journal._notes
+    assert not journal.journal._entries
     assert only().id == emission.id
 
 

@@ -80,7 +80,7 @@ def _health_facts(found: Health, worker: WorkerInfo) -> dict[str, Any]:
             "oldest_seconds": group.age,
             "why": why_stuck(group, [worker], alone=True),
         }
-        for group in found.stuck
+        for group in found.stuck_groups
     ]
     return {"deliveries": found.deliveries, "oldest_waiting_seconds": found.oldest_waiting_age, "stuck": stuck}
 
