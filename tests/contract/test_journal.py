@@ -209,7 +209,7 @@ def test_an_engine_in_memory_is_left_to_the_program(
             assert journal_on.flush(20)
             raise InterruptedError
     assert Bottle.all() == []
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["nothing is in the journal"]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["the journal records nothing"]
 
 
 def test_what_is_too_much_is_dropped_aloud(

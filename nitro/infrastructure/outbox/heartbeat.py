@@ -21,18 +21,19 @@ MAX_OBSERVATION_GAP_SECONDS = 6.0
 """Seconds between two checks after which the observer forgets its observations, because it was itself blocked."""
 
 
-def record_heartbeat(boot: str, name: str) -> None:
+def record_heartbeat(worker_id: str, name: str) -> None:
     """Counts up the heartbeat of a worker; inserts its row if there is none."""
-    count_up = update(workers).where(workers.c.boot == boot).values(beat=workers.c.beat + 1)
+    count_up = update(workers).where(workers.c.boot == worker_id).values(beat=workers.c.beat + 1)
     with write_connection() as connection:
         if not connection.execute(count_up).rowcount:
-            connection.execute(insert(workers).values(boot=boot, name=to_storable(name)[:MAX_NAME_CHARACTERS], beat=0))
+            stored_name = to_storable(name)[:MAX_NAME_CHARACTERS]
+            connection.execute(insert(workers).values(boot=worker_id, name=stored_name, beat=0))
 
 
-def remove_worker(boot: str) -> None:
+def remove_worker(worker_id: str) -> None:
     """Deletes the row of a worker that has stopped."""
     with write_connection() as connection:
-        connection.execute(delete(workers).where(workers.c.boot == boot))
+        connection.execute(delete(workers).where(workers.c.boot == worker_id))
 
 
 def read_heartbeats() -> dict[str, tuple[str, int]]:
@@ -51,12 +52,12 @@ class HeartbeatMonitor:
     """The heartbeats of workers with running deliveries, as one worker observes them.
 
     Args:
-        boot: id of the observer, which does not watch itself.
+        worker_id: id of the observer, which does not watch itself.
         dead_after: seconds without a new heartbeat after which a worker counts as dead.
     """
 
-    def __init__(self, boot: str, dead_after: float = DEAD_AFTER_SECONDS) -> None:
-        self._boot, self._dead_after = boot, dead_after
+    def __init__(self, worker_id: str, dead_after: float = DEAD_AFTER_SECONDS) -> None:
+        self._worker_id, self._dead_after = worker_id, dead_after
         self._observations: dict[str, _Observation] = {}
         self._last_check = monotonic()
 
@@ -66,16 +67,18 @@ class HeartbeatMonitor:
         Call it right after `record_heartbeat`. If that was slow, the database is slow, and missing heartbeats prove
         nothing.
         """
-        beats = {boot: beat for boot, beat in _heartbeats_of_running().items() if boot != self._boot}
+        beats = _heartbeats_of_running()
+        beats.pop(self._worker_id, None)
         previous_check, self._last_check = self._last_check, monotonic()
         if self._last_check - previous_check > MAX_OBSERVATION_GAP_SECONDS:
             self._observations.clear()
-        self._observations = {boot: self._observe(boot, beat) for boot, beat in beats.items()}
-        dead = [boot for boot, last in self._observations.items() if self._last_check - last.since > self._dead_after]
-        return sum(_release_dead_worker(boot, self._observations.pop(boot).beat) for boot in dead)
+        self._observations = {worker_id: self._observe(worker_id, beat) for worker_id, beat in beats.items()}
+        oldest = self._last_check - self._dead_after
+        dead = [worker_id for worker_id, last in self._observations.items() if last.since < oldest]
+        return sum(_release_dead_worker(worker_id, self._observations.pop(worker_id).beat) for worker_id in dead)
 
-    def _observe(self, boot: str, beat: int | None) -> _Observation:
-        last = self._observations.get(boot)
+    def _observe(self, worker_id: str, beat: int | None) -> _Observation:
+        last = self._observations.get(worker_id)
         return last if last is not None and last.beat == beat else _Observation(beat, self._last_check)
 
 
@@ -88,11 +91,11 @@ def _heartbeats_of_running() -> dict[str, int | None]:
         return dict.fromkeys(boots) | {row.boot: row.beat for row in rows}
 
 
-def _release_dead_worker(boot: str, last_beat: int | None) -> int:
+def _release_dead_worker(worker_id: str, last_beat: int | None) -> int:
     newer_beats = select(func.count()).where(
-        workers.c.boot == boot, workers.c.beat != (-1 if last_beat is None else last_beat)
+        workers.c.boot == worker_id, workers.c.beat != (-1 if last_beat is None else last_beat)
     )
-    requeued = record_losses(is_run_of_worker(boot) & (newer_beats.scalar_subquery() == 0), "its worker died")
+    requeued = record_losses(is_run_of_worker(worker_id) & (newer_beats.scalar_subquery() == 0), "its worker died")
     with write_connection() as connection:
-        connection.execute(delete(workers).where(workers.c.boot == boot, workers.c.beat == last_beat))
+        connection.execute(delete(workers).where(workers.c.boot == worker_id, workers.c.beat == last_beat))
     return requeued

@@ -69,7 +69,7 @@ RECENT_DELIVERIES = 1000
 EXPIRY_BATCH = 500
 """Expired deliveries that are closed by one statement."""
 NOT_PUBLISHED_PREFIX = "not published: "
-UNKNOWN_OUTCOME_ERROR = "it may have been published, and may not be again"
+UNKNOWN_OUTCOME_ERROR = "it may have been published, and must not be published twice"
 
 logger = get_logger("nitro.outbox")
 
