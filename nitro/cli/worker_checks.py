@@ -151,7 +151,7 @@ def check_stuck(
     """
     from nitro.infrastructure.worker.knowledge import why_stuck
 
-    for group in health.stuck:
+    for group in health.stuck_groups:
         outage_seconds = health.oldest_waiting_age or group.age or 0.0
         is_broker_fine = broker_error is None or group.state == "running"
         reason = (
@@ -160,7 +160,7 @@ def check_stuck(
             else _describe_outage(str(broker_error), outage_seconds)
         )
         yield wrong("stuck", f"{_describe_group(group)}: {reason}")
-    if not health.stuck:
+    if not health.stuck_groups:
         yield fine("stuck", "nothing")
 
 

@@ -90,7 +90,7 @@ def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object
     """In the row that they have anyway."""
     on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
     emission = emit(evt, "ada")
-    assert not journal.journal._notes
+    assert not journal.journal._entries
     assert only().id == emission.id
 
 
@@ -209,7 +209,7 @@ def test_an_engine_in_memory_is_left_to_the_program(
             assert journal_on.flush(20)
             raise InterruptedError
     assert Bottle.all() == []
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["nothing is in the journal"]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["the journal records nothing"]
 
 
 def test_what_is_too_much_is_dropped_aloud(

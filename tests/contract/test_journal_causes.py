@@ -159,7 +159,7 @@ def test_they_are_forgotten_a_few_at_a_time(further: Event) -> None:
     for _ in range(5):
         emit(further)
     recorded(5)
-    assert [retention.purge_emissions(datetime.now(UTC) + SOON, most=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [retention.purge_emissions(datetime.now(UTC) + SOON, limit=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_worker_forgets_by_itself(further: Event, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def after(seconds: float) -> None:
 
 def stuck() -> list[tuple[str, str, str, int]]:
     """Handler, queue, state and number of each group of which something is stuck."""
-    return [(group.handler, group.queue, group.state, group.stuck) for group in read_health().stuck]
+    return [(group.handler, group.queue, group.state, group.stuck) for group in read_health().stuck_groups]
 
 
 def test_what_is_queued_for_long_is_stuck(placed: Event) -> None:
@@ -77,7 +77,7 @@ def test_the_greatest_age_can_be_another(placed: Event) -> None:
     """As an operator says."""
     emit(placed, "ada")
     after(MAX_AGE_SECONDS - 60)
-    assert [group.stuck for group in read_health(max_age=60.0).stuck] == [1]
+    assert [group.stuck for group in read_health(max_age=60.0).stuck_groups] == [1]
 
 
 def test_neither_a_lease_nor_a_publication_hides_it(placed: Event) -> None:
@@ -154,7 +154,7 @@ def test_a_run_that_lasts_is_stuck_and_names_its_worker(placed: Event) -> None:
     begun(emission)
     assert stuck() == []
     after(LONG)
-    (group,) = read_health().stuck
+    (group,) = read_health().stuck_groups
     assert (group.state, group.worker) == ("running", "a worker that is gone, process 7")
 
 

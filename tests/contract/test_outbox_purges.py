@@ -69,7 +69,7 @@ def test_purges_side_by_side_share_what_there_is(app_of_kind: Celery, evt: Event
         emit(evt)
     with write_connection() as connection:
         connection.execute(update(deliveries).values(state="done", closed_at=now()))
-    deleted = at_once(all_of(lambda: retention.purge_deliveries(FUTURE, STATES, most=7)))
+    deleted = at_once(all_of(lambda: retention.purge_deliveries(FUTURE, STATES, limit=7)))
     assert sum(deleted) == 2 * MANY
     assert left() == (0, 0)
 
@@ -82,7 +82,7 @@ def test_the_journal_is_shared_too(app_of_kind: Celery) -> None:
         emit(event)
     with write_connection() as connection:
         connection.execute(deliveries.delete())
-    assert sum(at_once(all_of(lambda: retention.purge_emissions(FUTURE, most=7)))) == MANY
+    assert sum(at_once(all_of(lambda: retention.purge_emissions(FUTURE, limit=7)))) == MANY
     assert left() == (0, 0)
 
 

@@ -546,7 +546,7 @@ def test_a_run_that_nobody_knows_of_is_taken_back(
     work(app)
     assert isinstance(claim(emission.id, "shop.a", f"{identity.worker_id()}/1-1"), Claim)
     until(lambda: entry().losses == 1)
-    assert "without a word" in str(entry().error)
+    assert "without closing the delivery" in str(entry().error)
 
 
 def test_a_run_that_takes_long_is_not_taken_back(
@@ -575,7 +575,7 @@ def test_a_worker_that_has_ended_leaves_nothing_behind(evt: Event, app: Celery, 
         worker.only(emit(evt, "ada"))
         until(lambda: census_size() == 1)
     assert census_size() == 0
-    assert not {"nitro-caretaker", "nitro-relay"} & {thread.name for thread in threading.enumerate()}
+    assert not {"nitro-supervisor", "nitro-relay"} & {thread.name for thread in threading.enumerate()}
 
 
 def census_size() -> int:

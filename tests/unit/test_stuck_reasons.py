@@ -73,7 +73,7 @@ def test_one_worker_speaks_for_itself_alone() -> None:
 
 def test_a_worker_of_another_outbox_relays_nothing_of_this_one() -> None:
     """It answers on the same broker, and is not in the census."""
-    ours, strange = worker(relays=False, boot="a"), worker("car@shop", relays=True, boot="b")
+    ours, strange = worker(relays=False, worker_id="a"), worker("car@shop", relays=True, worker_id="b")
     assert [each.relays for each in without_foreign_relays({"a"}, [ours, strange])] == [False, False]
     assert [each.relays for each in without_foreign_relays({"a", "b"}, [ours, strange])] == [False, True]
     assert without_foreign_relays({"a"}, [worker(relays=None)]) == [worker(relays=None)]

@@ -1,4 +1,4 @@
-"""Claims: a worker takes a delivery, and closes it in one of four ways."""
+"""Claims of deliveries by workers: a claim starts a run, and only the latest claim may close or reschedule its row."""
 
 from __future__ import annotations
 
@@ -55,30 +55,29 @@ from nitro.infrastructure.outbox.texts import MAX_ID_CHARACTERS, to_storable, to
 from nitro.infrastructure.outbox.versions import ensure_current
 
 MAX_LOSSES = 5
-"""Runs whose process died, after which a delivery is dead: it is taken for what kills them."""
+"""Runs with a dead process after which a delivery becomes a dead letter: its handler probably kills the processes."""
 
 
 ExecuteClosing = Callable[[Connection, dict[str, object]], CursorResult[Any]]
-"""Executes what closes a run, or puts it off."""
+"""Executes the statement that closes or reschedules a run."""
 
 _KEY_PARAMETERS: tuple[BindParameter[str], BindParameter[str]] = (bindparam("of_emission"), bindparam("of_handler"))
 
-
 _ASYNCHRONOUS_COMMIT = func.set_config("synchronous_commit", "off", true())
-"""On PostgreSQL the commit of a statement that returns this waits for no disk, and for no other server."""
+"""Sets `synchronous_commit=off` for the transaction, on PostgreSQL: its commit does not wait for the disk."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Claim:
-    """A run of a delivery that may go on.
+    """A run of a delivery.
 
     Attributes:
-        worker: whose run it is; with the number it tells this run from any other, also from one that a crash of the
-            database has forgotten.
-        attempt: number of the run, which alone may close it.
-        retries: runs before that failed, as Celery counts them.
-        payload: what the handler is called with, as the codec wrote it.
-        closed: whether its row is closed, as the handler's own transaction does it.
+        worker: worker, process and thread of the run. Together with `attempt` it identifies the run, also when a crash
+            of the database lost the claim and the number is used twice.
+        attempt: number of the run.
+        retries: earlier runs that failed, as Celery counts them.
+        payload: sender and arguments, as the codec wrote them.
+        closed: whether the handler's own transaction has closed the row.
     """
 
     emission: str
@@ -93,28 +92,28 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a delivery is not run.
+    """The reason why a delivery does not run.
 
     Attributes:
-        state: what it is in; None when there is no such delivery.
+        state: its state; None when it has no row.
     """
 
     state: State | None
 
 
 def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
-    """Start a run, if the delivery waits for one; counted before it begins.
+    """Starts a run of a queued delivery, and counts the attempt.
 
-    It need not outlive a crash of the database: a delivery whose run is forgotten is still queued, and runs again.
+    The claim need not survive a crash of the database: without it the delivery is still queued, and runs again.
 
     Raises:
-        OutboxOutdated: the tables are not there, or of a version that this library cannot use.
+        OutboxOutdated: the tables are missing, or of a version that this library cannot use.
     """
     ensure_current()
-    emission = to_storable(emission)  # which a message names, and may be anything
-    who = {"of_emission": emission, "of_handler": handler, "by": worker}
+    emission = to_storable(emission)  # a message may name any text
+    parameters = {"of_emission": emission, "of_handler": handler, "by": worker}
     with autocommit_connection() as connection:
-        row = _START.execute(connection, who).one_or_none()
+        row = _START.execute(connection, parameters).one_or_none()
         if row is None:
             return _refusal(connection, emission, handler)
     return Claim(
@@ -130,23 +129,23 @@ def claim(emission: str, handler: str, worker: str) -> Claim | Refusal:
 
 def _start_statement(dialect: str) -> ReturningUpdate[Any]:
     c = deliveries.c
-    fresh = or_(c.expires_at.is_(None), c.expires_at > now())
-    begun = {"state": RUNNING, "attempts": c.attempts + 1, "publications": 0, "started_at": now()}
-    mine = (
+    not_expired = or_(c.expires_at.is_(None), c.expires_at > now())
+    running_values = {"state": RUNNING, "attempts": c.attempts + 1, "publications": 0, "started_at": now()}
+    start = (
         update(deliveries)
-        .where(_has_key(*_KEY_PARAMETERS), c.state == QUEUED, fresh)
-        .values(**begun, worker=bindparam("by"))
+        .where(_has_key(*_KEY_PARAMETERS), c.state == QUEUED, not_expired)
+        .values(**running_values, worker=bindparam("by"))
     )
-    unhurried = [_ASYNCHRONOUS_COMMIT] if dialect == "postgresql" else []
-    return mine.returning(c.attempts, c.retries, c.promise, _payload_subquery().label("payload"), *unhurried)
+    commit_columns = [_ASYNCHRONOUS_COMMIT] if dialect == "postgresql" else []
+    return start.returning(c.attempts, c.retries, c.promise, _payload_subquery().label("payload"), *commit_columns)
 
 
 @cache
 def _update_of_claim() -> Update:
-    """The run of a claim, while nobody else has taken over; made once, because making it costs more than executing."""
+    """Returns the UPDATE of a claim's row, unless a later claim exists. To build it costs more than to execute it."""
     c = deliveries.c
-    this = (c.attempts == bindparam("of_attempt")) & (c.worker == bindparam("of_worker"))
-    return update(deliveries).where(_has_key(*_KEY_PARAMETERS), this, c.closed_at.is_(None))
+    is_claim = (c.attempts == bindparam("of_attempt")) & (c.worker == bindparam("of_worker"))
+    return update(deliveries).where(_has_key(*_KEY_PARAMETERS), is_claim, c.closed_at.is_(None))
 
 
 def _finish_statement(_dialect: str) -> Update:
@@ -157,68 +156,64 @@ _START, _FINISH = CachedStatement(_start_statement), CachedStatement(_finish_sta
 
 
 def _payload_subquery() -> ScalarSelect[str | None]:
-    """The payload of the delivery that a statement changes."""
-    mine = select(payload_column()).select_from(emissions).where(emissions.c.id == deliveries.c.emission)
-    return mine.correlate(deliveries).scalar_subquery()
+    """Returns the payload of the delivery that the enclosing statement changes."""
+    payload = select(payload_column()).select_from(emissions).where(emissions.c.id == deliveries.c.emission)
+    return payload.correlate(deliveries).scalar_subquery()
 
 
 def _refusal(connection: Connection, emission: str, handler: str) -> Refusal:
-    mine, overdue = _has_key(emission, handler), (deliveries.c.state == QUEUED) & (deliveries.c.expires_at <= now())
-    connection.execute(update(deliveries).where(mine, overdue).values(expired_values()))
-    return Refusal(state=connection.scalar(select(deliveries.c.state).where(mine)))
+    c = deliveries.c
+    has_key, is_overdue = _has_key(emission, handler), (c.state == QUEUED) & (c.expires_at <= now())
+    connection.execute(update(deliveries).where(has_key, is_overdue).values(expired_values()))
+    return Refusal(state=connection.scalar(select(deliveries.c.state).where(has_key)))
 
 
 def dead_letter_without_row(emission: str, handler: str, task_id: str, facts: dict[str, Any], error: str) -> None:
-    """Keep a message that has no row as a dead letter, so that it is seen."""
-    known = to_storable(emission)[:MAX_ID_CHARACTERS]
+    """Stores a message that has no row as a dead letter, so that operators see it."""
+    emission_id = to_storable(emission)[:MAX_ID_CHARACTERS]
     with write_connection() as connection:
-        if connection.scalar(select(emissions.c.id).where(emissions.c.id == known)) is None:
-            connection.execute(insert(emissions).values(id=known, **_emission_columns(**facts)))
-        row = {"emission": known, "handler": handler, "id": to_storable_id(task_id), "queue": "", "mode": "snapshot"}
-        connection.execute(
-            insert(deliveries).values(**row, promise="at-least-once", due_at=IMMEDIATELY, **dead_values(error))
-        )
+        if connection.scalar(select(emissions.c.id).where(emissions.c.id == emission_id)) is None:
+            connection.execute(insert(emissions).values(id=emission_id, **_emission_columns(**facts)))
+        key = {"emission": emission_id, "handler": handler, "id": to_storable_id(task_id)}
+        values = {"queue": "", "mode": "snapshot", "promise": "at-least-once", "due_at": IMMEDIATELY}
+        connection.execute(insert(deliveries).values(**key, **values, **dead_values(error)))
 
 
 def _emission_columns(*, event: str | None, sender: str, root: str | None, parent: str | None) -> ColumnValues:
-    """What a message says of its emission, as its row can keep it."""
+    """Returns the columns of an emission from its message, in texts that the database can store."""
     names = {"event": event and to_storable(event)[:MAX_NAME_CHARACTERS], "sender": to_storable(sender)}
     return {**names, "root": to_storable_id(root), "parent": to_storable_id(parent)}
 
 
 def finish(run: Claim, connection: Connection | None = None) -> None:
-    """Close a delivery as done, in the transaction of `connection` or in one of its own.
+    """Closes a delivery as done, in the transaction of `connection` or in one of its own.
 
     Raises:
-        DeliveryLost: another run has taken over, or it was cancelled.
+        DeliveryLost: another run has claimed the delivery, or it was cancelled.
     """
     _close(run, _FINISH.execute, connection)
 
 
 def reschedule(run: Claim, seconds: float, error: str) -> None:
-    """Have it run again after so many seconds.
+    """Reschedules the delivery of a run, to run again after so many seconds.
 
     Raises:
-        DeliveryLost: another run has taken over, or it was cancelled.
+        DeliveryLost: another run has claimed the delivery, or it was cancelled.
     """
     _close(run, _close_with(retry_values(seconds, error)), None)
 
 
 def dead_letter(run: Claim, error: str) -> None:
-    """Make it a dead letter.
+    """Makes the delivery of a run a dead letter.
 
     Raises:
-        DeliveryLost: another run has taken over, or it was cancelled.
+        DeliveryLost: another run has claimed the delivery, or it was cancelled.
     """
     _close(run, _close_with(dead_values(error)), None)
 
 
 def record_losses(where: ColumnElement[bool], error: str) -> int:
-    """Take back runs whose process is dead; a delivery that loses too many of them is dead itself.
-
-    Returns:
-        How many were taken back.
-    """
+    """Requeues runs of dead processes, after `MAX_LOSSES` as dead letters, and returns their number."""
     losses = deliveries.c.losses + 1
     state = waiting_or_dead_values(losses >= MAX_LOSSES, IMMEDIATELY, error)
     values = {**RUN_AGAIN, **state, "losses": losses, **history_values(error)}
@@ -226,53 +221,52 @@ def record_losses(where: ColumnElement[bool], error: str) -> int:
 
 
 def requeue_runs(worker: str) -> int:
-    """Have runs that a stopping worker has cut short begin anew elsewhere; how many."""
+    """Requeues the runs that a stopping worker has interrupted, and returns their number."""
     ensure_current()
-    mine = is_unlocked(is_open(RUNNING), is_run_of_worker(worker))
-    again = update(deliveries).where(mine).values(**RUN_AGAIN, **history_values("cut short by a worker that stopped"))
-    return _write(again)
+    values = {**RUN_AGAIN, **history_values("cut short by a worker that stopped")}
+    return _write(update(deliveries).where(is_unlocked(is_open(RUNNING), is_run_of_worker(worker))).values(values))
 
 
 def undo_claim(emission: str, handler: str, worker: str) -> None:
-    """Undo a claim of this thread whose outcome it does not know."""
-    mine = update(deliveries).where(is_run_in(emission, handler, worker), deliveries.c.state == RUNNING)
-    _write(mine.values(state=QUEUED))
+    """Undoes a claim of this thread that may or may not have been committed."""
+    is_claimed = is_run_in(emission, handler, worker) & (deliveries.c.state == RUNNING)
+    _write(update(deliveries).where(is_claimed).values(state=QUEUED))
 
 
 def record_timeout(emission: str, handler: str, process: str, seconds: float | None, error: str) -> None:
-    """Close a run that was ended for taking too long: to run again after so many seconds, or never."""
+    """Closes a run that exceeded its time limit: to run again after so many seconds, or with None as a dead letter."""
     values = dead_values(error) if seconds is None else retry_values(seconds, error)
-    mine = update(deliveries).where(is_run_in(emission, handler, process), deliveries.c.state == RUNNING)
-    _write(mine.values(values))
+    is_claimed = is_run_in(emission, handler, process) & (deliveries.c.state == RUNNING)
+    _write(update(deliveries).where(is_claimed).values(values))
 
 
-def requeue_unknown(emission: str, handler: str, most: int, error: str) -> None:
-    """A worker that does not know the handler has taken the message: publish it again after a while, so many times."""
+def requeue_unknown(emission: str, handler: str, max_publications: int, error: str) -> None:
+    """Requeues a delivery whose message reached a worker without its handler; at last makes it a dead letter."""
     c = deliveries.c
-    values = waiting_or_dead_values(c.publications >= most, now() + lease_seconds(), error)
+    values = waiting_or_dead_values(c.publications >= max_publications, now() + lease_seconds(), error)
     _write(update(deliveries).where(_has_key(emission, handler), c.state == QUEUED).values(values))
 
 
 def running_attempts(worker: str) -> set[tuple[str, int]]:
-    """Id and attempt of each run in the processes of a worker."""
+    """Returns the task id and the attempt of each run in the processes of a worker."""
     c = deliveries.c
     with engine().connect() as connection:
-        found = connection.execute(select(c.id, c.attempts).where(is_open(RUNNING), is_run_of_worker(worker)))
-        return {(row.id, row.attempts) for row in found}
+        rows = connection.execute(select(c.id, c.attempts).where(is_open(RUNNING), is_run_of_worker(worker)))
+        return {(row.id, row.attempts) for row in rows}
 
 
 def is_attempt(task_id: str, attempt: int) -> ColumnElement[bool]:
-    """That run of the delivery with this id."""
+    """Returns the condition for this attempt of the delivery with this task id."""
     return (deliveries.c.id == task_id) & (deliveries.c.attempts == attempt)
 
 
 def is_run_in(emission: str, handler: str, process: str) -> ColumnElement[bool]:
-    """The run of this delivery by those whose name begins so."""
+    """Returns the condition for the run of this delivery by a runner whose id starts with `process`."""
     return and_(_has_key(emission, handler), deliveries.c.worker.startswith(process, autoescape=True))
 
 
 def is_run_of_worker(worker: str) -> ColumnElement[bool]:
-    """All runs in the processes of a worker."""
+    """Returns the condition for all runs in the processes of a worker."""
     return deliveries.c.worker.startswith(f"{worker}/", autoescape=True)
 
 
@@ -282,14 +276,14 @@ def _write(statement: Update) -> int:
 
 
 def _close_with(values: Mapping[str, Any]) -> ExecuteClosing:
-    return lambda connection, which: connection.execute(_update_of_claim().values(values), which)
+    return lambda connection, parameters: connection.execute(_update_of_claim().values(values), parameters)
 
 
 def _close(run: Claim, closing: ExecuteClosing, connection: Connection | None) -> None:
     key = {"of_emission": run.emission, "of_handler": run.handler}
-    which = {**key, "of_attempt": run.attempt, "of_worker": run.worker}
+    parameters = {**key, "of_attempt": run.attempt, "of_worker": run.worker}
     with autocommit_connection() if connection is None else nullcontext(connection) as used:
-        closed = closing(used, which).rowcount
+        closed = closing(used, parameters).rowcount
     if not closed:
         raise DeliveryLost(run.handler, run.emission, run.attempt)
 

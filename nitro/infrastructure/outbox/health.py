@@ -1,7 +1,8 @@
-"""Health: what is open in the outbox, by handler, queue and state, and which of it is stuck.
+"""Health of the outbox: numbers of open and stuck deliveries, by handler, queue and state.
 
-A delivery is stuck when it has been due, queued or running for longer than `MAX_AGE`. Waiting for a retry or a
-countdown is not due. `due_since` says since when, by the database's clock: neither a lease nor a publication moves it.
+A delivery is stuck when it has been due, queued or running for longer than `MAX_AGE_SECONDS`. A delivery that waits for
+a retry or a countdown is not due. `due_since` holds the time since which it is due, by the database's clock. Leases and
+publications do not change it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from nitro.infrastructure.outbox.states import IMMEDIATELY
 from nitro.infrastructure.outbox.versions import ensure_current
 
 MAX_AGE_SECONDS = 300.0
-"""Seconds after which a delivery is stuck; a longer time limit of its handler is waited for while it runs."""
+"""Seconds after which a delivery is stuck. A longer time limit of its handler extends them while it runs."""
 
 _c = deliveries.c
 
@@ -45,10 +46,10 @@ class DeliveryGroup:
     """The open deliveries of one handler, queue and state.
 
     Attributes:
-        count: how many there are.
-        stuck: how many of them are stuck.
-        age: seconds since the oldest that is due became so, or began to run; None when none is due.
-        worker: one that runs some of them, and the process in it.
+        count: number of deliveries.
+        stuck: number of stuck deliveries.
+        age: seconds since the oldest due delivery became due, or started; None when none is due.
+        worker: a worker that runs some of them, and its process.
     """
 
     handler: str
@@ -62,11 +63,11 @@ class DeliveryGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How the outbox does.
+    """The numbers of open, stuck and dead deliveries in the outbox.
 
     Attributes:
-        deliveries: how many wait, are queued, run and are dead.
-        groups: the open ones, by handler, queue and state.
+        deliveries: number of deliveries that wait, are queued, run and are dead, by state.
+        groups: the open deliveries, by handler, queue and state.
     """
 
     deliveries: dict[str, int]
@@ -74,17 +75,17 @@ class Health:
 
     @property
     def oldest_waiting_age(self) -> float | None:
-        """Seconds since the oldest that waits became due; None when none is due."""
+        """Seconds since the oldest waiting delivery became due; None when none is due."""
         return max((each.age for each in self.groups if each.state == WAITING and each.age is not None), default=None)
 
     @property
-    def stuck(self) -> list[DeliveryGroup]:
-        """Groups in which something is stuck, the oldest first."""
+    def stuck_groups(self) -> list[DeliveryGroup]:
+        """The groups with a stuck delivery, the oldest first."""
         return sorted((each for each in self.groups if each.stuck), key=lambda each: -(each.age or 0.0))
 
 
 def read_health(max_age: float = MAX_AGE_SECONDS) -> Health:
-    """How the outbox does: one pass over the open deliveries, however many closed ones there are."""
+    """Reads the health by one pass over the open deliveries; closed ones cost nothing."""
     ensure_current()
     with engine().connect() as connection:
         clock, dead = connection.execute(select(now(), _dead_count())).one()
@@ -102,7 +103,7 @@ def _dead_count() -> Any:
 
 
 def _group_query(clock: float, max_age: float, limits: Mapping[str, float]) -> Select[Any]:
-    """The groups. Nothing here asks for the first in some order, which a database may find by a walk over all rows."""
+    """Returns the query of the groups. It orders nothing: with ORDER BY and LIMIT a database may scan all rows."""
     since = _due_or_started_at()
     return (
         select(
@@ -119,7 +120,10 @@ def _group_query(clock: float, max_age: float, limits: Mapping[str, float]) -> S
 
 
 def _due_or_started_at() -> ColumnElement[float]:
-    """When a delivery became due, or began to run; where its other times are earlier, they were set by hand."""
+    """Returns the time at which a delivery became due, or started.
+
+    A `published_at` or `due_at` before `due_since` was set by hand, and counts.
+    """
     earlier = [
         (_c.state == RUNNING, _c.started_at),
         ((_c.state == QUEUED) & (_c.published_at < _c.due_since), _c.published_at),
@@ -131,31 +135,31 @@ def _due_or_started_at() -> ColumnElement[float]:
 def _is_stuck(
     since: ColumnElement[float], clock: float, max_age: float, limits: Mapping[str, float]
 ) -> ColumnElement[bool]:
-    """Deliveries that are stuck. An untracked one has no handler's end to wait for once it is published."""
-    allowed = _max_seconds_in_state(max_age, limits)
-    long_ago = min_id_at(datetime.fromtimestamp(max(0.0, clock - max_age), UTC))
-    old = or_(since < clock - allowed, _lacks_due_since(clock) & (_c.emission < long_ago))
-    return and_(old, or_(_c.promise.in_(TRACKED_DELIVERIES), _c.state == WAITING))
+    """Returns the condition for stuck deliveries. An untracked delivery is never stuck once it is published."""
+    max_seconds = _max_seconds_in_state(max_age, limits)
+    min_recent_id = min_id_at(datetime.fromtimestamp(max(0.0, clock - max_age), UTC))
+    is_old = or_(since < clock - max_seconds, _lacks_due_since(clock) & (_c.emission < min_recent_id))
+    return and_(is_old, or_(_c.promise.in_(TRACKED_DELIVERIES), _c.state == WAITING))
 
 
 def _max_seconds_in_state(max_age: float, limits: Mapping[str, float]) -> ColumnElement[float]:
-    """Seconds that a delivery may be in its state."""
-    longer = {handler: limit for handler, limit in limits.items() if limit > max_age}
-    runs = [((_c.state == RUNNING) & (_c.handler == handler), limit) for handler, limit in longer.items()]
-    return case(*runs, else_=literal(max_age, Double)) if runs else literal(max_age, Double)
+    """Returns the seconds for which a delivery may be in its state."""
+    long_limits = {handler: limit for handler, limit in limits.items() if limit > max_age}
+    cases = [((_c.state == RUNNING) & (_c.handler == handler), limit) for handler, limit in long_limits.items()]
+    return case(*cases, else_=literal(max_age, Double)) if cases else literal(max_age, Double)
 
 
 def _lacks_due_since(clock: float) -> ColumnElement[bool]:
-    """Rows that are due, of a version of the library that did not note since when: since their emission."""
+    """Returns the condition for due rows of an old version, without `due_since`; they are due since their emission."""
     return _c.due_since.is_(None) & or_(_c.state == QUEUED, (_c.state == WAITING) & (_c.due_at <= clock))
 
 
 def _runner_names(connection: Connection, runners: set[str]) -> dict[str, str]:
-    """How people know those who run something, by what the rows call them."""
+    """Returns a readable name for each runner id: the worker's Celery name and the process id."""
     parts = {runner: runner.partition("/") for runner in runners}
     boots = {boot for boot, _, _ in parts.values()}
-    known = select(workers.c.boot, workers.c.name).where(workers.c.boot.in_(boots))
-    names = dict(connection.execute(known).all()) if boots else {}
+    query = select(workers.c.boot, workers.c.name).where(workers.c.boot.in_(boots))
+    names = dict(connection.execute(query).all()) if boots else {}
     return {
         runner: f"{names.get(boot, 'a worker that is gone')}, process {process.partition('-')[0]}"
         for runner, (boot, _, process) in parts.items()
@@ -163,9 +167,9 @@ def _runner_names(connection: Connection, runners: set[str]) -> dict[str, str]:
 
 
 def _group_from_row(row: Row[Any], clock: float, names: Mapping[str, str]) -> DeliveryGroup:
-    known = [] if row.since is None else [row.since]
+    times = [] if row.since is None else [row.since]
     if row.emission is not None:
-        known.append(time_of_id(row.emission).timestamp())
-    age = max(0.0, clock - min(known)) if known else None
-    facts = {name: getattr(row, name) for name in ("handler", "queue", "state", "stuck")}
-    return DeliveryGroup(**facts, count=row.number, age=age, worker=names.get(row.worker))
+        times.append(time_of_id(row.emission).timestamp())
+    age = max(0.0, clock - min(times)) if times else None
+    columns = {name: getattr(row, name) for name in ("handler", "queue", "state", "stuck")}
+    return DeliveryGroup(**columns, count=row.number, age=age, worker=names.get(row.worker))

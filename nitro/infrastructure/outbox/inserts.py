@@ -1,4 +1,4 @@
-"""Inserts: an emission and its deliveries are written by two INSERTs, which on PostgreSQL are one statement."""
+"""Inserts an emission and its deliveries by two INSERTs, which are one statement on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from nitro.infrastructure.outbox.states import due_after
 from nitro.infrastructure.outbox.texts import check_names
 
 STORED_COLUMNS = ("emission", "handler", "id", "promise", "mode", "queue", "options", "state", "publications")
-"""Values of `delivery_rows` that are columns."""
-TIME_INPUTS = {"at_once": Boolean(), "put_off": Double(), "ends_at": Double(), "ends_after": Double()}
-"""Values of `delivery_rows` that the times are made of."""
+"""Values of `delivery_rows` that are stored as they are."""
+TIME_INPUTS = {"publish_now": Boolean(), "delay": Double(), "expires_at": Double(), "expires_in": Double()}
+"""Values of `delivery_rows` from which the database computes the times."""
 
 INSERT_BY_DIALECT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 def insert_deliveries(connection: Connection, app: Celery, messages: Sequence[TaskMessage], *, queued: bool) -> None:
-    """Write the emission of these messages, which may be there already, and a delivery for each.
+    """Writes the emission of these messages, unless it is there already, and a delivery for each message.
 
     Raises:
         DeclarationError: the database cannot store the name of the event, of a handler or of a queue.
@@ -42,22 +42,22 @@ def insert_deliveries(connection: Connection, app: Celery, messages: Sequence[Ta
 
 def _emission_insert(dialect: str) -> Any:
     emission = INSERT_BY_DIALECT[dialect](emissions)
-    both = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
+    payloads = {name: func.coalesce(emissions.c[name], emission.excluded[name]) for name in ("snapshot", "reload")}
     values = {column.name: bindparam(column.name, type_=column.type) for column in emissions.c}
-    return emission.values(values).on_conflict_do_update(index_elements=["id"], set_=both)
+    return emission.values(values).on_conflict_do_update(index_elements=["id"], set_=payloads)
 
 
 def _delivery_insert(dialect: str) -> Any:
     columns = {**{name: deliveries.c[name].type for name in STORED_COLUMNS}, **TIME_INPUTS}
     row = json_rows(dialect, bindparam("rows"), columns).c
     times = {
-        "due_at": due_after(row.put_off),
-        "expires_at": func.coalesce(row.ends_at, now() + row.ends_after),
-        "published_at": case((row.at_once, now())),
-        "due_since": case((row.at_once, now()), else_=now() + row.put_off),
+        "due_at": due_after(row.delay),
+        "expires_at": func.coalesce(row.expires_at, now() + row.expires_in),
+        "published_at": case((row.publish_now, now())),
+        "due_since": case((row.publish_now, now()), else_=now() + row.delay),
     }
     values: list[ColumnElement[Any]] = [*(row[name] for name in STORED_COLUMNS), *times.values()]
-    rows = select(*values).where(true())  # without WHERE SQLite takes ON CONFLICT for that of a join
+    rows = select(*values).where(true())  # without WHERE SQLite reads ON CONFLICT as the ON of a join
     return INSERT_BY_DIALECT[dialect](deliveries).from_select([*STORED_COLUMNS, *times], rows).on_conflict_do_nothing()
 
 
@@ -69,4 +69,4 @@ INSERT_STATEMENTS = {
     "postgresql": (CachedStatement(_combined_insert),),
     "sqlite": (CachedStatement(_emission_insert), CachedStatement(_delivery_insert)),
 }
-"""What `insert` executes; one where one can be both."""
+"""The statements of `insert_deliveries`, by dialect."""

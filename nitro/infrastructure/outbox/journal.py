@@ -1,4 +1,4 @@
-"""Journal: with `NITRO_JOURNAL=on` emissions that have no delivery in the outbox are recorded too, behind the emit."""
+"""The journal records emissions without a tracked delivery, on a thread of its own, with `NITRO_JOURNAL=on`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from nitro.infrastructure.threads import JOURNAL_EXIT_PRIORITY, AtExit, ForkSafe
 logger = get_logger("nitro.outbox")
 
 BATCH_DELAY_SECONDS = 0.05
-"""Seconds in which emissions gather to be written together."""
+"""Seconds after the first entry until a batch of entries is written."""
 WRITE_BATCH = 500
+"""Entries that are written by one statement."""
 MAX_PENDING_ENTRIES = 10_000
-"""Emissions that may wait to be written; more than that are not recorded."""
+"""Entries that may wait to be written; further emissions are not recorded."""
 IDLE_SECONDS = 60.0
 EXIT_WAIT_SECONDS = 5.0
-"""Seconds that the exit of the interpreter waits for the database."""
+"""Seconds that the exit of the process waits for the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """An emission to be written; without its results, which need not live as long."""
+    """An emission that waits to be written. It does not keep the results of the handlers alive."""
 
     id: str
     event: str
@@ -51,19 +52,19 @@ class JournalEntry:
     sender: str
     story: EmissionReport
 
-    def row(self) -> dict[str, Any]:
-        """The values of its row, none of which a database can refuse, which would keep all others waiting."""
+    def column_values(self) -> dict[str, Any]:
+        """Returns the values of its row, cut and escaped: a refused row would hold up all later ones."""
         causes = {"root": to_storable_id(self.root), "parent": to_storable_id(self.parent)}
-        facts = {
+        columns = {
             "id": self.id,
             "event": to_storable(self.event)[:MAX_NAME_CHARACTERS] or None,
             "sender": to_storable(self.sender),
         }
-        return {**facts, **causes, "story": report_json(self.story)}
+        return {**columns, **causes, "story": report_json(self.story)}
 
 
 class Journal(ForkSafe):
-    """Writes on a thread of its own what emits have noted."""
+    """Collects entries from emits, and writes them on a thread of its own."""
 
     def __init__(self) -> None:
         self._thread = PeriodicThread("nitro-journal")
@@ -71,15 +72,15 @@ class Journal(ForkSafe):
         super().__init__()
 
     def _reset(self) -> None:
-        self._notes: deque[JournalEntry] = deque()
+        self._entries: deque[JournalEntry] = deque()
         self._dropped = 0
         self._written = threading.Condition()
-        self._ended = self._has_warned_of_memory = False
+        self._is_exiting = self._has_warned_of_memory = False
 
     @contextmanager
     def watch(self, emission: Emission, call: Call) -> Iterator[None]:
-        """Note an emission when it has ended; one with tracked deliveries has its row already, unless it is undone."""
-        identity = emission.id  # tells when it was made, and so is made now
+        """Records an emission at its end. Tracked deliveries write the row themselves, unless they are rolled back."""
+        identity = emission.id  # the id is generated here, because it holds the start time
         raised: BaseException | None = None
         try:
             yield
@@ -88,71 +89,71 @@ class Journal(ForkSafe):
             raise
         finally:
             try:
-                self._tell(emission, call, raised)
-            except Exception:  # of the user's classes, such as a sender that cannot be shown
+                self._record(emission, call, raised)
+            except Exception:  # raised by user code, such as `__nitro_show__` of a sender
                 logger.exception("emission %s is not in the journal", identity)
 
-    def _tell(self, emission: Emission, call: Call, raised: BaseException | None) -> None:
-        """Note an emission now, or when it is known whether the commit that it waits for has come."""
+    def _record(self, emission: Emission, call: Call, raised: BaseException | None) -> None:
+        """Records an emission now, or after the commit or rollback that it waits for."""
         tracked = raised is None and _is_tracked(emission)
         commit = commit_to_wait_for(call) if raised is None and emission.waits_for_commit else None
         if commit is not None:
-            note = _journal_entry(emission, call, None, rows=False)
-            commit.after_rollback(partial(self._note, replace(note, story=rolled_back_report(note.story))))
+            entry = _journal_entry(emission, call, None, rows=False)
+            commit.after_rollback(partial(self._append, replace(entry, story=rolled_back_report(entry.story))))
             if not tracked:
-                commit.after_commit(partial(self._note, note))
+                commit.after_commit(partial(self._append, entry))
         elif not tracked:
-            self._note(_journal_entry(emission, call, raised, rows=_is_tracked(emission)))
+            self._append(_journal_entry(emission, call, raised, rows=_is_tracked(emission)))
 
-    def _note(self, note: JournalEntry) -> None:
-        if len(self._notes) >= MAX_PENDING_ENTRIES:
+    def _append(self, entry: JournalEntry) -> None:
+        if len(self._entries) >= MAX_PENDING_ENTRIES:
             self._dropped += 1
             return
-        self._notes.append(note)
+        self._entries.append(entry)
         self.flush_at_exit()
         self._thread.start(self._write_batch)
         self._thread.wake(BATCH_DELAY_SECONDS)
-        if self._ended:
+        if self._is_exiting:
             self.flush(EXIT_WAIT_SECONDS)
 
     def flush_at_exit(self) -> None:
-        """Have the end of this process, or of a child of multiprocessing, wait until all is written."""
+        """Makes the exit of this process, or of a multiprocessing child, wait until all entries are written."""
         self._at_exit.arm()
 
     def _flush_now(self) -> None:
-        self._ended = self.flush(EXIT_WAIT_SECONDS)  # what is emitted later still is written at once
+        self._is_exiting = self.flush(EXIT_WAIT_SECONDS)  # entries of later emits are then written at once
 
     def _write_batch(self) -> float:
-        """Write some of what was noted; seconds until the next time."""
-        some = [self._notes[position] for position in range(min(WRITE_BATCH, len(self._notes)))]
-        if some and database_identity(engine().url) is None:
+        """Writes a batch of entries, and returns the seconds until the next batch."""
+        batch = [self._entries[position] for position in range(min(WRITE_BATCH, len(self._entries)))]
+        if batch and database_identity(engine().url) is None:
             self._warn_of_memory()
-        elif some:
-            _insert_entries(some)
-        for _ in some:
-            self._notes.popleft()
+        elif batch:
+            _insert_entries(batch)
+        for _ in batch:
+            self._entries.popleft()
         with self._written:
             self._written.notify_all()
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             logger.warning("%d emissions are not in the journal: they came faster than they could be written", dropped)
-        return 0.0 if self._notes else IDLE_SECONDS
+        return 0.0 if self._entries else IDLE_SECONDS
 
     def _warn_of_memory(self) -> None:
-        """Say once that nothing is recorded in memory: to write there from this thread would end open transactions."""
+        """Warns once that an in-memory database gets no journal: a write here would end open transactions."""
         if not self._has_warned_of_memory:
             self._has_warned_of_memory = True
             logger.warning(
-                "nothing is in the journal: the database is in memory, and its one connection is the program's"
+                "the journal records nothing: an in-memory database has one connection, which the program itself uses"
             )
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was noted is written: a process ends; whether that was so within `timeout` seconds."""
+        """Waits at most `timeout` seconds until all entries are written, and returns whether they are."""
         self._thread.wake()
         with self._written:
-            written = self._written.wait_for(lambda: not self._notes, timeout)
+            written = self._written.wait_for(lambda: not self._entries, timeout)
         if not written:
-            logger.warning("%d emissions are not in the journal: the database does not take them", len(self._notes))
+            logger.warning("%d emissions are not in the journal: the database does not take them", len(self._entries))
         return written
 
 
@@ -167,29 +168,30 @@ def _journal_entry(emission: Emission, call: Call, raised: BaseException | None,
     )
 
 
-def _insert_entries(notes: list[JournalEntry]) -> None:
+def _insert_entries(entries: list[JournalEntry]) -> None:
     ensure_current()
     with write_connection() as connection:
         names = ("id", "event", "sender", "root", "parent", "story")
         new = INSERT_BY_DIALECT[connection.dialect.name](emissions).values({name: bindparam(name) for name in names})
-        story = func.coalesce(emissions.c.story, new.excluded.story)  # an untracked delivery that is stored has none
-        told = new.on_conflict_do_update(index_elements=["id"], set_={"story": story})
-        connection.execute(told, [note.row() for note in notes])
+        # The row of a stored untracked delivery has no story yet.
+        story = func.coalesce(emissions.c.story, new.excluded.story)
+        upsert = new.on_conflict_do_update(index_elements=["id"], set_={"story": story})
+        connection.execute(upsert, [entry.column_values() for entry in entries])
 
 
 def _is_tracked(emission: Emission) -> bool:
-    """Whether it has rows of its own: one with tracked deliveries, but where Celery runs them at once."""
+    """Whether an emission has tracked deliveries; under `task_always_eager` they have no rows."""
     offloaded = emission.plan.offloaded if emission.plan is not None else ()
-    promises = (each.offload.delivery for each in offloaded if each.offload and each.name in emission.offloaded)
-    return any(promise in TRACKED_DELIVERIES for promise in promises) and not current_app().conf.task_always_eager
+    delivery_options = (each.offload.delivery for each in offloaded if each.offload and each.name in emission.offloaded)
+    return any(option in TRACKED_DELIVERIES for option in delivery_options) and not current_app().conf.task_always_eager
 
 
 journal = Journal()
-"""The one of this process."""
+"""The journal of this process."""
 
 
 def observe_emissions() -> None:
-    """Have every emission of this process noted."""
+    """Registers the journal as an observer of every emission of this process."""
     if journal.watch not in active_observers:
         active_observers.append(journal.watch)
         journal.flush_at_exit()

@@ -1,4 +1,4 @@
-"""The registry: what an operator sees of the outbox, and what he may do with it."""
+"""Operations on the outbox for operators: read, count, cancel, discard and replay deliveries."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from nitro.infrastructure.outbox.versions import ensure_current
 
 _c = deliveries.c
 READ_BATCH = 500
-"""Deliveries that are read at a time: dead letters with their errors, the latest with their names."""
+"""Deliveries that are read at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastRun:
-    """A run that did not close its delivery: it was put off, its process died, or its delivery was replayed after it.
+    """A run that did not close its delivery: it was rescheduled, its process died, or the delivery was replayed later.
 
     Attributes:
-        outcome: `dead` of what was replayed: that its delivery died, by this run or after it.
+        outcome: `dead` when the delivery became a dead letter by this run, or after it, and was replayed.
     """
 
     run: int
@@ -54,14 +54,14 @@ class PastRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryRecord:
-    """A delivery as it stands.
+    """A delivery as its row describes it.
 
     Attributes:
         id: Celery task id, and idempotency key.
-        sender: what monitoring shows of the sender.
-        state: as it is shown; `published` where no row says whether the handler has run.
-        due: when a relay looks at it next; None when it may at any time, or never again.
-        replayed: when somebody last had it run again after it was closed.
+        sender: text that monitoring shows.
+        state: state to display; `published` for an untracked delivery, whose row cannot tell whether its handler ran.
+        due: time at which a relay checks it next; None for at any time, and for never again.
+        replayed: time of its last replay.
         history: its runs that did not close it, the earliest first.
     """
 
@@ -88,14 +88,14 @@ class DeliveryRecord:
 
     @property
     def emitted_at(self) -> datetime:
-        """When the id of its emission was made."""
+        """The time at which the id of its emission was made."""
         return time_of_id(self.emission)
 
 
 def read_deliveries(*conditions: ColumnElement[bool], limit: int | None = None) -> list[DeliveryRecord]:
-    """The deliveries that meet all conditions, the latest emission first."""
+    """Returns the deliveries that meet all conditions, the latest emission first."""
     ensure_current()
-    found = (
+    query = (
         select(deliveries, emissions.c.event, emissions.c.sender)
         .select_from(deliveries.join(emissions))
         .where(*conditions)
@@ -103,11 +103,11 @@ def read_deliveries(*conditions: ColumnElement[bool], limit: int | None = None) 
         .limit(limit)
     )
     with engine().connect() as connection:
-        return [_record_from_delivery(row) for row in connection.execute(found)]
+        return [_record_from_delivery(row) for row in connection.execute(query)]
 
 
 def latest_names(of: Literal["handler", "event"]) -> set[str]:
-    """The names of handlers, or of events, that the latest deliveries have."""
+    """Returns the names of handlers, or of events, of the latest deliveries."""
     column = _c.handler if of == "handler" else emissions.c.event
     latest = select(column).select_from(deliveries.join(emissions)).order_by(_c.emission.desc()).limit(READ_BATCH)
     with engine().connect() as connection:
@@ -115,68 +115,69 @@ def latest_names(of: Literal["handler", "event"]) -> set[str]:
 
 
 def read_payloads(*conditions: ColumnElement[bool]) -> dict[str, str | None]:
-    """What the handlers of the deliveries that meet all conditions are called with, as the codec wrote it, by id."""
-    found = select(_c.id, payload_column()).select_from(deliveries.join(emissions)).where(*conditions)
+    """Returns the payloads of the deliveries that meet all conditions, by task id."""
+    query = select(_c.id, payload_column()).select_from(deliveries.join(emissions)).where(*conditions)
     with engine().connect() as connection:
-        return dict(connection.execute(found).all())
+        return dict(connection.execute(query).all())
 
 
 def count_by_state(*conditions: ColumnElement[bool]) -> dict[str, int]:
-    """How many deliveries meet all conditions, by their state as it is shown."""
+    """Returns the number of deliveries that meet all conditions, by the state to display."""
     ensure_current()
-    counted = select(_c.state, _c.promise, func.count()).where(*conditions).group_by(_c.state, _c.promise)
+    query = select(_c.state, _c.promise, func.count()).where(*conditions).group_by(_c.state, _c.promise)
     numbers: Counter[str] = Counter()
     with engine().connect() as connection:
-        for state, promise, number in connection.execute(counted):
+        for state, promise, number in connection.execute(query):
             numbers[display_state(state, promise)] += number
     return dict(numbers)
 
 
 def has_id_in(identities: Sequence[str]) -> ColumnElement[bool]:
-    """Deliveries with one of these ids, or of one of these emissions."""
-    known = list(map(_stored_form, identities))
-    return or_(_c.emission.in_(known), _c.id.in_(known))
+    """Returns the condition for deliveries with one of these task ids, or of an emission with one of these ids."""
+    stored = list(map(_stored_form, identities))
+    return or_(_c.emission.in_(stored), _c.id.in_(stored))
 
 
 def is_for_handler(handler: str) -> ColumnElement[bool]:
-    """Deliveries to this handler."""
+    """Returns the condition for deliveries to this handler."""
     return _c.handler == _stored_form(handler)
 
 
 def is_of_event(event: str) -> ColumnElement[bool]:
-    """Deliveries of the emissions of this event, of those that are read with their emissions."""
+    """Returns the condition for deliveries of this event, for queries that join the emissions."""
     return emissions.c.event == _stored_form(event)
 
 
 def _stored_form(text: str) -> str:
-    """A text as the rows have it; what no database can store is in none of them."""
+    """Returns a text as the rows store it, with escapes for characters that the database cannot store."""
     ensure_current()
     return to_storable(text)
 
 
 def is_emitted_before(moment: datetime) -> ColumnElement[bool]:
-    """Deliveries of emissions of before a moment."""
+    """Returns the condition for deliveries that were emitted before a moment."""
     return _c.emission < min_id_at(moment)
 
 
 def cancel(emission: str, handler: str | None = None) -> int:
-    """Cancel those of an emission that have not started; how many.
+    """Cancels the deliveries of an emission that have not started, and returns their number.
 
     Raises:
-        NotTracked: nothing of that emission, or for that handler of it, is tracked.
+        NotTracked: the emission has no tracked delivery, or none to that handler.
     """
     ensure_current()
-    mine = [_c.emission == to_storable(emission), *([] if handler is None else [is_for_handler(handler)])]
+    conditions = [_c.emission == to_storable(emission), *([] if handler is None else [is_for_handler(handler)])]
     with write_session() as session:
-        cancelled = session.execute(_cancel_statement(*mine)).rowcount  # type: ignore[attr-defined]  # an UPDATE's result
-        known = cancelled or session.scalar(select(func.count()).select_from(deliveries).where(*mine))
-    if not known:
+        result = session.execute(_cancel_statement(*conditions))
+        cancelled = result.rowcount  # type: ignore[attr-defined]  # an UPDATE's result
+        exists = cancelled or session.scalar(select(func.count()).select_from(deliveries).where(*conditions))
+    if not exists:
         raise NotTracked(emission, handler)
     return int(cancelled)
 
 
 def revoke(task_ids: Sequence[str], *, running: bool = False) -> int:
-    """Cancel those with these Celery task ids that have not started, or that were ended while they ran; how many."""
+    """Cancels deliveries with these task ids that have not started, or also running ones, and returns their number."""
     states = OPEN_STATES if running else (WAITING, QUEUED)
     with write_connection() as connection:
         return connection.execute(
@@ -185,20 +186,20 @@ def revoke(task_ids: Sequence[str], *, running: bool = False) -> int:
 
 
 def discard(*conditions: ColumnElement[bool]) -> int:
-    """Give up dead letters and what has not started; how many."""
+    """Cancels dead letters and deliveries that have not started, and returns their number."""
     ensure_current()
     with write_connection() as connection:
         return connection.execute(_cancel_statement(*conditions, states=(WAITING, QUEUED, DEAD))).rowcount
 
 
 def replay(*conditions: ColumnElement[bool]) -> int:
-    """Have closed deliveries run again, under the same idempotency key and with all their retries; how many.
+    """Requeues closed deliveries, and returns their number. Idempotency keys stay, retries count from zero again.
 
-    What a dead one has died of is added to its history.
+    The error of a dead letter is added to its history.
     """
     ensure_current()
-    payload = select(emissions.c.id).where(emissions.c.snapshot.is_not(None) | emissions.c.reload.is_not(None))
-    anew: dict[str, Any] = {
+    with_payload = select(emissions.c.id).where(emissions.c.snapshot.is_not(None) | emissions.c.reload.is_not(None))
+    reset: dict[str, Any] = {
         **RUN_AGAIN,
         "expires_at": None,
         "retries": 0,
@@ -208,25 +209,28 @@ def replay(*conditions: ColumnElement[bool]) -> int:
         "replayed_at": now(),
         "error": None,
     }
-    closed = (*conditions, _c.state.in_(CLOSED_STATES), _c.emission.in_(payload))
+    closed = (*conditions, _c.state.in_(CLOSED_STATES), _c.emission.in_(with_payload))
     with write_connection() as connection:
         _record_deaths(connection, *closed)
-        return connection.execute(update(deliveries).where(*closed).values(anew)).rowcount
+        return connection.execute(update(deliveries).where(*closed).values(reset)).rowcount
 
 
 def _record_deaths(connection: Connection, *conditions: ColumnElement[bool]) -> None:
-    """Add to the histories of dead letters that are replayed why they died, some at a time."""
+    """Adds the errors of dead letters to their histories before a replay, in batches."""
     key = (_c.emission, _c.handler)
-    facts = (_c.attempts, _c.started_at, _c.closed_at, _c.error, _c.history)
-    some = select(*key, *facts).where(*conditions, is_dead()).order_by(*key).limit(READ_BATCH).with_for_update()
-    noting = update(deliveries).where(_c.emission == bindparam("of_emission"), _c.handler == bindparam("of_handler"))
+    columns = (_c.attempts, _c.started_at, _c.closed_at, _c.error, _c.history)
+    dead_letters = (
+        select(*key, *columns).where(*conditions, is_dead()).order_by(*key).limit(READ_BATCH).with_for_update()
+    )
+    append = update(deliveries).where(_c.emission == bindparam("of_emission"), _c.handler == bindparam("of_handler"))
     after: tuple[str, str] = ("", "")
-    while found := connection.execute(some.where(tuple_(*key) > after)).all():
-        notes = [
-            {"of_emission": row.emission, "of_handler": row.handler, "told": history_with_death(row)} for row in found
+    while rows := connection.execute(dead_letters.where(tuple_(*key) > after)).all():
+        parameters = [
+            {"of_emission": row.emission, "of_handler": row.handler, "history_text": history_with_death(row)}
+            for row in rows
         ]
-        connection.execute(noting.values(history=bindparam("told")), notes)
-        after = (found[-1].emission, found[-1].handler)
+        connection.execute(append.values(history=bindparam("history_text")), parameters)
+        after = (rows[-1].emission, rows[-1].handler)
 
 
 def _cancel_statement(*conditions: ColumnElement[bool], states: Sequence[str] = (WAITING, QUEUED)) -> Any:
@@ -235,11 +239,11 @@ def _cancel_statement(*conditions: ColumnElement[bool], states: Sequence[str] = 
 
 def _record_from_delivery(row: Row[Any]) -> DeliveryRecord:
     names = DeliveryRecord.__dataclass_fields__.keys() - {"history"}
-    facts: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
+    columns: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
     times = {name: _to_datetime(getattr(row, f"{name}_at")) for name in ("published", "started", "closed", "replayed")}
     due = _to_datetime(row.due_at) if row.due_at and row.state not in CLOSED_STATES else None
-    facts["state"] = display_state(row.state, row.promise)
-    return DeliveryRecord(**facts | times, due=due, history=tuple(map(_past_run, (row.history or "").splitlines())))
+    columns["state"] = display_state(row.state, row.promise)
+    return DeliveryRecord(**columns | times, due=due, history=tuple(map(_past_run, (row.history or "").splitlines())))
 
 
 def _past_run(line: str) -> PastRun:

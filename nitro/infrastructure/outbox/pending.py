@@ -1,4 +1,7 @@
-"""The backlog: what a relay takes, looks after and puts back, in short transactions that no network waits in."""
+"""Deliveries that are not closed: a relay takes due ones, requeues lost ones, and closes expired ones.
+
+No transaction here stays open while the broker is asked.
+"""
 
 from __future__ import annotations
 
@@ -56,17 +59,17 @@ from nitro.infrastructure.outbox.states import (
 )
 
 MAX_PUBLICATIONS = 60
-"""Messages taken and never started, after which a delivery is dead: no worker that reads its queue knows it."""
+"""Publications without a run after which a delivery is a dead letter: no worker of its queue knows its handler."""
 RETRIES_PER_LEASE = 10
-"""How much sooner than a message that was lost one is published again that may not have left: after 2 to 60 s."""
+"""Divisor of the lease: a publish with unknown outcome is retried after a tenth of it (2 to 60 s)."""
 MAX_CHECK_INTERVAL_SECONDS = 60.0
-"""Seconds after which at the latest a message that nobody has taken is looked after again."""
+"""Seconds between two checks of a message that no worker has started, at most."""
 RECENT_DELIVERIES = 1000
-"""Deliveries in which a started one is sought, to see how far the workers have come."""
+"""The latest deliveries, among which the last started one is sought."""
 EXPIRY_BATCH = 500
-"""Deliveries that are closed at once because they have expired."""
+"""Expired deliveries that are closed by one statement."""
 NOT_PUBLISHED_PREFIX = "not published: "
-UNKNOWN_OUTCOME_ERROR = "it may have been published, and may not be again"
+UNKNOWN_OUTCOME_ERROR = "it may have been published, and must not be published twice"
 
 logger = get_logger("nitro.outbox")
 
@@ -74,24 +77,25 @@ _c = deliveries.c
 
 
 def has_due() -> bool:
-    """Whether anything waits to be published; asked before the lock that taking it needs."""
+    """Whether a delivery is due; `take_due` locks rows, this does not."""
     return _exists(_is_due())
 
 
-def take_due(most: int, app: Celery | None = None) -> list[TaskMessage]:
-    """Take so many deliveries that are due, the oldest first, and note them as queued.
+def take_due(limit: int, app: Celery | None = None) -> list[TaskMessage]:
+    """Marks due deliveries as queued, the oldest first, and returns their messages.
 
-    Nobody else takes them until their lease has run out.
+    No other relay takes them until their lease has run out.
 
     Args:
-        app: its routes say into which queues they go; the current one unless given.
+        limit: number of deliveries at most.
+        app: the app whose routes decide on the queues; the current app without it.
     """
     oldest = (
         select(*TASK_MESSAGE_COLUMNS, (_c.expires_at <= now()).label("overdue"))
         .select_from(deliveries.join(emissions))
         .where(_is_due())
         .order_by(_c.due_at, _c.emission)
-        .limit(most)
+        .limit(limit)
         .with_for_update(of=deliveries, skip_locked=True)
     )
     with write_connection() as connection:
@@ -109,103 +113,111 @@ def take_due(most: int, app: Celery | None = None) -> list[TaskMessage]:
 
 
 def _with_current_queue(app: Celery, message: TaskMessage) -> TaskMessage:
-    """Have a message name the queue that it goes to by today's routes."""
+    """Sets the queue of a message by the current routes, and returns the message."""
     try:
         message.queue = expected_queue_or_default(app, message)
-    except Exception as error:  # noqa: BLE001  # publishing it raises the same, and its row says so
+    except Exception as error:  # noqa: BLE001  # publishing raises the same error, which is stored in the row
         logger.debug("no queue is found for %s: %s", message.handler, error)
     return message
 
 
 def store_actual_queues(messages: Sequence[TaskMessage]) -> None:
-    """Have the rows of messages that went into other queues than foreseen name those."""
-    strayed = [message for message in messages if message.is_misrouted]
-    if strayed:
+    """Stores the queues of messages that were sent to another queue than expected."""
+    misrouted = [message for message in messages if message.is_misrouted]
+    if misrouted:
         with write_connection() as connection:
-            _store_queues(connection, strayed, {})
-        for message in strayed:
+            _store_queues(connection, misrouted, {})
+        for message in misrouted:
             message.is_misrouted = False
 
 
 def close_expired() -> int:
-    """Close what has expired before it began, wherever its message is; how many.
+    """Closes deliveries that have expired and do not run, and returns their number.
 
-    A message of it that comes to a worker later finds it closed. One that runs goes on.
+    A worker that gets the message of a closed delivery refuses it. A running delivery goes on.
     """
-    overdue = _c.closed_at.is_(None) & (_c.expires_at <= now()) & (_c.state != RUNNING)
+    is_overdue = _c.closed_at.is_(None) & (_c.expires_at <= now()) & (_c.state != RUNNING)
     number = 0
-    while _exists(overdue) and (some := _update_where(is_unlocked(overdue, most=EXPIRY_BATCH), expired_values())):
-        number += some
+    while _exists(is_overdue) and (
+        closed := _update_where(is_unlocked(is_overdue, limit=EXPIRY_BATCH), expired_values())
+    ):
+        number += closed
     return number
 
 
 def requeue_unconfirmed(messages: Sequence[TaskMessage], error: BaseException, status: BatchStatus) -> None:
-    """Have what was noted as queued and has not surely left published again.
+    """Requeues messages that the broker has not confirmed.
 
-    What was certainly not sent is due at once. Otherwise it may be to blame itself, or lie in the queue already: it is
-    tried later and later, and is dead in the end.
+    A message that was certainly not sent is due at once. Any other may itself be the cause of the error, or may already
+    be in the queue. It is retried at growing intervals, and becomes a dead letter in the end.
     """
-    told = f"{NOT_PUBLISHED_PREFIX}{type(error).__name__}: {error}"
+    error_text = f"{NOT_PUBLISHED_PREFIX}{type(error).__name__}: {error}"
     if status == "unsent":
-        again = {**waiting_values(IMMEDIATELY, told), "publications": _c.publications - 1}
+        values = {**waiting_values(IMMEDIATELY, error_text), "publications": _c.publications - 1}
     else:
-        again = waiting_or_dead_values(
-            _c.publications >= MAX_PUBLICATIONS, now() + lease_seconds() / RETRIES_PER_LEASE, told
+        values = waiting_or_dead_values(
+            _c.publications >= MAX_PUBLICATIONS, now() + lease_seconds() / RETRIES_PER_LEASE, error_text
         )
-    _update_queued(messages, again)
+    _update_queued(messages, values)
 
 
 def close_untracked(messages: Sequence[TaskMessage], error: BaseException | None) -> None:
-    """Close what has no handler's end to wait for: untracked deliveries whose message has left, or may have."""
+    """Closes untracked deliveries: as done once they are published, as dead letters when the outcome is unknown."""
     done = {"state": DONE, "closed_at": now(), "error": None}
     _update_queued(messages, done if error is None else dead_values(f"{UNKNOWN_OUTCOME_ERROR}: {error}"))
 
 
 def requeue_lost(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
-    """Find messages that were lost among those whose lease has run out; how many will be published again.
+    """Requeues lost messages among those whose lease has run out, and returns their number.
 
-    A message is lost when its queue is empty, or when a worker has started one that was published after it. Otherwise
-    it only waits in a long queue, and its lease is extended.
+    A message counts as lost when its queue is empty, or when a worker has started a message that was published after
+    it. Otherwise it waits in a long queue, and its lease is extended.
 
     Args:
-        sizes: asks the broker how many messages are ready in each queue.
+        sizes: returns the number of ready messages in each queue of the broker.
     """
-    over = or_(_c.due_at <= now(), _c.due_at > now() + 2 * MAX_LEASE_SECONDS)
-    asked = select(_c.queue).where(is_open(QUEUED), over).distinct()
+    lease_over = or_(_c.due_at <= now(), _c.due_at > now() + 2 * MAX_LEASE_SECONDS)
+    query = select(_c.queue).where(is_open(QUEUED), lease_over).distinct()
     with engine().connect() as connection:
-        queues = list(connection.scalars(asked))
-    named = [queue for queue in queues if is_queue(queue)]
-    ready = sizes(named) if named else {}
-    return sum(_requeue_lost_of_queue(queue, over, _is_probably_lost(queue, ready)) for queue in queues)
+        queues = list(connection.scalars(query))
+    countable = [queue for queue in queues if is_queue(queue)]
+    ready = sizes(countable) if countable else {}
+    return sum(_requeue_lost_of_queue(queue, lease_over, _is_probably_lost(queue, ready)) for queue in queues)
 
 
 def has_long_queued(queues: Sequence[str]) -> bool:
-    """Whether a message in one of these queues was published longer ago than its first lease."""
-    long_ago = _c.published_at < now() - LEASE_SECONDS
-    return _exists(is_open(QUEUED), _c.queue.in_(queues), long_ago)
+    """Whether a message in one of these queues was published longer ago than the first lease."""
+    is_old = _c.published_at < now() - LEASE_SECONDS
+    return _exists(is_open(QUEUED), _c.queue.in_(queues), is_old)
 
 
 def _is_probably_lost(queue: str, ready: Mapping[str, int]) -> ColumnElement[bool]:
-    """Whether its queue is empty; where the broker cannot be asked about it, whether it is there for very long."""
+    """Whether the queue is empty; for a queue without a size, whether the message is older than the longest lease."""
     return literal(not ready[queue]) if is_queue(queue) else _c.published_at + MAX_LEASE_SECONDS < now()
 
 
-def _requeue_lost_of_queue(queue: str, over: ColumnElement[bool], seems_lost: ColumnElement[bool]) -> int:
-    mine = (is_open(QUEUED), _c.queue == queue, over)
-    lost = seems_lost | (_c.published_at + LEASE_SECONDS < _last_started_publication(queue))
-    last = (_c.promise == "at-most-once") | (_c.publications >= MAX_PUBLICATIONS)
-    never = f"published {MAX_PUBLICATIONS} times and never started: does a worker of queue {queue} know its handler?"
-    why = case((_c.promise == "at-most-once", UNKNOWN_OUTCOME_ERROR), else_=never)
+def _requeue_lost_of_queue(queue: str, lease_over: ColumnElement[bool], is_probably_lost: ColumnElement[bool]) -> int:
+    to_check = (is_open(QUEUED), _c.queue == queue, lease_over)
+    is_lost = is_probably_lost | (_c.published_at + LEASE_SECONDS < _last_started_publication(queue))
+    is_last = (_c.promise == "at-most-once") | (_c.publications >= MAX_PUBLICATIONS)
+    too_often = (
+        f"published {MAX_PUBLICATIONS} times and never started: does a worker of queue {queue} know its handler?"
+    )
+    error = case((_c.promise == "at-most-once", UNKNOWN_OUTCOME_ERROR), else_=too_often)
     with write_connection() as connection:
-        connection.execute(update(deliveries).where(is_unlocked(*mine, lost, last)).values(dead_values(why)))
-        again = update(deliveries).where(is_unlocked(*mine, lost)).values(state=WAITING, due_at=IMMEDIATELY)
-        found = connection.execute(again).rowcount
-        connection.execute(update(deliveries).where(is_unlocked(*mine)).values(due_at=_next_check_at()))
-    return found
+        give_up = update(deliveries).where(is_unlocked(*to_check, is_lost, is_last)).values(dead_values(error))
+        connection.execute(give_up)
+        requeue = update(deliveries).where(is_unlocked(*to_check, is_lost)).values(state=WAITING, due_at=IMMEDIATELY)
+        requeued = connection.execute(requeue).rowcount
+        connection.execute(update(deliveries).where(is_unlocked(*to_check)).values(due_at=_next_check_at()))
+    return requeued
 
 
 def _last_started_publication(queue: str) -> ColumnElement[float]:
-    """When the latest message of a queue was published that a worker has started, as far as it is cheap to know."""
+    """Returns the publication time of the latest started message of a queue; 0 when none is found.
+
+    It looks at running deliveries and at the `RECENT_DELIVERIES` latest ones, which is cheap.
+    """
     running = select(_c.published_at, _c.started_at, _c.queue).where(is_open(RUNNING))
     recent = select(_c.published_at, _c.started_at, _c.queue).order_by(_c.emission.desc()).limit(RECENT_DELIVERIES)
     started = union_all(running, select(recent.subquery())).subquery()
@@ -214,14 +226,14 @@ def _last_started_publication(queue: str) -> ColumnElement[float]:
 
 
 def _exists(*conditions: ColumnElement[bool]) -> bool:
-    """Whether a delivery meets all conditions; asked without the lock that changing it needs."""
+    """Whether a delivery meets all conditions; locks no rows."""
     with engine().connect() as connection:
         return connection.scalar(select(literal(1)).select_from(deliveries).where(*conditions).limit(1)) is not None
 
 
-def _update_where(which: ColumnElement[bool], values: Mapping[str, Any]) -> int:
+def _update_where(condition: ColumnElement[bool], values: Mapping[str, Any]) -> int:
     with write_connection() as connection:
-        return connection.execute(update(deliveries).where(which).values(values)).rowcount
+        return connection.execute(update(deliveries).where(condition).values(values)).rowcount
 
 
 def _is_due() -> ColumnElement[bool]:
@@ -229,46 +241,46 @@ def _is_due() -> ColumnElement[bool]:
 
 
 def _queued_values() -> dict[str, Any]:
-    anew = {"published_at": now(), "started_at": None, "publications": _c.publications + 1}
-    error = case((_c.error.startswith(NOT_PUBLISHED_PREFIX), None), else_=_c.error)  # of a run it is still the last one
-    return {"state": QUEUED, "due_at": _next_check_at(), "error": error, **anew}
+    reset = {"published_at": now(), "started_at": None, "publications": _c.publications + 1}
+    error = case((_c.error.startswith(NOT_PUBLISHED_PREFIX), None), else_=_c.error)  # the error of a run stays
+    return {"state": QUEUED, "due_at": _next_check_at(), "error": error, **reset}
 
 
 def _next_check_at() -> ColumnElement[float]:
-    """When a message that nobody has taken is looked after; soon also with a broker that loses its data repeatedly."""
+    """Returns the time of the next check of a queued message: at the end of its lease, in 60 s at the latest."""
     return now() + case(
         (lease_seconds() > MAX_CHECK_INTERVAL_SECONDS, MAX_CHECK_INTERVAL_SECONDS), else_=lease_seconds()
     )
 
 
 def _update_queued(messages: Sequence[TaskMessage], values: Mapping[str, Any]) -> None:
-    """Change those of these deliveries that are queued still."""
+    """Updates the deliveries of these messages that are still queued."""
     if messages:
         keys = ((message.envelope.emission, message.handler) for message in messages)
         with write_connection() as connection:
-            mine = update(deliveries).where(_has_key_in(connection, keys), _c.state == QUEUED)
-            connection.execute(mine.values(values))
+            is_queued = _has_key_in(connection, keys) & (_c.state == QUEUED)
+            connection.execute(update(deliveries).where(is_queued).values(values))
 
 
 def _store_queues(connection: Connection, messages: Sequence[TaskMessage], values: Mapping[str, Any]) -> None:
-    """Change the rows of these messages, and have each name its queue."""
+    """Updates the rows of these messages with the values and with the queue of each message."""
     if messages:
         columns = {name: _c[name].type for name in ("emission", "handler", "queue")}
-        facts = ((message.envelope.emission, message.handler, message.queue) for message in messages)
-        rows = [dict(zip(columns, each, strict=True)) for each in facts]
+        keys_and_queues = ((message.envelope.emission, message.handler, message.queue) for message in messages)
+        rows = [dict(zip(columns, each, strict=True)) for each in keys_and_queues]
         new = json_rows(connection.dialect.name, bindparam(None, json.dumps(rows)), columns)
-        mine = (_c.emission == new.c.emission) & (_c.handler == new.c.handler)
-        connection.execute(update(deliveries).where(mine).values({**values, "queue": new.c.queue}))
+        has_key = (_c.emission == new.c.emission) & (_c.handler == new.c.handler)
+        connection.execute(update(deliveries).where(has_key).values({**values, "queue": new.c.queue}))
 
 
 def _has_key_in(connection: Connection, keys: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
-    """Deliveries with these keys."""
+    """Returns the condition for deliveries with these keys."""
     columns = {"emission": _c.emission.type, "handler": _c.handler.type}
     rows = json.dumps([dict(zip(columns, key, strict=True)) for key in keys], ensure_ascii=False)
-    wanted = json_rows(connection.dialect.name, bindparam(None, rows), columns)
-    return tuple_(_c.emission, _c.handler).in_(select(wanted.c.emission, wanted.c.handler))
+    key_table = json_rows(connection.dialect.name, bindparam(None, rows), columns)
+    return tuple_(_c.emission, _c.handler).in_(select(key_table.c.emission, key_table.c.handler))
 
 
 def only_untracked(messages: Iterable[TaskMessage]) -> list[TaskMessage]:
-    """Those without a handler's end to wait for."""
+    """Returns the messages of untracked deliveries."""
     return [message for message in messages if message.delivery not in TRACKED_DELIVERIES]

@@ -1,4 +1,4 @@
-"""Relay: moves what waits in the outbox to the broker, and looks after what was moved. Any number may run at once."""
+"""Relays publish waiting deliveries of the outbox and requeue lost messages. Any number may run at once."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from nitro.infrastructure.threads import PeriodicThread
 logger = get_logger("nitro.outbox")
 
 POLL_SECONDS = 1.0
-"""Seconds between two looks at the table, when nobody nudges."""
+"""Seconds between two queries for due deliveries, unless the thread is woken."""
 MAX_BATCH = 500
-"""Deliveries taken at a time; few while the broker may be away, to find out."""
+"""Deliveries taken at a time."""
 PROBE_BATCH = 10
+"""Deliveries taken at a time while the broker may be away."""
 BATCH_TIMEOUT_SECONDS = 60.0
-"""Seconds that a batch may take."""
+"""Seconds that the relay waits until a batch is sent."""
 MAINTENANCE_INTERVAL_SECONDS = 2.0
-"""Seconds between two looks at messages whose lease has run out."""
+"""Seconds between two checks for expired deliveries and lost messages."""
 IDLE_STOP_SECONDS = 90.0
-"""Seconds without anything to do after which the relay of an emitter ends; longer than anything is put back for."""
+"""Idle seconds after which an emitter's relay stops. Must exceed the longest retry delay of a publication (60 s)."""
 
 
 class Relay:
-    """The work of a relay, a step at a time, through the broker of an app."""
+    """The work of a relay, step by step, through the broker of an app."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._last_check = 0.0
 
     def tick(self) -> float:
-        """Take a step; seconds until the next one."""
+        """Takes a step, and returns the seconds until the next one."""
         return 0.0 if self.step() else POLL_SECONDS
 
     def step(self) -> int:
-        """Publish what is due, and from time to time look after what was published; how many were published."""
+        """Publishes due deliveries and returns their number; does the maintenance when its interval has passed."""
         ensure_current()
         if monotonic() - self._last_check >= MAINTENANCE_INTERVAL_SECONDS:
             self._last_check = monotonic()
@@ -79,10 +80,10 @@ def _store_actual_queues(batch: Batch) -> None:
 
 def _requeue_unconfirmed(batch: Batch) -> None:
     error = batch.error or TimeoutError(f"the broker has not answered within {BATCH_TIMEOUT_SECONDS:.0f} s")
-    doubtful = [message for message in batch.unconfirmed if _must_not_repeat(batch, message)]
-    pending.close_untracked(doubtful, error)
+    unrepeatable = [message for message in batch.unconfirmed if _must_not_repeat(batch, message)]
+    pending.close_untracked(unrepeatable, error)
     pending.requeue_unconfirmed(
-        [message for message in batch.unconfirmed if message not in doubtful], error, batch.status
+        [message for message in batch.unconfirmed if message not in unrepeatable], error, batch.status
     )
 
 
@@ -91,27 +92,27 @@ def _must_not_repeat(batch: Batch, message: TaskMessage) -> bool:
 
 
 class EmitterRelay:
-    """The relay of a process that has emitted what the broker has not taken; it ends when that has left."""
+    """The relay thread of an emitter whose messages the broker has not taken; it stops when it is idle."""
 
     def __init__(self) -> None:
         self._thread = PeriodicThread("nitro-relay")
         self._last_busy_at = 0.0
 
     def start(self, app: Celery) -> None:
-        """Begin, if it has not, to relay through the broker of an app."""
+        """Starts the thread, unless it runs, and relays through the broker of an app."""
         self._last_busy_at = monotonic()
         self._thread.start(partial(self._tick, Relay(app)))
 
     def stop(self, timeout: float) -> None:
-        """End it now."""
+        """Stops the thread, and waits at most `timeout` seconds for its end."""
         self._thread.stop(timeout)
 
     def _tick(self, relay: Relay) -> float | None:
-        after = relay.tick()
-        if not after or not publisher.is_ready:
+        pause = relay.tick()
+        if not pause or not publisher.is_ready:
             self._last_busy_at = monotonic()
-        return None if monotonic() - self._last_busy_at > IDLE_STOP_SECONDS else after
+        return None if monotonic() - self._last_busy_at > IDLE_STOP_SECONDS else pause
 
 
 emitter_relay = EmitterRelay()
-"""The one of this process."""
+"""The relay of this process, unless it is a worker."""

@@ -1,4 +1,4 @@
-"""Rows: what the outbox keeps of an emission and of a message, and the message that a relay makes of it again."""
+"""Rows of the outbox: values for an emission and its deliveries, and the message that a relay rebuilds from a row."""
 
 from __future__ import annotations
 
@@ -20,36 +20,35 @@ from nitro.infrastructure.outbox.schema import QUEUED, WAITING, deliveries, emis
 from nitro.infrastructure.outbox.texts import to_storable, to_storable_id
 
 LEASE_SECONDS = 10.0
-"""Seconds after which a message that nobody has taken is looked after; doubled with each publication."""
+"""Seconds after which a published message that no worker has started is checked; doubled with each publication."""
 MAX_LEASE_SECONDS = 600.0
 
-
 PROPAGATED_HEADERS_KEY = "carried"
-"""Where the options of a row keep the headers that its emission sends along."""
+"""The key of `options` that holds the propagated headers of the emission."""
 
 
 def lease_seconds() -> ColumnElement[float]:
-    """Seconds until a delivery that is published once more is looked after."""
-    times = deliveries.c.publications
-    return case((times > 5, MAX_LEASE_SECONDS), else_=LEASE_SECONDS * literal(1).bitwise_lshift(times))
+    """Returns the lease of the next publication, in seconds."""
+    publications = deliveries.c.publications
+    return case((publications > 5, MAX_LEASE_SECONDS), else_=LEASE_SECONDS * literal(1).bitwise_lshift(publications))
 
 
 def is_published_by_caller(message: TaskMessage, queued: bool) -> bool:
-    """Whether whoever keeps a message publishes it, and no relay."""
+    """Whether the process that stores the message also publishes it, and not a relay."""
     return queued and not message.options.get("countdown")
 
 
 def emission_row(messages: Sequence[TaskMessage]) -> dict[str, Any]:
-    """The row of the emission that all of these messages are of, with the payload of each mode."""
+    """Returns the row of the emission of these messages, with the payload of each `entity=` mode."""
     envelope = messages[0].envelope
     causes = {"root": to_storable_id(envelope.root), "parent": to_storable_id(envelope.parent)}
-    facts = {"event": envelope.event, "sender": to_storable(envelope.sender), **causes, "story": messages[0].report}
+    columns = {"event": envelope.event, "sender": to_storable(envelope.sender), **causes, "story": messages[0].report}
     payloads: dict[str, str | None] = {message.mode: message.envelope.payload for message in messages}
-    return {"id": envelope.emission, **facts, "snapshot": None, "reload": None, **payloads}
+    return {"id": envelope.emission, **columns, "snapshot": None, "reload": None, **payloads}
 
 
 def delivery_rows(app: Celery, messages: Sequence[TaskMessage], queued: bool) -> list[dict[str, Any]]:
-    """The row of each message, but for its times, which the database's clock makes of the last four.
+    """Returns the row of each message. The database computes its times from the last four values, by its own clock.
 
     Raises:
         DeclarationError: a queue has a name that cannot be stored.
@@ -68,10 +67,10 @@ def _delivery_row(message: TaskMessage, task: Any, queued: bool) -> dict[str, An
         else {**message.options}
     )
     countdown = options.pop("countdown", None)
-    ends_at, ends_after = _expires_at(
+    expires_at, expires_in = _expires_at(
         options.pop("expires") if "expires" in options else getattr(task, "expires", None)
     )
-    at_once = is_published_by_caller(message, queued)
+    publish_now = is_published_by_caller(message, queued)
     return {
         "emission": message.envelope.emission,
         "handler": message.handler,
@@ -80,17 +79,17 @@ def _delivery_row(message: TaskMessage, task: Any, queued: bool) -> dict[str, An
         "mode": message.mode,
         "queue": message.queue,
         "options": _options_json(message.handler, options) if options else None,
-        "state": QUEUED if at_once else WAITING,
-        "publications": int(at_once),
-        "at_once": at_once,
-        "put_off": LEASE_SECONDS if at_once else float(countdown or 0.0),
-        "ends_at": ends_at,
-        "ends_after": ends_after,
+        "state": QUEUED if publish_now else WAITING,
+        "publications": int(publish_now),
+        "publish_now": publish_now,
+        "delay": LEASE_SECONDS if publish_now else float(countdown or 0.0),
+        "expires_at": expires_at,
+        "expires_in": expires_in,
     }
 
 
 def _expires_at(expires: Any) -> tuple[float | None, float | None]:
-    """The time at which a message expires, by its own option or by the class of its task, or the seconds until then."""
+    """Returns the time at which a message expires, and the seconds until it expires; at least one of them is None."""
     if expires is None:
         return None, None
     moment = maybe_iso8601(expires) if isinstance(expires, str) else expires
@@ -98,7 +97,7 @@ def _expires_at(expires: Any) -> tuple[float | None, float | None]:
 
 
 def _options_json(handler: str, options: dict[str, Any]) -> str:
-    """The options as JSON; a queue or an exchange by its name."""
+    """Returns the options as JSON, with queues and exchanges by their names."""
     try:
         return json.dumps({name: getattr(value, "name", value) for name, value in options.items()})
     except (TypeError, ValueError) as error:
@@ -106,12 +105,12 @@ def _options_json(handler: str, options: dict[str, Any]) -> str:
 
 
 def task_message_from_row(row: Any) -> TaskMessage:
-    """The message that this row was made of; of a tracked one without its payload."""
+    """Returns the message of this row; a tracked delivery's message carries no payload."""
     envelope = Envelope(
         emission=row.emission, event=row.event, sender=row.sender, root=row.root, parent=row.parent, payload=row.payload
     )
     options = json.loads(row.options or "{}")
-    carried = options.pop(PROPAGATED_HEADERS_KEY, {})
+    propagated_headers = options.pop(PROPAGATED_HEADERS_KEY, {})
     if row.expires_at is not None:
         options["expires"] = datetime.fromtimestamp(row.expires_at, UTC)
     return TaskMessage(
@@ -121,13 +120,13 @@ def task_message_from_row(row: Any) -> TaskMessage:
         delivery=row.promise,
         mode=row.mode,
         options={**options, "retries": row.retries},
-        propagated_headers=carried,
+        propagated_headers=propagated_headers,
         queue=row.queue,
     )
 
 
 def payload_column() -> ColumnElement[str | None]:
-    """The payload that a handler of this mode wants."""
+    """Returns the payload for the `entity=` mode of the delivery."""
     return case((deliveries.c.mode == "reload", emissions.c.reload), else_=emissions.c.snapshot)
 
 
@@ -147,15 +146,15 @@ TASK_MESSAGE_COLUMNS = (
     emissions.c.parent,
     case((deliveries.c.promise.in_(TRACKED_DELIVERIES), None), else_=payload_column()).label("payload"),
 )
-"""The columns of which `parcel_of` makes a message."""
+"""The columns that `task_message_from_row` reads."""
 
 
 def json_rows(dialect: str, rows: BindParameter[str], columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
-    """A table of these columns."""
+    """Returns the JSON array `rows` as a table of these columns."""
     if dialect == "postgresql":
         objects = func.json_to_recordset(rows.op("::")(literal_column("json")))
         typed = objects.table_valued(*(Column(name, type_) for name, type_ in columns.items()))
-        return typed.render_derived(name="given", with_types=True)
+        return typed.render_derived(name="rows", with_types=True)
     each = func.json_each(rows).table_valued("value").alias("each")
     values = (func.json_extract(each.c.value, f"$.{name}", type_=type_).label(name) for name, type_ in columns.items())
-    return select(*values).subquery("given")
+    return select(*values).subquery("rows")

@@ -31,11 +31,11 @@ from nitro.infrastructure.database import nitro_metadata
 State = Literal["waiting", "queued", "running", "done", "dead", "cancelled"]
 
 WAITING: Final = "waiting"
-"""To be published as soon as it is due."""
+"""State of a delivery that a relay publishes as soon as it is due."""
 QUEUED: Final = "queued"
-"""Handed to the broker, as far as anyone knows; looked after when it is due again."""
+"""State of a delivery whose message was published. When `due_at` has passed, a relay checks whether it was lost."""
 RUNNING: Final = "running"
-"""A worker has started its handler."""
+"""State of a delivery whose handler a worker has started."""
 DONE: Final = "done"
 DEAD: Final = "dead"
 CANCELLED: Final = "cancelled"
@@ -44,11 +44,11 @@ OPEN_STATES: Final = (WAITING, QUEUED, RUNNING)
 CLOSED_STATES: Final = (DONE, DEAD, CANCELLED)
 
 MAX_NAME_CHARACTERS = 512
-"""Characters of the name of a handler, an event or a queue."""
+"""Characters that the name of a handler, an event or a queue may have."""
 
 
 class now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function that it stands for
-    """The database's clock when the statement began, not the transaction; an index can be asked with it."""
+    """The database's clock at the start of the statement, not of the transaction. Indexes can be searched with it."""
 
     type = Double()
     inherit_cache = True
@@ -69,12 +69,12 @@ emissions = Table(
     nitro_metadata,
     Column("id", String(36), primary_key=True, comment="UUIDv7, so that it sorts by time"),
     Column("event", String(MAX_NAME_CHARACTERS)),
-    Column("sender", Text, nullable=False, comment="what monitoring shows"),
+    Column("sender", Text, nullable=False, comment="text that monitoring shows"),
     Column("root", String(36)),
     Column("parent", String(36)),
-    Column("snapshot", Text, comment="payload, for handlers that want entities as they were"),
-    Column("reload", Text, comment="payload, for handlers that read entities again"),
-    Column("story", Text, comment="JSON: what became of its inline handlers"),
+    Column("snapshot", Text, comment="payload, for handlers with entity=snapshot"),
+    Column("reload", Text, comment="payload, for handlers with entity=reload"),
+    Column("story", Text, comment="JSON: outcomes of its inline handlers"),
 )
 
 deliveries = Table(
@@ -88,21 +88,21 @@ deliveries = Table(
     Column("queue", String(MAX_NAME_CHARACTERS), nullable=False),
     Column("options", Text, comment="JSON: options of the message"),
     Column("state", String(9), nullable=False),
-    Column("due_at", Double, nullable=False, comment="when a relay looks at it next"),
+    Column("due_at", Double, nullable=False, comment="when a relay checks it next"),
     Column("expires_at", Double),
-    Column("attempts", Integer, nullable=False, server_default="0", comment="runs started; which one may close it"),
-    Column("retries", Integer, nullable=False, server_default="0", comment="runs that failed and were put off"),
+    Column("attempts", Integer, nullable=False, server_default="0", comment="runs started; the latest may close it"),
+    Column("retries", Integer, nullable=False, server_default="0", comment="runs that failed and were rescheduled"),
     Column("losses", Integer, nullable=False, server_default="0", comment="runs whose process died"),
     Column("publications", Integer, nullable=False, server_default="0"),
     Column("published_at", Double),
     Column("started_at", Double),
     Column("closed_at", Double),
-    # Not Double, which has another name in each database: older tables get it by one and the same statement.
-    Column("replayed_at", Float, comment="when it was last made to run again after it was closed"),
-    Column("due_since", Float, comment="since when it should run; no lease and no publication moves it"),
-    Column("worker", String(64), comment="boot id of the worker that runs it, and its process"),
+    # Float, not Double: its name is the same in each database, so one ALTER TABLE upgrades the tables of all.
+    Column("replayed_at", Float, comment="when it was last replayed"),
+    Column("due_since", Float, comment="when it became due; leases and publications do not change it"),
+    Column("worker", String(64), comment="id of the worker that runs it, and its process and thread"),
     Column("error", Text),
-    Column("history", Text, comment="a JSON object a line: its runs that did not close it, the first ones"),
+    Column("history", Text, comment="a JSON object a line: the first of its runs that did not close it"),
 )
 
 Index(
@@ -118,7 +118,7 @@ _is_expiring = deliveries.c.closed_at.is_(None) & deliveries.c.expires_at.is_not
 Index("ix_nitro_delivery_expiring", deliveries.c.expires_at, sqlite_where=_is_expiring, postgresql_where=_is_expiring)
 
 _is_dead = deliveries.c.state == literal(DEAD, literal_execute=True)
-"""With the word itself in the statement, from which a database sees that the index of dead ones will do."""
+"""The condition for dead letters. `literal_execute` writes the state into the SQL, so that the index is used."""
 Index("ix_nitro_delivery_dead", deliveries.c.emission, sqlite_where=_is_dead, postgresql_where=_is_dead)
 
 _is_replayed = deliveries.c.replayed_at.is_not(None)
@@ -137,36 +137,38 @@ Index("ix_nitro_emission_root", emissions.c.root, sqlite_where=_has_root, postgr
 
 
 def min_id_at(moment: datetime) -> str:
-    """What every id of an emission of that moment or later is not less than: UUIDv7 sorts by time (RFC 9562)."""
+    """Returns a lower bound of the ids of emissions from that moment on: UUIDv7 sorts by time (RFC 9562)."""
     milliseconds = f"{int(moment.timestamp() * 1000):012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}"
 
 
 def time_of_id(identity: str) -> datetime:
-    """When an id of an emission was made; one that is no UUIDv7, as a message may name, in 1970."""
+    """Returns the time at which the id of an emission was made; 1970 for an id from a message that is no UUIDv7."""
     try:
         return datetime.fromtimestamp((UUID(identity).int >> 80) / 1000, UTC)
     except (ValueError, OverflowError):
         return datetime.fromtimestamp(0, UTC)
 
 
-def is_unlocked(*conditions: ColumnElement[bool], most: int | None = None) -> ColumnElement[bool]:
-    """Deliveries that meet the conditions and that no transaction holds, be it one of a worker that is frozen in it.
+def is_unlocked(*conditions: ColumnElement[bool], limit: int | None = None) -> ColumnElement[bool]:
+    """Returns the condition for deliveries that meet the conditions and that no other transaction has locked.
+
+    `SKIP LOCKED` keeps a worker that is frozen inside a transaction from blocking the statement.
 
     Args:
-        most: so many of them.
+        limit: number of deliveries at most.
     """
     key = (deliveries.c.emission, deliveries.c.handler)
-    return tuple_(*key).in_(select(*key).where(*conditions).limit(most).with_for_update(skip_locked=True))
+    return tuple_(*key).in_(select(*key).where(*conditions).limit(limit).with_for_update(skip_locked=True))
 
 
 def is_open(state: State) -> ColumnElement[bool]:
-    """Deliveries in this state, found by the index of open ones."""
+    """Returns the condition for deliveries in this open state; it uses the index of open deliveries."""
     return deliveries.c.closed_at.is_(None) & (deliveries.c.state == state)
 
 
 def is_dead() -> ColumnElement[bool]:
-    """Dead letters, found by their index."""
+    """Returns the condition for dead letters; it uses their index."""
     return _is_dead
 
 
@@ -175,13 +177,13 @@ workers = Table(
     nitro_metadata,
     Column("boot", String(36), primary_key=True),
     Column("name", String(MAX_NAME_CHARACTERS), nullable=False, comment="Celery's node name"),
-    Column("beat", BigInteger, nullable=False, comment="counts up while it lives"),
+    Column("beat", BigInteger, nullable=False, comment="counts up while the worker runs"),
 )
 
 schema_versions = Table(
     "nitro_schema",
     nitro_metadata,
-    Column("version", SmallInteger, primary_key=True, comment="of these tables"),
+    Column("version", SmallInteger, primary_key=True, comment="version of these tables"),
     Column(
         "usable_from",
         SmallInteger,

@@ -1,4 +1,4 @@
-"""What a delivery that will not go on as it is becomes: one that waits to be published again, or a dead letter."""
+"""Column values for changes of state: to waiting, for another run, or to dead letter; and the states to display."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from nitro.infrastructure.outbox.schema import (
 from nitro.infrastructure.outbox.texts import to_storable
 
 ColumnValues = dict[str, Any]
-"""Of the columns of a delivery."""
+"""Values of columns of a delivery, by column name."""
 
 IMMEDIATELY = 0.0
-"""Due whatever becomes of the clock."""
+"""Value of `due_at` that is due by any clock."""
 RUN_AGAIN: ColumnValues = {"state": WAITING, "due_at": IMMEDIATELY, "due_since": now()}
-"""Due anew, from now on."""
+"""Values of a delivery that is due from now on."""
 EXPIRED_ERROR = "expired before it started"
 EXPIRED_RETRY_ERROR = "expired before it ran again"
 
 PUBLISHED: Final = "published"
-"""A row of an untracked delivery that is done: its message has left, and what becomes of it only the broker knows."""
+"""State to display for an untracked delivery that is done: its message was published; only the broker knows more."""
 DisplayState = State | Literal["published"]
-"""A state as people and scripts see it."""
+"""A state as commands and their JSON show it."""
 DISPLAY_STATES: tuple[DisplayState, ...] = (
     *OPEN_STATES,
     DONE,
@@ -45,91 +45,94 @@ DISPLAY_STATES: tuple[DisplayState, ...] = (
 )
 
 MAX_HISTORY_CHARACTERS = 4000
-"""Characters of history after which no more of it is written."""
+"""Characters of a history after which no further runs are added."""
 MAX_REASON_CHARACTERS = 300
+"""Characters of the reason of a run in the history."""
 
 
 def due_after(seconds: ColumnElement[float]) -> ColumnElement[float]:
-    """When something is due that is put off; what is not is due whatever becomes of the clock."""
+    """Returns `due_at` after a delay; without a delay, `IMMEDIATELY`."""
     return case((seconds == 0, IMMEDIATELY), else_=now() + seconds)
 
 
 def display_state(state: State, promise: str) -> DisplayState:
-    """Returns the state of a delivery as it is shown: only of a tracked one does `done` say that its handler has run.
+    """Returns the state to display: `published` instead of `done` for an untracked delivery.
 
     Args:
-        state: of its row.
+        state: state of its row.
         promise: `delivery=` of its handler.
     """
     return PUBLISHED if state == DONE and promise not in TRACKED_DELIVERIES else state
 
 
 def is_in_states(states: Iterable[str]) -> ColumnElement[bool]:
-    """Deliveries that are shown in one of these states; open ones and dead letters are found by their indexes."""
-    c, wanted = deliveries.c, set(states)
-    stored = _has_stored_state((wanted | {DONE}) - {PUBLISHED} if PUBLISHED in wanted else wanted)
-    if (PUBLISHED in wanted) == (DONE in wanted):
+    """Returns the condition for deliveries with one of these displayed states; it uses the partial indexes."""
+    c, shown = deliveries.c, set(states)
+    stored = _has_stored_state((shown | {DONE}) - {PUBLISHED} if PUBLISHED in shown else shown)
+    if (PUBLISHED in shown) == (DONE in shown):
         return stored
-    unwanted = c.promise.in_(TRACKED_DELIVERIES) if PUBLISHED in wanted else c.promise.not_in(TRACKED_DELIVERIES)
-    return stored & ~((c.state == DONE) & unwanted)
+    is_other_kind = c.promise.in_(TRACKED_DELIVERIES) if PUBLISHED in shown else c.promise.not_in(TRACKED_DELIVERIES)
+    return stored & ~((c.state == DONE) & is_other_kind)
 
 
 def _has_stored_state(states: set[str]) -> ColumnElement[bool]:
-    """Deliveries whose rows say one of these states."""
+    """Returns the condition for deliveries with one of these stored states."""
     c = deliveries.c
-    opened, others = sorted(states & set(OPEN_STATES)), sorted(states - {*OPEN_STATES, DEAD})
-    ways = [
-        *([c.closed_at.is_(None) & c.state.in_(opened)] if opened else []),
+    open_states, other_states = sorted(states & set(OPEN_STATES)), sorted(states - {*OPEN_STATES, DEAD})
+    alternatives = [
+        *([c.closed_at.is_(None) & c.state.in_(open_states)] if open_states else []),
         *([is_dead()] if DEAD in states else []),
-        *([c.state.in_(others)] if others else []),
+        *([c.state.in_(other_states)] if other_states else []),
     ]
-    return or_(false(), *ways)
+    return or_(false(), *alternatives)
 
 
 def dead_values(error: str | ColumnElement[str]) -> ColumnValues:
-    """A dead letter."""
+    """Returns the values of a dead letter."""
     return {"state": DEAD, "closed_at": now(), "error": _storable_error(error)}
 
 
 def expired_values() -> ColumnValues:
-    """A dead letter that was not run in time."""
+    """Returns the values of an expired delivery, a dead letter."""
     return dead_values(case((deliveries.c.attempts == 0, EXPIRED_ERROR), else_=EXPIRED_RETRY_ERROR))
 
 
 def waiting_values(due_at: ColumnElement[float] | float, error: str) -> ColumnValues:
-    """To be published when it is due."""
+    """Returns the values of a delivery that waits until `due_at`."""
     return {"state": WAITING, "due_at": due_at, "error": to_storable(error)}
 
 
 def retry_values(seconds: float, error: str) -> ColumnValues:
-    """To be published in so many seconds, after a run that failed."""
-    after = literal(seconds, Double)
+    """Returns the values of a delivery whose run has failed, to run again after so many seconds."""
+    delay = literal(seconds, Double)
     return {
-        **waiting_values(due_after(after), error),
-        "due_since": now() + after,
+        **waiting_values(due_after(delay), error),
+        "due_since": now() + delay,
         "retries": deliveries.c.retries + 1,
         **history_values(error),
     }
 
 
 def history_values(why: str) -> ColumnValues:
-    """The run that ends here, added to the history of those that did not close the delivery."""
+    """Returns the history with the current run added, which does not close the delivery."""
     c = deliveries.c
     earlier = func.coalesce(c.history, "")
     reason = json.dumps(to_storable(exception_line(why)[:MAX_REASON_CHARACTERS]))
-    facts = {"run": c.attempts, "started": c.started_at, "ended": now()}
+    fields = {"run": c.attempts, "started": c.started_at, "ended": now()}
     line: ColumnElement[str] = literal("{", Text)
-    for name, value in facts.items():
+    for name, value in fields.items():
         line = line + f'"{name}":' + func.coalesce(cast(value, String), "null") + ","
     line = line + f'"why":{reason}}}\n'
     return {"history": case((func.length(earlier) < MAX_HISTORY_CHARACTERS, earlier + line), else_=earlier)}
 
 
 def history_with_death(row: Any) -> str:
-    """The history of a dead letter, and as its last line what it died of: its last run, or what came after it.
+    """Returns the history of a dead letter with its error as the last line.
+
+    The error is of its last run, or of a later failure such as expiry.
 
     Args:
-        row: its attempts, times, error and history.
+        row: the delivery, with attempts, times, error and history.
     """
     earlier = row.history or ""
     last = json.loads(earlier.splitlines()[-1])["run"] if earlier else 0
@@ -139,12 +142,14 @@ def history_with_death(row: Any) -> str:
     return f"{earlier}{json.dumps(death)}\n"
 
 
-def waiting_or_dead_values(last: ColumnElement[bool], due_at: ColumnElement[float] | float, error: str) -> ColumnValues:
-    """To be published when it is due, or a dead letter if that was the last time."""
+def waiting_or_dead_values(
+    is_last: ColumnElement[bool], due_at: ColumnElement[float] | float, error: str
+) -> ColumnValues:
+    """Returns the values of a dead letter where `is_last` holds, else of a delivery that waits until `due_at`."""
     return {
         **waiting_values(due_at, error),
-        "state": case((last, DEAD), else_=WAITING),
-        "closed_at": case((last, now())),
+        "state": case((is_last, DEAD), else_=WAITING),
+        "closed_at": case((is_last, now())),
     }
 
 

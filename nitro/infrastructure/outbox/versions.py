@@ -1,7 +1,7 @@
-"""Versions of the outbox's tables: brought up to date by `nitro init`, on SQLite by themselves.
+"""Versions of the outbox's tables: `nitro init` upgrades them; on SQLite the first use does.
 
-From version 4 on a table only gains columns and indexes, and says which is the oldest version whose library can use it:
-a process that is older than its tables goes on working, so that two releases can run side by side.
+From version 4 on, upgrades only add columns and indexes. The tables record the oldest library version that can use
+them. So an older process goes on working with newer tables, and two releases can run side by side.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from nitro.infrastructure.outbox.schema import schema_versions
 
 VERSION = 4
 USABLE_FROM = 4
-"""The oldest version whose library can use tables of this one."""
+"""The oldest version whose library can use tables of version `VERSION`."""
 UNKNOWN_VERSION = 0
-"""In place of a version: the tables are there, and no row says of which they are."""
+"""Stands for the version of tables that exist without a row for their version."""
 
 UPGRADE_STEPS: dict[int, tuple[str, ...]] = {
     2: (
@@ -68,7 +68,7 @@ UPGRADE_STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX ix_nitro_delivery_closed ON nitro_delivery (closed_at) WHERE closed_at IS NOT NULL",
     ),
 }
-"""SQL that leads to each version from the one before; version 1 is what was first created. Later ones only add."""
+"""SQL that upgrades to each version from the previous one, from version 1 on."""
 
 _SCHEMAS_QUERY = """
 SELECT n.nspname, bool_or(pg_catalog.pg_table_is_visible(c.oid)) AS visible
@@ -77,21 +77,20 @@ WHERE c.relname = ANY(:names) AND c.relkind IN ('r', 'p') AND has_schema_privile
 GROUP BY n.nspname ORDER BY n.nspname
 """
 
-
 SCHEMA_OPTION = "nitro_into"
-"""Execution option of a connection: the schema to create the tables in."""
+"""Execution option of a connection that names the schema for new tables."""
 
 
 def init(*, entities: bool = False, into: str | None = None) -> None:
-    """Create the missing tables, and bring older ones up to date; what `nitro init` does.
+    """Creates missing tables and upgrades older ones, for `nitro init`.
 
     Args:
-        entities: those of every declared class too.
-        into: the schema of PostgreSQL for Nitro's, which is created as well; else the first of the search path.
+        entities: whether to create the tables of every declared entity class too.
+        into: the PostgreSQL schema of Nitro's tables, created if missing; by default the first of the search path.
 
     Raises:
-        OutboxOutdated: they are of a later version than this library can use.
-        OutboxElsewhere: they are in another schema already.
+        OutboxOutdated: the tables are of a later version than this library can use.
+        OutboxElsewhere: the tables are in another schema already.
     """
     with table_creation_connection() as connection:
         for statement in _use_schema(connection, into):
@@ -101,7 +100,9 @@ def init(*, entities: bool = False, into: str | None = None) -> None:
 
 
 def init_script(*, entities: bool = False, into: str | None = None) -> list[str]:
-    """The SQL that `init` would execute now; for an empty database on SQLite, which is created by looking at it.
+    """Returns the SQL that `init` would execute now.
+
+    On SQLite it is the SQL for an empty database: to connect would create the file.
 
     Raises:
         OperationalError: the database is away.
@@ -117,30 +118,30 @@ def init_script(*, entities: bool = False, into: str | None = None) -> list[str]
 
 
 def upgrade_statements(connection: Connection) -> list[Executable]:
-    """What is to be executed for the tables to be there in this version; found out by reads alone."""
+    """Returns the statements that create or upgrade the tables; it only reads the database."""
     options = connection.get_execution_options()
     set_schema(options.get(SCHEMA_OPTION) or _schema_of_tables(connection) or _default_schema(connection))
-    there = _existing_tables(connection)
-    found = _stored_version(connection, there)
-    if found is not None and found > VERSION:
+    existing = _existing_tables(connection)
+    version = _stored_version(connection, existing)
+    if version is not None and version > VERSION:
         return []
-    created = _create_statements(
-        nitro_metadata, [table for table in nitro_metadata.sorted_tables if table.name not in there]
+    create = _create_statements(
+        nitro_metadata, [table for table in nitro_metadata.sorted_tables if table.name not in existing]
     )
-    if found is None:
-        return [*created, _version_insert()]
-    if found == UNKNOWN_VERSION:
-        known = [table for table in nitro_metadata.sorted_tables if table.name in there]
-        return [*created, *_missing_columns_and_indexes(connection, known), _version_insert()]
-    return [*created, *_upgrade_steps(connection, found)]
+    if version is None:
+        return [*create, _version_insert()]
+    if version == UNKNOWN_VERSION:
+        unversioned = [table for table in nitro_metadata.sorted_tables if table.name in existing]
+        return [*create, *_missing_columns_and_indexes(connection, unversioned), _version_insert()]
+    return [*create, *_upgrade_steps(connection, version)]
 
 
 def ensure_current() -> None:
-    """See once for each database that its tables are there, in a version that this library can use.
+    """Checks once for each database that its tables exist in a version that this library can use.
 
     Raises:
-        OutboxOutdated: they are not; says what to do.
-        OutboxElsewhere: they are in several schemas.
+        OutboxOutdated: a table is missing, or the version does not fit.
+        OutboxElsewhere: the tables are in several schemas.
     """
     if engine().pool not in current_pools:
         with engine().begin() as connection:
@@ -148,39 +149,40 @@ def ensure_current() -> None:
 
 
 def check_version(connection: Connection) -> None:
-    """See the same in the transaction of this connection.
+    """Checks the tables like `ensure_current`, in the transaction of this connection.
 
     Raises:
-        OutboxOutdated: they are not; says what to do.
-        OutboxElsewhere: they are in several schemas.
+        OutboxOutdated: a table is missing, or the version does not fit.
+        OutboxElsewhere: the tables are in several schemas.
     """
     pool = connection.engine.pool
     if pool in current_pools:
         return
     set_schema(_schema_of_tables(connection))
     texts.read_encodings(connection)
-    connection.engine.clear_compiled_cache()  # in which they may be elsewhere
-    there = _existing_tables(connection)
-    found = _stored_version(connection, there)
-    lacking = [] if found is None else sorted(nitro_metadata.tables.keys() - there)
-    if lacking or not _is_usable(connection, found):
-        raise OutboxOutdated(_database_url(connection), found, VERSION, lacking)
+    connection.engine.clear_compiled_cache()  # compiled statements may name another schema
+    existing = _existing_tables(connection)
+    version = _stored_version(connection, existing)
+    missing = [] if version is None else sorted(nitro_metadata.tables.keys() - existing)
+    if missing or not _is_usable(connection, version):
+        raise OutboxOutdated(_database_url(connection), version, VERSION, missing)
     current_pools[pool] = True
 
 
-def _is_usable(connection: Connection, found: int | None) -> bool:
-    """Whether this library can use tables of that version; later ones say so themselves."""
-    if found is None or found <= VERSION:
-        return found == VERSION
-    return (connection.scalar(select(func.max(schema_versions.c.usable_from))) or found) <= VERSION
+def _is_usable(connection: Connection, version: int | None) -> bool:
+    """Whether this library can use tables of that version; later tables record the oldest version that can."""
+    if version is None or version <= VERSION:
+        return version == VERSION
+    return (connection.scalar(select(func.max(schema_versions.c.usable_from))) or version) <= VERSION
 
 
-def _stored_version(connection: Connection, there: set[str]) -> int | None:
-    """Of which version the tables are; None where there are none."""
-    if not there:
+def _stored_version(connection: Connection, existing: set[str]) -> int | None:
+    """Returns the version of the tables; None when none of them exists."""
+    if not existing:
         return None
-    found = connection.scalar(select(func.max(schema_versions.c.version))) if schema_versions.name in there else None
-    return found or UNKNOWN_VERSION
+    query = select(func.max(schema_versions.c.version))
+    version = connection.scalar(query) if schema_versions.name in existing else None
+    return version or UNKNOWN_VERSION
 
 
 def _existing_tables(connection: Connection) -> set[str]:
@@ -188,20 +190,20 @@ def _existing_tables(connection: Connection) -> set[str]:
 
 
 def _schema_of_tables(connection: Connection) -> str | None:
-    """The schema that the tables are in: the one that the search path leads to, else the only one.
+    """Returns the schema of the tables: the one in the search path, else the only one.
 
     Raises:
-        OutboxElsewhere: there are several.
+        OutboxElsewhere: several schemas have the tables.
     """
-    found = _schemas_with_tables(connection)
-    homes = [name for name, visible in found.items() if visible] or list(found)
-    if len(homes) > 1:
-        raise OutboxElsewhere(_database_url(connection), homes)
-    return homes[0] if homes else None
+    visible_by_schema = _schemas_with_tables(connection)
+    schemas = [name for name, visible in visible_by_schema.items() if visible] or list(visible_by_schema)
+    if len(schemas) > 1:
+        raise OutboxElsewhere(_database_url(connection), schemas)
+    return schemas[0] if schemas else None
 
 
 def _schemas_with_tables(connection: Connection) -> dict[str, bool]:
-    """The schemas that have some of the tables, and whether the search path leads there."""
+    """Returns the schemas that have some of the tables, and for each whether it is in the search path."""
     if connection.dialect.name != "postgresql":
         return {}
     return {
@@ -211,41 +213,41 @@ def _schemas_with_tables(connection: Connection) -> dict[str, bool]:
 
 
 def _default_schema(connection: Connection) -> str | None:
-    """Where a table is created that names no schema."""
+    """Returns the schema of new tables whose statement names none; None on SQLite."""
     return connection.scalar(select(func.current_schema())) if connection.dialect.name == "postgresql" else None
 
 
 def _use_schema(connection: Connection, into: str | None) -> list[Executable]:
-    """Have the tables created in this schema; what is to be executed for it to be there.
+    """Sets the schema for new tables, and returns the statements that create it.
 
     Raises:
-        OutboxElsewhere: the search path leads to tables in another one.
+        OutboxElsewhere: the search path has the tables in another schema.
     """
     if into is None:
         return []
-    homes = [name for name, visible in _schemas_with_tables(connection).items() if visible]
-    if homes and into not in homes:
-        raise OutboxElsewhere(_database_url(connection), homes, into)
+    schemas = [name for name, visible in _schemas_with_tables(connection).items() if visible]
+    if schemas and into not in schemas:
+        raise OutboxElsewhere(_database_url(connection), schemas, into)
     connection.execution_options(**{SCHEMA_OPTION: into})
     return [] if inspect(connection).has_schema(into) else [CreateSchema(into)]
 
 
 def _create_statements(metadata: MetaData, tables: Sequence[Table]) -> list[Executable]:
-    """What creates these tables, with their indexes and comments."""
-    made: list[Executable] = []
-    mock = create_mock_engine(engine().url, lambda statement, *_, **__: made.append(statement))
+    """Returns the statements that create these tables, with their indexes and comments."""
+    statements: list[Executable] = []
+    mock = create_mock_engine(engine().url, lambda statement, *_, **__: statements.append(statement))
     metadata.create_all(mock, tables=tables, checkfirst=False)
-    return made
+    return statements
 
 
-def _upgrade_steps(connection: Connection, found: int) -> Iterator[Executable]:
-    if found == VERSION:
+def _upgrade_steps(connection: Connection, version: int) -> Iterator[Executable]:
+    if version == VERSION:
         return
     if schema_versions.schema is not None:
-        home = connection.dialect.identifier_preparer.quote(schema_versions.schema)
-        yield text(f"SET LOCAL search_path TO {home}")
-    for version in range(found + 1, VERSION + 1):
-        yield from map(text, UPGRADE_STEPS[version])
+        schema = connection.dialect.identifier_preparer.quote(schema_versions.schema)
+        yield text(f"SET LOCAL search_path TO {schema}")
+    for target in range(version + 1, VERSION + 1):
+        yield from map(text, UPGRADE_STEPS[target])
     yield update(schema_versions).values(version=VERSION, usable_from=USABLE_FROM)
 
 
@@ -254,15 +256,15 @@ def _version_insert() -> Executable:
 
 
 def _missing_columns_and_indexes(connection: Connection, tables: Sequence[Table]) -> Iterator[Executable]:
-    """What such tables lack that were made by hand: of which version they are, nobody has written down."""
-    seen, dialect = inspect(connection), connection.dialect
+    """Returns the statements that add missing columns and indexes to tables of unknown version."""
+    inspector, dialect = inspect(connection), connection.dialect
     for table in tables:
-        columns = {column["name"] for column in seen.get_columns(table.name, table.schema)}
+        columns = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
         for column in table.columns:
             if column.name not in columns:
                 name = dialect.identifier_preparer.format_table(table)
                 yield text(f"ALTER TABLE {name} ADD COLUMN {CreateColumn(column).compile(dialect=dialect)}")
-        indexes = {each["name"]: each["column_names"] for each in seen.get_indexes(table.name, table.schema)}
+        indexes = {each["name"]: each["column_names"] for each in inspector.get_indexes(table.name, table.schema)}
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             if indexes.get(index.name) != [column.name for column in index.columns]:
                 yield from [DropIndex(index)] if index.name in indexes else []

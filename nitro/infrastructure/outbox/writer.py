@@ -1,4 +1,4 @@
-"""Keeper: the outbox as dispatch sees it: writes rows where the user writes, and has a relay take what is put back."""
+"""The outbox as dispatch sees it: it writes rows in the user's transaction and starts a relay for unsent messages."""
 
 from __future__ import annotations
 
@@ -21,32 +21,35 @@ from nitro.settings import is_db_set
 
 
 def has_shared_database(app: Celery) -> bool:
-    """Whether there is a database that emitters and workers of this app share."""
+    """Whether emitters and workers of this app share a database."""
     return is_embedded(app) or is_db_set() or has_user_engine()
 
 
 class OutboxWriter:
-    """Keeps deliveries in the database of this process."""
+    """Stores deliveries in the database of this process."""
 
     def store(
         self, app: Celery, messages: Sequence[TaskMessage], commit: DatabaseCommit | None, *, queued: bool
     ) -> list[TaskMessage]:
-        """Write a row for each in the transaction that `commit` ends, else in one of its own.
+        """Writes a row for each message, in the transaction that `commit` ends, or in one of its own without `commit`.
+
+        Args:
+            queued: whether the broker can be reached, so that the caller publishes.
 
         Returns:
-            Those that whoever writes them is to publish after the commit; a relay publishes the others.
+            The messages that the caller publishes after the commit. A relay publishes the rest.
 
         Raises:
             NoDatabase: the broker is a server, and no database is set that workers share.
-            OutboxOutdated: the tables are not there, or of another version.
-            TransactionError: the transaction is one of another database.
+            OutboxOutdated: the tables are missing, or of another version.
+            TransactionError: the transaction belongs to another database.
         """
         tracked = [message for message in messages if message.is_tracked]
         if tracked and not has_shared_database(app):
             raise NoDatabase([message.handler for message in tracked], tracked[0].delivery)
 
         def write(connection: Connection) -> None:
-            on_sqlite = connection.dialect.name == "sqlite"  # which may refuse to write after it has been read
+            on_sqlite = connection.dialect.name == "sqlite"  # SQLite may refuse to write in a transaction that has read
             if not on_sqlite:
                 check_version(connection)
             inserts.insert_deliveries(connection, app, messages, queued=queued)
@@ -54,7 +57,7 @@ class OutboxWriter:
                 check_version(connection)
 
         if commit is not None and has_outer_transaction(commit.session):
-            queued = False  # a relay sees the row as soon as it is really there
+            queued = False  # only a relay can see that the outer transaction has committed the row
         if commit is None:
             with write_connection() as connection:
                 write(connection)
@@ -65,12 +68,12 @@ class OutboxWriter:
         return [message for message in messages if rows.is_published_by_caller(message, queued)]
 
     def can_store(self, text: str) -> bool:
-        """Whether the database has all of its characters."""
+        """Whether the database can store all characters of the text."""
         ensure_current()
         return to_storable(text) == text
 
     def requeue_unconfirmed(self, batch: Batch) -> None:
-        """Have a relay publish what was kept as queued and has not surely left; note queues other than foreseen."""
+        """Requeues messages that the broker has not confirmed, for a relay; stores the queues actually used."""
         pending.store_actual_queues(batch.messages)
         tracked = [message for message in batch.unconfirmed if message.is_tracked]
         if tracked and batch.error is not None:
@@ -78,5 +81,5 @@ class OutboxWriter:
             emitter_relay.start(batch.app)
 
     def cancel(self, emission: str, handler: str | None) -> int:
-        """Cancel what has not started; how many."""
+        """Cancels deliveries that have not started, and returns their number."""
         return operations.cancel(emission, handler)

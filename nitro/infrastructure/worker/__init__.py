@@ -1,1 +1,1 @@
-"""The worker's side: a Celery task for each offloaded handler, and what happens when one arrives."""
+"""The worker's side: a Celery task for each offloaded handler, and the treatment of its messages."""

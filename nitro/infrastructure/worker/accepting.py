@@ -1,4 +1,4 @@
-"""Accepting: a worker that would refuse what it gets of handlers does not start, so that no delivery is dropped."""
+"""A check of `accept_content`: a worker that would refuse the messages of its handlers does not start."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nitro.infrastructure.offload.conf import accepts_json
 from nitro.infrastructure.offload.declarations import declarations_by_name
 
 ROUTING_OPTIONS = ("queue", "exchange", "routing_key")
-"""Options of a message that decide on its queue."""
+"""Options of a message that decide its queue."""
 
 
 class AcceptContentCheck(bootsteps.Step):  # type: ignore[misc]  # celery has no types
-    """A worker's step that only looks, when its queues and its handlers are known."""
+    """A bootstep that stops a worker at its start when the app refuses JSON and the worker consumes handlers."""
 
     def __init__(self, worker: Any, **_options: Any) -> None:
         app = worker.app
@@ -27,15 +27,15 @@ class AcceptContentCheck(bootsteps.Step):  # type: ignore[misc]  # celery has no
 
 
 def attach(app: Celery) -> None:
-    """Have every worker of an app look."""
+    """Adds the step to every worker of an app."""
     app.steps["worker"].add(AcceptContentCheck)
 
 
 def _consumed_handlers(app: Celery) -> Iterator[str]:
-    """The handlers whose messages come into a queue that this worker consumes."""
+    """Yields the handlers whose messages go to a queue that this worker consumes."""
     consumed = app.amqp.queues.consume_from
     for name, declaration in declarations_by_name.items():
-        given = {key: value for key, value in declaration.offload.message_options.items() if key in ROUTING_OPTIONS}
-        queue = app.amqp.router.route(given, name, (), {}).get("queue")
+        routing = {key: value for key, value in declaration.offload.message_options.items() if key in ROUTING_OPTIONS}
+        queue = app.amqp.router.route(routing, name, (), {}).get("queue")
         if getattr(queue, "name", queue) in consumed:
             yield name

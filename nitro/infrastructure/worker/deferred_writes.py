@@ -1,4 +1,4 @@
-"""Reports: what a worker's main process has seen, for its caretaker to write down: its loop waits for no database."""
+"""Database writes that a worker's main loop defers to the supervisor's thread, so that it waits for no database."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ _deferred: deque[Callable[[], object]] = deque()
 _wake_callbacks: list[WakeCallback] = []
 
 
-def set_wake_callbacks(caretaker: WakeCallback, relay: WakeCallback) -> None:
-    """Say whom to nudge, in so many seconds at the latest."""
-    _wake_callbacks[:] = [caretaker, relay]
+def set_wake_callbacks(supervisor: WakeCallback, relay: WakeCallback) -> None:
+    """Sets the functions that wake the supervisor's thread and the relay's, after so many seconds at the latest."""
+    _wake_callbacks[:] = [supervisor, relay]
 
 
-def defer(what: Callable[[], object]) -> None:
-    """Have this done on the database soon."""
-    _deferred.append(what)
-    for caretaker in _wake_callbacks[:1]:
-        caretaker(0.0)
+def defer(write: Callable[[], object]) -> None:
+    """Appends a write, and wakes the supervisor's thread to execute it."""
+    _deferred.append(write)
+    for wake_supervisor in _wake_callbacks[:1]:
+        wake_supervisor(0.0)
 
 
-def wake_relay_in(after: float) -> None:
-    """Say that a row is due in so many seconds."""
-    for relay in _wake_callbacks[1:]:
-        relay(after)
+def wake_relay_in(seconds: float) -> None:
+    """Wakes the relay after so many seconds, when a row is due."""
+    for wake_relay in _wake_callbacks[1:]:
+        wake_relay(seconds)
 
 
 def run_deferred() -> bool:
-    """Do all that was reported, and say whether there was anything.
+    """Executes all deferred writes, and returns whether there were any.
 
     Raises:
-        OperationalError: the database is away; what is left is done next time.
+        OperationalError: the database is down; the remaining writes are executed next time.
     """
-    acted = bool(_deferred)
+    has_writes = bool(_deferred)
     while _deferred:
         try:
             _deferred[0]()
         except (OperationalError, InterfaceError):
             raise
         except Exception:
-            logger.exception("what was reported of a run cannot be written down")
+            logger.exception("the outcome of a run cannot be written to the database")
         _deferred.popleft()
-    return acted
+    return has_writes

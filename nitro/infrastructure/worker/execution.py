@@ -1,4 +1,4 @@
-"""Execution: from a task message to the handler's outcome."""
+"""Execution of a handler for a task message: decodes the payload, calls the handler, and returns its result."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _async_transaction_lock = ForkSafeLock()
 
 
 def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a handler for one task message, which its request holds; return what the result backend will hold.
+    """Runs a handler for the message of its task's request, and returns the result for the result backend.
 
     Raises:
         PayloadUnreadable: the payload cannot be rebuilt.
-        EntityVanished: a row is gone and the handler has `on_missing="fail"`.
-        Exception: whatever the handler raises.
+        EntityVanished: the row of an entity is deleted, and the handler has `on_missing="fail"`.
+        Exception: the handler raises it.
     """
     envelope: Envelope | None = None if task.request.called_directly else task.request.nitro
     run = current_claim.get() if envelope is not None and envelope.payload is None else None
@@ -65,33 +65,33 @@ def execute(task: Any, declaration: Declaration, args: tuple[Any, ...], kwargs: 
 
 @contextmanager
 def _failures_logged(delivery: Delivery, sender: str) -> Iterator[None]:
-    """A line about a run that fails; Celery's own has the traceback."""
+    """Logs a failed run in one line; Celery logs the traceback."""
     try:
         yield
     except (Ignore, Reject, Retry):
         raise
     except Exception as error:
-        known = {"handler": delivery.handler, "event": delivery.event or "", "sender": sender}
-        texts = map(escape_text, (*known.values(), describe_error(error)))
-        where = {"emission": delivery.emission, "attempt": delivery.attempt}
+        names = {"handler": delivery.handler, "event": delivery.event or "", "sender": sender}
+        texts = map(escape_text, (*names.values(), describe_error(error)))
+        position = {"emission": delivery.emission, "attempt": delivery.attempt}
         line = "handler %s of event %s by %s failed: %s (emission %s, attempt %d)"
-        logger.warning(line, *texts, *where.values(), extra=log_extra(**known, **where))
+        logger.warning(line, *texts, *position.values(), extra=log_extra(**names, **position))
         raise
 
 
 @contextmanager
 def _exactly_once_transaction(run: Claim | None, declaration: Declaration) -> Iterator[None]:
-    """Exactly once: a transaction around the handler that closes its row too. Otherwise nothing.
+    """Opens a transaction around an exactly-once handler, which closes the row too; does nothing for other handlers.
 
-    Of async handlers one at a time has such a transaction: a second one that waited for a row of the first's would
-    keep the loop from ever going on with the first.
+    Only one async handler at a time has such a transaction. A second one that waited for a row lock of the first would
+    block the event loop, and the first could never release it.
     """
     if run is None or run.promise != "exactly-once":
         yield
         return
-    alone = _async_transaction_lock if kind_of(declaration.function).startswith("async") else nullcontext()
+    lock = _async_transaction_lock if kind_of(declaration.function).startswith("async") else nullcontext()
     try:
-        with alone, transaction() as session:
+        with lock, transaction() as session:
             yield
             finish(run, connection_of(session))
             failpoint("committing")
@@ -101,7 +101,7 @@ def _exactly_once_transaction(run: Claim | None, declaration: Declaration) -> It
 
 
 def _decode_payload(envelope: Envelope, declaration: Declaration) -> Payload | None:
-    """What the handler is called with, or None when a row is gone and it wants to be skipped then."""
+    """Returns sender and arguments; None when a row is deleted and the handler has `on_missing="skip"`."""
     try:
         return decode(envelope.payload or "", load=find.get)
     except EntityVanished as error:
@@ -129,7 +129,7 @@ def _make_delivery(request: Any, declaration: Declaration, envelope: Envelope | 
 
 @contextmanager
 def _delivery_context(delivery: Delivery) -> Iterator[None]:
-    """Make the delivery known to the handler, and the cause of what it emits."""
+    """Sets `current_delivery()` for the handler, and the delivery as the cause of its emissions."""
     token, cause = running_delivery.set(delivery), scope.set_task_cause(delivery)
     try:
         yield
@@ -139,12 +139,12 @@ def _delivery_context(delivery: Delivery) -> Iterator[None]:
 
 
 def _call_handler(declaration: Declaration, args: tuple[Any, ...], kwargs: dict[str, Any], progress: Progress) -> Any:
-    """The result of a handler of any kind; what a generator yields is progress, and all of it the result."""
-    made = declaration.function(*args, **kwargs)
-    if isinstance(made, GeneratorType):
-        return [progress.report(value) for value in made]
-    if isinstance(made, CoroutineType):
-        return run_coroutine(made, declaration.name)
-    if isinstance(made, AsyncGeneratorType):
-        return run_coroutine(progress.drain(made), declaration.name)
-    return made
+    """Returns the result of a handler of any kind; the values of a generator are reported, and returned as a list."""
+    outcome = declaration.function(*args, **kwargs)
+    if isinstance(outcome, GeneratorType):
+        return [progress.report(value) for value in outcome]
+    if isinstance(outcome, CoroutineType):
+        return run_coroutine(outcome, declaration.name)
+    if isinstance(outcome, AsyncGeneratorType):
+        return run_coroutine(progress.collect(outcome), declaration.name)
+    return outcome

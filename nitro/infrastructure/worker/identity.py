@@ -1,4 +1,4 @@
-"""Who runs a delivery: the boot of a worker, which its pool's processes inherit, and the process and thread."""
+"""Ids of workers and runners. The environment passes the worker's id to the processes of its pool."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ _WORKER_ID_VARIABLE = "_NITRO_WORKER_BOOT"
 
 
 def new_worker_id() -> str:
-    """A name for a worker that starts, never used before; known to its pool's processes however they begin."""
+    """Makes a new id for a starting worker, and sets it in the environment for the processes of its pool."""
     os.environ[_WORKER_ID_VARIABLE] = str(uuid4())
     return os.environ[_WORKER_ID_VARIABLE]
 
 
 def worker_id() -> str:
-    """The worker that this process is of."""
+    """Returns the id of the worker that this process belongs to."""
     return os.environ.get(_WORKER_ID_VARIABLE) or new_worker_id()
 
 
 def runner_id() -> str:
-    """What runs on this thread: `boot/process-thread`."""
+    """Returns the id of this thread as a runner: `worker/process-thread`."""
     return f"{runner_prefix(worker_id(), os.getpid())}{threading.get_ident():x}"
 
 
-def runner_prefix(boot: str, pid: int) -> str:
-    """What the names of all threads of a worker's process begin with."""
-    return f"{boot}/{pid}-"
+def runner_prefix(worker: str, pid: int) -> str:
+    """Returns the prefix of the runner ids of a worker's process."""
+    return f"{worker}/{pid}-"

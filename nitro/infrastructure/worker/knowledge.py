@@ -1,4 +1,4 @@
-"""Knowledge: what workers say of themselves, of which it follows why a delivery is stuck."""
+"""Facts that workers report about themselves, and the reasons why deliveries are stuck."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from nitro.infrastructure.outbox.health import DeliveryGroup
 from nitro.infrastructure.outbox.schema import RUNNING, WAITING
 
 OUTBOX_COMMAND = "nitro_outbox"
-"""The inspect command that tells whether a worker relays."""
+"""The inspect command whose answer has `relays` and `boot`."""
 MIN_NAME_SIMILARITY = 0.5
-"""How alike two names are at least, of which one is shown for the other."""
+"""The similarity from which on a known name is suggested for an unknown one (`difflib` ratio)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
-    """A worker.
+    """A worker, as it describes itself; None stands for an unknown value.
 
     Attributes:
-        queues: that it consumes; None when it does not say.
-        tasks: that it knows, each with its rate limit.
-        active: names of the tasks that run.
-        processes: how many may run at once; None when it does not say.
-        relays: whether it moves what waits to the broker; None when it does not say.
-        boot: its id in the census of its outbox, which may be another outbox; None when it does not say.
+        queues: the queues that it consumes.
+        tasks: the tasks that it knows, each with its rate limit.
+        active: names of the running tasks.
+        processes: number of tasks that can run at once.
+        relays: whether it runs a relay.
+        worker_id: its id in the heartbeats of its outbox, which may be another outbox.
     """
 
     name: str
@@ -39,27 +39,30 @@ class WorkerInfo:
     active: Sequence[str] = ()
     processes: int | None = None
     relays: bool | None = None
-    boot: str | None = None
+    worker_id: str | None = None
 
     def consumes(self, queue: str) -> bool:
-        """Whether it may get messages of a queue."""
+        """Whether the worker consumes a queue, or may consume it."""
         return self.queues is None or queue in self.queues
 
     @property
     def is_busy(self) -> bool:
-        """Whether nothing more can run in it now."""
+        """Whether all processes of the worker are busy."""
         return self.processes is not None and len(self.active) >= self.processes
 
 
 def inspect_workers(app: Celery, timeout: float) -> list[WorkerInfo]:
-    """The workers that answer over the broker: the first question takes `timeout` seconds, the others no longer."""
+    """Returns the workers that answer over the broker.
+
+    The first command waits `timeout` seconds for unknown workers; the others wait only for the workers that answered.
+    """
     registered: Mapping[str, Any] = app.control.inspect(timeout=timeout).registered() or {}
     if not registered:
         return []
-    ask = app.control.inspect(timeout=timeout, destination=sorted(registered))
-    queues, active, stats = (question() or {} for question in (ask.active_queues, ask.active, ask.stats))
-    told = app.control.broadcast(OUTBOX_COMMAND, reply=True, timeout=timeout, destination=sorted(registered)) or []
-    outbox = {name: answer for each in told for name, answer in each.items() if isinstance(answer, dict)}
+    inspect = app.control.inspect(timeout=timeout, destination=sorted(registered))
+    queues, active, stats = (command() or {} for command in (inspect.active_queues, inspect.active, inspect.stats))
+    replies = app.control.broadcast(OUTBOX_COMMAND, reply=True, timeout=timeout, destination=sorted(registered)) or []
+    outbox = {name: answer for reply in replies for name, answer in reply.items() if isinstance(answer, dict)}
     return [
         WorkerInfo(
             name=name,
@@ -68,14 +71,14 @@ def inspect_workers(app: Celery, timeout: float) -> list[WorkerInfo]:
             active=[str(each["name"]) for each in active[name]] if _is_list(active.get(name)) else (),
             processes=(stats.get(name) or {}).get("pool", {}).get("max-concurrency"),
             relays=(outbox.get(name) or {}).get("relays"),
-            boot=(outbox.get(name) or {}).get("boot"),
+            worker_id=(outbox.get(name) or {}).get("boot"),
         )
         for name, tasks in sorted(registered.items())
     ]
 
 
 def this_worker(consumer: Any, *, relays: bool) -> WorkerInfo:
-    """The worker of this process, without a question to anybody."""
+    """Describes the worker of this process from its own state."""
     channel = consumer.task_consumer
     queues = frozenset(queue.name for queue in channel.queues) if channel is not None else frozenset()
     limits = {str(name): getattr(task, "rate_limit", None) for name, task in list(consumer.app.tasks.items())}
@@ -90,46 +93,50 @@ def this_worker(consumer: Any, *, relays: bool) -> WorkerInfo:
 
 
 def why_unserved(handler: str, queue: str, workers: Sequence[WorkerInfo], *, alone: bool = False) -> str | None:
-    """Why no message for a handler is taken from a queue; None when some worker does that.
+    """Returns the reason why no worker takes messages of a handler from a queue; None when a worker does.
 
     Args:
-        alone: whether these are not all workers, but the one that is asked.
+        alone: whether `workers` is only the worker of this process, not all workers.
     """
     consuming = [worker for worker in workers if worker.consumes(queue)]
     if not consuming:
         return (
             f"{_no_worker_does(alone, 'consume')} queue {queue}{_alternatives('consumed', _consumed_queues(workers))}"
         )
-    which = f" of queue {queue}" if any(handler in worker.tasks for worker in workers) else ""
-    return why_unknown(handler, consuming, which, alone=alone)
+    of_queue = f" of queue {queue}" if any(handler in worker.tasks for worker in workers) else ""
+    return why_unknown(handler, consuming, of_queue, alone=alone)
 
 
-def why_unknown(handler: str, workers: Sequence[WorkerInfo], which: str = "", *, alone: bool = False) -> str | None:
-    """That none of these workers knows a handler, with the nearest that they know; None when some worker does."""
+def why_unknown(handler: str, workers: Sequence[WorkerInfo], of_queue: str = "", *, alone: bool = False) -> str | None:
+    """Returns the sentence that no worker knows a handler, with the nearest known name; None when a worker does."""
     if any(handler in worker.tasks for worker in workers):
         return None
     tasks = {task for worker in workers for task in worker.tasks if not task.startswith("celery.")}
-    near = get_close_matches(handler, sorted(tasks), n=1, cutoff=MIN_NAME_SIMILARITY)
-    return f"{_no_worker_does(alone, 'know', which)} handler {handler}{_alternatives('nearest', near)}"
+    nearest = get_close_matches(handler, sorted(tasks), n=1, cutoff=MIN_NAME_SIMILARITY)
+    return f"{_no_worker_does(alone, 'know', of_queue)} handler {handler}{_alternatives('nearest', nearest)}"
 
 
-def without_foreign_relays(boots: Collection[str], workers: Iterable[WorkerInfo]) -> list[WorkerInfo]:
-    """The same workers; of those that are in the census of another outbox none relays for the one with these boots."""
-    return [worker if worker.boot in {None, *boots} else replace(worker, relays=False) for worker in workers]
+def without_foreign_relays(worker_ids: Collection[str], workers: Iterable[WorkerInfo]) -> list[WorkerInfo]:
+    """Returns the workers with `relays=False` for workers of another outbox.
+
+    Args:
+        worker_ids: ids in the heartbeats of this outbox.
+    """
+    return [worker if worker.worker_id in {None, *worker_ids} else replace(worker, relays=False) for worker in workers]
 
 
 def silent_workers_note(names: Sequence[str]) -> str:
-    """What is to be added to a reason as long as workers that live have not answered."""
+    """Returns a suffix for a reason that names workers with a heartbeat that have not answered."""
     return f"; {', '.join(names)} lives but does not answer" if names else ""
 
 
 def why_stuck(
     group: DeliveryGroup, workers: Sequence[WorkerInfo], *, alone: bool = False, silent: Sequence[str] = ()
 ) -> str:
-    """Why the deliveries of a group are stuck, as far as these workers know.
+    """Returns the reason why the deliveries of a group are stuck, from the facts of these workers.
 
     Args:
-        silent: workers that live and do not answer.
+        silent: names of workers with a heartbeat that do not answer.
     """
     if group.state == RUNNING:
         return f"it runs still, in {group.worker}"
@@ -150,13 +157,13 @@ def why_stuck(
 
 def _why_unrelayed(workers: Sequence[WorkerInfo], alone: bool) -> str:
     if all(worker.relays is False for worker in workers):
-        nobody = _no_worker_does(alone, "relay")
-        return f"{nobody} (--without-relay, or for another outbox); start one that does, or `nitro relay`"
+        no_relay = _no_worker_does(alone, "relay")
+        return f"{no_relay} (--without-relay, or for another outbox); start one that does, or `nitro relay`"
     return "no relay has published it; is the broker reached by the one that is to?"
 
 
-def _no_worker_does(alone: bool, what: str, which: str = "") -> str:
-    return f"this worker does not {what}" if alone else f"no worker{which} {what}s"
+def _no_worker_does(alone: bool, verb: str, of_queue: str = "") -> str:
+    return f"this worker does not {verb}" if alone else f"no worker{of_queue} {verb}s"
 
 
 def _why_busy(workers: Iterable[WorkerInfo]) -> str:
@@ -170,17 +177,17 @@ def _consumed_queues(workers: Iterable[WorkerInfo]) -> list[str]:
     return sorted({queue for worker in workers for queue in worker.queues or ()})
 
 
-def _alternatives(what: str, names: Sequence[str]) -> str:
-    return f" ({what}: {', '.join(names)})" if names else ""
+def _alternatives(kind: str, names: Sequence[str]) -> str:
+    return f" ({kind}: {', '.join(names)})" if names else ""
 
 
-def _parse_task(told: Any) -> tuple[str, str | None]:
-    """Name and rate limit of a task, as `inspect registered` tells them: `shop.mail [rate_limit=1/s]`."""
-    name, _, facts = str(told).partition(" [")
-    given = dict(fact.split("=", 1) for fact in facts.rstrip("]").split(" ") if "=" in fact)
-    return name, given.get("rate_limit")
+def _parse_task(text: Any) -> tuple[str, str | None]:
+    """Returns name and rate limit of a task from `inspect registered`: `shop.mail [rate_limit=1/s]`."""
+    name, _, options_text = str(text).partition(" [")
+    options = dict(option.split("=", 1) for option in options_text.rstrip("]").split(" ") if "=" in option)
+    return name, options.get("rate_limit")
 
 
 def _is_list(answer: object) -> bool:
-    """Whether it is an answer, and no error."""
+    """Whether the answer of a worker is a list, and not an error."""
     return isinstance(answer, list)

@@ -1,4 +1,4 @@
-"""Coroutines: async handlers on one event loop, kept for the life of the worker process."""
+"""Coroutines of async handlers, on one event loop for the whole time of the worker process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _spawned_tasks: ContextVar[set[asyncio.Future[Any]] | None] = ContextVar("nitro_
 
 
 class WorkerLoop(background.LoopThread):
-    """The loop on a thread of its own, so that the handlers of a thread pool share it and run at once."""
+    """The event loop on a thread of its own, which all handlers of a thread pool share."""
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         loop = super()._new_loop()
@@ -33,7 +33,7 @@ class WorkerLoop(background.LoopThread):
 
 
 def _create_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-    """A task, noted with the handler in whose context it is to run; one with a fresh `Context()` is nobody's."""
+    """Creates a task, and adds it to the spawned tasks of its context's handler; an empty `Context()` has none."""
     task = asyncio.Task(coro, loop=loop, **options)
     context = options.get("context")
     spawned = _spawned_tasks.get() if context is None else context.get(_spawned_tasks)
@@ -46,10 +46,10 @@ _loop = WorkerLoop("nitro-worker")
 
 
 def run_coroutine(work: Coroutine[Any, Any, Any], handler: str) -> Any:
-    """Run it to its end on the worker's loop, while this thread waits.
+    """Runs a handler's coroutine to its end on the worker's loop, while this thread waits.
 
-    What interrupts the waiting thread, such as a soft time limit, cancels the coroutine and is
-    raised here when that has ended.
+    An exception that interrupts the waiting thread, such as a soft time limit, cancels the coroutine. It is raised here
+    when the coroutine has ended.
     """
     supervised = _run_with_cleanup(work, handler, scope.current_transaction())
     if background.running_loop() is not None:
@@ -60,7 +60,7 @@ def run_coroutine(work: Coroutine[Any, Any, Any], handler: str) -> Any:
 
 
 class _CoroutineRun:
-    """A coroutine that another thread waits for; cheaper than the two futures of `run_coroutine_threadsafe`."""
+    """A coroutine for which another thread waits; cheaper than the two futures of `run_coroutine_threadsafe`."""
 
     __slots__ = ("_finished", "_task", "loop")
 
@@ -71,22 +71,23 @@ class _CoroutineRun:
         self._finished.acquire()
 
     def begin(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Start it; called on the loop, in the context of the thread that waits."""
+        """Starts the coroutine. The loop calls this in the context of the waiting thread."""
         self._task = self.loop.create_task(work)
         self._task.add_done_callback(lambda _task: self._finished.release())
 
     def result(self) -> Any:
-        """Wait for its end on this thread.
+        """Waits for the end of the coroutine, and returns its result.
 
         Raises:
-            CancelledError: it was cancelled; the one that is an `Exception`, because this thread was not.
-            BaseException: what the coroutine raises, and what interrupts the waiting.
+            CancelledError: the coroutine was cancelled. It is the `Exception` of `concurrent.futures`, not asyncio's.
+            BaseException: the coroutine raises it, or it interrupts the waiting thread.
         """
         try:
             self._finished.acquire()
         except BaseException:
             self.loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
-            if self._task is None or not self._task.done():  # else the lock may be ours already
+            # A done task has released the lock, and this thread may hold it already.
+            if self._task is None or not self._task.done():
                 self._finished.acquire()
             raise
         assert self._task is not None
@@ -96,21 +97,21 @@ class _CoroutineRun:
 
 
 def _run_on_own_loop(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run it on a loop of its own while this thread, which has a running one, waits: a handler called by a handler."""
+    """Runs the coroutine on a new loop in another thread, because this thread has a running loop (a nested handler)."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(copy_context().run, asyncio.run, work).result()
 
 
-async def _run_with_cleanup(work: Coroutine[Any, Any, Any], handler: str, opened: scope.Transaction | None) -> Any:
-    """The result of a handler; its emits are waited for, and whatever else it left running is cancelled.
+async def _run_with_cleanup(work: Coroutine[Any, Any, Any], handler: str, transaction: scope.Transaction | None) -> Any:
+    """Returns the result of a handler's coroutine; waits for jobs that its emits started, and cancels its other tasks.
 
     Args:
-        opened: the transaction of the thread that waits, in which the handler runs.
+        transaction: the transaction of the waiting thread, in which the handler runs.
     """
     spawned: set[asyncio.Future[Any]] = set()
     _spawned_tasks.set(spawned)
     try:
-        with nullcontext() if opened is None else opened.owned_by_this_thread():
+        with nullcontext() if transaction is None else transaction.owned_by_this_thread():
             return await work
     finally:
         await background.wait_for_collected_jobs()
@@ -119,18 +120,18 @@ async def _run_with_cleanup(work: Coroutine[Any, Any, Any], handler: str, opened
 
 
 async def _cancel_leftover(spawned: set[asyncio.Future[Any]], handler: str) -> None:
-    left = [task for task in spawned if not task.done()]
-    for task in left:
+    leftover = [task for task in spawned if not task.done()]
+    for task in leftover:
         logger.warning("handler %s left %r running; it is cancelled", handler, task)
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.gather(*leftover, return_exceptions=True)
 
 
 def unwind_on_termination(**_signal: object) -> None:
-    """Have a signal to end unwind a pool's child that is ending, so that it releases what it has locked.
+    """Turns SIGTERM into `SystemExit` in an ending pool process, so that it releases its locks.
 
-    billiard keeps that signal from the main thread while a child says goodbye in the queue that all children
-    share. With a second thread, as our loop's, the signal arrives nevertheless; killed there and then, the
-    child would leave the queue locked, and no task of that worker would ever start again.
+    billiard blocks SIGTERM in the main thread while an ending process writes to the queue that all processes of the
+    pool share. A second thread, such as this module's loop, receives the signal all the same. If it killed the process,
+    the queue would stay locked, and the worker could start no further task.
     """
     signal.signal(TERM_SIGNAL, lambda *_: sys.exit())

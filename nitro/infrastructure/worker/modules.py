@@ -1,4 +1,4 @@
-"""Modules: those of `NITRO_HANDLERS` are imported where Celery imports those of its own `imports` and `include`."""
+"""Imports the modules of `NITRO_HANDLERS`, when Celery imports the modules of `imports` and `include`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = get_logger("nitro.worker")
 
 
 def import_handlers(sender: Celery, **_signal: Any) -> None:
-    """Import them by the app's loader, which finds what lies in the working directory.
+    """Imports the handlers' modules by the app's loader, which searches the working directory too.
 
     Raises:
-        SystemExit: one of them cannot be imported; Celery would show any other error as its own.
+        SystemExit: a module cannot be imported. Celery would report any other exception as an error of its own.
     """
     for module in Settings.load().handlers:
         try:
@@ -29,8 +29,8 @@ def import_handlers(sender: Celery, **_signal: Any) -> None:
 
 
 def _failing_line(error: Exception) -> str | None:
-    """The line of the module that was being imported last; None where none of them has begun."""
+    """Returns file and line of the innermost module whose import failed; None when no module had started."""
     if isinstance(error, SyntaxError):
-        return None  # its text says it
+        return None  # its message has the line
     modules = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
     return f"{modules[-1].filename}, line {modules[-1].lineno}" if modules else None

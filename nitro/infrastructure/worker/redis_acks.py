@@ -1,6 +1,6 @@
-"""Receiving: a worker on Redis notes and acknowledges each message in as few words as the server needs.
+"""Acknowledgements on Redis: a worker records and acknowledges each message in one transaction on an idle connection.
 
-kombu makes two clients and two pipelines a message, each of which asks the pool for a connection.
+kombu makes two clients and two pipelines for each message, and each of them takes a connection from the pool.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from nitro.infrastructure.offload.publishing.redis import Command, IdleConnectio
 
 
 class AckPipeline:
-    """What kombu tells Redis of one message: a transaction, in one round trip.
+    """A transaction of Redis commands for one message, sent in one round trip.
 
-    It stands where a pipeline of redis-py does, and tries again as often.
+    It replaces a pipeline of redis-py, with the same retries.
     """
 
     __slots__ = ("_commands", "_idle_connections")
@@ -28,32 +28,32 @@ class AckPipeline:
         self._commands: list[Command] = [("MULTI",)]
 
     def zadd(self, key: str, scores: Mapping[str, float]) -> AckPipeline:
-        """Add members of a sorted set."""
+        """Adds members to a sorted set."""
         return self._add("ZADD", key, *(part for member, score in scores.items() for part in (score, member)))
 
     def hset(self, key: str, field: str, value: str) -> AckPipeline:
-        """Set a field of a hash."""
+        """Sets a field of a hash."""
         return self._add("HSET", key, field, value)
 
     def zrem(self, key: str, member: str) -> AckPipeline:
-        """Remove a member of a sorted set."""
+        """Removes a member from a sorted set."""
         return self._add("ZREM", key, member)
 
     def hdel(self, key: str, field: str) -> AckPipeline:
-        """Remove a field of a hash."""
+        """Removes a field from a hash."""
         return self._add("HDEL", key, field)
 
     def execute(self) -> None:
-        """Have Redis execute it.
+        """Sends the transaction, and reads the answers.
 
         Raises:
-            RedisError: it has not, as far as anyone knows; what redis-py raises.
+            RedisError: Redis has not executed it, or its answer was lost.
         """
         commands = [*self._commands, ("EXEC",)]
         connection = self._idle_connections.acquire()
         try:
-            again = partial(_execute_transaction, connection, commands)
-            connection.retry.call_with_retry(again, lambda _error: connection.disconnect())
+            attempt = partial(_execute_transaction, connection, commands)
+            connection.retry.call_with_retry(attempt, lambda _error: connection.disconnect())
         finally:
             self._idle_connections.release(connection)
 
@@ -63,41 +63,41 @@ class AckPipeline:
 
 
 def _execute_transaction(connection: Any, commands: list[Command]) -> None:
-    """Say it and read what Redis answers to each; no answer is left for whoever speaks next."""
+    """Sends the commands and reads all answers; disconnects on an error, so that no answer stays unread."""
     try:
         send_commands(connection, commands)
-        *_, executed = [connection.read_response() for _ in commands]
+        *_, answers = [connection.read_response() for _ in commands]
     except BaseException:
         connection.disconnect()
         raise
-    for answer in executed:
+    for answer in answers:
         if isinstance(answer, Exception):
             raise answer
 
 
 def use_ack_pipeline(channel: Any) -> None:
-    """Have a channel on Redis take its notes so; any other is left as it is."""
+    """Makes a channel on Redis use `AckPipeline`; does nothing for other channels."""
     idle = idle_connections_of(channel)
     if idle is None:
         return
 
     @contextmanager
-    def pipe_or_acquire(pipe: Any = None, client: Any = None) -> Iterator[Any]:  # noqa: ARG001  # kombu gives none
+    def pipe_or_acquire(pipe: Any = None, client: Any = None) -> Iterator[Any]:  # noqa: ARG001  # kombu passes none
         yield pipe or AckPipeline(idle)
 
     channel.qos.pipe_or_acquire = pipe_or_acquire
 
 
 class RedisAcksStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
-    """A consumer's step that is taken again with each connection."""
+    """A bootstep of the consumer that runs again for each connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """Before the first message: its loop begins after all steps."""
+        """Applies the pipeline before the first message; the consumer's loop starts after all steps."""
         use_ack_pipeline(consumer.task_consumer.channel)
 
 
 def attach(app: Celery) -> None:
-    """Have every worker of an app take this step."""
+    """Adds the step to every worker of an app."""
     app.steps["consumer"].add(RedisAcksStep)

@@ -1,4 +1,4 @@
-"""HandlerRequest: how a worker's main process treats the message of a handler."""
+"""The request class of handlers: treats their messages in a worker's main process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nitro.infrastructure.worker.results import summary
 
 
 class AcknowledgedTask:
-    """A task as a request sees it that is acknowledged already, and cannot be put back."""
+    """Wraps a task for a request: early acknowledged, so that Celery does not requeue its message."""
 
     acks_late = retry_on_worker_lost = False
 
@@ -32,100 +32,99 @@ class AcknowledgedTask:
 
 
 class RequeuedFromRow(AcknowledgedTask):
-    """A task as a request sees it whose run has lost its process: Celery shows a retry, and its row is taken back."""
+    """Wraps a task whose process died: Celery reports a retry, and the row is requeued instead of a message."""
 
     acks_late = retry_on_worker_lost = True
     max_retries = None
     default_retry_delay = 0
 
-    def __init__(self, task: Any, take_back: Any) -> None:
+    def __init__(self, task: Any, requeue: Any) -> None:
         super().__init__(task)
-        self.apply_async = take_back
+        self.apply_async = requeue
 
     def signature_from_request(self, *_: Any, **__: Any) -> RequeuedFromRow:
-        """What Celery would publish; here nothing is, because the row decides."""
+        """Returns itself as the signature of the retry; its `apply_async` requeues the row and publishes nothing."""
         return self
 
 
 class HandlerRequest:
-    """What a handler's request adds to Celery's: the promises, and nothing of a payload in `inspect`."""
+    """Mixin of Celery's request for handlers: keeps the promise of `delivery=`, and hides payloads from `inspect`."""
 
     @property
-    def tracked(self) -> str | None:
-        """The emission whose tracked delivery it is, or None."""
+    def tracked_emission(self) -> str | None:
+        """The id of the emission of a tracked delivery; None for an untracked one."""
         request = cast(Any, self)
         if request.request_dict.get(DELIVERY_HEADER) not in TRACKED_DELIVERIES:
             return None
         return emission_id_in(request.kwargs)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """The pool took it: the last moment to acknowledge what must not run twice."""
+        """Acknowledges an at-most-once delivery when the pool starts it, so that it cannot run twice."""
         if self._is_at_most_once():
             cast(Any, self).acknowledge()
         cast(Any, super()).on_accepted(pid, time_accepted)
 
     def send_event(self, kind: str, **facts: Any) -> None:
-        """Tell monitors; of a result a sentence."""
+        """Sends an event to monitors, with a summary of the result."""
         if kind == "task-succeeded":
             facts["result"] = summary(str(facts["result"]))
         cast(Any, super()).send_event(kind, **facts)
 
     def on_retry(self, exc_info: Any) -> None:
-        """It failed, and its row says when it runs again."""
+        """Wakes the relay when the row of a failed run is due again."""
         cast(Any, super()).on_retry(exc_info)
         when = getattr(_unwrapped_error(exc_info), "when", None)
-        if self.tracked and isinstance(when, int | float):
+        if self.tracked_emission and isinstance(when, int | float):
             deferred_writes.wake_relay_in(when)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
-        """It failed; where its process died with it, its promise says whether it runs again."""
+        """Handles a failed run; `delivery=` decides whether it runs again after its process died."""
         request: Any = self
         error = _unwrapped_error(exc_info)
         if isinstance(error, MemoryError):
-            # Celery raises it in the worker's main process, which ends with it; it was the handler's.
+            # Celery raises a MemoryError again in the worker's main process, which it would end.
             exc_info.exception = RuntimeError(f"MemoryError in the handler: {error}")
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
             if self._is_at_most_once():
                 request._task = AcknowledgedTask(request.task)
-            elif (emission := self.tracked) is not None and not _is_stopping():
-                take_back = partial(self._defer_loss, emission, f"its process died: {error}")
-                request._task = RequeuedFromRow(request.task, take_back)
+            elif (emission := self.tracked_emission) is not None and not _is_stopping():
+                requeue = partial(self._defer_loss, emission, f"its process died: {error}")
+                request._task = RequeuedFromRow(request.task, requeue)
         return cast(Any, super()).on_failure(exc_info, *args, **options)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """It took too long; a hard limit has ended its process."""
-        emission = None if soft else self.tracked
+        """Handles a time limit; after a hard limit, which has killed the process, it closes the run."""
+        emission = None if soft else self.tracked_emission
         if emission is not None:
             error = f"hard time limit of {timeout:g} s exceeded"
-            row = (emission, self._name, self._process())
+            row = (emission, self._name, self._runner_prefix())
             deferred_writes.defer(partial(claims.record_timeout, *row, self._retry_delay(), error))
         cast(Any, super()).on_timeout(soft, timeout)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        """It was revoked, before it started or while it ran."""
-        if self.tracked is not None:
+        """Cancels the row of a revoked delivery, which has not started or was terminated."""
+        if self.tracked_emission is not None:
             deferred_writes.defer(partial(operations.revoke, [cast(Any, self).id], running=terminated))
         cast(Any, super())._announce_revoked(reason, terminated, signum, expired)
 
     def _defer_loss(self, emission: str, error: str) -> None:
-        row = claims.is_run_in(emission, self._name, self._process())
-        deferred_writes.defer(partial(claims.record_losses, row, error))
+        is_run = claims.is_run_in(emission, self._name, self._runner_prefix())
+        deferred_writes.defer(partial(claims.record_losses, is_run, error))
 
     def _retry_delay(self) -> float | None:
-        """Seconds until the next try after a hard time limit, by the task's own options; None when there is none."""
+        """Returns the seconds until the retry after a hard time limit, by the task's options; None without a retry."""
         task, retries = cast(Any, self).task, cast(Any, self).request_dict.get("retries") or 0
-        wanted = issubclass(TimeLimitExceeded, task.autoretry_for)
-        if not wanted or (task.max_retries is not None and retries >= task.max_retries):
+        is_retried = issubclass(TimeLimitExceeded, task.autoretry_for)
+        if not is_retried or (task.max_retries is not None and retries >= task.max_retries):
             return None
         if not task.retry_backoff:
             return float(task.default_retry_delay)
-        factor, longest = int(max(1.0, task.retry_backoff)), int(task.retry_backoff_max)
-        return float(get_exponential_backoff_interval(factor, retries, longest, task.retry_jitter))
+        factor, max_delay = int(max(1.0, task.retry_backoff)), int(task.retry_backoff_max)
+        return float(get_exponential_backoff_interval(factor, retries, max_delay, task.retry_jitter))
 
-    def _process(self) -> str:
-        pid = (
-            os.getpid() if greenlets.is_threading_patched() else cast(Any, self).worker_pid
-        )  # a greenlet's is its address
+    def _runner_prefix(self) -> str:
+        # The `worker_pid` of a greenlet is its memory address.
+        pid = os.getpid() if greenlets.is_threading_patched() else cast(Any, self).worker_pid
         return identity.runner_prefix(identity.worker_id(), pid)
 
     @property
@@ -136,25 +135,25 @@ class HandlerRequest:
         return bool(cast(Any, self).request_dict.get(DELIVERY_HEADER) == "at-most-once")
 
     def info(self, **_unsafe: object) -> dict[str, Any]:
-        """What `inspect` answers: the readable forms of the arguments, never the payload."""
-        shown: dict[str, Any] = cast(Any, super()).info(safe=True)
-        return shown
+        """Returns the facts for `inspect`, with the readable forms of the arguments and without the payload."""
+        facts: dict[str, Any] = cast(Any, super()).info(safe=True)
+        return facts
 
 
 def _is_stopping() -> bool:
-    """Whether this worker was told to end, so that what it ends is given back and no loss."""
+    """Whether this worker is stopping, so that the runs that it ends are requeued and do not count as losses."""
     return state.should_stop not in (None, False) or state.should_terminate not in (None, False)
 
 
 def emission_id_in(kwargs: Any) -> str | None:
-    """The emission that the kwargs of a message name; whatever a message may carry."""
+    """Returns the emission id in the kwargs of a message; None when the kwargs have no valid envelope."""
     envelope = kwargs.get(ENVELOPE_KEY) if isinstance(kwargs, dict) else None
     emission = envelope.get("emission") if isinstance(envelope, dict) else None
     return emission if isinstance(emission, str) else None
 
 
 def _unwrapped_error(exc_info: Any) -> BaseException:
-    """The exception, without what billiard has wrapped it in."""
+    """Returns the exception without billiard's `ExceptionWithTraceback` around it."""
     error: Any = exc_info.exception
-    bare: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
-    return bare
+    unwrapped: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return unwrapped

@@ -1,4 +1,4 @@
-"""Results: what the result backend and Flower see of a handler, while it runs and when it has ended."""
+"""Progress and results of handlers, for the result backend and for Flower."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ kombu_dumps: Callable[[Any], str] = dumps
 KIND_BY_BRACKET = {"{": "a dict", "[": "a list", "(": "a tuple"}
 QUOTES = ("'", '"')
 MAX_SUMMARY_CHARACTERS = 80
-"""Characters."""
+"""Characters of the summary of a result."""
 
 PROGRESS_STATE = "PROGRESS"
-"""The task's state while it yields; its meta is `{"step": count, "value": what was yielded}`."""
+"""The state of a task while it yields. Its meta is `{"step": number, "value": yielded value}`."""
 
 
 class Progress:
-    """Reports the steps of one task run, from whichever thread it yields in."""
+    """Reports the steps of one run of a task, from any thread."""
 
     def __init__(self, task: Any) -> None:
         self._task = task
@@ -33,13 +33,13 @@ class Progress:
         self._steps = 0
 
     def report(self, value: Any) -> Any:
-        """Show one more value, and return it."""
+        """Reports a yielded value as the next step, and returns it."""
         self._steps += 1
         request = self._request
-        shown = value if is_json(value) else repr(value)
+        shown_value = value if is_json(value) else repr(value)
         try:
             if not (request.called_directly or request.is_eager):
-                self._store_step({"step": self._steps, "value": shown})
+                self._store_step({"step": self._steps, "value": shown_value})
         except Exception:
             logger.warning("step %d of task %s is not shown", self._steps, request.id, exc_info=True)
         return value
@@ -54,28 +54,30 @@ class Progress:
                     "task-progress", uuid=request.id, result=f"step {meta['step']}: {_shorten(repr(meta['value']))}"
                 )
 
-    async def drain(self, generator: AsyncGeneratorType[Any, Any]) -> list[Any]:
-        """All that an async generator yields, each value reported beside the loop."""
+    async def collect(self, generator: AsyncGeneratorType[Any, Any]) -> list[Any]:
+        """Returns all values of an async generator; reports each of them on a thread, beside the event loop."""
         return [await asyncio.to_thread(self.report, value) async for value in generator]
 
 
-def summary(shown: str) -> str:
-    """What monitoring shows of a result, of whose `repr` this is: one short line."""
-    return "done" if shown == "None" else f"done: {_shorten(shown)}"
+def summary(result_repr: str) -> str:
+    """Returns the line that monitoring shows for a result, from its `repr`."""
+    return "done" if result_repr == "None" else f"done: {_shorten(result_repr)}"
 
 
-def _shorten(shown: str) -> str:
-    """A text as its handler says it; of other values, which may hold fields of entities, what they are."""
-    opening = shown[:1]
+def _shorten(result_repr: str) -> str:
+    """Returns the first line of a text; for containers, which may hold fields of entities, only their kind."""
+    opening = result_repr[:1]
     if opening in KIND_BY_BRACKET:
         return KIND_BY_BRACKET[opening]
     if opening in QUOTES:
-        shown = shown.strip(opening).split("\\n")[0]
-    return shown if len(shown) <= MAX_SUMMARY_CHARACTERS else f"{shown[: MAX_SUMMARY_CHARACTERS - 1]}…"
+        result_repr = result_repr.strip(opening).split("\\n")[0]
+    if len(result_repr) <= MAX_SUMMARY_CHARACTERS:
+        return result_repr
+    return f"{result_repr[: MAX_SUMMARY_CHARACTERS - 1]}…"
 
 
 def is_json(value: Any) -> bool:
-    """Whether JSON, as Celery writes it, can carry a value."""
+    """Whether Celery can write a value as JSON."""
     if value is None or type(value) in (bool, float, str):
         return True
     try:
@@ -86,7 +88,7 @@ def is_json(value: Any) -> bool:
 
 
 def json_result(result: Any, handler: str) -> Any:
-    """The result if JSON can carry it, else None and a warning: an effect that is done is no failure."""
+    """Returns the result if it can be written as JSON; else None, with a warning, because the handler has succeeded."""
     if is_json(result):
         return result
     logger.warning("the result of handler %s is dropped: JSON cannot carry a %s", handler, type(result).__name__)

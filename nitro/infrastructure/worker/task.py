@@ -1,4 +1,4 @@
-"""HandlerTask: the Celery task of an offloaded handler."""
+"""The Celery tasks of offloaded handlers, and their registration with apps and workers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ logger = get_logger("nitro.worker")
 
 LATE_ACK_OPTIONS = {"acks_late": True, "reject_on_worker_lost": True, "serializer": "json"}
 EXIT_FLUSH_SECONDS = 2.0
-"""Seconds that the end of a pool's process waits for the broker, and for the database."""
+"""Seconds that an ending process of a pool waits for the broker, and again for the database."""
 
 RETRY_DEFAULTS: dict[str, Any] = {
     "autoretry_for": (Exception,),
@@ -54,7 +54,7 @@ RETRY_DEFAULTS: dict[str, Any] = {
 
 
 class HandlerTask:
-    """What every handler's task adds to the app's own task class: the codec, and readable monitoring."""
+    """Mixin of the app's task class for handlers: adds the codec, tracked runs, and readable monitoring."""
 
     declaration: Declaration
     has_custom_call: bool
@@ -65,7 +65,7 @@ class HandlerTask:
 
     @property
     def backend(self) -> Any:
-        """The result backend of the task, which takes the traceback of any error."""
+        """The result backend of the task, which can store the traceback of any error."""
         return StorableTracebackBackend(cast(Any, super()).backend)
 
     @backend.setter
@@ -73,18 +73,18 @@ class HandlerTask:
         self._backend = backend
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the handler: in a worker as its message says, elsewhere as calling a Celery task does."""
-        ordinary: Callable[..., Any] = cast(Any, super()).__call__
+        """Runs the handler: in a worker as a delivery of its message, elsewhere as Celery runs a called task."""
+        celery_call: Callable[..., Any] = cast(Any, super()).__call__
         if self.request.called_directly:
-            return ordinary(*args, **kwargs)
-        body = partial(ordinary if self.has_custom_call else self.run, *args, **kwargs)
+            return celery_call(*args, **kwargs)
+        body = partial(celery_call if self.has_custom_call else self.run, *args, **kwargs)
         envelope = self.request.nitro = Envelope.read(kwargs, self.declaration.name, args)
         if envelope is None or envelope.payload is not None:
             return body()
         return run_tracked(self, envelope, body)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Queue the handler; plain arguments are encoded first and take the options of the first `@on`."""
+        """Publishes a message for the handler; encodes plain arguments, with the options of the first `@on`."""
         if ENVELOPE_KEY not in (kwargs or {}):
             if self.typing:
                 argument_checker(self.declaration.function)(*(args or ()), **(kwargs or {}))
@@ -100,14 +100,14 @@ class HandlerTask:
             return publish(**{**options, "producer": producer})
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Run the handler here, through the codec as a worker does."""
+        """Runs the handler in this process, through the codec as in a worker."""
         if ENVELOPE_KEY not in (kwargs or {}):
             args, kwargs = (), self._encode_call(args, kwargs)
         _, kwargs = self._with_signature(args or (), kwargs)
         return cast(Any, super()).apply(args, kwargs, **options)
 
     def signature(self, args: Any = None, kwargs: Any = None, options: Any = None, **more: Any) -> Any:
-        """A Celery signature whose arguments are encoded, so that it can travel inside a canvas."""
+        """Returns a Celery signature with encoded arguments, for use in a canvas."""
         if ENVELOPE_KEY not in (kwargs or {}):
             options = {**self.declaration.offload.message_options, **(options or {})}
             args, kwargs = (), self._encode_call(args, kwargs)
@@ -116,23 +116,23 @@ class HandlerTask:
     subtask = signature
 
     def retry(self, *args: Any, exc: BaseException | None = None, **options: Any) -> Any:
-        """Celery's retry; an at-most-once delivery fails instead, and so does a message that is not ours."""
+        """Retries like Celery; at-most-once deliveries and messages with a refused signature fail instead."""
         if isinstance(exc, SignatureRefused):
             raise exc
-        eager = self.request.headers or {}
-        if exc is not None and "at-most-once" in (self.request.get(DELIVERY_HEADER), eager.get(DELIVERY_HEADER)):
+        headers = self.request.headers or {}  # an eager run has them only here
+        if exc is not None and "at-most-once" in (self.request.get(DELIVERY_HEADER), headers.get(DELIVERY_HEADER)):
             raise exc
         return cast(Any, super()).retry(*args, exc=exc, **options)
 
     def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
-        """What Celery publishes to retry; for a tracked run nothing, because its row decides."""
+        """Returns the signature that Celery publishes to retry; for a tracked run one that publishes nothing."""
         run = current_claim.get()
         if run is not None and run.handler == self.declaration.name and not self.request.is_eager:
             return UnpublishedSignature()
         return cast(Any, super()).signature_from_request(request, *args, **options)
 
     def _with_signature(self, args: Any, kwargs: Any) -> tuple[Envelope | None, dict[str, Any]]:
-        """The message, and its kwargs with a signature that covers what a chain puts before."""
+        """Returns the envelope, and kwargs whose signature covers the positional arguments that a chain prepends."""
         try:
             return Envelope.read(kwargs, self.declaration.name, args), kwargs
         except SignatureRefused:
@@ -141,7 +141,7 @@ class HandlerTask:
             return envelope, envelope.kwargs(self.declaration.name, args)
 
     def _encode_call(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        """The kwargs of a call of the task by itself; without a sender it is bare."""
+        """Returns the kwargs for a call of the task outside of an emit; without a sender the envelope is `bare`."""
         sender, *rest = args or (ANY,)
         call = Call(sender=sender, args=tuple(rest), kwargs=kwargs or {})
         envelope = Envelope.of(Emission.of(""), call, self.declaration.offload.entity)
@@ -149,32 +149,32 @@ class HandlerTask:
 
 
 class UnpublishedSignature:
-    """A signature that is not published."""
+    """A signature that publishes nothing."""
 
     args: tuple[Any, ...] = ()
     kwargs: ClassVar[dict[str, Any]] = {}
 
     def apply_async(self) -> None:
-        """Leave it to the row, which is written when the run is closed."""
+        """Does nothing: the run is rescheduled in its row when it is closed."""
 
 
 def register_task(app: Celery, declaration: Declaration) -> None:
-    """Make the Celery task of a handler, in place of an older definition's.
+    """Registers the Celery task of a handler, in place of the task of an earlier definition.
 
     Raises:
-        DuplicateHandler: the app has a task of its own by that name.
+        DuplicateHandler: the app has another task of that name.
     """
-    # Not `app.tasks`: kombu locks that property for all apps, and another thread that waits in it for this app to be
-    # finalized would be waited for here.
+    # Not `app.tasks`: kombu locks that property for all apps. Another thread may hold the lock while it waits for this
+    # app to be finalized, which would be a deadlock.
     other = app._tasks.get(declaration.name)
     if other is not None and not isinstance(other, HandlerTask):
         if is_queueing_app(app):
             raise DuplicateHandler(declaration.name, f"a task of the app {app.main!r}", declaration.location)
-        logger.warning("the app %r keeps its own task %s; no handler of that name runs there", app.main, other.name)
+        logger.warning("the app %r keeps its own task %s: no handler of that name runs there", app.main, other.name)
         return
     base: Any = declaration.offload.base or app.Task
     app._tasks.pop(declaration.name, None)
-    make = Celery.task(  # not `app.task`, which a subclass may have for its own tasks
+    register = Celery.task(  # not `app.task`, which a subclass of Celery may override
         app,
         name=declaration.name,
         lazy=False,
@@ -185,44 +185,44 @@ def register_task(app: Celery, declaration: Declaration) -> None:
         Request=type("HandlerRequest", (HandlerRequest, symbol_by_name(base.Request)), {}),
         **_task_options(declaration.offload, base),
     )
-    make(_task_body(app, declaration))
+    register(_task_body(app, declaration))
 
 
 def _has_custom_call(base: type) -> bool:
-    """Whether the app's own task class does something around each run."""
+    """Whether the app's own task class overrides `__call__`."""
     return any("__call__" in vars(cls) for cls in base.__mro__[: base.__mro__.index(Task)])
 
 
 def _task_options(offload: Offload, base: type) -> dict[str, Any]:
-    """The given options of the task over Nitro's; those about retries yield to the app's own task class."""
-    given = offload.task_options()
-    own = {
+    """Returns the handler's task options over Nitro's defaults; retry options of the app's task class are kept."""
+    given_options = offload.task_options()
+    retry_options = {
         name: value for name, value in RETRY_DEFAULTS.items() if getattr(base, name, None) == getattr(Task, name, None)
     }
-    if "autoretry_for" in own and "autoretry_for" not in given:
-        given["dont_autoretry_for"] = (
+    if "autoretry_for" in retry_options and "autoretry_for" not in given_options:
+        given_options["dont_autoretry_for"] = (
             Reject,
             *offload.throws,
             *offload.dont_autoretry_for,
             *getattr(base, "throws", ()),
         )
-    return {**LATE_ACK_OPTIONS, **own, **given}
+    return {**LATE_ACK_OPTIONS, **retry_options, **given_options}
 
 
 def _task_body(app: Celery, declaration: Declaration) -> Callable[..., Any]:
-    """The body of the task, which looks like the handler to whoever inspects it."""
+    """Returns the function of the task, with name, module and docstring of the handler."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return execute(app.tasks[declaration.name], declaration, args, kwargs)
 
-    if declaration.function.__name__.isidentifier():  # Celery compiles a function of that name, so no lambda's
+    if declaration.function.__name__.isidentifier():  # Celery compiles a function of that name, so `<lambda>` is no use
         run.__name__, run.__qualname__ = declaration.function.__name__, declaration.function.__qualname__
     run.__doc__, run.__module__ = declaration.function.__doc__, declaration.function.__module__
     return run
 
 
 def register_handlers() -> None:
-    """Make a task of every handler on every app: those known when it is finalized, and later ones at once."""
+    """Connects Nitro to Celery: each finalized app gets a task for every handler, and for each one declared later."""
     import_modules.connect(modules.import_handlers, weak=False)
     worker_process_shutdown.connect(unwind_on_termination, weak=False)
     worker_process_shutdown.connect(_flush_before_exit, weak=False)
@@ -231,20 +231,20 @@ def register_handlers() -> None:
     control.register_commands()
     bind_hooks.append(_add_worker_steps)
     for app in _state._get_active_apps():
-        _add_worker_steps(app)  # before the command line reads the options of a worker
+        _add_worker_steps(app)  # now, because the command line reads the options of a worker early
     for app in _finalized_apps():
         _register_all(app)
     declaration_hooks.append(_register_late)
 
 
 def _flush_before_exit(**_signal: object) -> None:
-    """A pool's process ends: what its handlers have emitted leaves now, and not when its lease is over."""
+    """Publishes the last messages of an ending pool process; otherwise they would wait for the end of their lease."""
     publisher.drain(EXIT_FLUSH_SECONDS)
     journal.flush(EXIT_FLUSH_SECONDS)
 
 
 def _requeue_unknown(name: str, message: Any, **_signal: Any) -> None:
-    """A message that this worker has no handler for, which Celery drops: if it is tracked, its row takes it back."""
+    """Requeues a tracked delivery whose message Celery drops, because the worker does not know its handler."""
     body = message.decode()
     emission = emission_id_in(body[1] if isinstance(body, list | tuple) and len(body) > 1 else None)
     if message.headers.get(DELIVERY_HEADER) in TRACKED_DELIVERIES and emission is not None:

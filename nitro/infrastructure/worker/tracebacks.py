@@ -1,4 +1,4 @@
-"""Tracebacks of failed handlers in the result backend, which a database keeps as text."""
+"""Tracebacks of failed handlers, in text that the database of the result backend can store."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from nitro.infrastructure.outbox.texts import to_storable
 
 
 class StorableTracebackBackend:
-    """A result backend of Celery that is told tracebacks as the database of this process can store them.
+    """Wraps a result backend of Celery, and escapes tracebacks for the database of this process.
 
-    An error of its own about a text would end the worker, because Celery reports it in the loop that reads messages.
+    A text that the backend cannot store would end the worker: Celery stores it in the loop that reads messages.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -20,11 +20,11 @@ class StorableTracebackBackend:
         return getattr(self._backend, name)
 
     def mark_as_failure(self, task_id: str, exc: Any, traceback: str | None = None, *args: Any, **options: Any) -> Any:
-        """Store that a task has failed."""
+        """Stores that a task has failed."""
         return self._backend.mark_as_failure(task_id, exc, _storable_text(traceback), *args, **options)
 
     def mark_as_retry(self, task_id: str, exc: Any, traceback: str | None = None, *args: Any, **options: Any) -> Any:
-        """Store that a task has failed and runs again."""
+        """Stores that a task has failed and runs again."""
         return self._backend.mark_as_retry(task_id, exc, _storable_text(traceback), *args, **options)
 
 

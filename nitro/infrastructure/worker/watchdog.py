@@ -1,8 +1,8 @@
-"""Starvation: a worker that gets nothing although its queues hold messages connects to the broker anew.
+"""A watchdog that reconnects a worker to the broker when it receives nothing although its queues hold messages.
 
-RabbitMQ can forget a consumer that it still lists: when a quorum queue is deleted and declared again at once, it takes
-the messages of the new queue for ones that it has delivered already (seen with 3.10). On Redis kombu counts a message
-whose acknowledgement failed as one in hand for ever, and takes no more than the prefetch count of them (5.7, as read).
+RabbitMQ can stop delivering to a consumer that it still lists: when a quorum queue is deleted and declared again at
+once, it treats the messages of the new queue as already delivered (seen with 3.10). On Redis kombu never releases the
+prefetch slot of a message whose acknowledgement failed, and receives nothing when all slots are used (read in 5.7).
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ class ConsumerWatchdog:
         self._last_received = -1
         self._was_starving = False
 
-    def look(self) -> None:
-        """To be called now and then; the second time that it finds the worker starving it has it connect anew."""
-        was_hungry = self._was_starving
+    def check(self) -> None:
+        """Reconnects the worker if this call and the previous one find it starving; call it at an interval."""
+        was_starving = self._was_starving
         try:
             self._was_starving = self._is_starving()
         except ConnectionError:
-            logger.debug("the broker does not say what its queues hold", exc_info=True)
+            logger.debug("the broker does not say how long its queues are", exc_info=True)
             self._was_starving = False
-        if was_hungry and self._was_starving:
-            logger.warning("the broker holds messages and delivers none of them here: connecting anew")
+        if was_starving and self._was_starving:
+            logger.warning("the broker holds messages and delivers none of them to this worker: reconnecting")
             self._was_starving = False
             self._worker.consumer.call_soon(_break_connection)
 
     def _is_starving(self) -> bool:
-        """Whether nothing has come since the last look, nothing is in hand, and messages have been waiting for long."""
-        received, self._last_received = self._last_received, sum(state.total_count.values())
-        if received != self._last_received or self._holds_messages() or is_embedded(self._worker.app):
+        """Whether nothing was received since the last check, no message is held, and messages have waited for long."""
+        previous, self._last_received = self._last_received, sum(state.total_count.values())
+        if previous != self._last_received or self._holds_messages() or is_embedded(self._worker.app):
             return False
         consumer = getattr(self._worker.consumer, "task_consumer", None)
         queues = [queue.name for queue in consumer.queues] if consumer is not None else []
         return pending.has_long_queued(queues) and any(queue_sizes(self._worker.app, queues).values())
 
     def _holds_messages(self) -> bool:
-        """Whether messages are in hand: being run, or held for a time or for a rate limit, which take its prefetch."""
+        """Whether the worker holds messages of its prefetch: running, or waiting for a countdown or rate limit."""
         if state.reserved_requests or state.active_requests or state.scheduled_requests:
             return True
         buckets = list(getattr(self._worker.consumer, "task_buckets", {}).values())
@@ -62,5 +62,5 @@ class ConsumerWatchdog:
 
 
 def _break_connection() -> None:
-    """In the worker's loop, which connects anew when the connection breaks."""
-    raise ConnectionError("this consumer gets nothing")
+    """Raises a connection error in the worker's loop, which then reconnects."""
+    raise ConnectionError("the consumer receives no messages")
