@@ -69,8 +69,7 @@ def carry(*variables: ContextVar[Any]) -> None:
     place = _call_site_of(sys._getframe(1))
     for variable in variables:
         _propagator.add(variable, place)
-    if _propagator not in propagators:
-        propagators.append(_propagator)
+    propagators.add(_propagator)
 
 
 class ContextPropagator:

@@ -38,9 +38,9 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
     ):
         return
     tracing = _EmissionTracer(tracer_provider)
-    active_observers.append(tracing.watch)
-    propagators.append(tracing)
-    publish_contexts.append(tracing.publish)
+    active_observers.add(tracing.watch)
+    propagators.add(tracing)
+    publish_contexts.add(tracing.publish)
 
 
 class _EmissionTracer:

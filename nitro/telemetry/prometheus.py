@@ -86,7 +86,7 @@ def instrument(registry: CollectorRegistry = REGISTRY) -> None:
         if isinstance(each, _EmissionCounter)
     ]
     if not any(each.registry is registry for each in counting):
-        active_observers.append(_EmissionCounter(registry).watch)
+        active_observers.add(_EmissionCounter(registry).watch)
 
 
 class _EmissionCounter:

@@ -24,7 +24,7 @@ def instrument() -> None:
     """Have every emission from now on send the trace along that Sentry is in; called again it does nothing."""
     if any(isinstance(propagator, _SentryPropagator) for propagator in propagators):
         return
-    propagators.append(_SentryPropagator())
+    propagators.add(_SentryPropagator())
     before_task_publish.connect(_set_sentry_headers, weak=False)
 
 

@@ -11,6 +11,7 @@ from sqlmodel import SQLModel
 
 from nitro.infrastructure.database import statements
 from nitro.infrastructure.database.binds import connection_of, nitro_bind_of
+from nitro.infrastructure.hooks import Hooks
 
 # PostgreSQL: two processes that create at once would otherwise collide in its catalogue.
 ADVISORY_LOCK_ID = 0x6E6974726F
@@ -19,7 +20,7 @@ TABLES_CREATED_KEY = "nitro_tables"
 nitro_metadata = MetaData()
 """Nitro's tables: apart from the user's, so that nothing which is done with those is done with these."""
 
-table_upgrades: list[Callable[[Connection], Sequence[Executable]]] = []
+table_upgrades: Hooks[Callable[[Connection], Sequence[Executable]]] = Hooks()
 """Each gives what is to be executed for Nitro's tables to be there in this version; nothing when they are."""
 
 current_pools: WeakKeyDictionary[Pool, bool] = WeakKeyDictionary()

@@ -190,6 +190,5 @@ journal = Journal()
 
 def observe_emissions() -> None:
     """Have every emission of this process noted."""
-    if journal.watch not in active_observers:
-        active_observers.append(journal.watch)
-        journal.flush_at_exit()
+    active_observers.add(journal.watch)
+    journal.flush_at_exit()
