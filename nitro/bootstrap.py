@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nitro.infrastructure.events.ports import set_dispatcher
-from nitro.infrastructure.offload import ports
+from nitro.infrastructure.events.ports import dispatcher_slot
 from nitro.infrastructure.offload.dispatcher import CeleryDispatcher
+from nitro.infrastructure.offload.ports import outbox_slot
 from nitro.infrastructure.outbox import journal
 from nitro.infrastructure.outbox.writer import OutboxWriter
 from nitro.infrastructure.worker import task
@@ -19,6 +19,6 @@ def wire() -> None:
     """
     if Settings.load().journal:
         journal.observe_emissions()
-    set_dispatcher(CeleryDispatcher())
-    ports.register_outbox(OutboxWriter())
+    dispatcher_slot.value = CeleryDispatcher()
+    outbox_slot.value = OutboxWriter()
     task.register_handlers()

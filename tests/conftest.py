@@ -128,16 +128,16 @@ def database_server() -> Iterator[str]:
 def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Resets settings, connected events, declarations, current app and memory broker to those of a new process."""
     monkeypatch.setattr(events, "_ever_connected", WeakSet())
+    for slot in (apps._bound_app, apps._own_app):
+        monkeypatch.setattr(slot, "value", None)
     for name in [name for name in os.environ if name.startswith("NITRO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NITRO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{tmp_path / 'nitro.db'}")
     database.reset()
-    declared, bound, own = dict(declarations.declarations_by_name), list(apps._bound_app), list(apps._own_app)
+    declared = dict(declarations.declarations_by_name)
     current, default = _state._tls.current_app, _state.default_app
     declarations.declarations_by_name.clear()
-    apps._bound_app.clear()
-    apps._own_app.clear()
     _state._tls.current_app, _state.default_app = None, None
     memory.Channel.queues.clear()
     memory.Transport.global_state.clear()
@@ -146,13 +146,13 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     publisher.drain(PATIENCE)
     emitter_relay.stop(PATIENCE)
     emitter_relay._thread._reset()
-    for app in (*apps._bound_app, *apps._own_app):
-        app.close()
+    for app in (apps._bound_app.value, apps._own_app.value):
+        if app is not None:
+            app.close()
     memory.Channel.queues.clear()
     _state._tls.current_app, _state.default_app = current, default
     declarations.declarations_by_name.clear()
     declarations.declarations_by_name.update(declared)
-    apps._bound_app[:], apps._own_app[:] = bound, own
     database.reset()
 
 

@@ -162,7 +162,7 @@ def _tracking(context: CheckContext) -> Iterator[Finding]:
 def _settings(context: CheckContext) -> Iterator[Finding]:
     """Yields warnings about settings of the user's app under which a promise does not hold."""
     from nitro.infrastructure.offload.broker import REDIS, driver_of, is_embedded
-    from nitro.infrastructure.offload.envelope import is_signing
+    from nitro.infrastructure.signing import is_signing
 
     app, conf = context.app, context.app.conf
     if not is_embedded(app) and not is_signing():

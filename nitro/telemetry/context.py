@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from nitro.infrastructure.events import Emission
 from nitro.infrastructure.logs import get_logger
 from nitro.infrastructure.offload.delivery import Delivery
 from nitro.infrastructure.offload.propagation import Headers, propagators
-from nitro.settings import signing_key
+from nitro.infrastructure.signing import is_signed, signature_of
 
 logger = get_logger("nitro.worker")
 
@@ -70,8 +69,7 @@ def carry(*variables: ContextVar[Any]) -> None:
     call_site = _call_site_of(sys._getframe(1))
     for variable in variables:
         _propagator.add(variable, call_site)
-    if _propagator not in propagators:
-        propagators.append(_propagator)
+    propagators.add(_propagator)
 
 
 class ContextPropagator:
@@ -115,7 +113,7 @@ class ContextPropagator:
             raise ContextNotSerializable(
                 ", ".join(values), f"{len(text)} bytes are more than the {MAX_HEADER_BYTES} of a message header"
             )
-        signature = _signature(text, emission.id)
+        signature = signature_of(_signed_text(text, emission.id))
         return {CONTEXT_HEADER: text} if signature is None else {CONTEXT_HEADER: text, SIGNATURE_HEADER: signature}
 
     @contextmanager
@@ -162,18 +160,12 @@ def _verified_values(headers: Headers, emission: str) -> dict[str, Any]:
     text = headers.get(CONTEXT_HEADER)
     if text is None:
         return {}
-    signature = _signature(text, emission)
-    if signature is not None and not hmac.compare_digest(
-        signature.encode(), str(headers.get(SIGNATURE_HEADER)).encode(errors="replace")
-    ):
+    if not is_signed(_signed_text(text, emission), headers.get(SIGNATURE_HEADER)):
         logger.error("context of emission %s is refused: it is not signed as it must be", emission)
         return {}
     values: dict[str, Any] = json.loads(text)
     return values
 
 
-def _signature(text: str, emission: str) -> str | None:
-    key = signing_key()
-    if key is None:
-        return None
-    return hmac.digest(key.encode(), json.dumps([emission, text]).encode(), "sha256").hex()
+def _signed_text(text: str, emission: str) -> str:
+    return json.dumps([emission, text])

@@ -41,9 +41,9 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
     ):
         return
     tracer = _EmissionTracer(tracer_provider)
-    active_observers.append(tracer.observe)
-    propagators.append(tracer)
-    publish_contexts.append(tracer.publish)
+    active_observers.add(tracer.observe)
+    propagators.add(tracer)
+    publish_contexts.add(tracer.publish)
 
 
 class _EmissionTracer:

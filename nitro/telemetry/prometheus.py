@@ -82,7 +82,7 @@ def instrument(registry: CollectorRegistry = REGISTRY) -> None:
     """
     owners = [getattr(observer, "__self__", None) for observer in active_observers]
     if not any(isinstance(owner, _EmissionCounter) and owner.registry is registry for owner in owners):
-        active_observers.append(_EmissionCounter(registry).observe)
+        active_observers.add(_EmissionCounter(registry).observe)
 
 
 class _EmissionCounter:

@@ -24,7 +24,7 @@ def instrument() -> None:
     """Starts to send Sentry's current trace with every emission. A second call does nothing."""
     if any(isinstance(propagator, _SentryPropagator) for propagator in propagators):
         return
-    propagators.append(_SentryPropagator())
+    propagators.add(_SentryPropagator())
     before_task_publish.connect(_set_sentry_headers, weak=False)
 
 

@@ -16,10 +16,10 @@ from celery import Celery
 
 from databases import KINDS, on_database
 from nitro.infrastructure import scope
-from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace, ports
+from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.observers import active_observers
-from nitro.infrastructure.events.ports import Call
+from nitro.infrastructure.events.ports import Call, dispatcher_slot
 from nitro.infrastructure.offload.envelope import TaskMessage
 from nitro.infrastructure.offload.publishing.channel import PublishChannel
 from nitro.infrastructure.offload.publishing.queue import Batch
@@ -119,11 +119,9 @@ def default() -> Iterator[Namespace]:
 @pytest.fixture
 def queue() -> Iterator[RecordingDispatcher]:
     """A recording dispatcher in the slot."""
-    earlier = list(ports._slot)
     recording = RecordingDispatcher()
-    ports.set_dispatcher(recording)
-    yield recording
-    ports._slot[:] = earlier
+    with dispatcher_slot.replaced(recording):
+        yield recording
 
 
 @pytest.fixture

@@ -27,17 +27,15 @@ def at_module_level(sender: object) -> None: ...
 
 
 @pytest.fixture(autouse=True)
-def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def publisher() -> Iterator[None]:
     """The real dispatcher in the slot, no Celery app that hears of it, and no declaration left behind."""
-    from nitro.infrastructure.events import ports
+    from nitro.infrastructure.events.ports import dispatcher_slot
     from nitro.infrastructure.offload import declarations
     from nitro.infrastructure.offload.dispatcher import CeleryDispatcher
 
-    earlier, declared = list(ports._slot), dict(declarations.declarations_by_name)
-    ports.set_dispatcher(CeleryDispatcher())
-    monkeypatch.setattr(declarations, "declaration_hooks", [])
-    yield
-    ports._slot[:] = earlier
+    declared = dict(declarations.declarations_by_name)
+    with dispatcher_slot.replaced(CeleryDispatcher()), declarations.declaration_hooks.replaced():
+        yield
     declarations.declarations_by_name.clear()
     declarations.declarations_by_name.update(declared)
 

@@ -51,10 +51,8 @@ carry(tenant)
 def _nothing_travels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing travels before a test nor after it."""
     monkeypatch.setattr(context, "_propagator", ContextPropagator())
-    earlier = list(propagators)
-    propagators.clear()
-    yield
-    propagators[:] = earlier
+    with propagators.replaced():
+        yield
 
 
 @pytest.fixture

@@ -105,13 +105,8 @@ def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
 @contextmanager
 def untraced() -> Iterator[None]:
     """As in a process that was not instrumented."""
-    lists: tuple[list[Any], ...] = (active_observers, propagators, publish_contexts)
-    earlier = [list(each) for each in lists]
-    for each in lists:
-        each.clear()
-    yield
-    for each, kept in zip(lists, earlier, strict=True):
-        each[:] = kept
+    with active_observers.replaced(), propagators.replaced(), publish_contexts.replaced():
+        yield
 
 
 @pytest.fixture

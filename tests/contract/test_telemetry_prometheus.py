@@ -43,12 +43,10 @@ def _written(name: str, labels: dict[str, str]) -> str:
 @pytest.fixture
 def counted() -> Iterator[Samples]:
     """What is counted of the emissions of a test, in a registry of its own."""
-    earlier = list(active_observers)
-    active_observers.clear()
     metrics = CollectorRegistry()
-    prometheus.instrument(metrics)
-    yield lambda: scraped(metrics)
-    active_observers[:] = earlier
+    with active_observers.replaced():
+        prometheus.instrument(metrics)
+        yield lambda: scraped(metrics)
 
 
 @pytest.fixture
@@ -282,12 +280,10 @@ def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
     """And from then on all are, those of events that were emitted before too."""
     on(evt)(lambda sender: None)
     emit(evt)
-    earlier, metrics = list(active_observers), CollectorRegistry()
-    try:
+    metrics = CollectorRegistry()
+    with active_observers.replaced(*active_observers):
         prometheus.instrument(metrics)
         emit(evt)
-    finally:
-        active_observers[:] = earlier
     emit(evt)
     assert scraped(metrics)["nitro_emissions_total{event=order.placed}"] == 1
 

@@ -64,9 +64,8 @@ def placed(app: Celery) -> Event:
 @pytest.fixture
 def journaled(app: Celery) -> Iterator[Event]:
     """An event without offloads, while the journal is on."""
-    active_observers.append(journal.watch)
-    yield Namespace().event("order.seen")
-    active_observers.remove(journal.watch)
+    with active_observers.replaced(*active_observers, journal.watch):
+        yield Namespace().event("order.seen")
     assert journal.flush(20)
 
 

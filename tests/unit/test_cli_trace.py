@@ -47,9 +47,8 @@ def placed(events: Namespace) -> Event:
 @pytest.fixture
 def journaled(events: Namespace) -> Iterator[None]:
     """The journal is on."""
-    active_observers.append(journal.watch)
-    yield
-    active_observers.remove(journal.watch)
+    with active_observers.replaced(*active_observers, journal.watch):
+        yield
     journal.flush(20)
 
 

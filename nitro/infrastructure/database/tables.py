@@ -11,6 +11,7 @@ from sqlmodel import SQLModel
 
 from nitro.infrastructure.database import statements
 from nitro.infrastructure.database.binds import connection_of, nitro_bind_of
+from nitro.infrastructure.hooks import Hooks
 
 # pg_advisory_xact_lock: without it two processes that create tables at once would collide in the catalogue.
 ADVISORY_LOCK_ID = 0x6E6974726F
@@ -21,7 +22,7 @@ TABLES_CREATED_KEY = "nitro_tables"
 nitro_metadata = MetaData()
 """Nitro's tables, separate from the user's metadata, so that `create_all` and Alembic of the user leave them alone."""
 
-table_upgrades: list[Callable[[Connection], Sequence[Executable]]] = []
+table_upgrades: Hooks[Callable[[Connection], Sequence[Executable]]] = Hooks()
 """Functions that return the statements which bring Nitro's tables to this version; none if they are current."""
 
 current_pools: WeakKeyDictionary[Pool, bool] = WeakKeyDictionary()

@@ -10,6 +10,7 @@ from logging import DEBUG
 from nitro.infrastructure.events.display import describe_sender
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.ports import Call, dispatcher
+from nitro.infrastructure.hooks import Hooks
 from nitro.infrastructure.logs import escape_text, get_logger, log_extra
 
 logger = get_logger("nitro.events")
@@ -17,7 +18,7 @@ logger = get_logger("nitro.events")
 Observer = Callable[[Emission, Call], AbstractContextManager[object]]
 """A context manager around an emission: from its first handler to the publishing of its offloads."""
 
-active_observers: list[Observer] = []
+active_observers: Hooks[Observer] = Hooks()
 
 enabled_levels: Mapping[int, bool] = logger._cache  # type: ignore[attr-defined]  # isEnabledFor takes a tenth of an emit
 """The logger's own cache: level → whether it is enabled; a change of levels empties it."""

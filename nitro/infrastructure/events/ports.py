@@ -10,6 +10,7 @@ from nitro.errors import NoDispatcher
 from nitro.infrastructure import scope
 from nitro.infrastructure.events.emission import Emission
 from nitro.infrastructure.events.handler import Function, Handler, OffloadLike
+from nitro.infrastructure.hooks import Slot
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,12 +59,7 @@ class Dispatcher(Protocol):
 GROUP = "nitro.dispatchers"
 """Group of entry points in which a distribution names the function that fills the slot."""
 
-_slot: list[Dispatcher] = []
-
-
-def set_dispatcher(dispatcher: Dispatcher) -> None:
-    """Puts the dispatcher in the slot, in place of an earlier one."""
-    _slot[:] = [dispatcher]
+dispatcher_slot: Slot[Dispatcher] = Slot()
 
 
 def dispatcher() -> Dispatcher:
@@ -72,12 +68,11 @@ def dispatcher() -> Dispatcher:
     Raises:
         NoDispatcher: no installed distribution has such an entry point, or several have.
     """
-    if not _slot:
-        _load()
-    return _slot[0]
+    found = dispatcher_slot.value
+    return _load() if found is None else found
 
 
-def _load() -> None:
+def _load() -> Dispatcher:
     """Calls the one function that an installed distribution names in `GROUP`."""
     from importlib.metadata import entry_points  # slower to load than the whole package of events
 
@@ -86,3 +81,5 @@ def _load() -> None:
         raise NoDispatcher(GROUP, [f"{point.dist.name} ({point.value})" for point in points if point.dist])
     wire: Callable[[], None] = points[0].load()
     wire()
+    assert dispatcher_slot.value is not None
+    return dispatcher_slot.value

@@ -10,6 +10,7 @@ from celery import Celery, _state
 from nitro.errors import DeclarationError
 from nitro.infrastructure.database import use_engine
 from nitro.infrastructure.events.ports import dispatcher
+from nitro.infrastructure.hooks import Hooks, Slot
 from nitro.infrastructure.offload.celery_defaults import configure_own_app, configure_users_app
 from nitro.infrastructure.threads import ForkSafeLock
 from nitro.settings import Settings
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     Database = Engine | AsyncEngine | URL | str
 
 _lock = ForkSafeLock()
-bind_hooks: list[Callable[[Celery], None]] = []
+bind_hooks: Hooks[Callable[[Celery], None]] = Hooks()
 """Functions that are called with each app that is bound."""
 
-_bound_app: list[Celery] = []
-_own_app: list[Celery] = []
+_bound_app: Slot[Celery] = Slot()
+_own_app: Slot[Celery] = Slot()
 
 
 def bind(app: Celery, engine: Database | None = None) -> Celery:
@@ -49,7 +50,7 @@ def bind(app: Celery, engine: Database | None = None) -> Celery:
     configure_users_app(app)
     for hook in bind_hooks:
         hook(app)
-    _bound_app[:] = [app]
+    _bound_app.value = app
     return app
 
 
@@ -59,27 +60,27 @@ def current_app() -> Celery:
     Raises:
         DeclarationError: the program has several apps, and this thread has no current one.
     """
-    if _bound_app:
-        return _bound_app[0]
-    app = _current_celery_app()
+    app = _bound_app.value or _current_celery_app() or _own_app.value
     if app is not None:
         return app
     with _lock:
-        if not _own_app:
+        if _own_app.value is None:
             app = Celery("nitro", set_as_current=False)
             app.config_from_object("celeryconfig", silent=True)
-            _own_app.append(configure_own_app(app, queue=True))
-    return _own_app[0]
+            _own_app.value = configure_own_app(app, queue=True)
+        return _own_app.value
 
 
 def queueing_app(app: Celery) -> Celery:
     """Returns the app that queues offloaded handlers in a process that runs `app`: the bound app, else `app`."""
-    return _bound_app[0] if _bound_app else app
+    return _bound_app.value or app
 
 
 def is_queueing_app(app: Celery) -> bool:
     """Whether this thread queues offloaded handlers through this app."""
-    return app in (_bound_app or _own_app) or (not _bound_app and app is _state._tls.current_app)
+    if _bound_app.value is not None:
+        return app is _bound_app.value
+    return app is _own_app.value or app is _state._tls.current_app
 
 
 def _current_celery_app() -> Celery | None:

@@ -14,6 +14,7 @@ from celery.utils.functional import head_from_fun
 from nitro.errors import DuplicateHandler, NotOffloadable, OptionConflict
 from nitro.infrastructure.events.definition import Definition
 from nitro.infrastructure.events.registration import check_takes_sender
+from nitro.infrastructure.hooks import Hooks
 from nitro.infrastructure.offload.app import current_app
 from nitro.infrastructure.offload.options import Offload
 from nitro.settings import Settings
@@ -44,7 +45,7 @@ class Declaration:
 declarations_by_name: dict[str, Declaration] = {}
 """All declarations of this process, by handler name."""
 
-declaration_hooks: list[Callable[[Declaration], None]] = []
+declaration_hooks: Hooks[Callable[[Declaration], None]] = Hooks()
 """Functions that are called with each new declaration, such as the one that makes its Celery task."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -18,7 +17,7 @@ from nitro.infrastructure.events.display import describe_sender, split_shown_fie
 from nitro.infrastructure.events.ports import Call
 from nitro.infrastructure.offload.codec import encode
 from nitro.infrastructure.offload.options import DELIVERY_HEADER, DeliveryGuarantee, EntityMode
-from nitro.settings import signing_key
+from nitro.infrastructure.signing import is_signed, is_signing, signature_of
 
 ENVELOPE_KEY = "__nitro__"
 """The kwarg of a task message that carries the envelope."""
@@ -74,8 +73,7 @@ class Envelope:
             SignatureRefused: the signature is wrong or missing.
         """
         envelope = kwargs.get(ENVELOPE_KEY)
-        key = signing_key()
-        if key is not None and not _is_signed(envelope, handler, args, key):
+        if is_signing() and not _is_signed(envelope, handler, args):
             raise SignatureRefused(handler)
         if envelope is None:
             return None
@@ -87,12 +85,9 @@ class Envelope:
     def kwargs(self, handler: str, args: Sequence[Any] = ()) -> dict[str, Any]:
         """Returns the kwargs of a handler's task with this envelope, signed for the handler when there is a key."""
         envelope = {name: getattr(self, name) for name in _ENVELOPE_FIELDS}
-        key = signing_key()
-        return {
-            ENVELOPE_KEY: envelope
-            if key is None
-            else {**envelope, "signature": _signature(envelope, handler, args, key)}
-        }
+        if is_signing():
+            envelope["signature"] = signature_of(_signed_text(envelope, handler, args))
+        return {ENVELOPE_KEY: envelope}
 
     def __str__(self) -> str:
         """Returns the text for monitoring: a dict literal, which Flower can parse and search."""
@@ -104,29 +99,22 @@ class Envelope:
 _ENVELOPE_FIELDS = tuple(field.name for field in fields(Envelope))
 
 
-def is_signing() -> bool:
-    """Whether messages are signed; then no two handlers share an envelope."""
-    return signing_key() is not None
-
-
 def delivery_id(emission: str, handler: str) -> str:
     """Returns the Celery task id and idempotency key of a delivery: UUIDv5 text (RFC 9562)."""
     return str(uuid5(UUID(emission), handler))
 
 
-def _signature(envelope: Mapping[str, Any], handler: str, args: Sequence[Any], key: str) -> str:
-    """Returns the HMAC-SHA256 of the handler's name and of everything that the handler gets."""
+def _signed_text(envelope: Mapping[str, Any], handler: str, args: Sequence[Any]) -> str:
+    """Returns the text that a signature is made of: the handler's name and everything that the handler gets."""
     args_text = _kombu_json(list(args)) if args else ""
-    signed = json.dumps([handler, args_text, sorted(envelope.items())], separators=(",", ":"))
-    return hmac.digest(key.encode(), signed.encode(), "sha256").hex()
+    return json.dumps([handler, args_text, sorted(envelope.items())], separators=(",", ":"))
 
 
-def _is_signed(envelope: Any, handler: str, args: Sequence[Any], key: str) -> bool:
-    if not isinstance(envelope, dict) or not isinstance(envelope.get("signature"), str):
+def _is_signed(envelope: Any, handler: str, args: Sequence[Any]) -> bool:
+    if not isinstance(envelope, dict):
         return False
-    facts = {name: value for name, value in envelope.items() if name != "signature"}
-    signature = envelope["signature"].encode(errors="replace")  # "replace": it may be text that UTF-8 cannot encode
-    return hmac.compare_digest(_signature(facts, handler, args, key).encode(), signature)
+    unsigned = {name: value for name, value in envelope.items() if name != "signature"}
+    return is_signed(_signed_text(unsigned, handler, args), envelope.get("signature"))
 
 
 TRACKED_DELIVERIES = ("at-least-once", "exactly-once")

@@ -12,6 +12,7 @@ from celery import Celery
 
 from nitro.infrastructure.database import Commits, Transaction
 from nitro.infrastructure.events.ports import dispatcher
+from nitro.infrastructure.hooks import Slot
 from nitro.infrastructure.offload.envelope import TaskMessage
 from nitro.infrastructure.offload.publishing.queue import Batch
 
@@ -44,17 +45,14 @@ class Outbox(Protocol):
         """Cancels deliveries that have not started, and returns their number."""
 
 
-_registered: list[Outbox] = []
-
-
-def register_outbox(outbox: Outbox) -> None:
-    """Puts an outbox into the slot, in place of an earlier one."""
-    _registered[:] = [outbox]
+outbox_slot: Slot[Outbox] = Slot()
 
 
 def current_outbox() -> Outbox:
     """Returns the outbox of this process."""
-    return _registered[0]
+    outbox = outbox_slot.value
+    assert outbox is not None  # `bootstrap` fills both slots
+    return outbox
 
 
 def cancel(emission_id: str, handler: str | None = None) -> int:

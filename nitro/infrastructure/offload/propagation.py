@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nitro.infrastructure.hooks import Hooks
+
 if TYPE_CHECKING:
     from nitro.infrastructure.events import Emission
     from nitro.infrastructure.offload.delivery import Delivery
@@ -29,10 +31,10 @@ class Propagator(Protocol):
         """
 
 
-propagators: list[Propagator] = []
+propagators: Hooks[Propagator] = Hooks()
 """The propagators of this process."""
 
-publish_contexts: list[Callable[[Sequence[TaskMessage]], AbstractContextManager[object]]] = []
+publish_contexts: Hooks[Callable[[Sequence[TaskMessage]], AbstractContextManager[object]]] = Hooks()
 """Functions that return a context manager in which a relay publishes messages from the outbox."""
 
 

@@ -192,6 +192,5 @@ journal = Journal()
 
 def observe_emissions() -> None:
     """Registers the journal as an observer of every emission of this process."""
-    if journal.watch not in active_observers:
-        active_observers.append(journal.watch)
-        journal.flush_at_exit()
+    active_observers.add(journal.watch)
+    journal.flush_at_exit()

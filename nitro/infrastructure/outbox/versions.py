@@ -280,4 +280,4 @@ def _database_url(connection: Connection) -> str:
     return connection.engine.url.render_as_string()
 
 
-table_upgrades.append(upgrade_statements)
+table_upgrades.add(upgrade_statements)

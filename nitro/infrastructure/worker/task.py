@@ -229,12 +229,12 @@ def register_handlers() -> None:
     task_unknown.connect(_requeue_unknown, weak=False)
     connect_on_app_finalize(_register_all)
     control.register_commands()
-    bind_hooks.append(_add_worker_steps)
+    bind_hooks.add(_add_worker_steps)
     for app in _state._get_active_apps():
         _add_worker_steps(app)  # now, because the command line reads the options of a worker early
     for app in _finalized_apps():
         _register_all(app)
-    declaration_hooks.append(_register_late)
+    declaration_hooks.add(_register_late)
 
 
 def _flush_before_exit(**_signal: object) -> None:

@@ -17,9 +17,10 @@ from kombu.utils.json import dumps as kombu_json
 from nitro.infrastructure.offload.codec import quick_json
 from nitro.infrastructure.offload.conf import read_setting
 from nitro.infrastructure.offload.destinations import matching_queues
-from nitro.infrastructure.offload.envelope import TaskMessage, is_signing
+from nitro.infrastructure.offload.envelope import TaskMessage
 from nitro.infrastructure.offload.publishing.direct import MessageBuffer, MessageWriter, capture_messages, direct_writer
 from nitro.infrastructure.offload.publishing.unmodified import has_publish_receivers, is_unmodified
+from nitro.infrastructure.signing import is_signing
 
 PER_MESSAGE_OPTIONS = ("root_id", "parent_id", "retries")
 """Options of `apply_async` that a template fills in for each message."""
