@@ -1,4 +1,4 @@
-"""What the unit tests share: a fresh database for each."""
+"""Fixtures of the unit tests: an empty database for each test."""
 
 from __future__ import annotations
 

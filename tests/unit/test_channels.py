@@ -1,4 +1,4 @@
-"""A batch on Redis: which commands come of the messages in it."""
+"""The Redis commands that a batch of messages becomes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Connection:
         return self._other_end.fileno() < 0
 
     def hang_up(self) -> None:
-        """As the server does."""
+        """Closes the server's end of the connection."""
         self._other_end.close()
 
     def _fail(self) -> None:
@@ -148,7 +148,7 @@ def test_lists_are_kept_apart_and_in_order(connection: Connection, pipeline: Red
 
 
 def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
-    """As whoever takes the messages looks for them there."""
+    """Consumers look for the messages under the prefixed key."""
     client: Any = Client(connection)
     client._prefix_args = lambda args: [args[0], f"shop:{args[1]}", *args[2:]]
     flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"), ("publish", "topic", "x"))
@@ -156,7 +156,7 @@ def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
 
 
 def test_nothing_is_sent_for_nothing(connection: Connection, pipeline: RedisPipeline) -> None:
-    """Nor for what was discarded."""
+    """A discarded message is not sent either."""
     pipeline.add("lpush", "q", "1")
     pipeline.discard()
     pipeline.flush()
@@ -234,7 +234,7 @@ def test_a_connection_is_taken_with_the_lock_of_its_pool(
 
 
 def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> None:
-    """So that whoever closes the pool closes it too; and it is free again afterwards."""
+    """Closing the pool also closes a connection in use; afterwards the connection is free again."""
     client, used = Client(connection), list[set[Connection]]()
     connection.pack_command = lambda *args: used.append({*client._in_use_connections}) or [repr([args]).encode()]  # type: ignore[func-returns-value,method-assign]  # noted
     flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"))
@@ -243,7 +243,7 @@ def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> Non
 
 
 def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pipeline: RedisPipeline) -> None:
-    """It goes to whoever emits, such as a task whose time is over; no answer is left behind."""
+    """The emitter gets the signal's exception, such as a soft time limit; no answer is left unread."""
     connection.error = SoftTimeLimitExceeded()
     with pytest.raises(SoftTimeLimitExceeded):
         flushed(pipeline, ("lpush", "q", "1"))
@@ -266,7 +266,7 @@ class Acquiring:
 
 
 def test_a_kept_client_is_given_to_whoever_brings_none() -> None:
-    """And nobody's own is exchanged for it."""
+    """A client that the caller passes is not replaced."""
     channel = Acquiring()
     assert reuse_client(channel) == "client 1"
     for given, got in ((None, "client 1"), ("own", "own"), (None, "client 1")):

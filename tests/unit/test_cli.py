@@ -66,7 +66,7 @@ def test_init_creates_the_tables_of_the_handlers_modules(project: Path) -> None:
 
 
 def test_init_fails_when_the_database_is_away(project: Path) -> None:
-    """It says so, and its exit code too."""
+    """The error names the address on one line, and the exit code is 1."""
     url = "postgresql://postgres@127.0.0.1:9/away"
     done = nitro("init", "--entities", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
     assert done.returncode == 1
@@ -75,14 +75,14 @@ def test_init_fails_when_the_database_is_away(project: Path) -> None:
 
 
 def test_unknown_command_is_a_usage_error(project: Path) -> None:
-    """As of any Celery command."""
+    """The exit code is 2, as for any Celery command."""
     done = nitro("inti", environ={"NITRO_HANDLERS": "parcels"}, cwd=project)
     assert done.returncode == 2
     assert "inti" in done.stderr
 
 
 def test_wrong_setting_is_an_error_at_start(project: Path) -> None:
-    """It names the setting, the value and what is allowed."""
+    """The error names the setting, its value and the allowed values."""
     done = nitro("init", environ={"NITRO_DELIVERY": "twice"}, cwd=project)
     assert done.returncode != 0
     assert "NITRO_DELIVERY='twice'" in done.stderr
@@ -90,24 +90,24 @@ def test_wrong_setting_is_an_error_at_start(project: Path) -> None:
 
 
 def run(*arguments: str, answer: str | None = None) -> Result:
-    """What a command does in this process; an error that it does not know is raised."""
+    """Runs a command in this process; an unexpected error is raised."""
     return CliRunner().invoke(cli.nitro, arguments, input=answer, catch_exceptions=False)
 
 
 def listed(*arguments: str) -> list[dict[str, Any]]:
-    """What `outbox list` gives a script."""
+    """Returns the deliveries that `outbox list --json` prints."""
     found: list[dict[str, Any]] = json.loads(run("outbox", "list", "--json", *arguments).stdout)
     return found
 
 
 def entry(task_id: str) -> DeliveryRecord:
-    """A delivery as it stands."""
+    """Returns the present record of a delivery."""
     (found,) = operations.read_deliveries(operations.has_id_in([task_id]))
     return found
 
 
 def close(task_id: str, error: str = "") -> str:
-    """Run a delivery as a worker does: to its end, or to an error for good; its id again."""
+    """Runs a delivery as a worker does, to its end or to a final error; returns its id."""
     mine = entry(task_id)
     started = claims.claim(mine.emission, mine.handler, "boot/1")
     assert isinstance(started, claims.Claim)
@@ -120,13 +120,13 @@ def close(task_id: str, error: str = "") -> str:
 
 @dataclass
 class Shop:
-    """Emits to handlers, whose deliveries are queued in memory."""
+    """A shop that emits to handlers; their deliveries are queued in memory."""
 
     events: Namespace = field(default_factory=Namespace)
     connected: set[str] = field(default_factory=set)
 
     def queued(self, handler: str = "shop.mail", event: str = "order.placed", **options: Any) -> str:
-        """The id of a delivery to a handler, which is connected at its first."""
+        """Emits to a handler, which the first call connects; returns the id of the delivery."""
         evt = self.events.event(event)
         if handler not in self.connected:
             self.connected.add(handler)
@@ -136,15 +136,15 @@ class Shop:
         return task_id
 
     def done(self, handler: str = "shop.mail") -> str:
-        """The id of one whose handler has finished."""
+        """Returns the id of a delivery whose handler has finished."""
         return close(self.queued(handler))
 
     def dead(self, handler: str = "shop.mail", error: str = TRACE) -> str:
-        """The id of a dead letter."""
+        """Returns the id of a dead letter."""
         return close(self.queued(handler), error)
 
     def waiting(self, handler: str = "shop.mail") -> str:
-        """The id of one that is due, and that no relay has seen."""
+        """Returns the id of a delivery that is due and that no relay has seen."""
         task_id = self.dead(handler)
         assert operations.replay(operations.has_id_in([task_id])) == 1
         return task_id
@@ -152,12 +152,12 @@ class Shop:
 
 @pytest.fixture
 def shop(app: Celery) -> Shop:
-    """A shop with a fresh database."""
+    """A shop with an empty database."""
     return Shop()
 
 
 def commands(group: click.Group = cli.nitro, path: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command with the words that call it."""
+    """Yields every command with the words that call it."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{path}{name} ")
@@ -174,7 +174,7 @@ def test_the_commands_are_light_to_import() -> None:
 
 @pytest.mark.parametrize("path", [path for path, _ in commands()])
 def test_help_has_an_example(path: str) -> None:
-    """It can be copied: the whole command on one line."""
+    """The help has the whole command on one line, ready to be copied."""
     assert f"\n  Example: celery -A <your app> nitro {path}" in run(*path.split(), "--help").stdout
 
 
@@ -194,7 +194,7 @@ def test_colours_can_be_switched_off(shop: Shop, where: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("path", [path for path, _ in commands()])
 def test_every_command_can_be_without_colours(path: str) -> None:
-    """As its help says."""
+    """The help of each command lists `--no-color`."""
     assert "--no-color" in run(*path.split(), "--help").stdout
 
 
@@ -258,7 +258,7 @@ def test_an_error_that_nobody_expects_is_not_hidden(shop: Shop, monkeypatch: pyt
 
 @pytest.mark.parametrize("arguments", ["init", "outbox list", "relay"])
 def test_tables_of_a_later_version_are_one_line(shop: Shop, arguments: str) -> None:
-    """It says which version there is, which this library knows, and what to do."""
+    """The error names the version of the tables, the version that this library knows, and the remedy."""
     create_tables()
     later = versions.VERSION + 1
     with write_connection() as connection:
@@ -312,7 +312,7 @@ def test_list_is_a_table(shop: Shop) -> None:
 
 
 def test_list_shows_the_latest_emission_first(shop: Shop) -> None:
-    """What has just happened is on top."""
+    """The latest emission is on top."""
     first, second = shop.done(), shop.queued()
     assert [row["id"] for row in listed()] == [second, first]
 
@@ -372,7 +372,7 @@ def test_json_of_nothing_is_an_empty_array(shop: Shop) -> None:
 
 
 def test_an_error_cannot_steer_the_terminal(shop: Shop) -> None:
-    """What handlers raise is shown, and not obeyed."""
+    """Control characters in a handler's error are escaped."""
     task_id = shop.dead(error="gone\x1b[2J")
     for shown in (run("outbox", "list"), run("outbox", "show", task_id)):
         assert r"gone\x1b[2J" in shown.stdout
@@ -401,7 +401,7 @@ def test_show_tells_all_about_an_emission(shop: Shop) -> None:
 
 
 def test_show_of_an_unknown_id_is_an_error(shop: Shop) -> None:
-    """It names the id; what it has found of others is shown."""
+    """The error names the id, and deliveries with other ids are printed."""
     task_id = shop.done()
     failed = run("outbox", "show", task_id, "o1")
     assert failed.exit_code == 1
@@ -411,7 +411,7 @@ def test_show_of_an_unknown_id_is_an_error(shop: Shop) -> None:
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["show"], ["show", "--json"]])
 def test_secrets_of_the_payload_are_never_shown(shop: Shop, arguments: list[str]) -> None:
-    """They may be what nobody but the handler should see."""
+    """Payload values may be secrets that only the handler should see."""
     task_id = shop.dead()
     shown = run("outbox", *arguments, *([task_id] if "show" in arguments else []))
     assert task_id in shown.stdout
@@ -419,7 +419,7 @@ def test_secrets_of_the_payload_are_never_shown(shop: Shop, arguments: list[str]
 
 
 def test_replay_has_a_dead_letter_run_again(shop: Shop) -> None:
-    """It waits as at the beginning, and the others stay closed."""
+    """The dead letter waits again, and other dead letters stay dead."""
     task_id, other = shop.dead(), shop.dead()
     replayed = run("outbox", "replay", task_id, "--yes")
     assert (replayed.exit_code, replayed.stdout) == (0, "run again: 1 delivery\n")
@@ -437,7 +437,7 @@ def test_a_dead_letter_that_is_replayed_shows_still_how_it_died(shop: Shop) -> N
 
 
 def test_discard_cancels_a_dead_letter(shop: Shop) -> None:
-    """It keeps its error, and is not dead any more."""
+    """The dead letter is cancelled and keeps its error."""
     task_id, other = shop.dead(), shop.dead()
     discarded = run("outbox", "discard", task_id, "--yes")
     assert (discarded.exit_code, discarded.stdout) == (0, "cancelled: 1 delivery\n")
@@ -493,13 +493,13 @@ def test_nothing_given_is_a_usage_error(shop: Shop, command: str, then: str) -> 
 
 @pytest.mark.parametrize(("command", "state"), [("replay", "running"), ("discard", "done")])
 def test_a_state_that_it_cannot_change_is_a_usage_error(shop: Shop, command: str, state: str) -> None:
-    """What runs is not replayed, what is done not discarded."""
+    """A running delivery cannot be replayed, and a done one cannot be discarded."""
     assert run("outbox", command, "--state", state, "--yes").exit_code == 2
 
 
 @BOTH
 def test_none_found_is_an_error(shop: Shop, command: str, then: str) -> None:
-    """So that a script sees a mistyped id."""
+    """A script notices a mistyped id by the exit code."""
     refused = run("outbox", command, "o1", "--yes")
     assert refused.exit_code == 1
     assert refused.stderr == "Error: no such delivery is dead; there are: none at all\n"
@@ -508,7 +508,7 @@ def test_none_found_is_an_error(shop: Shop, command: str, then: str) -> None:
 @BOTH
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
 def test_it_asks_before(shop: Shop, command: str, then: str, answer: str, code: int) -> None:
-    """How many are meant, in which states; without a yes, nothing changes."""
+    """The question names the number of deliveries and their states; without a yes nothing changes."""
     task_id = shop.dead()
     asked = run("outbox", command, "--state", "dead", answer=answer)
     assert "1 delivery will" in asked.stdout
@@ -517,7 +517,7 @@ def test_it_asks_before(shop: Shop, command: str, then: str, answer: str, code: 
 
 
 def test_a_dead_letter_without_a_payload_cannot_be_replayed(shop: Shop) -> None:
-    """One that was parked because its row was never here: there is nothing to run it with."""
+    """A dead letter that was parked without its row has no payload to run with."""
     facts = {"event": "order.placed", "sender": "ada", "root": None, "parent": None}
     create_tables()
     claims.dead_letter_without_row("e1", "shop.mail", "t1", facts, "its message has no row here")
@@ -528,7 +528,7 @@ def test_a_dead_letter_without_a_payload_cannot_be_replayed(shop: Shop) -> None:
 
 
 def test_purge_deletes_what_is_done_or_cancelled(shop: Shop) -> None:
-    """What is dead or open stays, and so do its emissions."""
+    """Dead and open deliveries stay, and so do their emissions."""
     done, cancelled, dead, queued = shop.done(), shop.queued(), shop.dead(), shop.queued()
     operations.discard(operations.has_id_in([cancelled]))
     purged = run("outbox", "purge", "--before", "0m", "--yes")
@@ -570,7 +570,7 @@ def test_a_date_is_its_begin_in_utc() -> None:
     "before", ["14", "14x", "d", "-1d", "1.5d", "14d ", "²d", "9" * 9 + "d", "2026-02-30", "20260131"]
 )
 def test_another_moment_is_a_usage_error(shop: Shop, before: str) -> None:
-    """It names the value and what is allowed."""
+    """The error names the value and the allowed formats."""
     shop.done()
     refused = run("outbox", "purge", f"--before={before}", "--yes")
     assert refused.exit_code == 2
@@ -592,7 +592,7 @@ def test_purge_goes_on_until_all_are_gone(shop: Shop) -> None:
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1)])
 def test_purge_asks_before(shop: Shop, answer: str, left: int) -> None:
-    """What it would delete; without a yes, nothing is."""
+    """The question names the deliveries to delete; without a yes nothing is deleted."""
     shop.done()
     asked = run("outbox", "purge", "--before", "2999-12-31", answer=answer)
     assert "Delete what was emitted before 2999-12-31 00:00 UTC and is done or published or cancelled?" in asked.stdout
@@ -612,7 +612,7 @@ def test_relay_once_moves_all_that_is_due(
 
 
 def test_relay_once_leaves_what_is_not_due(shop: Shop, sent: Callable[..., list[Any]]) -> None:
-    """It does not wait for that."""
+    """The command does not wait for a delivery that is due later."""
     task_id = shop.queued("shop.later", countdown=3600)
     sent()
     moved = run("relay", "--once")
@@ -633,7 +633,7 @@ def test_relay_once_fails_when_the_broker_is_away(shop: Shop, make_app: Callable
 
 
 def test_relay_once_fails_when_the_broker_goes_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after it has answered; what it has not taken waits."""
+    """The broker fails after its first answer: its untaken deliveries keep waiting."""
     task_id = shop.waiting()
     monkeypatch.setattr(BrokerConnection, "publish", lambda line, batch: ConnectionResetError("gone"))
     failed = run("relay", "--once")

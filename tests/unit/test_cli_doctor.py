@@ -30,7 +30,7 @@ def evt() -> Event:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What each running worker says that it knows; it consumes the default queue."""
+    """The handlers that each running worker reports; each worker consumes the default queue."""
     told: dict[str, list[str]] = {}
 
     def inspect(**_options: Any) -> Any:
@@ -72,7 +72,7 @@ def test_all_is_fine(handled: Event, registered: dict[str, list[str]]) -> None:
 
 
 def test_no_worker_is_a_warning(handled: Event, registered: dict[str, list[str]]) -> None:
-    """It may be started later, and nothing is lost; the command is that of the reader's own app."""
+    """No worker is no error, because one may start later; the finding has the command of the reader's own app."""
     verdict, told = found(0)["workers"]
     assert (verdict, told) == ("warning", "none answers; start one: celery -A <your app> worker")
 
@@ -80,7 +80,7 @@ def test_no_worker_is_a_warning(handled: Event, registered: dict[str, list[str]]
 def test_a_worker_that_beats_and_does_not_answer_is_named(
     handled: Event, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another may seem to be the only one: nothing is denied for it, and one that was killed is not named."""
+    """A worker with heartbeats and no answer is a warning, and no handler is reported missing for it."""
     heartbeat.record_heartbeat("boot-1", "solo@shop")
     heartbeat.record_heartbeat("boot-2", "killed@shop")
     registered["one@shop"] = ["celery.ping"]
@@ -131,7 +131,7 @@ def test_what_is_stuck_is_wrong_with_its_reason(handled: Event, registered: dict
 
 
 def test_what_is_stuck_is_wrong_without_a_worker(handled: Event, registered: dict[str, list[str]]) -> None:
-    """Which alone is a warning."""
+    """No worker alone is a warning; a stuck delivery makes it an error."""
     emit(handled)
     late(600)
     assert found(1)["stuck"][1].endswith("no worker answers")
@@ -177,7 +177,7 @@ def test_no_handler_at_all_is_a_warning(app: Celery, registered: dict[str, list[
 def test_a_check_that_cannot_be_made_is_wrong(
     handled: Event, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no other is left out for it."""
+    """The crashed check is wrong, and all other checks still run."""
     monkeypatch.setattr("celery.app.control.Control.broadcast", lambda *_args, **_options: 1 / 0)
     registered["one@shop"] = ["shop.mail"]
     checks = found(1)
@@ -186,7 +186,7 @@ def test_a_check_that_cannot_be_made_is_wrong(
 
 
 def test_a_broker_that_is_away_is_wrong(make_app: Callable[..., Celery]) -> None:
-    """And is named."""
+    """The finding names the broker's address."""
     bind(make_app(broker_url=NOBODY))
     verdict, told = found(1)["broker"]
     assert verdict == "wrong"
@@ -206,7 +206,7 @@ def test_a_database_that_is_away_is_wrong(
 
 
 def test_tables_of_another_version_are_wrong(handled: Event, registered: dict[str, list[str]]) -> None:
-    """It says what to do."""
+    """The finding says to update the library."""
     emit(handled)
     later = versions.VERSION + 1
     with write_connection() as connection:
@@ -252,7 +252,7 @@ def test_tracked_handlers_without_a_shared_database_are_wrong(
 def test_settings_that_endanger_a_promise_are_a_warning(
     make_app: Callable[..., Celery], conf: dict[str, Any], says: str
 ) -> None:
-    """Whoever set them may have a reason."""
+    """A risky setting may be intended, so the verdict is a warning."""
     bind(make_app(broker_url=NOBODY, **conf))
     told = CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout
     assert [each["verdict"] for each in json.loads(told) if says in each["found"]] == ["warning"]

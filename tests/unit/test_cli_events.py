@@ -26,7 +26,7 @@ class Hamper(Entity, table=True):
 
 
 class LoyaltyCard(Entity, table=True):
-    """One with a number for its id."""
+    """An entity with a number as its id."""
 
     __tablename__ = "cli_coupon"
 
@@ -34,12 +34,12 @@ class LoyaltyCard(Entity, table=True):
 
 
 def run(*arguments: str) -> Result:
-    """What a command does in this process; an error that it does not know is raised."""
+    """Runs a command in this process; an unexpected error is raised."""
     return CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False)
 
 
 def as_json(*arguments: str) -> list[dict[str, Any]]:
-    """What a command gives a script."""
+    """Returns the rows that a command prints with `--json`."""
     found: list[dict[str, Any]] = json.loads(run(*arguments, "--json").stdout)
     return found
 
@@ -72,7 +72,7 @@ def events(app: Celery) -> Iterator[Namespace]:
 
 @pytest.fixture
 def sold(events: Namespace) -> Event:
-    """One with handlers of all sorts."""
+    """An event with inline, async, conditional and offloaded handlers."""
     event = events.event("basket.sold")
     on(event, name="shop.audit")(late)
     on(event, name="shop.mail", sender=Hamper, offload={"delivery": "exactly-once", "queue": "mail"})(handler)
@@ -143,7 +143,7 @@ def test_the_sender_is_named(events: Namespace, sender: Any, shown: str) -> None
 
 
 def test_an_unknown_event_is_an_error(sold: Event) -> None:
-    """It suggests the nearest."""
+    """The error suggests the nearest event name."""
     for command in ("explain", "handlers"):
         failed = run(command, *(["--event"] if command == "handlers" else []), "basket.sodl")
         assert failed.exit_code == 1
@@ -167,7 +167,7 @@ def test_explain_says_what_an_emit_would_do(sold: Event) -> None:
 
 
 def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
-    """As they are where it is emitted."""
+    """Explain accepts the same senders as an emit: a text, and an entity with a number as id."""
     on(events.event("ticket.closed"), sender="ada", name="shop.text")(handler)
     on(events.event("ticket.closed"), sender=LoyaltyCard(id=7), name="shop.number")(other)
     LoyaltyCard(id=7).save()
@@ -188,14 +188,14 @@ def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
     ],
 )
 def test_what_is_wrong_is_named(sold: Event, arguments: list[str], code: int, says: str) -> None:
-    """And with the exit code of its kind."""
+    """The error names the wrong argument, and its kind decides the exit code."""
     failed = run("explain", "basket.sold", *arguments)
     assert failed.exit_code == code
     assert says in failed.stderr
 
 
 def test_a_handler_that_does_not_take_it_is_one_line(events: Namespace, make_app: Callable[..., Celery]) -> None:
-    """As an emit would say."""
+    """The error is the one that an emit would raise."""
 
     def strict(sender: object, source: str) -> None: ...
 

@@ -29,7 +29,7 @@ def events(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Namespace:
 
 
 def graph(*arguments: object) -> Result:
-    """What the command does."""
+    """Runs `nitro graph`."""
     return CliRunner().invoke(cli.nitro, ["graph", *map(str, arguments)], catch_exceptions=False)
 
 
@@ -71,7 +71,7 @@ def test_dot_is_for_graphviz(placed: Event) -> None:
 
 
 def test_svg_needs_no_graphviz(placed: Event) -> None:
-    """It is XML whose names are text, so that a browser finds them."""
+    """The picture is XML with the names as text, so that a browser can search them."""
     texts = {
         "".join(each.itertext()).strip()
         for each in fromstring(graph("--format", "svg").stdout).iter()
@@ -102,7 +102,7 @@ def test_one_event_alone(placed: Event, events: Namespace) -> None:
 
 
 def test_it_is_written_to_a_file(placed: Event, tmp_path: Path) -> None:
-    """And stdout stays empty."""
+    """The picture is in the file, and stdout stays empty."""
     file = tmp_path / "events.svg"
     done = graph("--format", "svg", "-o", file)
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"written: {file}\n")
@@ -110,7 +110,7 @@ def test_it_is_written_to_a_file(placed: Event, tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_the_way_out_is_named(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra."""
+    """The error names the extra that installs matplotlib."""
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **options: Any) -> Any:

@@ -56,7 +56,7 @@ def connected(event: Event, *names: str, **options: object) -> None:
 
 
 def graph(form: str, *arguments: object) -> Result:
-    """What the command does; an error that it does not know is raised."""
+    """Runs `nitro graph`; an unexpected error is raised."""
     arguments = ("graph", "--format", form, *arguments)
     return CliRunner().invoke(cli.nitro, [*map(str, arguments)], catch_exceptions=False)
 
@@ -99,14 +99,14 @@ def test_each_name_is_shown_as_it_is(events: Namespace, name: str) -> None:
 
 
 def test_mermaid_makes_no_icon_of_a_name(events: Namespace) -> None:
-    """Which it does of `fa:fa-car` wherever it stands."""
+    """Mermaid replaces `fa:fa-car` by an icon anywhere in a label, so the colon is escaped."""
     connected(events.event("placed"), "fa:fa-car")
     assert "fa:" not in drawn("mermaid")
 
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_control_characters_are_spelled_out(events: Namespace, form: str) -> None:
-    """They can neither steer a terminal nor break a line, nor are they allowed in XML."""
+    """Control characters could steer a terminal, break a line, or make the XML invalid."""
     connected(events.event("two\nlines\x1b[31m"), "c1\x9b31m\x7f")
     text = drawn(form)
     assert not STEERING.search(text)
@@ -116,7 +116,7 @@ def test_control_characters_are_spelled_out(events: Namespace, form: str) -> Non
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_an_event_and_a_handler_may_have_one_name(events: Namespace, form: str) -> None:
-    """They are two nodes."""
+    """An event and a handler with the same name are two nodes."""
     connected(events.event("placed"), "placed")
     labels = {"mermaid": mermaid_labels, "dot": dot_labels, "svg": svg_labels}[form](drawn(form))
     assert [label for label in labels if label == "placed"] == ["placed"] * 2
@@ -136,14 +136,14 @@ def test_a_handler_of_two_events_is_one_node(events: Namespace) -> None:
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_nothing_can_be_drawn_too(events: Namespace, form: str) -> None:
-    """Of a project without handlers, with a warning."""
+    """A project without handlers gets an empty picture and a warning."""
     done = graph(form)
     assert (done.exit_code, done.stderr.startswith("warning: no handler is declared")) == (0, True)
     assert done.stdout.startswith({"mermaid": "flowchart LR\n", "dot": "digraph nitro {\n", "svg": "<?xml"}[form])
 
 
 def test_the_same_handlers_give_the_same_picture(events: Namespace) -> None:
-    """So that it can be kept in a repository."""
+    """Repeated commands print the same text, so a picture can be kept in a repository."""
     connected(events.event("placed"), "shop.a", "shop.b")
     for form in ("mermaid", "dot", "svg"):
         assert drawn(form) == drawn(form)
@@ -168,7 +168,7 @@ def places(picture: Element) -> Iterator[tuple[str, float, float, float]]:
 
 @pytest.mark.parametrize("further", [0, 1, 12])
 def test_all_of_an_svg_is_within_it(events: Namespace, further: int) -> None:
-    """Also of events whose handlers are drawn far above them already, and of long names."""
+    """Long names and events far below their handlers stay inside the picture."""
     connected(events.event("a.long.name." * 6), *(f"shop.{number}.{'x' * 60}" for number in range(9)))
 
     def shared(sender: object) -> None: ...
@@ -196,7 +196,7 @@ def test_a_glyph_that_a_font_lacks_is_no_warning(events: Namespace) -> None:
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_a_file_has_what_the_terminal_would_show(events: Namespace, form: str, tmp_path: Path) -> None:
-    """And one that cannot be written is an error that names it and says why."""
+    """The file has the same picture as stdout; an unwritable file is an error with its name and the reason."""
     connected(events.event("placed"), "shop.a")
     file = tmp_path / "graph"
     assert graph(form, "-o", file).exit_code == 0

@@ -1,4 +1,4 @@
-"""Which emissions `nitro trace` finds, and what it gives a script."""
+"""`nitro trace`: the emissions that it finds, and its JSON."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Json = dict[str, Any]
 
 
 def trace(*arguments: object) -> Result:
-    """What the command does; an error that it does not know is raised."""
+    """Runs `nitro trace`; an unexpected error is raised."""
     return CliRunner().invoke(cli.nitro, ["trace", *map(str, arguments)], catch_exceptions=False)
 
 
 def trees(*arguments: object) -> list[Json]:
-    """What it gives a script, which has the promised shape."""
+    """Returns the trees that the command prints with `--json`, and checks them against the published schema."""
     shown = trace(*arguments, "--json")
     assert shown.exit_code == 0, shown.stderr
     found: list[Json] = json.loads(shown.stdout)
@@ -98,7 +98,7 @@ def test_json_has_a_shape_that_a_script_can_rely_on(placed: Event) -> None:
 
 
 def test_json_is_the_same_by_either_name(placed: Event, tmp_path: Path) -> None:
-    """Also in a file."""
+    """`--json` and `--format json` print the same, also into a file."""
     emission = emit(placed, "ada").id
     file = tmp_path / "trace.json"
     trace(emission, "--json", "-o", file)
@@ -178,7 +178,7 @@ def test_a_chain_that_is_longer_still_goes_on_in_further_trees(tables: str, form
 
 
 def test_a_tree_that_is_whole_says_so_by_silence(tables: str) -> None:
-    """Also where what it was made below is not shown with it."""
+    """A tree whose parent is not shown still names its parent, without a warning."""
     root = recorded()
     recorded("Order:o1", root=root, parent=root)
     shown = trace("Order:o1")
@@ -207,5 +207,5 @@ def test_what_is_not_there_is_an_error(tables: str, what: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("arguments", [["--limit", "0"], ["--since", "yesterday"], ["--format", "svg"], []])
 def test_a_wrong_option_is_a_usage_error(tables: str, arguments: list[str]) -> None:
-    """As of any command."""
+    """The exit code is 2, as for any command."""
     assert trace(*(["Order:o1", *arguments] if arguments else [])).exit_code == 2

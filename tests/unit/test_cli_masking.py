@@ -1,4 +1,4 @@
-"""What `outbox show` shows of a payload, and what it masks."""
+"""Payloads in `outbox show`, and the values in them that are masked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Finding(BaseModel, Generic[T]):
-    """One that is parametrised where it is used."""
+    """A generic model, which a test parametrises."""
 
     __nitro_mask__: ClassVar[tuple[str, ...]] = ("result",)
 
@@ -24,7 +24,7 @@ class Finding(BaseModel, Generic[T]):
 
 
 class Patient(Entity):
-    """One with a field that only its class knows to be secret."""
+    """An entity that declares a secret field."""
 
     __nitro_mask__: ClassVar[tuple[str, ...]] = ("diagnosis",)
 
@@ -44,7 +44,7 @@ class Visit:
 
 
 def shown(sender: object = None, *args: object, **kwargs: object) -> Any:
-    """What is shown of a payload."""
+    """Returns the masked payload of an emit."""
     return mask_payload(encode(sender, args, kwargs, entity="snapshot"))
 
 
@@ -53,7 +53,7 @@ def shown(sender: object = None, *args: object, **kwargs: object) -> Any:
     ["password", "db_pwd_secret", "card_number", "accessToken", "api_key", "email", "customer_email", "phone", "iban"],
 )
 def test_what_is_named_like_a_secret_is_masked(name: str) -> None:
-    """As a keyword argument, and at any depth."""
+    """A value with a secret name is masked as a keyword argument, and at any depth."""
     payload = shown(**{name: "4111", "order": {"lines": [{name: "4111", "total": 3}]}})
     assert payload["kwargs"] == {name: MASK, "order": {"lines": [{name: MASK, "total": 3}]}}
 

@@ -48,7 +48,7 @@ def placed(app: Celery) -> Event:
 
 
 def told(*arguments: str) -> list[dict[str, Any]]:
-    """What it gives a script of the last hour."""
+    """Returns the last hour's lines that `tail --json` prints."""
     arguments = ("tail", "--once", "--since", "1h", "--json", *arguments)
     shown = CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False)
     assert shown.exit_code == 0
@@ -61,7 +61,7 @@ def steps(lines: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
 
 
 def run(emission: Emission, error: str | None = None) -> None:
-    """What a worker does: to the end, or to an error that is tried again."""
+    """Runs a delivery as a worker does: to its end, or to an error that is retried."""
     pending.take_due(10)
     started = claims.claim(emission.id, "shop.mail", "boot/1")
     assert isinstance(started, claims.Claim)
@@ -108,7 +108,7 @@ def test_it_can_be_filtered(placed: Event, arguments: list[str], expected: list[
 
 
 def test_it_begins_now_unless_told_otherwise(placed: Event) -> None:
-    """What was before is `trace`'s."""
+    """Without `--since` no earlier step is shown."""
     emit(placed, "ada")
     shown = CliRunner().invoke(cli.nitro, ["tail", "--once"], catch_exceptions=False)
     assert (shown.exit_code, shown.stdout) == (0, "")
@@ -148,7 +148,7 @@ def test_texts_cannot_steer_a_terminal(app: Celery) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_well(tmp_path: Path, number: signal.Signals) -> None:
-    """As a process: it shows a line as it happens, and exits with 0 when it is told to."""
+    """A `tail` process shows steps as they happen, and exits with 0 on SIGINT or SIGTERM."""
     environ = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
@@ -166,7 +166,7 @@ def test_a_signal_ends_it_well(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_a_name_that_is_nowhere_known_is_told(app: Celery) -> None:
-    """It may come up later, or be mistyped."""
+    """An unknown handler is a warning, because it may start later."""
     done = CliRunner().invoke(cli.nitro, ["tail", "--once", "--handler", "shop.nowhere"])
     assert done.exit_code == 0
     assert "warning: no handler is named 'shop.nowhere'" in done.stderr

@@ -71,7 +71,7 @@ def journaled(app: Celery) -> Iterator[Event]:
 
 
 def tail(*arguments: str, colour: bool = False) -> Result:
-    """What the command shows of the last hour; an error that it does not know is raised."""
+    """Runs `nitro tail` for the last hour; an unexpected error is raised."""
     arguments = ("tail", "--once", "--since", "1h", *arguments)
     return CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False, color=colour)
 
@@ -90,12 +90,12 @@ def begun(emission: Emission) -> claims.Claim:
 
 
 def states(tail: Tail) -> list[str]:
-    """What the next look shows."""
+    """Returns the states that the next look shows."""
     return [line.state for line in tail.look()]
 
 
 def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) -> None:
-    """Which keeps its times in fewer digits than the row on SQLite."""
+    """The history keeps times with fewer digits than the row on SQLite; the run is not shown twice."""
     tail = Tail(datetime.now(UTC))
     run = begun(emit(placed, "ada"))
     with write_connection() as connection:
@@ -107,7 +107,7 @@ def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) ->
 
 
 def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed: Event) -> None:
-    """What comes after it is shown as ever."""
+    """The death is shown once, and the steps after the replay are shown too."""
     tail = Tail(datetime.now(UTC))
     run = begun(emit(placed, "ada"))
     claims.dead_letter(run, "OSError: away")
@@ -118,7 +118,7 @@ def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed
 
 @pytest.mark.parametrize("end", ["done", "dead"])
 def test_a_replay_of_what_was_emitted_long_ago_is_shown(placed: Event, end: str) -> None:
-    """And what becomes of it, however soon that is; but nothing of what had become of it before."""
+    """The replay and its further steps are shown; the steps before the replay are not."""
     emission = emit(placed, "ada")
     claims.dead_letter(begun(emission), "OSError: away")
     tail = Tail(datetime.now(UTC))
@@ -145,7 +145,7 @@ def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
 
 
 def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when its emission is too old to be found by its time."""
+    """An open delivery is followed, even if its emission is older than the window of late commits."""
     monkeypatch.setattr(tails, "LATE_COMMIT_WINDOW", timedelta(0))
     tail = Tail(datetime.now(UTC))
     emission = emit(placed, "ada")
@@ -295,7 +295,7 @@ def test_an_entity_that_shows_fields_is_found_by_its_id(placed: Event, sender: s
 
 
 def test_filters_must_all_be_met(placed: Event) -> None:
-    """Of one kind one, of states one of those that are given."""
+    """Different filters must all match; of several states one must match."""
     emit(placed, Pram(id="p1"))
     both = ("--state", "queued", "--state", "emitted", "--sender", "Pram:p1")
     assert [line["state"] for line in told(*both)] == ["emitted", "queued"]
@@ -304,14 +304,14 @@ def test_filters_must_all_be_met(placed: Event) -> None:
 
 
 def test_an_unknown_state_is_a_usage_error(placed: Event) -> None:
-    """It names those that there are."""
+    """The error lists the known states."""
     refused = tail("--state", "lost")
     assert refused.exit_code == 2
     assert "'retried'" in refused.stderr
 
 
 def test_what_queued_nothing_is_shown_with_the_journal_on(journaled: Event) -> None:
-    """What ended the emission, and why."""
+    """A raised error or a cancellation is shown with its handler and its reason."""
 
     @on(journaled, name="shop.alert", on_error="log", priority=2)
     def alert(sender: str) -> None:
@@ -348,7 +348,7 @@ def test_what_an_emission_caused_names_it(placed: Event, journaled: Event) -> No
 
 @pytest.mark.parametrize("state", ["dead", "cancelled"])
 def test_the_end_of_a_delivery_is_shown(placed: Event, state: str) -> None:
-    """Of a dead letter with its error's own line."""
+    """A dead letter is shown with the last line of its error."""
     emission = emit(placed, "ada")
     if state == "dead":
         claims.dead_letter(
@@ -370,7 +370,7 @@ def test_a_line_is_for_people(placed: Event) -> None:
 
 
 def test_a_database_that_is_away_is_one_line(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And exit code 1."""
+    """The error is one line with the address, and the exit code is 1."""
     monkeypatch.setenv("NITRO_DB_URL", "postgresql://postgres@127.0.0.1:9/away")
     reset()
     failed = tail()

@@ -1,4 +1,4 @@
-"""What `nitro trace` makes of what is recorded: items with spans of time, as a tree of lines and as a page."""
+"""The timeline of `nitro trace`: recorded emissions as items with spans of time, in a tree of lines and on a page."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def steps(delivery: DeliveryRecord) -> list[tuple[str, int]]:
     ],
 )
 def test_a_length_of_time_has_three_digits_and_its_unit(seconds: float, shown: str) -> None:
-    """As people say it."""
+    """A duration is shown in ms, s, m, h or d."""
     assert lines(told(turns=[{"handler": "shop.a", "outcome": "done", "at": 0.0, "took": seconds}]))[1] == (
         f"└─ inline shop.a  done  took {shown}"
     )
@@ -105,13 +105,13 @@ def test_clocks_may_differ(moment: float, shown: str) -> None:
 
 
 def test_a_run_that_goes_on_does_so_until_now() -> None:
-    """And one that is queued waits until then."""
+    """A running run and a queued delivery have bars that end now."""
     assert spans(entry("running", attempts=1, started=at(2))) == [("wait", "queued", 1, 2), ("run", "running", 2, 60)]
     assert spans(entry("queued")) == [("wait", "queued", 1, 60)]
 
 
 def test_each_run_has_one_bar() -> None:
-    """Those of the history, and the one that has closed it."""
+    """The runs of the history and the closing run each have one bar."""
     done = entry("done", attempts=2, history=(run(1, 2, 3),), published=at(4), started=at(5), closed=at(6))
     assert spans(done) == [("run", "retried", 2, 3), ("wait", "queued", 4, 5), ("run", "done", 5, 6)]
     assert steps(done) == [("running", 1), ("retried", 1), ("queued", 0), ("running", 2), ("done", 0)]
@@ -132,7 +132,7 @@ def test_what_never_ran_has_waited_until_it_was_closed() -> None:
 
 
 def test_a_replayed_one_waits_after_its_last_run() -> None:
-    """Which is known still, though not how it ended."""
+    """The last run is shown, although its outcome is not recorded."""
     again = entry("waiting", attempts=3, history=(run(1, 2, 3), run(2, 4, 5)), published=at(6), started=at(7))
     assert steps(again)[-3:] == [("queued", 0), ("running", 3), ("waiting", 0)]
 
@@ -148,7 +148,7 @@ def test_a_replayed_one_tells_how_it_had_died() -> None:
 
 
 def test_what_a_handler_of_a_worker_emitted_is_below_it() -> None:
-    """As far down as it goes; what no handler is known of is below its emission."""
+    """Emissions of handlers are nested at any depth; without a known handler they are below the emission."""
     third = told(id="e3", event="third", parent="e2", caused_in="shop.sent")
     stray = told(id="e4", event="stray", parent="e1", caused_in="shop.gone")
     turns = [{"handler": "shop.sent", "outcome": "started", "at": 0.0}]
@@ -169,7 +169,7 @@ def test_several_trees_are_apart() -> None:
 
 
 def test_without_a_story_there_is_a_head_and_no_more() -> None:
-    """Of an emission that an older version has written; a call of the task has no event."""
+    """An emission of an older version has a single line; a call of the task has no event."""
     bare = told(event=None, took=None, process=None)
     (line,) = timeline.as_text(timeline.timeline_items([bare], NOW)).splitlines()
     assert line == "a call of the task by ada  2026-01-31 12:00:00.000 UTC  e1"

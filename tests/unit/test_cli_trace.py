@@ -54,12 +54,12 @@ def journaled(events: Namespace) -> Iterator[None]:
 
 
 def trace(*arguments: object, colour: bool = False) -> Result:
-    """What the command does."""
+    """Runs `nitro trace`."""
     return CliRunner().invoke(cli.nitro, ["trace", *map(str, arguments)], catch_exceptions=False, color=colour)
 
 
 def as_json(*arguments: object) -> list[dict[str, Any]]:
-    """What it gives a script."""
+    """Returns the trees that the command prints with `--json`."""
     found: list[dict[str, Any]] = json.loads(trace(*arguments, "--json").stdout)
     return found
 
@@ -70,7 +70,7 @@ def offloaded(event: Event, name: str, **options: Any) -> None:
 
 
 def run(emission: Emission, handler: str, error: str | None = None, *, last: bool = True) -> None:
-    """What a worker does: to the end, to an error for good, or to one that is tried again."""
+    """Runs a delivery as a worker does: to its end, to a final error, or to an error that is retried."""
     pending.take_due(10)
     started = claims.claim(emission.id, handler, "boot/1")
     assert isinstance(started, claims.Claim)
@@ -99,7 +99,7 @@ def test_it_tells_of_each_handler(placed: Event) -> None:
 
 
 def test_a_skipped_handler_of_the_queue_is_one(placed: Event) -> None:
-    """It is told from a skipped inline one."""
+    """A skipped offloaded handler is shown as one of the queue, a skipped inline handler as inline."""
     offloaded(placed, "shop.mail")
     on(placed, offload=True, name="shop.text", condition=lambda sender: False)(lambda sender: None)
     on(placed, name="shop.alert", condition=lambda sender: False)(lambda sender: None)
@@ -175,7 +175,7 @@ def test_a_tree_is_found_by_all_that_is_in_it(placed: Event, events: Namespace, 
 
 
 def test_an_entitys_emissions_are_limited_to_the_latest(placed: Event) -> None:
-    """So many, the earliest of them first; and none from before `--since`."""
+    """`--limit` keeps the latest emissions, earliest first; `--since` leaves out earlier emissions."""
     offloaded(placed, "shop.mail")
     emissions = [emit(placed, Basket(id="b3")) for _ in range(3)]
     assert [tree["id"] for tree in as_json("Basket:b3", "--limit", 2)] == [each.id for each in emissions[1:]]
@@ -214,7 +214,7 @@ def test_the_journal_tells_of_what_queued_nothing(placed: Event, journaled: None
 
 
 def test_a_rolled_back_emission_is_not_there(placed: Event) -> None:
-    """It was never made, as far as anyone else can tell."""
+    """A rolled-back emission leaves no record."""
     offloaded(placed, "shop.mail")
     with pytest.raises(InterruptedError), transaction():
         emission = emit(placed, "ada")
@@ -258,7 +258,7 @@ def test_a_page_is_one_file_without_scripts(events: Namespace, tmp_path: Path) -
 
 
 def test_a_file_that_cannot_be_written_is_an_error(placed: Event, tmp_path: Path) -> None:
-    """It names the file."""
+    """The error names the file."""
     offloaded(placed, "shop.mail")
     emission = emit(placed, "ada")
     failed = trace(emission.id, "-o", tmp_path / "none" / "trace.txt")

@@ -85,7 +85,7 @@ IntBox = Box[int]
 
 
 def carried(value: object) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {})).sender
 
 
@@ -218,7 +218,7 @@ def test_time_in_a_zone_of_zoneinfo_arrives() -> None:
 
 
 def test_zone_that_has_another_offset_here_becomes_its_offset() -> None:
-    """Where the receiver's rules differ, or it does not know the zone, the instant stays."""
+    """The instant stays if the receiver has other rules for the zone or does not know it."""
     sent = datetime(2024, 7, 1, tzinfo=ZoneInfo("Europe/Berlin"))
     for key in ("Europe/London", "Atlantis/Capital"):
         arrived = decode(encode(sent, (), {}).replace("Europe/Berlin", key)).sender

@@ -93,7 +93,7 @@ WRAPPERS: list[Any] = [
 
 
 def carried(value: object) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {})).sender
 
 
@@ -151,7 +151,7 @@ def test_model_arrives_with_all_its_state() -> None:
 
 
 def test_extra_of_a_model_arrives() -> None:
-    """What a model with extra="allow" was given beyond its fields survives."""
+    """Values beyond the fields of a model with `extra="allow"` survive."""
     assert carried(Open(name="a", size={1})).__pydantic_extra__ == {"size": {1}}
 
 
@@ -189,7 +189,7 @@ def test_hundred_levels_arrive() -> None:
 
 
 def test_entity_is_no_level() -> None:
-    """What an entity holds may be a hundred levels deep by itself."""
+    """The value of an entity's field may have a hundred levels of its own."""
     value: Any = "end"
     for _ in range(100):
         value = [value]

@@ -71,7 +71,7 @@ def stored(engine: Engine, *options: Any) -> CodecOrder:
 
 
 def carried(value: object, **options: Any) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {}), **options).sender
 
 
@@ -184,7 +184,7 @@ def test_vanished_row_of_an_expired_entity_is_refused(engine: Engine) -> None:
 
 
 def test_fields_set_arrive() -> None:
-    """Which fields the constructor was given survives."""
+    """The set of fields that the constructor was given survives."""
     assert carried(CodecItem(id="i", product="tea")).model_fields_set == {"id", "product"}
 
 

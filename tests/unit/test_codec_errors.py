@@ -105,7 +105,7 @@ def test_another_symbol_is_refused() -> None:
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_hundred_and_one_levels_are_refused(wrap: Any) -> None:
-    """One level more is an error that mentions both possible reasons."""
+    """The 101st level is an error that mentions both possible reasons."""
     value: Any = None
     for _ in range(101):
         value = wrap(value)
@@ -136,7 +136,7 @@ def test_container_in_itself_is_refused() -> None:
     ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_other_types_are_refused_with_a_way_out(value: object, kind: str, way_out: str) -> None:
-    """What is not listed, a subclass of a listed type included, is an error that says what to pass."""
+    """An unlisted type, or a subclass of a listed type, is an error that says what to pass."""
     error = refusal(value)
     assert (error.argument, error.kind) == ("kwargs['value']", kind)
     assert way_out in error.why

@@ -125,7 +125,7 @@ class GainedDataclass(MappedDataclass):
 
 
 def without(value: object, *names: str) -> Any:
-    """What arrives of a value whose sender did not know some of its fields."""
+    """Returns the decoded value of a sender in whose payload these fields are missing."""
     return decode(json.dumps(_stripped(json.loads(encode(value, (), {})), names))).sender
 
 
@@ -165,7 +165,7 @@ def test_default_is_not_shared() -> None:
 
 
 def test_private_attribute_without_a_default_stays_unset() -> None:
-    """It raises what it raises on a model that was made anew."""
+    """The attribute raises AttributeError, as on a new model."""
     with pytest.raises(AttributeError, match="_late"):
         _ = without(Model(a=1), "private")._late
 
@@ -219,7 +219,7 @@ def test_new_declarative_instance_takes_the_default_of_its_column() -> None:
 
 
 def test_new_mapped_dataclass_takes_the_defaults_of_its_fields() -> None:
-    """Those of the dataclass come before those of the columns."""
+    """Defaults of the dataclass are preferred to defaults of the columns."""
     arrived = without(GainedDataclass(id=1, size=9, tags=["a"]), "size", "tags", "made")
     assert (arrived.size, arrived.tags, arrived.made) == (4, ["new"], "here")
 
@@ -232,7 +232,7 @@ def stored() -> GainedOrder:
 
 
 def test_stored_entity_takes_the_defaults_of_its_columns() -> None:
-    """They do not count as changes."""
+    """The defaults do not count as changes of the entity."""
     arrived = without(stored(), "total", "note")
     assert (arrived.total, arrived.note) == (1.5, None)
     assert not inspect(arrived).modified
@@ -262,7 +262,7 @@ def test_model_that_takes_extra_since_can_be_given_some() -> None:
 
 
 def test_extra_attribute_that_has_become_a_field_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no extra attribute any more, and counts as set."""
+    """The value moves from the extra attributes to the field, and counts as set."""
     text = encode(Open.model_validate({"a": 1, "b": 9, "c": 3}), (), {})
 
     class Closer(Open):
@@ -274,7 +274,7 @@ def test_extra_attribute_that_has_become_a_field_keeps_its_value(monkeypatch: py
 
 
 def test_lost_field_does_not_count_as_set() -> None:
-    """What a model says of its fields that were set is about fields that it has."""
+    """The payload's set of fields is reduced to fields that the model still has."""
     text = encode(Model(a=1), (), {}).replace('"set":["a"]', '"set":["a","gone"]')
     assert decode(text).sender.model_fields_set == {"a"}
 

@@ -90,7 +90,7 @@ class GreedyBox(BaseModel, Generic[T]):
 
 
 def carried(value: object) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {})).sender
 
 
@@ -135,7 +135,7 @@ def test_instance_of_a_parametrised_class_arrives(value: Any) -> None:
 
 @pytest.mark.parametrize("value", made_here()[:8], ids=lambda value: type(value).__name__)
 def test_class_is_the_same_one(value: Any) -> None:
-    """Where the receiver has made the same class, it is that one."""
+    """A class that the receiver has parametrised already is used again."""
     assert type(carried(value)) is type(value)
 
 
@@ -147,7 +147,7 @@ def test_generic_dataclass_arrives_with_its_arguments() -> None:
 
 
 def test_generic_dataclass_of_a_local_class_arrives_without_it() -> None:
-    """What a worker cannot find is no part of the value."""
+    """A local class as argument is left out, because a worker cannot find it."""
 
     class Local: ...
 
@@ -180,7 +180,7 @@ def test_payload_of_an_older_version_names_the_class_itself() -> None:
 
 
 def test_class_with_a_name_in_its_module_travels_by_it() -> None:
-    """What cannot be written as arguments can be parametrised at module level."""
+    """A class whose arguments cannot be encoded arrives if a name at module level refers to it."""
     cls = Box[Annotated[int, Field(gt=0)]]
     globals()[cls.__name__] = cls
     assert type(carried(cls(content=1))) is cls
@@ -234,7 +234,7 @@ def box(*arguments: object) -> str:
     ids=str,
 )
 def test_forged_argument_is_unreadable(argument: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no class of a loaded module, or would run code of one, is refused; nothing is called."""
+    """An argument that is no class of a loaded module is refused, and its code is not called."""
     monkeypatch.setattr(subprocess.Popen, "__init__", lambda *a, **k: pytest.fail("called"))
     asked = Hooked.asked
     with pytest.raises(PayloadUnreadable):

@@ -164,7 +164,7 @@ def test_any_nesting_arrives(value: object) -> None:
 @settings(deadline=None)
 @given(value=VALUES)
 def test_second_journey_changes_nothing(value: object) -> None:
-    """What arrived can be sent on, as a handler in a worker does when it emits."""
+    """A decoded value can be encoded again, as a handler does when it emits the value."""
     once = decode(encode(value, (), {})).sender
     assert same(decode(encode(once, (), {})).sender, value)
 

@@ -48,7 +48,7 @@ def end(pid: int) -> None:
 
 
 def test_one_that_was_used_a_moment_ago_is_not_asked(pings: list[Any]) -> None:
-    """It costs a round trip."""
+    """A ping costs a round trip."""
     assert process() == process() == process()
     assert pings == []
 
@@ -62,7 +62,7 @@ def test_one_that_was_silent_is_asked(pings: list[Any], monkeypatch: pytest.Monk
 
 
 def test_one_that_has_ended_in_silence_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever takes it does not notice."""
+    """The user of the connection gets a new one without an error."""
     first = process()
     end(first)
     monkeypatch.setattr(connections, "IDLE_SECONDS", -1.0)
@@ -70,7 +70,7 @@ def test_one_that_has_ended_in_silence_is_replaced(monkeypatch: pytest.MonkeyPat
 
 
 def test_one_that_has_just_ended_is_an_error_once() -> None:
-    """Of those who use it in that moment; then the pool has others."""
+    """The first use raises an error; after it the pool has new connections."""
     first = process()
     end(first)
     with pytest.raises(OperationalError):
@@ -79,7 +79,7 @@ def test_one_that_has_just_ended_is_an_error_once() -> None:
 
 
 def test_a_statement_alone_is_a_transaction_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is committed when it has been executed; the connection begins transactions again for whoever is next."""
+    """The statement is committed at once; afterwards the connection begins transactions again."""
     with write_connection() as connection:
         connection.execute(text("DROP TABLE IF EXISTS alone"))
         connection.execute(text("CREATE TABLE alone (id int)"))

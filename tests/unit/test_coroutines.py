@@ -1,4 +1,4 @@
-"""How a thread waits for a coroutine on the worker's loop."""
+"""A thread that waits for a coroutine on the worker's loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE = 20.0
 
 @pytest.fixture
 def loop() -> asyncio.AbstractEventLoop:
-    """One that runs on a thread of its own."""
+    """An event loop on a thread of its own."""
     return LoopThread("loop-of-a-test").ensure_running()
 
 

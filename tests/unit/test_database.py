@@ -40,7 +40,7 @@ class DbPage(SQLModel, table=True):
 
 
 def bodies() -> list[str]:
-    """What a connection of its own sees committed."""
+    """Returns the bodies that are committed, read with a separate session."""
     with Session(db.engine()) as session:
         return sorted(session.exec(select(DbNote.body)))
 
@@ -140,7 +140,7 @@ def test_lower_knows_all_of_unicode(database: Path) -> None:
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_memory_is_one_database_for_all_threads(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Whoever reads while a transaction is open sees what is committed, and does not end it."""
+    """A reader during an open transaction sees only committed rows, and does not end the transaction."""
     monkeypatch.setenv("NITRO_DB_URL", url)
     db.reset()
     with db.transaction() as session:
@@ -205,7 +205,7 @@ def test_four_writing_threads_wait_for_one_another(database: Path) -> None:
 
 
 def test_upgrading_a_read_lock_would_fail(database: Path) -> None:
-    """What BEGIN IMMEDIATE avoids: a deferred transaction that reads first cannot write after another's commit."""
+    """A deferred transaction that reads first cannot write after another commit; BEGIN IMMEDIATE avoids this."""
     bodies()
     with Session(db.engine()) as late:
         late.exec(select(DbNote)).all()
@@ -291,7 +291,7 @@ def test_processes_create_tables_at_once(database: Path) -> None:
 
 
 def test_another_process_sees_the_row(database: Path) -> None:
-    """What is committed here is there for every other process."""
+    """A committed row is visible to every other process."""
     with db.transaction() as session:
         add(session, "for all")
     script = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT body FROM dbnote').fetchall())"
@@ -354,7 +354,7 @@ def test_exception_rolls_back(database: Path) -> None:
 
 
 def test_objects_are_readable_after_the_commit(database: Path) -> None:
-    """They are detached and keep their values."""
+    """Objects are detached after the commit and keep their values."""
     with db.transaction() as session:
         note = DbNote(body="kept")
         session.add(note)
@@ -363,7 +363,7 @@ def test_objects_are_readable_after_the_commit(database: Path) -> None:
 
 
 def test_nested_block_joins_the_outer_one(database: Path) -> None:
-    """It has the same session, and the one commit is at the outermost end."""
+    """The inner block has the outer session, and the only commit is at the end of the outer block."""
     with db.transaction() as outer:
         with db.transaction() as inner:
             add(inner, "inner")
@@ -382,7 +382,7 @@ def test_outer_failure_undoes_the_inner_block(database: Path) -> None:
 
 
 def test_failed_inner_block_is_undone_alone(database: Path) -> None:
-    """Where the outer code goes on, only what the inner block did is gone."""
+    """Only the writes of the failed inner block are gone."""
     with db.transaction() as session:
         add(session, "outer")
         with pytest.raises(ZeroDivisionError), db.transaction():
@@ -492,7 +492,7 @@ def callbacks(*names: str) -> list[str]:
 
 
 def test_callbacks_run_in_order_after_the_commit(database: Path) -> None:
-    """They run once, when the row is visible and the transaction is no longer current."""
+    """Callbacks run once, after the row is visible and the transaction is no longer current."""
     seen: list[object] = []
     with db.transaction() as session:
         add(session, "one")
@@ -525,7 +525,7 @@ def test_rollback_drops_callbacks(database: Path) -> None:
 
 
 def test_rollback_of_an_inner_block_drops_its_callbacks_only(database: Path) -> None:
-    """Those of the outer block, and of an inner one that ended well, run."""
+    """Callbacks of the outer block still run, before and after the failed one."""
     with db.transaction():
         before = callbacks("before")
         with pytest.raises(ZeroDivisionError), db.transaction():
@@ -549,7 +549,7 @@ def test_rollback_of_the_users_savepoint_drops_its_callbacks(database: Path) -> 
 
 
 def test_callback_that_raises_is_logged_and_the_next_runs(database: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One failure does not stop the others, and the block has committed."""
+    """A failed callback stops neither the next callback nor the commit."""
     with db.transaction() as session, caplog.at_level(logging.ERROR, "nitro.database"):
         add(session, "one")
         current = db.current_transaction()
@@ -562,7 +562,7 @@ def test_callback_that_raises_is_logged_and_the_next_runs(database: Path, caplog
 
 
 def test_callback_may_open_a_transaction(database: Path) -> None:
-    """It is outside of the one it waited for."""
+    """The callback's transaction is separate from the committed one."""
 
     def write() -> None:
         with db.transaction() as session:
@@ -617,7 +617,7 @@ def test_session_in_a_transaction_is_committed_by_the_user(database: Path) -> No
 
 
 def test_users_rollback_drops_callbacks(database: Path) -> None:
-    """What the user rolls back has not happened."""
+    """A rollback by the user drops the callbacks of the block."""
     with Session(db.engine()) as own:
         add(own, "before")
         with db.transaction(own):
@@ -641,7 +641,7 @@ def test_failed_block_in_the_users_transaction_is_undone_alone(database: Path) -
 
 
 def test_savepoint_on_a_plain_engine_is_part_of_the_users_transaction(tmp_path: Path) -> None:
-    """Also where the driver has not begun yet: releasing the savepoint commits nothing."""
+    """Releasing the savepoint commits nothing, even if the driver has not begun a transaction yet."""
     plain = create_engine(f"sqlite:///{tmp_path / 'plain.db'}")
     SQLModel.metadata.create_all(plain)
     with Session(plain) as own:
@@ -655,7 +655,7 @@ def test_savepoint_on_a_plain_engine_is_part_of_the_users_transaction(tmp_path: 
 
 
 def test_session_closed_without_a_commit_abandons_callbacks(database: Path) -> None:
-    """Whoever waits for a commit that will not come is told, once, and not after a rollback."""
+    """`abandoned` is called once if the session closes without a commit, and never after a rollback."""
     told: list[str] = []
     with Session(db.engine()) as own:
         add(own, "one")
@@ -668,7 +668,7 @@ def test_session_closed_without_a_commit_abandons_callbacks(database: Path) -> N
 
 
 def test_callbacks_of_the_users_commit_run_outside_of_any_transaction(database: Path) -> None:
-    """Also where the user's commit happens inside a block of Nitro's own."""
+    """Callbacks see no transaction, even if the user commits inside a block of Nitro."""
     seen: list[object] = []
     bodies()
     with Session(db.engine()) as own:
@@ -681,7 +681,7 @@ def test_callbacks_of_the_users_commit_run_outside_of_any_transaction(database: 
 
 
 def test_explicit_begin_makes_a_transaction_the_users_own(database: Path) -> None:
-    """So do pending, flushed and executed writes; having read does not."""
+    """Pending, flushed and executed writes make it the user's transaction too; reads do not."""
     with Session(db.engine()) as own:
         own.exec(select(DbNote)).all()
         assert not db.has_work_to_commit(own)

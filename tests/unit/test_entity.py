@@ -1,4 +1,4 @@
-"""What `class Order(Entity, table=True)` can do."""
+"""The behaviour of `class Order(Entity, table=True)`."""
 
 # No `from __future__ import annotations`: SQLModel cannot resolve a relationship whose annotation is a string.
 
@@ -25,7 +25,7 @@ from nitro.infrastructure.database import engine, transaction
 
 
 class EntTagging(SQLModel, table=True):
-    """Which order has which tag."""
+    """A row that gives an order a tag."""
 
     order_id: str = Field(foreign_key="entorder.id", primary_key=True)
     tag_id: str = Field(foreign_key="enttag.id", primary_key=True)
@@ -111,7 +111,7 @@ def statements(database_each: str) -> list[str]:
 
 
 def test_id_is_generated_when_absent_or_none() -> None:
-    """It is a UUIDv7, as text; also for a model without a table."""
+    """The id is a UUIDv7 as text, also for a model without a table."""
     for made in (
         EntOrder(customer_email="a@b"),
         EntOrder(id=None, customer_email="a@b"),
@@ -214,7 +214,7 @@ def test_generated_id_is_not_looked_up(statements: list[str]) -> None:
 
 
 def test_save_writes_only_what_changed(database_each: str) -> None:
-    """What somebody else has written meanwhile stays."""
+    """Columns that another session has written meanwhile stay."""
     made = order(total=1, status="draft")
     elsewhere(update(EntOrder).values(status="placed"))
     made.total = 2
@@ -299,7 +299,7 @@ def test_instance_method_without_a_table(call: str) -> None:
 
 
 def test_model_without_a_table_validates_its_constructor() -> None:
-    """It is a plain model otherwise."""
+    """A class without `table=True` is a plain pydantic model."""
     with pytest.raises(ValidationError):
         EntDraft(total="much")
 
@@ -317,19 +317,19 @@ def test_bad_value_is_not_saved(database_each: str) -> None:
 
 
 def test_validators_of_the_class_run(database_each: str) -> None:
-    """What they return is what is saved, and what the instance holds."""
+    """The return value of a validator is saved and set on the instance."""
     assert order(customer_email="A@B.C").customer_email == "a@b.c"
     with pytest.raises(InvalidEntity, match="an address has an @"):
         order(customer_email="nobody")
 
 
 def test_values_are_coerced(database_each: str) -> None:
-    """As pydantic would in a constructor."""
+    """A value is converted as in a pydantic constructor."""
     assert order(total="5").total == 5.0
 
 
 def test_changes_are_validated(database_each: str) -> None:
-    """So is a stored instance that changed; its row stays."""
+    """A changed stored instance is validated, and its row stays as it was."""
     made = order()
     made.total = "much"  # type: ignore[assignment]
     with pytest.raises(InvalidEntity):
@@ -350,7 +350,7 @@ def test_bad_value_in_a_transaction_is_not_committed(database_each: str) -> None
 
 
 def test_related_new_objects_are_validated(database_each: str) -> None:
-    """What is saved along is checked along, and nothing is written."""
+    """A related object with a bad value keeps the whole save from being written."""
     with pytest.raises(InvalidEntity, match="EntItem was not saved: line"):
         order(items=[EntItem(line="first")])  # type: ignore[arg-type]
     assert EntOrder.count() == 0
@@ -367,7 +367,7 @@ def test_related_new_objects_are_saved_too(database_each: str) -> None:
 
 
 def test_object_added_later_is_saved_too(database_each: str) -> None:
-    """Also to an order that was read, in a relationship that only one side declares."""
+    """A related object is saved with an order that was read, even if only one side declares the relationship."""
     made = EntOrder.get(order(items=[EntItem(line=1)]).id)
     assert made is not None
     made.items.append(EntItem(line=2))
@@ -523,7 +523,7 @@ def test_copy_held_by_the_transaction_does_not_break_save(database_each: str) ->
 
 
 def test_save_joins_the_transaction(database_each: str) -> None:
-    """It is committed, or rolled back, with the rest, and reads inside see it."""
+    """The save is part of the transaction: reads inside see the row, and a rollback removes it."""
     with pytest.raises(ZeroDivisionError), transaction():
         made = order()
         assert not inspect(made).detached

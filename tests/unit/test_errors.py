@@ -73,7 +73,7 @@ EXAMPLE_IDS = [type(error).__name__ for error, _ in EXAMPLES]
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
 def test_tree_in_the_docstring_is_complete(error: type[NitroError]) -> None:
-    """Whoever reads the first lines of the file knows every error, once."""
+    """The docstring of the module lists every error exactly once."""
     assert len(re.findall(rf"\b{error.__name__}\b", errors.__doc__ or "")) == 1
 
 

@@ -105,7 +105,7 @@ def test_nothing_is_left_behind(connect: Connect, tmp_path: Path) -> None:
 
 
 def test_queues_are_kept_apart(connect: Connect) -> None:
-    """Also where one name begins as the other."""
+    """A queue whose name begins with another queue's name is separate."""
     connection = connect()
     connection.default_channel._put("mail.bulk", "bulk")
     assert take(connection, "mail") is None

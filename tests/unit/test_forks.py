@@ -78,7 +78,7 @@ def test_parent_and_child_go_on(table: None) -> None:
 
 
 def test_a_fork_inside_a_transaction_of_its_own_thread_does_not_hang(table: None) -> None:
-    """It can wait for others only."""
+    """The fork waits only for transactions of other threads."""
     with write_connection() as connection:
         connection.exec_driver_sql("INSERT INTO seen VALUES (0)")
         assert in_a_child(lambda: None) == 0

@@ -79,7 +79,7 @@ def write(folder: Path, file: str, text: str = SCRIPT, *, package: bool = False)
 
 
 def test_name_is_module_and_qualname() -> None:
-    """What a person would type to import it."""
+    """The default name is the path that imports the function."""
     assert default_name(test_name_is_module_and_qualname) == f"{__name__}.test_name_is_module_and_qualname"
     assert default_name(Service().handle) == f"{__name__}.Service.handle"
     assert default_name(Service.static) == f"{__name__}.Service.static"

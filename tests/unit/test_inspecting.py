@@ -1,4 +1,4 @@
-"""What a worker answers about its outbox, however long the database takes: its main loop waits a moment only."""
+"""A worker's answer about its outbox: the main loop waits only a moment for the database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEALTH = Health(deliveries={"waiting": 0, "queued": 3, "running": 0, "dead": 0},
 
 
 class Database:
-    """One that answers when it may."""
+    """A database that answers after `free` is set."""
 
     def __init__(self) -> None:
         self.free = threading.Event()
@@ -37,7 +37,7 @@ class Database:
 
 @pytest.fixture
 def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    """One that is slow until it is set free."""
+    """A slow database that answers from the end of the test at the latest."""
     slow = Database()
     monkeypatch.setattr(control, "read_health", slow.health)
     yield slow
@@ -45,12 +45,12 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
 
 
 def answer(question: HealthQuery, patience: float = 20.0) -> dict[str, Any]:
-    """What the worker says."""
+    """Returns the worker's answer."""
     return question.answer(patience, WORKER)
 
 
 def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
-    """As far as this worker knows."""
+    """The answer has the reason as far as this worker knows it."""
     database.free.set()
     told = answer(HealthQuery())
     assert told["deliveries"] == HEALTH.deliveries

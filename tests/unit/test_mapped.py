@@ -45,7 +45,7 @@ class Node(Base):
 
 
 class Leaf(Node):
-    """One of joined-table inheritance."""
+    """A mapped class of joined-table inheritance."""
 
     __tablename__ = "mapped_leaf"
 
@@ -218,7 +218,7 @@ def test_an_instance_that_is_not_attached_may_hold_one_that_is(session: Session,
 
 
 def test_rows_of_a_result_are_looked_into(tmp_path: Any) -> None:
-    """As a SELECT of several classes gives them."""
+    """Rows and row mappings of a SELECT are searched for instances."""
     engine: Engine = create_engine(f"sqlite:///{tmp_path / 'rows.db'}")
     Base.metadata.create_all(engine)
     with Session(engine) as session:
@@ -232,7 +232,7 @@ def test_rows_of_a_result_are_looked_into(tmp_path: Any) -> None:
 
 
 def test_sessions_come_in_the_order_of_the_arguments() -> None:
-    """Those that are least deep first, and of these the sender's."""
+    """The session of the least nested instance comes first; at the same depth the sender's."""
     with Session() as first, Session() as second:
         first.add(sender := Node(id=1))
         second.add(argument := Node(id=2))
@@ -247,12 +247,12 @@ def test_what_holds_no_instance_has_none(value: object) -> None:
 
 
 def test_an_instance_made_without_a_constructor_is_no_obstacle() -> None:
-    """It has no state, and is in no session."""
+    """An instance without a state is in no session."""
     assert list(mapped_states([Node.__new__(Node)])) == []
 
 
 def test_a_class_with_a_getattr_of_its_own_is_no_obstacle(session: Session) -> None:
-    """It is asked for nothing that it has not."""
+    """The search reads no attribute that the class does not have."""
 
     class Strict(Node):
         def __getattr__(self, name: str) -> Any:

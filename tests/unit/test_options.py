@@ -85,18 +85,18 @@ def test_soft_limit_is_not_later_than_the_hard_one() -> None:
 
 @pytest.mark.parametrize("errors", [ValueError, (ValueError,), [ValueError], {ValueError}])
 def test_exceptions_are_given_alone_or_as_a_collection(errors: Any) -> None:
-    """One class needs no tuple."""
+    """A single exception class needs no tuple."""
     assert Offload(throws=errors).throws == (ValueError,)
 
 
 def test_options_are_frozen() -> None:
-    """What was checked stays as it is."""
+    """Options cannot be set after the check."""
     with pytest.raises(ValidationError):
         Offload(queue="mail").queue = "other"  # type: ignore[misc]  # the misuse under test
 
 
 def test_given_options_only_are_passed_on() -> None:
-    """What is not given is left to Celery and to the app."""
+    """An option that is not given is left to Celery and to the app."""
     offload = Offload(queue="mail", rate_limit="5/m")
     assert offload.message_options == {"queue": "mail"}
     assert offload.task_options() == {"rate_limit": "5/m"}
@@ -115,12 +115,12 @@ def test_at_most_once_tells_the_worker() -> None:
 
 @pytest.mark.parametrize("value", [60, 60.5, datetime(2030, 1, 1, tzinfo=UTC)])
 def test_expires_is_seconds_or_a_time(value: Any) -> None:
-    """As in Celery."""
+    """`expires` takes seconds or a time, as in Celery."""
     assert Offload(expires=value).message_options == {"expires": value}
 
 
 def test_a_time_without_an_offset_is_utc() -> None:
-    """As in Celery, whatever the time zone of the process."""
+    """A time without an offset is UTC in every time zone, as in Celery."""
     assert Offload(expires=datetime(2030, 1, 1)).message_options == {"expires": datetime(2030, 1, 1, tzinfo=UTC)}
 
 

@@ -24,9 +24,9 @@ TABLE: dict[str, list[str]] = {
 PLACES = [(file, name) for name, files in TABLE.items() for file in files]
 
 DOCUMENTED = {"_exit", "_make"}
-"""Of `os` and of named tuples: public, for all their names."""
+"""Public names of `os` and of named tuples that begin with an underscore."""
 MACHINERY = {"_abc_impl", "_compiler_dispatch", "_is_protocol", "_is_runtime_protocol"}
-"""What `abc`, SQLAlchemy's `compiles` and `typing` put into classes."""
+"""Private attributes that `abc`, SQLAlchemy's `compiles` and `typing` put into classes."""
 
 
 def is_private(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""How entities are found, counted and deleted by condition."""
+"""Entities that are found, counted and deleted by condition."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_create_saves(database_each: str) -> None:
 
 @pytest.mark.parametrize("call", [RepBook.get, RepBook.find])
 def test_get_and_find(books: list[RepBook], call: type[RepBook]) -> None:
-    """They give the entity, or None for a missing id."""
+    """`get` and `find` return the entity, or None for a missing id."""
     assert call("b1") == books[0]
     assert call("nowhere") is None
     assert call(None) is None
@@ -67,12 +67,12 @@ def test_exists(books: list[RepBook]) -> None:
 
 
 def test_all_comes_in_the_order_of_ids(books: list[RepBook]) -> None:
-    """Which is that of creation, for generated ids."""
+    """Generated ids sort by creation, so the order of ids is the order of creation."""
     assert RepBook.all() == books
 
 
 def test_count(books: list[RepBook]) -> None:
-    """Of all rows, or of those that meet the conditions."""
+    """`count` counts all rows, or the rows that meet the conditions."""
     assert RepBook.count() == 3
     assert RepBook.count(col(RepBook.price) == 5, RepBook.title == "Emma") == 1
 
@@ -102,7 +102,7 @@ def test_order_by(books: list[RepBook], order_by: object, expected: list[str]) -
 
 
 def test_limit_and_offset(books: list[RepBook]) -> None:
-    """They cut a page out of the order, each alone as well."""
+    """`limit` and `offset` cut a page out of the result, each alone as well."""
     assert ids(RepBook.where(limit=2)) == ["b1", "b2"]
     assert ids(RepBook.where(offset=2)) == ["b3"]
     assert ids(RepBook.filter(limit=1, offset=1)) == ["b2"]
@@ -148,7 +148,7 @@ def test_unknown_field_is_named_with_the_nearest(books: list[RepBook]) -> None:
 
 
 def test_search_ignores_case(books: list[RepBook]) -> None:
-    """Also beyond ASCII."""
+    """Search ignores the case of non-ASCII letters too."""
     assert ids(RepBook.search("EMMA")) == ["b1", "b3"]
     assert ids(RepBook.search("äPFEL")) == ["b2"]
 
@@ -240,13 +240,13 @@ def test_class_method_without_a_table(call: str, arguments: tuple[object, ...]) 
 
 
 def test_errors_are_entity_errors() -> None:
-    """One class catches whatever goes wrong with entities."""
+    """EntityError catches every error of entities."""
     assert issubclass(UnknownField, EntityError)
     assert issubclass(NotACondition, EntityError)
 
 
 def test_init_db_may_run_again(database_each: str) -> None:
-    """It creates what is missing and leaves the rest."""
+    """`init_db` creates missing tables and leaves existing ones."""
     RepShelf.create(name="top")
     RepShelf.init_db()
     create_tables()

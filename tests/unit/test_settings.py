@@ -49,7 +49,7 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_wrong_value_is_an_error_that_says_what_is_allowed(name: str, value: str, allowed: str) -> None:
-    """It names the setting, the value and what is allowed."""
+    """The error names the setting, its value and the allowed values."""
     with pytest.raises(SettingError) as caught:
         Settings.load({name: value})
     message = str(caught.value)

@@ -66,7 +66,7 @@ def test_what_it_returns_is_found_by_name(connection: Connection) -> None:
 
 
 def test_a_value_that_a_type_has_to_write_is_written_by_it(connection: Connection) -> None:
-    """Of the call, or of the statement itself."""
+    """The type converts both a parameter of the call and a value of the statement."""
     given = CachedStatement(lambda _dialect: insert(goods).values(sku="given", tags=bindparam("tagged", type_=JSON)))
     own = CachedStatement(lambda _dialect: insert(goods).values(sku=bindparam("named"), tags=["new"]))
     given.execute(connection, {"tagged": {"on": "sale"}})
@@ -75,7 +75,7 @@ def test_a_value_that_a_type_has_to_write_is_written_by_it(connection: Connectio
 
 
 def test_a_list_is_spread(connection: Connection) -> None:
-    """As an `IN` wants it."""
+    """An expanding parameter takes a list, for `IN`."""
     connection.execute(insert(goods), [{"sku": sku} for sku in "abc"])
     statement = CachedStatement(
         lambda _dialect: select(goods.c.sku).where(goods.c.sku.in_(bindparam("some", expanding=True)))

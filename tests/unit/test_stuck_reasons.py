@@ -42,7 +42,7 @@ def group(state: Any = "queued", runner: str | None = None) -> DeliveryGroup:
     ],
 )
 def test_what_is_queued_waits_for_a_worker(workers: list[WorkerInfo], expected: str) -> None:
-    """One that consumes its queue, knows its handler, and has a process free."""
+    """A queued delivery needs a worker that consumes its queue, knows its handler and has a free process."""
     assert why_stuck(group(), workers) == expected
 
 
@@ -60,19 +60,19 @@ def test_what_waits_needs_a_relay() -> None:
 
 
 def test_what_runs_still_names_who_runs_it() -> None:
-    """Whoever answers."""
+    """The reason names the running process, even if no worker answers."""
     assert why_stuck(group("running", "one@shop, process 7"), []) == "it runs still, in one@shop, process 7"
 
 
 def test_one_worker_speaks_for_itself_alone() -> None:
-    """Others may do what it does not."""
+    """The reason speaks of this worker only, because other workers may serve the delivery."""
     other = worker(queues=frozenset({"b"}))
     assert why_stuck(group(), [other], alone=True) == "this worker does not consume queue mails (consumed: b)"
     assert why_stuck(group(), [worker(tasks={})], alone=True) == "this worker does not know handler shop.mail"
 
 
 def test_a_worker_of_another_outbox_relays_nothing_of_this_one() -> None:
-    """It answers on the same broker, and is not in the census."""
+    """A worker without a heartbeat in this outbox does not count as a relay, although it answers on the broker."""
     ours, strange = worker(relays=False, boot="a"), worker("car@shop", relays=True, boot="b")
     assert [each.relays for each in without_foreign_relays({"a"}, [ours, strange])] == [False, False]
     assert [each.relays for each in without_foreign_relays({"a", "b"}, [ours, strange])] == [False, True]
