@@ -18,7 +18,7 @@ from nitro.infrastructure.events import Event, Namespace, on
 
 
 class Hamper(Entity, table=True):
-    """Somebody who emits."""
+    """The entity that is the sender."""
 
     __tablename__ = "cli_hamper"
 
@@ -45,19 +45,19 @@ def as_json(*arguments: str) -> list[dict[str, Any]]:
 
 
 def handler(sender: object = None, **kwargs: object) -> None:
-    """Somebody who hears."""
+    """A sync handler."""
 
 
 def other(sender: object = None, **kwargs: object) -> None:
-    """Somebody else."""
+    """A second sync handler."""
 
 
 async def late(sender: object = None, **kwargs: object) -> None:
-    """Somebody who waits."""
+    """An async handler."""
 
 
 def anyone(sender: object = None, **kwargs: object) -> None:
-    """Somebody who hears all."""
+    """A handler of a glob."""
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def sold(events: Namespace) -> Event:
 
 
 def test_handlers_are_listed_as_an_emit_takes_them(sold: Event) -> None:
-    """All that is said of each where it is declared."""
+    """The JSON has each handler's declaration, in the order of an emit."""
     assert as_json("handlers", "--event", "basket.sold") == [
         {
             "event": "basket.sold",
@@ -107,7 +107,7 @@ def test_handlers_are_listed_as_an_emit_takes_them(sold: Event) -> None:
 
 
 def test_handlers_are_a_table(sold: Event) -> None:
-    """For people: a line each."""
+    """The table has a line for each handler."""
     first, *lines = run("handlers", "--event", "basket.sold").stdout.splitlines()
     assert first.split() == list(HEADINGS)
     assert [line.split()[3] for line in lines] == ["shop.check", "shop.audit", "shop.mail"]
@@ -115,7 +115,7 @@ def test_handlers_are_a_table(sold: Event) -> None:
 
 
 def test_all_events_are_listed_by_name(sold: Event, events: Namespace) -> None:
-    """Globs among them; one without handlers is not."""
+    """The list includes globs and leaves out events without handlers."""
     on(events.event("basket.*"), name="shop.all")(anyone)
     events.event("basket.unheard")
     on(events.event("basket.left"), name="shop.left")(late)
@@ -136,7 +136,7 @@ def test_all_events_are_listed_by_name(sold: Event, events: Namespace) -> None:
     [(Hamper, "Hamper"), ("ada", "'ada'"), (7, "7"), (lambda: Hamper(id="b1"), "Hamper:b1"), (object, "one object")],
 )
 def test_the_sender_is_named(events: Namespace, sender: Any, shown: str) -> None:
-    """An entity by class and id."""
+    """An entity is shown as class and id."""
     made = sender if sender is Hamper or not callable(sender) else sender()
     on(events.event("basket.heard"), sender=made)(handler)
     assert as_json("handlers", "--event", "basket.heard")[0]["sender"] == shown
@@ -208,7 +208,7 @@ def test_a_handler_that_does_not_take_it_is_one_line(events: Namespace, make_app
 
 
 def test_no_text_can_steer_the_terminal(events: Namespace) -> None:
-    """Neither what a condition raises nor an option."""
+    """Control characters in a condition's error or in an option are escaped."""
 
     def red(*_: object, **__: object) -> bool:
         raise LookupError("no\n  2. inline  \x1b[31mforged")

@@ -1,4 +1,4 @@
-"""`nitro graph`: whatever is called whatever, the picture holds together and all of it is there."""
+"""`nitro graph`: every name is in the picture, unchanged or escaped, and inside its borders."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ NAMES = {
 
 @pytest.fixture
 def events(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    """The only events that anybody hears."""
+    """Events of this test, the only ones that have handlers."""
     monkeypatch.setattr(module, "_ever_connected", WeakSet())
     return Namespace()
 
 
 def connected(event: Event, *names: str, **options: object) -> None:
-    """Connect a handler of each name."""
+    """Connects a handler of each name."""
     for name in names:
         on(event, name=name, **options)(lambda sender=None, **kwargs: None)  # type: ignore[call-overload]  # any
 
@@ -62,33 +62,33 @@ def graph(form: str, *arguments: object) -> Result:
 
 
 def drawn(form: str) -> str:
-    """The picture."""
+    """Returns the picture."""
     done = graph(form)
     assert (done.exit_code, done.stderr) == (0, "")
     return done.stdout
 
 
 def mermaid_labels(text: str) -> Iterator[str]:
-    """The labels of the nodes, as Mermaid shows them: `#…;` is a character."""
+    """Yields the labels of the nodes as Mermaid shows them: `#…;` is a character."""
     for label in re.findall(r'^  [eh]\d+\(?\["([^"\n]*)"\]\)?$', text, re.MULTILINE):
         yield re.sub(r"#(\d+);", lambda found: chr(int(found[1])), label)
 
 
 def dot_labels(text: str) -> Iterator[str]:
-    """The labels of the nodes, as Graphviz reads them: only `\\"` and `\\\\` mean something else here."""
+    """Yields the labels of the nodes as Graphviz reads them: only `\"` and `\\` are escapes here."""
     for label in re.findall(r'^  [eh]\d+ \[label="((?:[^"\\\n]|\\.)*)" shape=\w+\];$', text, re.MULTILINE):
         yield re.sub(r"\\(.)", r"\1", label)
 
 
 def svg_labels(text: str) -> Iterator[str]:
-    """All texts of the picture."""
+    """Yields all texts of the picture."""
     for each in fromstring(text).iter(f"{SVG}text"):
         yield "".join(each.itertext())
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_each_name_is_shown_as_it_is(events: Namespace, name: str) -> None:
-    """In each format, of the event and of its handlers, inline and queued."""
+    """Names of the event and its inline and offloaded handlers are shown unchanged in each format."""
     wanted = [f"{name} heard", name, f"{name} queued"]
     event = events.event(wanted[0])
     connected(event, wanted[1])
@@ -123,7 +123,7 @@ def test_an_event_and_a_handler_may_have_one_name(events: Namespace, form: str) 
 
 
 def test_a_handler_of_two_events_is_one_node(events: Namespace) -> None:
-    """With an arrow from each; so is one that hears a glob."""
+    """The node has an arrow from each event and from a glob."""
 
     def audit(sender: object) -> None: ...
 
@@ -150,14 +150,14 @@ def test_the_same_handlers_give_the_same_picture(events: Namespace) -> None:
 
 
 def box(picture: Element) -> tuple[float, float]:
-    """Width and height of a picture."""
+    """Returns width and height of a picture."""
     left, top, width, height = map(float, picture.attrib["viewBox"].split())
     assert (left, top) == (0, 0)
     return width, height
 
 
 def places(picture: Element) -> Iterator[tuple[str, float, float, float]]:
-    """Each name, where it begins and ends, and its line."""
+    """Yields each name with its begin, its end and its line."""
     for each in picture.iter(f"{SVG}text"):
         text, style = "".join(each.itertext()), each.attrib["style"]
         if "10px" in style:  # and no label of an arrow
@@ -187,7 +187,7 @@ def test_all_of_an_svg_is_within_it(events: Namespace, further: int) -> None:
 
 
 def test_a_glyph_that_a_font_lacks_is_no_warning(events: Namespace) -> None:
-    """The viewer's font may have it."""
+    """A missing glyph is no warning, because the viewer's font may have it."""
     connected(events.event("😀"), "数量")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -211,7 +211,7 @@ def test_a_file_has_what_the_terminal_would_show(events: Namespace, form: str, t
 def test_only_svg_needs_matplotlib(
     events: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str, code: int
 ) -> None:
-    """Without it nothing is written, and no file is made."""
+    """Without matplotlib `--format svg` is an error and writes no file."""
     connected(events.event("placed"), "shop.a")
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)

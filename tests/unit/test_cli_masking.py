@@ -35,7 +35,7 @@ class Patient(Entity):
 
 @dataclass
 class Visit:
-    """The same as a dataclass."""
+    """A dataclass that declares a secret field."""
 
     __nitro_mask__: ClassVar[tuple[str, ...]] = ("reason",)
 
@@ -60,12 +60,12 @@ def test_what_is_named_like_a_secret_is_masked(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["total", "status", "monkey", "keyboard", "author_name", "spin", "passenger"])
 def test_other_values_are_shown(name: str) -> None:
-    """Without which nobody could tell what is wrong with a delivery."""
+    """A value without a secret name is shown, so that errors can be understood."""
     assert shown(**{name: "x"})["kwargs"] == {name: "x"}
 
 
 def test_a_class_names_its_own_secrets() -> None:
-    """`__nitro_mask__`, besides what is masked of any class; an entity's other fields are shown."""
+    """`__nitro_mask__` adds to the names that are always masked; other fields are shown."""
     payload = shown(Patient(id="p1", name="Ada", diagnosis="flu", password="x"), Visit(3, "flu"))
     assert payload["entities"][0]["fields"] == {"id": "p1", "name": "Ada", "diagnosis": MASK, "password": MASK}
     assert payload["args"][0]["$dataclass"][1] == {"room": 3, "reason": MASK}
@@ -73,6 +73,6 @@ def test_a_class_names_its_own_secrets() -> None:
 
 
 def test_a_parametrised_class_hides_what_its_origin_does() -> None:
-    """The reference to such a class is more than a name."""
+    """A parametrised class has the masked names of its origin."""
     payload = shown(Finding[str](result="flu"))
     assert payload["sender"]["$model"]["fields"] == {"result": MASK}

@@ -20,17 +20,17 @@ NOW = BEGIN + timedelta(seconds=60)
 
 
 def at(seconds: float) -> datetime:
-    """A moment so long after the begin."""
+    """Returns the time this many seconds after the begin."""
     return BEGIN + timedelta(seconds=seconds)
 
 
 def run(number: int, started: float, ended: float, why: str = "OSError: away") -> PastRun:
-    """A run that did not close its delivery."""
+    """Returns a run that did not close its delivery."""
     return PastRun(run=number, started=at(started), ended=at(ended), why=why)
 
 
 def entry(state: Any, **facts: Any) -> DeliveryRecord:
-    """A delivery that was published after a second."""
+    """Returns a delivery that was published after a second."""
     fixed = {
         "id": "t1",
         "emission": "e1",
@@ -47,20 +47,20 @@ def entry(state: Any, **facts: Any) -> DeliveryRecord:
 
 
 def told(**facts: Any) -> EmissionRecord:
-    """An emission that took 10 ms."""
+    """Returns an emission that took 10 ms."""
     fixed = {"id": "e1", "event": "placed", "sender": "ada", "root": None, "parent": None, "at": BEGIN, "took": 0.01}
     more = {"process": "host/1", "caused_in": None, "error": None, "rolled_back": False, "turns": [], "deliveries": []}
     return EmissionRecord(**{**fixed, **more, **facts})
 
 
 def lines(*emissions: EmissionRecord) -> list[str]:
-    """The tree of lines, without what emissions are said to be besides."""
+    """Returns the tree of lines, without times and ids of the emissions."""
     text = click.unstyle(timeline.as_text(timeline.timeline_items(emissions, NOW)))
     return [re.sub(r"  2026-01-31 .*", "", line) for line in text.splitlines()]
 
 
 def spans(delivery: DeliveryRecord) -> list[tuple[str, str, float, float]]:
-    """Kind and state of each bar of a delivery, and from when to when it goes."""
+    """Returns kind, state, begin and end of each bar of a delivery."""
     (item,) = timeline.timeline_items([told(deliveries=[delivery])], NOW)
     (handler,) = item.children
     return [
@@ -70,7 +70,7 @@ def spans(delivery: DeliveryRecord) -> list[tuple[str, str, float, float]]:
 
 
 def steps(delivery: DeliveryRecord) -> list[tuple[str, int]]:
-    """State and run of each step of a delivery."""
+    """Returns state and run of each step of a delivery."""
     return [(step.state, step.run) for step in steps_of(delivery)]
 
 
@@ -98,7 +98,7 @@ def test_a_length_of_time_has_three_digits_and_its_unit(seconds: float, shown: s
 
 @pytest.mark.parametrize(("moment", "shown"), [(0.25, "+250 ms"), (-0.25, "-250 ms"), (0.0, "+0 ms")])
 def test_clocks_may_differ(moment: float, shown: str) -> None:
-    """An emitter's clock is not the database's: what seems to be before is said to be."""
+    """A time before the emission is shown as negative, because the emitter's clock is not the database's."""
     assert lines(told(deliveries=[entry("queued", published=at(moment))]))[1] == (
         f"└─ queue  shop.mail  queued  queued {shown}"
     )
@@ -119,14 +119,14 @@ def test_each_run_has_one_bar() -> None:
 
 @pytest.mark.parametrize("state", ["cancelled", "dead"])
 def test_what_was_closed_between_two_runs_ran_once(state: str) -> None:
-    """Such as one that was cancelled while it waited for its retry, or whose process died once too often."""
+    """A delivery that is closed while it waits for a retry has one run."""
     closed = entry(state, attempts=1, history=(run(1, 2, 3),), started=at(2), closed=at(9))
     assert spans(closed) == [("run", "retried", 2, 3), ("wait", "queued", 1, 2)]
     assert steps(closed) == [("queued", 0), ("running", 1), ("retried", 1), (state, 0)]
 
 
 def test_what_never_ran_has_waited_until_it_was_closed() -> None:
-    """Cancelled, say, or expired."""
+    """A delivery without a run has one waiting bar until it is closed."""
     assert spans(entry("cancelled", closed=at(9))) == [("wait", "queued", 1, 9)]
     assert steps(entry("cancelled", closed=at(9))) == [("queued", 0), ("cancelled", 0)]
 
@@ -138,7 +138,7 @@ def test_a_replayed_one_waits_after_its_last_run() -> None:
 
 
 def test_a_replayed_one_tells_how_it_had_died() -> None:
-    """In its place among the steps, with the bar of that run."""
+    """The earlier death is a step in its place, and its run has a bar."""
     death = PastRun(run=2, started=at(4), ended=at(5), why="OSError: no", outcome="dead")
     history = (run(1, 2, 3), death)
     again = entry("running", attempts=3, history=history, replayed=at(5.5), published=at(6), started=at(7))
@@ -164,7 +164,7 @@ def test_what_a_handler_of_a_worker_emitted_is_below_it() -> None:
 
 
 def test_several_trees_are_apart() -> None:
-    """By an empty line."""
+    """An empty line separates two trees."""
     assert lines(told(), told(event="other")) == ["placed by ada", "", "other by ada"]
 
 
@@ -176,7 +176,7 @@ def test_without_a_story_there_is_a_head_and_no_more() -> None:
 
 
 class Texts(HTMLParser):
-    """All texts and attributes of a page."""
+    """The tags, texts and attributes of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ NASTY = "</div></style><script>alert('\"&')</script>\x1b[31m\x9b31m\0\ud800"
 
 
 def test_no_text_can_break_a_page_or_steer_a_terminal() -> None:
-    """Names, senders, reasons and errors are shown as they are, and nothing else is."""
+    """Names, senders, reasons and errors are escaped and shown."""
     turns = [{"handler": f"turn{NASTY}", "outcome": "failed", "at": 0.0, "took": 0.1, "why": f"why{NASTY}"}]
     history = (run(1, 2, 3, f"run{NASTY}"),)
     dead = entry("dead", attempts=2, history=history, started=at(5), closed=at(6), error=f"error{NASTY}")
@@ -216,7 +216,7 @@ def test_no_text_can_break_a_page_or_steer_a_terminal() -> None:
 
 
 def test_a_page_fits_its_bars_into_its_width() -> None:
-    """Whatever the clocks say: none begins left of it or ends right of it."""
+    """Every bar is inside the page, even if the clocks differ."""
     early = entry("done", attempts=1, published=at(-5), started=at(-4), closed=at(-3))
     late = entry("done", handler="shop.b", attempts=1, published=at(900), started=at(2), closed=at(1))
     shown = Texts(trace_html.render_page(timeline.timeline_items([told(deliveries=[early, late])], NOW), "trace"))
@@ -230,5 +230,5 @@ def test_a_page_fits_its_bars_into_its_width() -> None:
 
 
 def test_a_page_of_a_single_moment_can_be_drawn() -> None:
-    """Nothing has any length."""
+    """A timeline without any duration is drawn."""
     assert "placed by ada" in trace_html.render_page(timeline.timeline_items([told(took=None)], NOW), "trace")

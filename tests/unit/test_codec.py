@@ -212,7 +212,7 @@ def test_zone_of_zoneinfo_arrives(key: str, moment: datetime, fold: int) -> None
 
 
 def test_time_in_a_zone_of_zoneinfo_arrives() -> None:
-    """Without a date it has no offset, and arrives by the zone's key."""
+    """A time without a date has no offset, and arrives by the key of its zone."""
     sent = time(1, 2, 3, 4, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
     assert (carried(sent), carried(sent).tzinfo, carried(sent).fold) == (sent, sent.tzinfo, 1)
 
@@ -252,7 +252,7 @@ def test_any_is_the_same_object() -> None:
 
 @pytest.mark.parametrize("microseconds", [1, -1, 1_500_000])
 def test_an_offset_below_a_second_is_kept(microseconds: int) -> None:
-    """Python's own `fromisoformat` takes it for UTC."""
+    """An offset below a second survives, although Python's `fromisoformat` reads it as UTC."""
     moment = datetime(2000, 1, 1, tzinfo=timezone(timedelta(microseconds=microseconds)))
     payload = decode(encode(moment, (), {}), load=lambda cls, key: None)
     assert payload.sender.utcoffset() == timedelta(microseconds=microseconds)

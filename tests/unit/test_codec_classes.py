@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass
 class Counted:
-    """Counts how often it was constructed."""
+    """A dataclass that counts its constructions."""
 
     size: int
     double: int = field(init=False)
@@ -98,7 +98,7 @@ def carried(value: object) -> Any:
 
 
 def forged(sender: object, **parts: object) -> str:
-    """A payload that nobody encoded."""
+    """Returns a payload that was not made by `encode`."""
     return json.dumps({"nitro": 1, "sender": sender, "args": [], "kwargs": {}, "entities": []} | parts)
 
 
@@ -112,7 +112,7 @@ def test_dataclass_is_not_constructed_again() -> None:
 
 
 def test_cached_property_stays_behind() -> None:
-    """A cached property that cannot travel is no obstacle: it is computed again."""
+    """A cached property with an unlisted value is left out and computed again."""
     counted, price = Counted(1), Price(theAmount=1)
     assert counted.stream is not price.stream
     assert carried(counted).double == 2

@@ -1,4 +1,4 @@
-"""The payload codec: what a class has gained or lost since a payload was written."""
+"""The payload codec: fields that a class has gained or lost since a payload was written."""
 
 from __future__ import annotations
 
@@ -151,14 +151,14 @@ def _stripped(data: Any, names: tuple[str, ...]) -> Any:
     ids=str,
 )
 def test_default_is_taken(value: object, names: list[str]) -> None:
-    """A field or private attribute that the payload lacks gets its default, as one made anew would."""
+    """A field or private attribute that the payload lacks gets its default, as on a new instance."""
     arrived = without(value, *names)
     assert arrived == value
     assert repr(arrived) == repr(value)
 
 
 def test_default_is_not_shared() -> None:
-    """Each arrival gets a default of its own."""
+    """Each decoded value gets a default of its own."""
     one, two = without(Model(a=1), "c", "private"), without(Model(a=1), "c", "private")
     assert one.c is not two.c
     assert one._notes is not two._notes
@@ -191,13 +191,13 @@ def test_required_field_is_unreadable(value: object, name: str) -> None:
 
 
 def test_required_field_that_the_sender_had_not_set_stays_unset() -> None:
-    """`model_construct` may leave one out, and so may the constructor of a table."""
+    """A field that `model_construct` or a table's constructor left out stays unset."""
     assert "a" not in vars(decode(encode(Open.model_construct(), (), {})).sender)
     assert decode(encode(GainedOrder(id="o"), (), {})).sender.email is None
 
 
 def test_entity_without_a_table_takes_defaults() -> None:
-    """Fields and private attributes alike."""
+    """Fields and private attributes of an entity without a table get their defaults."""
     arrived = without(Draft(id="d", title="t"), "size", "private")
     assert (arrived.size, arrived._seen) == (4, 7)
 
@@ -210,7 +210,7 @@ def test_new_entity_takes_the_defaults_of_its_columns() -> None:
 
 
 def test_new_declarative_instance_takes_the_default_of_its_column() -> None:
-    """A plain value, or what a function without parameters makes; one that asks for the INSERT runs there."""
+    """A value or a function without parameters is taken; a function of the INSERT's context runs there."""
     value = GainedRow(id=1, size=9, label="x", tags={"a": "b"}, code="old", rank=3)
     arrived = without(value, "size", "tags", "code", "rank")
     assert (arrived.size, arrived.tags, arrived.code, arrived.rank) == (4, {}, "new", None)
@@ -225,7 +225,7 @@ def test_new_mapped_dataclass_takes_the_defaults_of_its_fields() -> None:
 
 
 def stored() -> GainedOrder:
-    """An order as a session leaves it, detached."""
+    """Returns an order as a session leaves it, detached."""
     order = GainedOrder(id="o", email="a@b", total=9.0)
     make_transient_to_detached(order)
     return order
@@ -239,7 +239,7 @@ def test_stored_entity_takes_the_defaults_of_its_columns() -> None:
 
 
 def test_new_required_column_of_a_stored_entity_is_not_read_later() -> None:
-    """Only a handler that reads it gets the error, which names class and column."""
+    """A handler that reads the column gets an error with class and column; others do not."""
     arrived = without(stored(), "email")
     assert arrived.total == 9.0
     with pytest.raises(NotLoaded, match="GainedOrder arrived without email"):
@@ -247,7 +247,7 @@ def test_new_required_column_of_a_stored_entity_is_not_read_later() -> None:
 
 
 def test_payload_that_does_not_tell_what_was_absent_gives_no_default() -> None:
-    """In payloads of the first version a column may be missing because it was deferred."""
+    """A column missing in a payload of the first version may have been deferred, so it gets no default."""
     arrived = without(stored(), "total", "absent")
     with pytest.raises(NotLoaded, match="total"):
         _ = arrived.total
@@ -280,7 +280,7 @@ def test_lost_field_does_not_count_as_set() -> None:
 
 
 def test_lost_fields_and_private_attributes_are_left_out() -> None:
-    """A model that has them no more equals one that was made anew."""
+    """A model without the lost fields equals a new one."""
     text = encode(Model(a=1), (), {}).replace('"_seen":7', '"_seen":7,"_gone":1').replace('"a":1', '"a":1,"gone":1')
     assert decode(text).sender == Model(a=1)
 

@@ -26,14 +26,14 @@ from nitro.infrastructure import scope
 
 
 class DbNote(SQLModel, table=True):
-    """A row with nothing to it."""
+    """A row with a text."""
 
     id: int | None = Field(default=None, primary_key=True)
     body: str = Field(unique=True)
 
 
 class DbPage(SQLModel, table=True):
-    """A row that needs its note."""
+    """A row that refers to a note."""
 
     id: int | None = Field(default=None, primary_key=True)
     note_id: int = Field(foreign_key="dbnote.id")
@@ -71,7 +71,7 @@ def statements(database: Path) -> list[str]:
 
 
 def test_engine_is_one_for_the_process(database: Path) -> None:
-    """Every call gives the same engine, for the URL of the settings."""
+    """The engine is the same at every call, and has the URL of the settings."""
     assert db.engine() is db.engine()
     assert db.engine().url.database == str(database)
 
@@ -83,7 +83,7 @@ def test_engine_is_made_once_by_many_threads(database: Path) -> None:
 
 
 def test_reset_forgets_the_engine(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a reset the settings are read again."""
+    """The settings are read again after a reset."""
     db.engine()
     monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{database}.other")
     db.reset()
@@ -109,7 +109,7 @@ def test_reset_leaves_the_users_engine_open(database: Path) -> None:
 
 
 def test_relative_file_stays_the_same_after_chdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path means the folder in which the process first asked."""
+    """A relative path is resolved in the folder of the first use."""
     monkeypatch.setenv("NITRO_DB_URL", "sqlite:///here.db")
     monkeypatch.chdir(tmp_path)
     db.reset()
@@ -122,12 +122,12 @@ def test_relative_file_stays_the_same_after_chdir(tmp_path: Path, monkeypatch: p
     [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 30_000)],
 )
 def test_pragmas_are_on(database: Path, name: str, value: object) -> None:
-    """WAL, full synchronisation, enforced foreign keys and a patient busy timeout hold on every connection."""
+    """WAL, full synchronisation, foreign keys and a long busy timeout are set on every connection."""
     assert pragma(name) == value
 
 
 def test_foreign_keys_are_enforced(database: Path) -> None:
-    """A row that refers to nothing is refused."""
+    """A row that refers to a missing row is refused."""
     with pytest.raises(IntegrityError), db.transaction() as session:
         session.add(DbPage(note_id=404))
 
@@ -154,7 +154,7 @@ def test_memory_is_one_database_for_all_threads(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_memory_leaves_nothing_behind() -> None:
-    """Its file ends with the process that made it, and not with a forked child."""
+    """The file of a memory database is removed at the end of its process, and not of a forked child."""
     source = """
         import os, sys
         from nitro.infrastructure.database import engine, write_connection
@@ -235,7 +235,7 @@ def test_class_declared_later_gets_its_table(database: Path) -> None:
 
 
 def test_class_declared_in_a_transaction_gets_its_table_there(database: Path) -> None:
-    """Its table is created on the connection of the open transaction, which holds the lock."""
+    """The table is created on the connection of the open transaction, which holds the lock."""
     with db.transaction() as session:
         add(session, "before")
 
@@ -249,7 +249,7 @@ def test_class_declared_in_a_transaction_gets_its_table_there(database: Path) ->
 
 
 def test_table_created_in_a_rolled_back_transaction_is_created_again(database: Path) -> None:
-    """The rollback takes the table away, so the next use creates it."""
+    """The rollback removes the table, so the next use creates it."""
     bodies()
     with pytest.raises(ZeroDivisionError), db.transaction() as session:
         add(session, "before")
@@ -278,7 +278,7 @@ print("created")
 
 
 def test_processes_create_tables_at_once(database: Path) -> None:
-    """Processes that all find the tables missing all succeed."""
+    """Concurrent processes that find the tables missing all succeed."""
     starts = [
         subprocess.Popen([sys.executable, "-c", CREATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
@@ -338,7 +338,7 @@ def test_forked_child_does_not_join_its_parents_transaction(database: Path) -> N
 
 
 def test_transaction_commits_at_the_end(database: Path) -> None:
-    """Nothing is visible outside before the end, everything after it."""
+    """Rows are visible outside after the end only."""
     with db.transaction() as session:
         add(session, "one")
         assert bodies() == []
@@ -392,7 +392,7 @@ def test_failed_inner_block_is_undone_alone(database: Path) -> None:
 
 
 def test_failed_flush_in_an_inner_block_leaves_the_outer_usable(database: Path) -> None:
-    """A broken constraint in an inner block does not spoil the outer one."""
+    """A broken constraint in an inner block leaves the outer block usable."""
     with db.transaction() as session:
         add(session, "same")
         with pytest.raises(IntegrityError), db.transaction():
@@ -402,7 +402,7 @@ def test_failed_flush_in_an_inner_block_leaves_the_outer_usable(database: Path) 
 
 
 def test_swallowed_flush_failure_is_not_committed_in_silence(database: Path) -> None:
-    """A block whose flush failed cannot end as if nothing had happened."""
+    """A block with a failed flush ends with an error, even if the code swallows it."""
     with pytest.raises(PendingRollbackError), db.transaction() as session:
         add(session, "same")
         with pytest.raises(IntegrityError):
@@ -411,7 +411,7 @@ def test_swallowed_flush_failure_is_not_committed_in_silence(database: Path) -> 
 
 
 def test_overlapping_inner_blocks_commit_nothing(database: Path) -> None:
-    """Inner blocks of concurrent tasks that overlap are an error of the whole, also where a task swallows it."""
+    """Inner blocks of concurrent tasks that overlap are an error of the outer block, even if a task swallows it."""
 
     async def inner(body: str, started: asyncio.Event, until: asyncio.Event) -> None:
         with db.transaction() as session:
@@ -436,7 +436,7 @@ def test_overlapping_inner_blocks_commit_nothing(database: Path) -> None:
 
 
 def test_plain_with_works_in_async_code(database: Path) -> None:
-    """Tasks started inside take part."""
+    """Tasks that are started inside a plain `with` take part."""
 
     async def write() -> None:
         with db.transaction() as session:
@@ -482,7 +482,7 @@ def test_ended_transaction_is_unusable(database: Path) -> None:
 
 
 def callbacks(*names: str) -> list[str]:
-    """Registers one callback a name; returns the list in which they note their run."""
+    """Registers one callback for each name; returns the list to which they add their names."""
     ran: list[str] = []
     current = db.current_transaction()
     assert current is not None
@@ -515,7 +515,7 @@ def test_callbacks_of_an_inner_block_wait_for_the_outermost_commit(database: Pat
 
 
 def test_rollback_drops_callbacks(database: Path) -> None:
-    """After a rollback they never run."""
+    """Callbacks never run after a rollback."""
     with pytest.raises(ZeroDivisionError), db.transaction():
         ran = callbacks("never")
         raise ZeroDivisionError
@@ -628,7 +628,7 @@ def test_users_rollback_drops_callbacks(database: Path) -> None:
 
 
 def test_failed_block_in_the_users_transaction_is_undone_alone(database: Path) -> None:
-    """The user may go on with what was there before."""
+    """The user's earlier writes stay."""
     with Session(db.engine()) as own:
         add(own, "before")
         with pytest.raises(ZeroDivisionError), db.transaction(own):
@@ -755,7 +755,7 @@ def test_other_processes_write_ahead_too(database: Path) -> None:
 
 
 def test_engine_is_usable_from_many_threads_at_once(database: Path) -> None:
-    """Each thread has a transaction of its own."""
+    """Threads have transactions of their own."""
     together = threading.Barrier(3)
 
     def look() -> int:

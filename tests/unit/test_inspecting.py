@@ -27,7 +27,7 @@ class Database:
         self.answer: Health | Exception = HEALTH
 
     def health(self) -> Health:
-        """Wait until it may."""
+        """Waits for `free`, then returns or raises the answer."""
         self.asked += 1
         assert self.free.wait(20)
         if isinstance(self.answer, Exception):
@@ -67,7 +67,7 @@ def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
 
 
 def test_a_slow_database_is_not_one_that_is_away(database: Database) -> None:
-    """The first answer is to come still; later ones are the last that came, with their age; never are two asked for."""
+    """The last answer is given with its age, and the database is never asked twice at the same time."""
     question = HealthQuery()
     assert "has not answered within 0 s" in answer(question, 0.0)["error"]
     assert "has not answered within 0 s" in answer(question, 0.0)["error"]
@@ -80,7 +80,7 @@ def test_a_slow_database_is_not_one_that_is_away(database: Database) -> None:
 
 
 def test_what_the_database_refuses_is_told(database: Database) -> None:
-    """By its error."""
+    """The answer has the database's error."""
     database.free.set()
     database.answer = OSError("no such host")
     assert answer(HealthQuery()) == {"error": "OSError: no such host"}

@@ -1,4 +1,4 @@
-"""Statements whose text is kept: they do what SQLAlchemy's own execution does."""
+"""Cached statements do the same as SQLAlchemy's own execution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stored(connection: Connection) -> list[tuple[Any, ...]]:
 
 
 def test_values_of_a_call_and_of_the_statement_get_where_they_belong(connection: Connection) -> None:
-    """Whatever their order; the statement is made once."""
+    """Values are bound by name in any order, and the statement is made once."""
     made: list[str] = []
 
     def make(dialect: str) -> Executable:
@@ -84,7 +84,7 @@ def test_a_list_is_spread(connection: Connection) -> None:
 
 
 def test_tables_are_where_the_engine_says(connection: Connection) -> None:
-    """With a `schema_translate_map`, before and after the text was made."""
+    """A `schema_translate_map` is obeyed, before and after the text was made."""
     statement = CachedStatement(lambda _dialect: insert(goods).values(sku=bindparam("named")))
     statement.execute(connection, {"named": "here"})
     connection.commit()
