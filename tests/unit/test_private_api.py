@@ -72,7 +72,7 @@ def foreign_names(file: str) -> set[str]:
         private = [part for part in name.split(".") if is_private(part)]
         if private and not (name in own or (of_self and name in OURS)):
             found.add(name)
-    return found - {"_state"}  # `from celery import _state`: what is used of it counts
+    return found - {"_state"}  # `from celery import _state` is listed by the names taken from it
 
 
 OURS = {name for path in SOURCES.values() for name in names_of(ast.parse(path.read_text()))}
