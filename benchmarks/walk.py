@@ -79,6 +79,7 @@ def walks(broker: str | None) -> dict[str, Walk]:
     from benchmarks.shop import Order
     from nitro.infrastructure.offload import bind
     from nitro.infrastructure.offload.publishing.publisher import publisher
+    from nitro.infrastructure.worker.attempt import run_tracked
 
     app = Celery("walk", broker=broker)
     app.conf.update(task_default_queue=f"walk-{os.getpid()}", task_ignore_result=True)
@@ -105,7 +106,12 @@ def walks(broker: str | None) -> dict[str, Walk]:
             placed.emit(order)
             assert run_ended.acquire(timeout=30)
         emitter = threading.get_ident()
-        runs = {thread: calls for thread, calls in walk.calls.items() if any(call[1] == "attempt" for call in calls)}
+        runs = {
+            thread: calls
+            for thread, calls in walk.calls.items()
+            if any(call[1] == run_tracked.__name__ for call in calls)
+        }
+        assert runs
         assert emitter not in runs
         measured["a worker's run"] = Walk(runs)
     return measured
