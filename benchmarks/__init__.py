@@ -1,1 +1,1 @@
-"""What Nitro costs beside what people would write by hand: `make bench`."""
+"""Benchmarks of Nitro beside hand-written code: `make bench`."""

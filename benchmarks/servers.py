@@ -1,4 +1,4 @@
-"""The servers that rows need, on loopback; and what they leave there is removed."""
+"""The servers that rows need, on loopback, and databases on them that are removed after the row."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ POSTGRESQL = "postgresql+psycopg://postgres@127.0.0.1:5432"
 QUEUE = f"nitro-bench-{os.getpid()}"
 
 
-def unreachable(name: str) -> str:
-    """Why a server cannot be used; empty when it can."""
+def missing_server(name: str) -> str:
+    """Returns the reason why a server cannot be used; empty when it can."""
     try:
         socket.create_connection(("127.0.0.1", PORTS[name]), timeout=2).close()
     except OSError as error:
@@ -28,7 +28,7 @@ def unreachable(name: str) -> str:
 
 @contextmanager
 def database(kind: str) -> Iterator[Engine]:
-    """An engine on an empty database: a file on the disk of the working folder, or one on the server; it is removed."""
+    """Yields an engine on an empty database, a file in the working folder or one on the server, and removes it."""
     if kind == "sqlite":
         with TemporaryDirectory(prefix=".bench-", dir=".") as folder:
             engine = create_engine(f"sqlite:///{folder}/bench.db")

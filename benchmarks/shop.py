@@ -1,4 +1,4 @@
-"""What is emitted: an order with six columns and three loaded items, and two keyword arguments."""
+"""The sender of all benchmarks: an order with six columns and three loaded items; and two keyword arguments."""
 
 from collections.abc import Callable
 from typing import Any, Optional
@@ -9,7 +9,7 @@ from nitro import Entity
 
 
 class Order(Entity, table=True):
-    """Six columns."""
+    """An order with six columns."""
 
     customer: str
     email: str
@@ -20,7 +20,7 @@ class Order(Entity, table=True):
 
 
 class Item(Entity, table=True):
-    """One of three."""
+    """An item of an order."""
 
     sku: str
     quantity: int
@@ -30,7 +30,7 @@ class Item(Entity, table=True):
 
 
 def order(count: int = 3) -> Order:
-    """One with so many items, that is in memory only."""
+    """Returns an unsaved order with this number of items."""
     items = [Item(sku=f"sku-{number}", quantity=number, price=9.5 * number) for number in range(count)]
     return Order(customer="ada", email="ada@example.com", city="London", total=57.0, items=items)
 
@@ -39,17 +39,17 @@ KWARGS: dict[str, Any] = {"source": "web", "attempt": 1}
 
 
 def dump(order: Order) -> dict[str, Any]:
-    """What a hand-written task gets."""
+    """Returns the order as a hand-written task gets it."""
     return {**order.model_dump(mode="json"), "items": [item.model_dump(mode="json") for item in order.items]}
 
 
 def handlers(count: int) -> list[Callable[..., None]]:
-    """So many handlers that do nothing, each a function of its own."""
+    """Returns a number of handlers that do nothing, each a function of its own."""
 
-    def made(number: int) -> Callable[..., None]:
+    def new_handler(number: int) -> Callable[..., None]:
         def handler(sender: object, **kwargs: object) -> None: ...
 
         handler.__name__ = handler.__qualname__ = f"handler{number}"
         return handler
 
-    return [made(number) for number in range(count)]
+    return [new_handler(number) for number in range(count)]

@@ -1,4 +1,4 @@
-"""Rows: what is compared with what, and what came of it."""
+"""The table of rows, and their results."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from benchmarks.measure import Pair
 
 Measure = Callable[[], Pair | float]
-"""A pair gives a ratio; a number is what it is."""
+"""A function that measures a row: a `Pair` gives a ratio, a number stands for itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One comparison, run in a process of its own.
+    """A comparison that runs in a process of its own.
 
     Attributes:
         number: of the row in the table of goals.
         peer: what it is compared with; empty when a number stands for itself.
         package: the distribution whose version the table names.
-        goal: at most this, `at_least` turns it round; None where it is only to be known.
+        goal: largest value that meets the goal, or smallest with `at_least`; None for a floor, which has no goal.
         needs: brokers and databases that must answer.
         environ: settings of its process.
     """
@@ -41,13 +41,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a row.
+    """The result of a row.
 
     Attributes:
-        value: the ratio, or the number; None when a server was missing.
-        ours: microseconds a time.
-        theirs: the same, of the peer.
-        note: why there is no value.
+        value: the ratio, or the number; None when a server was missing or the row failed.
+        ours: our microseconds for one time.
+        theirs: the peer's microseconds for one time.
+        note: the reason why there is no value.
     """
 
     name: str
@@ -65,28 +65,28 @@ class Result:
 ROWS: dict[str, Row] = {}
 
 
-def row(
-    name: str, number: int, what: str, peer: str, package: str, goal: float | None, **more: Any
+def register_row(
+    name: str, number: int, what: str, peer: str, package: str, goal: float | None, **options: Any
 ) -> Callable[[Measure], Measure]:
-    """Put a row into the table."""
+    """Registers a row; the decorated function measures it."""
 
-    def add(measure: Measure) -> Measure:
+    def register(measure: Measure) -> Measure:
         assert name not in ROWS, name
         ROWS[name] = Row(
-            name=name, number=number, what=what, peer=peer, package=package, goal=goal, measure=measure, **more
+            name=name, number=number, what=what, peer=peer, package=package, goal=goal, measure=measure, **options
         )
         return measure
 
-    return add
+    return register
 
 
-def result(row: Row) -> Result:
-    """Measure a row here and now."""
+def measure_row(row: Row) -> Result:
+    """Measures a row in this process."""
     measured = row.measure()
     pair = measured if isinstance(measured, Pair) else None
     value = pair.ratio if pair is not None else float(measured)  # type: ignore[arg-type]  # it is a number then
     return Result(
-        **_facts(row),
+        **_row_fields(row),
         value=round(value, 3),
         met=None if row.goal is None else value >= row.goal if row.at_least else value <= row.goal,
         ours=pair and round(pair.ours * 1e6, 2),
@@ -94,12 +94,12 @@ def result(row: Row) -> Result:
     )
 
 
-def missing(row: Row, why: str) -> Result:
-    """A row that could not be measured, which is said and not left out."""
-    return Result(**_facts(row), value=None, met=None, note=why)
+def unmeasured(row: Row, reason: str) -> Result:
+    """Returns the result of a row that could not be measured."""
+    return Result(**_row_fields(row), value=None, met=None, note=reason)
 
 
-def _facts(row: Row) -> dict[str, Any]:
+def _row_fields(row: Row) -> dict[str, Any]:
     peer = f"{row.peer} ({row.package} {version(row.package)})" if row.package else row.peer
     sign = "≥" if row.at_least else "≤"
     return {
@@ -112,16 +112,16 @@ def _facts(row: Row) -> dict[str, Any]:
 
 
 def as_text(results: Iterable[Result]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     lines = ["| # | what | against | goal | measured | |", "|---|---|---|---|---|---|"]
-    for each in results:
-        unit = "" if each.goal == "floor" else each.goal.lstrip("≤≥ 0123456789.")
-        measured = "-" if each.value is None else f"{each.value:g}{unit}"
-        sign = {True: "✓", False: "✗", None: each.note}[each.met]
-        lines.append(f"| {each.number} | {each.what} | {each.peer} | {each.goal} | {measured} | {sign} |")
+    for result in results:
+        unit = "" if result.goal == "floor" else result.goal.lstrip("≤≥ 0123456789.")
+        measured = "-" if result.value is None else f"{result.value:g}{unit}"
+        sign = {True: "✓", False: "✗", None: result.note}[result.met]
+        lines.append(f"| {result.number} | {result.what} | {result.peer} | {result.goal} | {measured} | {sign} |")
     return "\n".join(lines)
 
 
 def as_json(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """For scripts."""
-    return [asdict(each) for each in results]
+    """Returns the results for scripts."""
+    return [asdict(result) for result in results]

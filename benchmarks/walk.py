@@ -33,7 +33,7 @@ class Walk:
     is_on: bool = False
 
     def trace(self, frame: FrameType, kind: str, _argument: object) -> None:
-        """Record a call of one of Nitro's functions, as `sys.setprofile` reports it."""
+        """Records a call of one of Nitro's functions, as `sys.setprofile` reports it."""
         name = frame.f_code.co_filename
         if self.is_on and kind == "call" and name.startswith(HOME):
             file = name.removeprefix(HOME).removeprefix("infrastructure/")
@@ -41,7 +41,7 @@ class Walk:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record the calls of the block, and of the threads that were started under the trace."""
+        """Records the calls of the block, and of threads that were started after `setprofile`."""
         self.calls.clear()
         self.is_on = True
         yield
@@ -49,25 +49,25 @@ class Walk:
 
     @property
     def files(self) -> list[str]:
-        """Each file once, in the order in which it is entered first."""
+        """The files in the order of their first call, each once."""
         return list(dict.fromkeys(file for calls in self.calls.values() for file, _ in calls))
 
     @property
     def hops(self) -> int:
-        """How often a call is in another file than the call before it."""
+        """The number of calls in another file than the call before."""
         return sum(a != b for calls in self.calls.values() for (a, _), (b, _) in pairwise(calls))
 
     @property
-    def said(self) -> str:
-        """One line of figures."""
+    def summary(self) -> str:
+        """The figures, in one line."""
         return f"{len(self.files)} files, {self.hops} hops, {sum(map(len, self.calls.values()))} calls"
 
 
 def walks(broker: str | None) -> dict[str, Walk]:
-    """Returns the walk of a tracked emit and that of a worker's run, each in a warm process.
+    """Returns the walk of a tracked emit and the walk of a worker's run, in a warm process.
 
     Args:
-        broker: URL of the broker; None for the embedded one.
+        broker: URL of the broker; None for the embedded broker.
     """
     walk = Walk()
     threading.setprofile(walk.trace)
@@ -79,46 +79,52 @@ def walks(broker: str | None) -> dict[str, Walk]:
     from benchmarks.shop import Order
     from nitro.infrastructure.offload import bind
     from nitro.infrastructure.offload.publishing.publisher import publisher
+    from nitro.infrastructure.worker.attempt import run_tracked
 
     app = Celery("walk", broker=broker)
     app.conf.update(task_default_queue=f"walk-{os.getpid()}", task_ignore_result=True)
     bind(app)
-    sent, ran = nitro.event("order.placed"), threading.Semaphore(0)
+    placed, run_ended = nitro.event("order.placed"), threading.Semaphore(0)
 
-    @nitro.on(sent, offload=True, name="walk.notify")
+    @nitro.on(placed, offload=True, name="walk.notify")
     def notify(sender: Order) -> None:
-        ran.release()
+        run_ended.release()
 
     order = Order(customer="ada", email="ada@example.com", city="London").save()
-    found: dict[str, Walk] = {}
+    measured: dict[str, Walk] = {}
     for _ in range(WARM_UP):
-        sent.emit(order)
+        placed.emit(order)
     assert publisher.drain(20)
     with walk.recorded():
-        sent.emit(order)
+        placed.emit(order)
         assert publisher.drain(20)
-    found["a tracked emit"] = Walk(dict(walk.calls))
+    measured["a tracked emit"] = Walk(dict(walk.calls))
     with start_worker(app, pool="solo", perform_ping_check=False, loglevel="ERROR"):
         for _ in range(WARM_UP + 1):
-            assert ran.acquire(timeout=30)
+            assert run_ended.acquire(timeout=30)
         with walk.recorded():
-            sent.emit(order)
-            assert ran.acquire(timeout=30)
+            placed.emit(order)
+            assert run_ended.acquire(timeout=30)
         emitter = threading.get_ident()
-        runs = {thread: calls for thread, calls in walk.calls.items() if any(call[1] == "attempt" for call in calls)}
+        runs = {
+            thread: calls
+            for thread, calls in walk.calls.items()
+            if any(call[1] == run_tracked.__name__ for call in calls)
+        }
+        assert runs
         assert emitter not in runs
-        found["a worker's run"] = Walk(runs)
-    return found
+        measured["a worker's run"] = Walk(runs)
+    return measured
 
 
 def main() -> None:
-    """Print the figures of each walk, and its files."""
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--broker", help="URL of the broker; the embedded one if it is left out")
+    """Prints the figures of each walk, and its files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--broker", help="URL of the broker; the embedded broker without it")
     with tempfile.TemporaryDirectory() as home:
         os.environ.update(NITRO_HOME=home, NITRO_DB_URL=f"sqlite:///{home}/nitro.db")
-        for name, walk in walks(asked.parse_args().broker).items():
-            print(f"{name}: {walk.said}")
+        for name, walk in walks(parser.parse_args().broker).items():
+            print(f"{name}: {walk.summary}")
             print(*(f"  {file}" for file in walk.files), sep="\n")
 
 

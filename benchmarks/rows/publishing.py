@@ -1,4 +1,4 @@
-"""Emitting to offloaded handlers, beside hand-written `.delay()`."""
+"""Emits to offloaded handlers, beside hand-written `.delay()`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import partial
 
 from celery import Celery
 
-from benchmarks.measure import Pair, looped, side_by_side
+from benchmarks.measure import Pair, TimedWork, repeat, side_by_side
 from benchmarks.servers import QUEUE, RABBITMQ, REDIS
 from benchmarks.shop import KWARGS, dump, handlers, order
-from benchmarks.table import row
+from benchmarks.table import register_row
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
 
@@ -19,7 +19,7 @@ BROKERS = {"redis": REDIS, "rabbitmq": RABBITMQ, "memory": "memory://"}
 
 
 def app_on(broker: str) -> Celery:
-    """An app without results; both sides use it."""
+    """Returns an app without results; both sides use it."""
     app = Celery("bench", broker=BROKERS[broker], set_as_current=False)
     app.conf.update(task_default_queue=QUEUE, task_ignore_result=True)
     return bind(app)
@@ -27,7 +27,7 @@ def app_on(broker: str) -> Celery:
 
 @contextmanager
 def empty_queue(app: Celery) -> Iterator[Callable[[], None]]:
-    """What empties the queue; it is deleted at the end."""
+    """Declares the queue, yields a function that purges it, and deletes the queue after the block."""
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         app.amqp.queues[QUEUE].bind(channel).declare()
@@ -36,35 +36,35 @@ def empty_queue(app: Celery) -> Iterator[Callable[[], None]]:
 
 
 def _publishing(broker: str, count: int, delivery: str, burst: int) -> Pair:
-    app, event, sold = app_on(broker), Event("bench"), order()
+    app, event, sender = app_on(broker), Event("bench"), order()
     for handler in handlers(count):
         on(event, offload={"delivery": delivery}, name=f"bench.{handler.__name__}")(handler)
     tasks = [app.task(handler, name=f"plain.{handler.__name__}") for handler in handlers(count)]
 
     def by_hand() -> None:
-        dumped = dump(sold)
+        dumped = dump(sender)
         for task in tasks:
             task.delay(dumped, **KWARGS)
 
-    with empty_queue(app) as emptied:
+    with empty_queue(app) as purge:
 
-        def after_emptying(once: Callable[[], object]) -> Callable[[int], float]:
-            again = looped(once)
+        def after_purge(function: Callable[[], object]) -> TimedWork:
+            repeated = repeat(function)
 
             def work(times: int) -> float:
-                emptied()
-                return again(times)
+                purge()
+                return repeated(times)
 
             return work
 
-        return side_by_side(after_emptying(lambda: emit(event, sold, **KWARGS)), after_emptying(by_hand), times=burst)
+        return side_by_side(after_purge(lambda: emit(event, sender, **KWARGS)), after_purge(by_hand), times=burst)
 
 
 def _row(number: int, broker: str, count: int, delivery: str, goal: float) -> None:
     what = f"`emit`, {count} offloaded, {broker}, `{delivery}`"
     peer = f"{count} `.delay()`"
     needs = () if broker == "memory" else (broker,)
-    row(f"{broker}-{count}-{delivery}", number, what, peer, "celery", goal, needs=needs)(
+    register_row(f"{broker}-{count}-{delivery}", number, what, peer, "celery", goal, needs=needs)(
         partial(_publishing, broker, count, delivery, burst=300)
     )
 

@@ -1,4 +1,4 @@
-"""Tracked deliveries: what their rows cost the emitter, and how fast a relay moves them."""
+"""Tracked deliveries: the cost of their rows for the emitter, and the speed of a relay."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from time import perf_counter
 
 from sqlalchemy import Engine, text
 
-from benchmarks.measure import Pair, looped, side_by_side
+from benchmarks.measure import Pair, repeat, side_by_side
 from benchmarks.rows.publishing import app_on, empty_queue
 from benchmarks.servers import database
 from benchmarks.shop import KWARGS, dump, handlers, order
-from benchmarks.table import row
+from benchmarks.table import register_row
 from nitro import transaction
 from nitro.infrastructure.database import create_tables
 from nitro.infrastructure.events import Event, emit, on
@@ -19,12 +19,12 @@ from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox.relay import Relay
 
-BACKLOG = 5_000
-"""Rows that a relay moves in a round."""
+RELAYED_ROWS = 5_000
+"""Rows that a relay publishes in a round."""
 
 
 def offloaded(count: int, delivery: str = "at-least-once") -> Event:
-    """An event with so many offloaded handlers."""
+    """Returns an event with this number of offloaded handlers."""
     event = Event("bench")
     for handler in handlers(count):
         on(event, offload={"delivery": delivery}, name=f"bench.{handler.__name__}")(handler)
@@ -33,26 +33,26 @@ def offloaded(count: int, delivery: str = "at-least-once") -> Event:
 
 def _in_a_transaction(kind: str) -> Pair:
     app = app_on("redis")
-    with database(kind) as place, empty_queue(app):
-        bind(app, place)
+    with database(kind) as engine, empty_queue(app):
+        bind(app, engine)
         create_tables()
         event = offloaded(5)
 
-        def saved() -> None:
+        def save() -> None:
             with transaction():
                 order(0).save()
 
-        def saved_and_emitted() -> None:
+        def save_and_emit() -> None:
             with transaction():
                 emit(event, order(0).save(), **KWARGS)
 
-        pair = side_by_side(looped(saved_and_emitted), looped(saved), times=100)
+        pair = side_by_side(repeat(save_and_emit), repeat(save), times=100)
         assert publisher.drain(60.0)
         return pair
 
 
 for _kind, _goal in (("postgresql", 1.25), ("sqlite", 1.35)):
-    row(
+    register_row(
         f"transaction-{_kind}",
         9,
         f"a `transaction()` that saves an order and emits to 5, {_kind}",
@@ -64,35 +64,35 @@ for _kind, _goal in (("postgresql", 1.25), ("sqlite", 1.35)):
 
 
 def _relayed(broker: str) -> Pair:
-    """Seconds a row: a quarter of them is four times as many rows a second."""
+    """Measures the seconds for one row: the goal of a quarter is four times as many rows a second."""
     app = app_on(broker)
-    with database("postgresql") as place, empty_queue(app) as emptied:
-        bind(app, place)
+    with database("postgresql") as engine, empty_queue(app) as purge:
+        bind(app, engine)
         create_tables()
-        event, sold = offloaded(5), order()
+        event, sender = offloaded(5), order()
         task = app.task(handlers(1)[0], name="plain")
-        emit(event, sold, **KWARGS)
+        emit(event, sender, **KWARGS)
         assert publisher.drain(60.0)
         relay = Relay(app)
 
-        def moved(times: int) -> float:
-            emptied()
-            fill(place, times // 5)
-            began, left = perf_counter(), times
-            while left:
-                left -= relay.step()
-            return perf_counter() - began
+        def relay_all(times: int) -> float:
+            purge()
+            copy_emissions(engine, times // 5)
+            start, remaining = perf_counter(), times
+            while remaining:
+                remaining -= relay.step()
+            return perf_counter() - start
 
         def by_hand(times: int) -> float:
-            emptied()
-            return looped(lambda: task.delay(dump(sold), **KWARGS))(times)
+            purge()
+            return repeat(lambda: task.delay(dump(sender), **KWARGS))(times)
 
-        return side_by_side(moved, by_hand, times=BACKLOG, rounds=5)
+        return side_by_side(relay_all, by_hand, times=RELAYED_ROWS, rounds=5)
 
 
-def fill(place: Engine, count: int) -> None:
-    """Have the deliveries of so many copies of the first emission wait on PostgreSQL, and none besides."""
-    with place.begin() as connection:
+def copy_emissions(engine: Engine, count: int) -> None:
+    """Replaces all rows on PostgreSQL by this number of copies of the first emission, with waiting deliveries."""
+    with engine.begin() as connection:
         for statement in _COPIES:
             connection.execute(text(statement), {"emissions": count})
 
@@ -116,7 +116,7 @@ _COPIES = (
 
 
 for _broker in ("redis", "rabbitmq"):
-    row(
+    register_row(
         f"relay-{_broker}",
         10,
         f"relay, PostgreSQL to {_broker}, seconds a row",

@@ -1,9 +1,9 @@
-"""What a worker does with its messages, beside the tasks that people would write."""
+"""Workers that run handlers, beside workers that run hand-written tasks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,56 +11,59 @@ from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
-from benchmarks import once
+from benchmarks import exactly_once_by_hand
 from benchmarks.measure import Pair, side_by_side
 from benchmarks.servers import QUEUE, REDIS, database
 from benchmarks.shop import KWARGS, dump, order
-from benchmarks.staff import Staff, staff
-from benchmarks.table import row
+from benchmarks.table import register_row
+from benchmarks.worker_process import WorkerProcess, start_worker
 from nitro.infrastructure.database import create_tables, engine
 from nitro.infrastructure.events import emit
 from nitro.infrastructure.offload.publishing.publisher import publisher
 
-Send = Callable[[], object]
+Worker = tuple[WorkerProcess, ModuleType]
+"""A worker, and the module of its app."""
 
 
 @contextmanager
-def workshops(*arguments: str) -> Iterator[tuple[tuple[Staff, ModuleType], tuple[Staff, ModuleType]]]:
-    """Two workers on Redis and PostgreSQL, each with its module: ours, and one with tasks made by hand."""
+def worker_pair(*arguments: str) -> Iterator[tuple[Worker, Worker]]:
+    """Starts two workers on Redis and PostgreSQL: of `nitro_app`, and of `celery_app` with hand-written tasks."""
     with ExitStack() as stack:
-        place = stack.enter_context(database("postgresql"))
-        ticks = Path("ticks").absolute()
+        bench_engine = stack.enter_context(database("postgresql"))
+        counter = Path("counter").absolute()
         os.environ |= {
             "BENCH_BROKER": REDIS,
             "BENCH_QUEUE": QUEUE,
-            "BENCH_TICKS": str(ticks),
-            "NITRO_DB_URL": place.url.render_as_string(hide_password=False),
+            "BENCH_COUNTER": str(counter),
+            "NITRO_DB_URL": bench_engine.url.render_as_string(hide_password=False),
         }
-        from benchmarks import handmade, workshop
+        from benchmarks import celery_app, nitro_app
 
         create_tables()
-        ours, theirs = (stack.enter_context(staff(each, ticks, *arguments)) for each in (workshop, handmade))
-        yield (ours, workshop), (theirs, handmade)
-        for each in (workshop, handmade):
-            with each.app.connection_for_write() as connection:
-                connection.default_channel.queue_delete(each.app.conf.task_default_queue)
-        handmade.engine.dispose()
+        ours, theirs = (stack.enter_context(start_worker(app, counter, *arguments)) for app in (nitro_app, celery_app))
+        yield (ours, nitro_app), (theirs, celery_app)
+        for module in (nitro_app, celery_app):
+            with module.app.connection_for_write() as connection:
+                connection.default_channel.queue_delete(module.app.conf.task_default_queue)
+        celery_app.engine.dispose()
         engine().dispose()
 
 
-def _throughput(ours: str, theirs: str, count: int, *arguments: str) -> Pair:
-    """Seconds a message of a handler and of a task."""
-    sold = order()
-    with workshops(*arguments) as ((crew, workshop), (others, handmade)):
-        event, task = getattr(workshop, ours), getattr(handmade, theirs)
+def _throughput(event_name: str, task_name: str, count: int, *arguments: str) -> Pair:
+    """Measures the seconds for one message of a handler and of a task."""
+    sender = order()
+    with worker_pair(*arguments) as ((ours, nitro_app), (theirs, celery_app)):
+        event, task = getattr(nitro_app, event_name), getattr(celery_app, task_name)
 
         def by_hand() -> None:
-            task.delay(dump(sold), **KWARGS)
+            task.delay(dump(sender), **KWARGS)
 
-        return side_by_side(crew.work(lambda: emit(event, sold, **KWARGS)), others.work(by_hand), times=count, rounds=5)
+        return side_by_side(
+            ours.throughput(lambda: emit(event, sender, **KWARGS)), theirs.throughput(by_hand), times=count, rounds=5
+        )
 
 
-row(
+register_row(
     "worker",
     11,
     "worker, no-op handlers, prefork `-c 2`, Redis",
@@ -68,8 +71,8 @@ row(
     "celery",
     1 / 0.95,
     needs=("redis", "postgresql"),
-)(partial(_throughput, "nothing", "plain", 2_000, "-c", "2"))
-row(
+)(partial(_throughput, "noop", "noop", 2_000, "-c", "2"))
+register_row(
     "worker-async",
     13,
     "1,000 handlers that await 50 ms, `-P threads -c 100`",
@@ -77,10 +80,10 @@ row(
     "celery",
     1.15,
     needs=("redis", "postgresql"),
-)(partial(_throughput, "napping", "plain_nap", 1_000, "-P", "threads", "-c", "100"))
+)(partial(_throughput, "sleeping", "sleeping", 1_000, "-P", "threads", "-c", "100"))
 
 
-@row(
+@register_row(
     "worker-once",
     12,
     "worker, `exactly-once`, prefork `-c 2`, PostgreSQL",
@@ -90,26 +93,26 @@ row(
     needs=("redis", "postgresql"),
 )
 def exactly_once() -> Pair:
-    """The task counts its attempt and takes a key, each in a transaction."""
-    sold = order()
-    with workshops("-c", "2") as ((crew, workshop), (others, handmade)):
+    """Measures an exactly-once handler; the peer counts its attempt and takes a key, each in a transaction."""
+    sender = order()
+    with worker_pair("-c", "2") as ((ours, nitro_app), (theirs, celery_app)):
         with engine().begin() as connection:
-            once.create(connection)
+            exactly_once_by_hand.create_tables(connection)
 
         def by_hand() -> None:
             key = str(uuid4())
             with engine().begin() as connection:
-                once.expect(connection, [key])
-            handmade.plain_once.delay(key, dump(sold), **KWARGS)
+                exactly_once_by_hand.insert_keys(connection, [key])
+            celery_app.noop_exactly_once.delay(key, dump(sender), **KWARGS)
 
-        def emitted() -> None:
-            emit(workshop.once, sold, **KWARGS)
+        def emit_and_drain() -> None:
+            emit(nitro_app.exactly_once, sender, **KWARGS)
             assert publisher.drain(60.0)
 
-        return side_by_side(crew.work(emitted), others.work(by_hand), times=1_000, rounds=5)
+        return side_by_side(ours.throughput(emit_and_drain), theirs.throughput(by_hand), times=1_000, rounds=5)
 
 
-@row(
+@register_row(
     "latency",
     14,
     "from `emit` to the handler's start on an idle worker, Redis",
@@ -119,12 +122,12 @@ def exactly_once() -> Pair:
     needs=("redis", "postgresql"),
 )
 def latency() -> Pair:
-    """One message at a time."""
-    sold = order()
-    with workshops("-c", "2") as ((crew, workshop), (others, handmade)):
+    """Measures one message at a time."""
+    sender = order()
+    with worker_pair("-c", "2") as ((ours, nitro_app), (theirs, celery_app)):
 
         def by_hand() -> Any:
-            return handmade.plain.delay(dump(sold), **KWARGS)
+            return celery_app.noop.delay(dump(sender), **KWARGS)
 
-        ours = crew.latency(lambda: emit(workshop.nothing, sold, **KWARGS))
-        return side_by_side(ours, others.latency(by_hand), times=50)
+        emit_to_start = ours.latency(lambda: emit(nitro_app.noop, sender, **KWARGS))
+        return side_by_side(emit_to_start, theirs.latency(by_hand), times=50)

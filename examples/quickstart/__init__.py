@@ -1,1 +1,1 @@
-"""The smallest program that has it all."""
+"""The smallest program with an inline and an offloaded handler."""

@@ -1,4 +1,4 @@
-"""An order that is placed: one handler runs here, one in a worker. Start both as the README says."""
+"""An order with two handlers: one runs in this process, one in a worker. The README has the two commands."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ order_placed = event("order-placed")
 
 
 class Order(Entity, table=True):
-    """Business logic, and nothing but that."""
+    """An order. The class has business logic only."""
 
     customer_email: str
     total: float = 0.0
     status: str = "draft"
 
     def place(self) -> None:
-        """Save the order, and say that it was placed."""
+        """Saves the order as placed, and emits `order_placed`."""
         self.status = "placed"
         self.save()
         emit(order_placed, self)
@@ -24,13 +24,13 @@ class Order(Entity, table=True):
 
 @on(order_placed)
 def thank(sender: Order, **_: object) -> None:
-    """Runs inline, before `place()` returns."""
+    """Thanks the customer: runs inline, before `place()` returns."""
     print(f"process {os.getpid()}: thank you, {sender.customer_email}")
 
 
 @on(order_placed, offload=True)
 def write_invoice(sender: Order, **_: object) -> None:
-    """Runs in the worker, as a Celery task."""
+    """Writes an invoice: runs in the worker, as a Celery task."""
     Path(f"invoice-{sender.id}.txt").write_text(f"process {os.getpid()}: {sender.total:.2f} due\n")
 
 

@@ -1,1 +1,1 @@
-"""A shop whose orders have side effects."""
+"""An example shop: placed orders have side effects."""

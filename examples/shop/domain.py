@@ -1,4 +1,4 @@
-"""The shop's domain: what an order is. Nothing here knows of mails, webhooks or stock keeping.
+"""The shop's domain: products and orders, without mails, webhooks or stock keeping.
 
 Amounts are in cents.
 """
@@ -14,7 +14,7 @@ order_placed = event("order-placed", "An order was saved as placed; its sender i
 
 
 class Product(Entity, table=True):
-    """Something on the shelf."""
+    """A product, its price and the pieces in stock."""
 
     __tablename__ = "shop_product"
 
@@ -24,7 +24,7 @@ class Product(Entity, table=True):
 
 
 class OrderItem(Entity, table=True):
-    """So many pieces of a product, at the price of the day."""
+    """A number of pieces of a product, at the price at the time of the order."""
 
     __tablename__ = "shop_order_item"
 
@@ -35,7 +35,7 @@ class OrderItem(Entity, table=True):
 
 
 class Order(Entity, table=True):
-    """What a customer wants, and how much they may spend."""
+    """An order of a customer, and the customer's credit."""
 
     __tablename__ = "shop_order"
 
@@ -50,16 +50,16 @@ class Order(Entity, table=True):
         return sum(item.quantity * item.price for item in self.items)
 
     def add(self, product: Product, quantity: int) -> None:
-        """Put pieces of a product into the order."""
+        """Adds pieces of a product to the order."""
         self.items.append(OrderItem(product_id=product.id, quantity=quantity, price=product.price))
 
     def place(self) -> Emission:
-        """Save the order as placed, and say so; returns what became of that."""
+        """Saves the order as placed, emits `order_placed` and returns the emission."""
         self.status = "placed"
         self.save()
         return emit(order_placed, self)
 
     def reject(self) -> None:
-        """Turn the order down."""
+        """Saves the order as rejected."""
         self.status = "rejected"
         self.save()

@@ -1,7 +1,7 @@
-"""What happens when an order was placed.
+"""The handlers of a placed order.
 
-First the inline handlers, in the process that places it, by priority. Then, unless one of them
-returned False, each handler with `offload` becomes a Celery task and runs in a worker, which finds
+The inline handlers run first, by priority, in the process that places the order. Unless one of them
+returns False, each handler with `offload` then runs in a worker, as a Celery task. The worker finds
 it through `NITRO_HANDLERS=examples.shop.handlers`, the default of `tasks`.
 """
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("shop")
 
 @on(order_placed, priority=10)
 def validate(sender: Order, **_: object) -> bool:
-    """Turn down an order that is empty or too expensive: False stops everything that would follow."""
+    """Rejects an order that is empty or exceeds the credit: False cancels the emission."""
     valid = bool(sender.items) and sender.total <= sender.credit
     verdict = "accepts" if valid else "rejects"
     logger.info("%s %.2f, of a credit of %.2f", verdict, sender.total / 100, sender.credit / 100)
@@ -36,26 +36,26 @@ def validate(sender: Order, **_: object) -> bool:
 
 @on(order_placed)
 def audit(sender: Order, **_: object) -> None:
-    """Write down who ordered."""
+    """Logs the customer and the order."""
     logger.info("%s placed order %s", sender.customer_email, sender.id)
 
 
 @on(order_placed, condition=lambda sender, **_: sender.total > 50_000)
 def high_value_alert(sender: Order, **_: object) -> None:
-    """Have somebody call the customer; only for orders over 500.00."""
+    """Asks the sales staff to call the customer, for orders over 500.00."""
     logger.info("somebody should call %s", sender.customer_email)
 
 
 @on(order_placed)
 async def refresh_dashboard(sender: Order, **_: object) -> None:
-    """Count the orders; whoever places one does not wait for it."""
+    """Counts the placed orders; `emit` does not wait for it."""
     placed = await asyncio.to_thread(Order.count, Order.status == "placed")
     logger.info("shows %d placed orders", placed)
 
 
 @on(order_placed, offload=True)
 def send_confirmation(sender: Order, **_: object) -> None:
-    """Mail the customer."""
+    """Sends a mail to the customer."""
     mail = EmailMessage()
     mail["From"], mail["To"] = "shop@example.com", sender.customer_email
     mail["Subject"] = "Your order is on its way"
@@ -67,14 +67,14 @@ def send_confirmation(sender: Order, **_: object) -> None:
 
 @on(order_placed, offload=True)
 async def reduce_stock(sender: Order, **_: object) -> None:
-    """Take the items off the shelf."""
+    """Takes the items from stock."""
     for item in sender.items:
-        await asyncio.to_thread(Withdrawal.of, item, worker=os.getpid())
+        await asyncio.to_thread(Withdrawal.record, item, worker=os.getpid())
 
 
 @on(order_placed, offload=True)
 def notify_webhook(sender: Order, **_: object) -> None:
-    """Tell the warehouse; the key lets it recognise a call that is repeated."""
+    """Calls the warehouse; by the idempotency key it recognises a repeated call."""
     request = Request(
         os.environ["SHOP_WEBHOOK"],
         data=json.dumps({"order": sender.id, "total": sender.total, "worker": os.getpid()}).encode(),
@@ -85,13 +85,13 @@ def notify_webhook(sender: Order, **_: object) -> None:
 
 @on(order_placed, offload={"delivery": "exactly-once"})
 def track_analytics(sender: Order, **_: object) -> Iterator[str]:
-    """Record the sale, in the transaction that closes the delivery; what is yielded shows in Flower as progress."""
+    """Records the sale in the transaction that closes the delivery. Flower shows the yielded values as progress."""
     yield "recording"
     AnalyticsRow(id=key_for(sender), order_id=sender.id, total=sender.total, worker=os.getpid()).save()
     yield "recorded"
 
 
 def key_for(order: Order) -> str:
-    """The key of the running delivery, the same at every attempt; the order's id where a handler is just called."""
+    """Returns the idempotency key of the running delivery; the order's id if the handler was called as a function."""
     delivery = current_delivery()
     return delivery.idempotency_key if delivery else order.id

@@ -1,4 +1,4 @@
-"""The shop's ledger: rows that side effects leave, written so that a repeated delivery changes nothing."""
+"""The shop's ledger: the rows of side effects. A repeated delivery does not change them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nitro import Entity, transaction
 
 
 class Withdrawal(Entity, table=True):
-    """The pieces of an order item were taken from stock; its id is the item's, so there is one."""
+    """The record that the pieces of an order item were taken from stock. Its id is the item's, so there is only one."""
 
     __tablename__ = "shop_withdrawal"
 
@@ -20,19 +20,19 @@ class Withdrawal(Entity, table=True):
     worker: int
 
     @classmethod
-    def of(cls, item: OrderItem, *, worker: int) -> None:
-        """Take an item from stock once, in one UPDATE that overwrites nobody else's."""
+    def record(cls, item: OrderItem, *, worker: int) -> None:
+        """Takes an item from stock once, in one UPDATE, so that concurrent withdrawals add up."""
         with transaction() as session:
             if cls.exists(item.id):
                 return
             fields = item.model_dump(include={"id", "order_id", "product_id", "quantity"})
             cls.create(**fields, worker=worker)
-            taken = update(Product).where(col(Product.id) == item.product_id)
-            session.exec(taken.values(stock=col(Product.stock) - item.quantity))
+            statement = update(Product).where(col(Product.id) == item.product_id)
+            session.exec(statement.values(stock=col(Product.stock) - item.quantity))
 
 
 class AnalyticsRow(Entity, table=True):
-    """A sale, as the analysts count it; its id is the delivery's key, so a repeated one overwrites itself."""
+    """A sale for the analysts. Its id is the idempotency key, so a repeated delivery overwrites its own row."""
 
     __tablename__ = "shop_analytics"
 

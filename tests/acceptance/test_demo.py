@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from examples.shop.demo.effects import Effect, emission_faults, expected_effects, find_faults, stock_faults
+from examples.shop.demo.orders import Sales
 from examples.shop.domain import Order, OrderItem, Product
-from examples.shop.effects import Effect, emission_faults, expected, faults, shelf_faults
-from examples.shop.sales import Sales
 from nitro.infrastructure.events import Emission
 from worker import ROOT
 
@@ -23,13 +23,13 @@ EMITTER, WORKER = 1, 2
 HANDLERS = ("send_confirmation", "reduce_stock", "notify_webhook", "track_analytics")
 REFUSE_MAILS = """
 import sys
-from examples.shop import demo, receivers
+from examples.shop.demo import __main__ as demo, servers
 
 async def refuse(self, server, session, envelope):
     return "550 no mail today"
 
-receivers.MailServer.handle_DATA = refuse
-demo.EFFECTS_WITHIN = 3.0
+servers.MailServer.handle_DATA = refuse
+demo.EFFECTS_SECONDS = 3.0
 sys.exit(demo.main())
 """
 
@@ -188,45 +188,47 @@ def order() -> Order:
 def effects(order: Order) -> list[Effect]:
     """All that placing it has, done by the worker."""
     return [
-        Effect(handler=handler, order=order_id, item=item, worker=WORKER, what="")
-        for handler, order_id, item in expected(order)
+        Effect(handler=handler, order=order_id, item=item, worker=WORKER, details="")
+        for handler, order_id, item in expected_effects(order)
     ]
 
 
 def test_an_order_has_an_effect_for_each_item(order: Order) -> None:
     """Three effects an order, and a withdrawal an item."""
-    assert len(expected(order)) == 3 + 2
+    assert len(expected_effects(order)) == 3 + 2
 
 
 def test_complete_effects_have_no_fault(order: Order, effects: list[Effect]) -> None:
     """Everything once, in the worker, is right."""
-    assert faults(expected(order), effects, EMITTER) == []
+    assert find_faults(expected_effects(order), effects, EMITTER) == []
 
 
 def test_each_missing_effect_is_a_fault(order: Order, effects: list[Effect]) -> None:
     """Whichever is missing, it is named."""
     for missing in effects:
-        (fault,) = faults(expected(order), [effect for effect in effects if effect is not missing], EMITTER)
+        (fault,) = find_faults(
+            expected_effects(order), [effect for effect in effects if effect is not missing], EMITTER
+        )
         assert missing.handler in fault
         assert "missing" in fault
 
 
 def test_a_repeated_effect_is_a_fault(order: Order, effects: list[Effect]) -> None:
     """Twice is not exactly once."""
-    (fault,) = faults(expected(order), [*effects, effects[0]], EMITTER)
+    (fault,) = find_faults(expected_effects(order), [*effects, effects[0]], EMITTER)
     assert "2 times" in fault
 
 
 def test_an_effect_of_a_cancelled_order_is_a_fault(order: Order, effects: list[Effect]) -> None:
     """What nobody wanted must not have happened."""
-    unwanted = Effect(handler="notify_webhook", order="cancelled", worker=WORKER, what="")
-    (fault,) = faults(expected(order), [*effects, unwanted], EMITTER)
+    unwanted = Effect(handler="notify_webhook", order="cancelled", worker=WORKER, details="")
+    (fault,) = find_faults(expected_effects(order), [*effects, unwanted], EMITTER)
     assert "should not" in fault
 
 
 def test_an_effect_in_the_emitter_is_a_fault(order: Order, effects: list[Effect]) -> None:
     """An offloaded handler that ran in the demo itself was not offloaded."""
-    assert len(faults(expected(order), effects, WORKER)) == len(effects)
+    assert len(find_faults(expected_effects(order), effects, WORKER)) == len(effects)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_the_emission_is_judged(
 def test_the_stock_is_judged() -> None:
     """The rows must hold what the valid orders leave: no more, and no less."""
     sales = Sales.prepare()
-    assert len(shelf_faults(sales)) == 2
+    assert len(stock_faults(sales)) == 2
     for product in sales.products:
-        Product(**{**product.model_dump(), "stock": sales.left(product)}).save()
-    assert shelf_faults(sales) == []
+        Product(**{**product.model_dump(), "stock": sales.expected_stock(product)}).save()
+    assert stock_faults(sales) == []

@@ -1,4 +1,4 @@
-"""What the unit tests share: a fresh database for each."""
+"""Fixtures of the unit tests: an empty database for each test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nitro.infrastructure.database import create_tables, engine, nitro_metadata,
 
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A fresh SQLite file that the whole process uses; the path to it."""
+    """An empty SQLite file that the whole process uses; returns its path."""
     path = tmp_path / "nitro.db"
     monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{path}")
     reset()
@@ -24,7 +24,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(params=KINDS)
 def database_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A fresh database of each kind in turn, with its tables; the name of the kind."""
+    """An empty database of each kind in turn, with its tables; returns the name of the kind."""
     if request.param == "sqlite":
         request.getfixturevalue("database")
         yield "sqlite"

@@ -1,4 +1,4 @@
-"""A batch on Redis: which commands come of the messages in it."""
+"""The Redis commands that a batch of messages becomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nitro.infrastructure.offload.publishing.redis import (
 
 
 class Connection:
-    """Notes what it sends, an item for each time; fails, is silent or is interrupted when it is told to."""
+    """A connection that records its commands, one item a flush; it fails or stays silent on demand."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -76,7 +76,7 @@ class Connection:
         return self._other_end.fileno() < 0
 
     def hang_up(self) -> None:
-        """As the server does."""
+        """Closes the server's end of the connection."""
         self._other_end.close()
 
     def _fail(self) -> None:
@@ -85,7 +85,7 @@ class Connection:
 
 
 class Client:
-    """Has connections, of which one must be there when it is asked for."""
+    """A client with a pool of the given connections."""
 
     def __init__(self, *connections: Connection) -> None:
         self.connection_pool = self
@@ -126,20 +126,20 @@ def pipeline(connection: Connection) -> RedisPipeline:
 
 
 def flushed(pipeline: RedisPipeline, *commands: Any, **how: Any) -> None:
-    """Gather these commands, and flush."""
+    """Adds these commands to the pipeline, and flushes it."""
     for command in commands:
         pipeline.add(*command)
     pipeline.flush(**how)
 
 
 def test_messages_of_one_list_are_one_command(connection: Connection, pipeline: RedisPipeline) -> None:
-    """In their order."""
+    """The command has the messages in the order in which they were added."""
     flushed(pipeline, ("lpush", "q", "1"), ("lpush", "q", "2"), ("lpush", "q", "3"))
     assert connection.sent == [[("LPUSH", "q", "1", "2", "3")]]
 
 
 def test_lists_are_kept_apart_and_in_order(connection: Connection, pipeline: RedisPipeline) -> None:
-    """In one round trip; a queue that expires is prolonged after each of its messages."""
+    """A single round trip carries all lists; PEXPIRE follows each message of a queue that expires."""
     expiring = [("lpush", "b", "2"), ("pexpire", "b", 9)]
     flushed(pipeline, ("lpush", "a", "1"), *expiring, ("publish", "topic", "x"), ("lpush", "a", "3"))
     assert connection.sent == [
@@ -148,7 +148,7 @@ def test_lists_are_kept_apart_and_in_order(connection: Connection, pipeline: Red
 
 
 def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
-    """As whoever takes the messages looks for them there."""
+    """Consumers look for the messages under the prefixed key."""
     client: Any = Client(connection)
     client._prefix_args = lambda args: [args[0], f"shop:{args[1]}", *args[2:]]
     flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"), ("publish", "topic", "x"))
@@ -156,7 +156,7 @@ def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
 
 
 def test_nothing_is_sent_for_nothing(connection: Connection, pipeline: RedisPipeline) -> None:
-    """Nor for what was discarded."""
+    """A discarded message is not sent either."""
     pipeline.add("lpush", "q", "1")
     pipeline.discard()
     pipeline.flush()
@@ -166,7 +166,7 @@ def test_nothing_is_sent_for_nothing(connection: Connection, pipeline: RedisPipe
 def test_what_is_too_much_to_leave_together_leaves_before(
     connection: Connection, pipeline: RedisPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When more comes than may gather."""
+    """A batch of more than MAX_PIPELINE_COMMANDS is sent in several flushes."""
     monkeypatch.setattr(redis, "MAX_PIPELINE_COMMANDS", 3)
     flushed(pipeline, *(("lpush", "q", str(number)) for number in range(5)))
     assert connection.sent == [[("LPUSH", "q", "0", "1", "2")], [("LPUSH", "q", "3", "4")]]
@@ -177,7 +177,7 @@ def test_what_is_too_much_to_leave_together_leaves_before(
 def test_a_failure_is_one_of_the_batch(
     connection: Connection, pipeline: RedisPipeline, keys: list[str], error: Exception
 ) -> None:
-    """With its cause, on a connection that is used no more as it is; nothing is sent again."""
+    """The error has its cause, the connection is closed, and the messages are not sent again."""
     connection.error = error
     with pytest.raises(BatchPublishError) as caught:
         flushed(pipeline, *(("lpush", key, "1") for key in keys))
@@ -189,7 +189,7 @@ def test_a_failure_is_one_of_the_batch(
 
 
 def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection) -> None:
-    """By whoever may wait, whatever is sent meanwhile; the connection serves nobody else until then."""
+    """The connection stays reserved until the late answer is read; other commands use another connection."""
     other = Connection()
     client = Client(other, connection)
     pipeline = RedisPipeline(IdleConnections(client))
@@ -206,7 +206,7 @@ def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection) -> N
 
 
 def test_a_connection_that_was_closed_is_made_anew(connection: Connection, pipeline: RedisPipeline) -> None:
-    """Found out before anything is sent, because then nobody would know whether it has arrived."""
+    """The closed connection is noticed before the send, because a failed send may have arrived."""
     assert pipeline.is_open
     connection.hang_up()
     assert not pipeline.is_open
@@ -216,7 +216,7 @@ def test_a_connection_that_was_closed_is_made_anew(connection: Connection, pipel
 
 
 def test_a_connection_that_a_server_wants_gone_is_used_no_more(connection: Connection, pipeline: RedisPipeline) -> None:
-    """redis-py notes that on the connection, when it reads of a maintenance to come."""
+    """redis-py marks the connection when the server announces a maintenance; the mark closes it after the flush."""
     connection._should_reconnect = True
     flushed(pipeline, ("lpush", "q", "1"))
     assert not connection.open
@@ -225,7 +225,7 @@ def test_a_connection_that_a_server_wants_gone_is_used_no_more(connection: Conne
 def test_a_connection_is_taken_with_the_lock_of_its_pool(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With which redis-py says a new password on the free ones."""
+    """redis-py holds this lock while it sends a new password on the free connections."""
     client, locked = Client(connection), list[bool]()
     monkeypatch.setattr(redis, "poll_socket", lambda *_: locked.append(client._lock._is_owned()))
     flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"))
@@ -234,7 +234,7 @@ def test_a_connection_is_taken_with_the_lock_of_its_pool(
 
 
 def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> None:
-    """So that whoever closes the pool closes it too; and it is free again afterwards."""
+    """Closing the pool also closes a connection in use; afterwards the connection is free again."""
     client, used = Client(connection), list[set[Connection]]()
     connection.pack_command = lambda *args: used.append({*client._in_use_connections}) or [repr([args]).encode()]  # type: ignore[func-returns-value,method-assign]  # noted
     flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"))
@@ -243,7 +243,7 @@ def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> Non
 
 
 def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pipeline: RedisPipeline) -> None:
-    """It goes to whoever emits, such as a task whose time is over; no answer is left behind."""
+    """The emitter gets the signal's exception, such as a soft time limit; no answer is left unread."""
     connection.error = SoftTimeLimitExceeded()
     with pytest.raises(SoftTimeLimitExceeded):
         flushed(pipeline, ("lpush", "q", "1"))
@@ -254,7 +254,7 @@ def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pip
 
 
 class Acquiring:
-    """A channel that makes a client for whoever has none, as kombu's does."""
+    """A channel that makes a client for each caller without one, as kombu's channel does."""
 
     def __init__(self) -> None:
         self.made = 0
@@ -266,7 +266,7 @@ class Acquiring:
 
 
 def test_a_kept_client_is_given_to_whoever_brings_none() -> None:
-    """And nobody's own is exchanged for it."""
+    """A client that the caller passes is not replaced."""
     channel = Acquiring()
     assert reuse_client(channel) == "client 1"
     for given, got in ((None, "client 1"), ("own", "own"), (None, "client 1")):
@@ -278,5 +278,5 @@ def test_a_kept_client_is_given_to_whoever_brings_none() -> None:
 
 
 def test_a_channel_without_clients_is_left_alone() -> None:
-    """Such as one on RabbitMQ."""
+    """A channel without clients, such as one on RabbitMQ, has no client to reuse."""
     assert reuse_client(object()) is None

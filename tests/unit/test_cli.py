@@ -57,7 +57,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_init_creates_the_tables_of_the_handlers_modules(project: Path) -> None:
-    """`celery -A tasks nitro init` needs no worker to have run before."""
+    """`celery -A tasks nitro init` creates the tables before any worker has run."""
     url = f"sqlite:///{project / 'parcels.db'}"
     done = nitro("init", "--entities", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_init_creates_the_tables_of_the_handlers_modules(project: Path) -> None:
 
 
 def test_init_fails_when_the_database_is_away(project: Path) -> None:
-    """It says so, and its exit code too."""
+    """The error names the address on one line, and the exit code is 1."""
     url = "postgresql://postgres@127.0.0.1:9/away"
     done = nitro("init", "--entities", environ={"NITRO_HANDLERS": "parcels", "NITRO_DB_URL": url}, cwd=project)
     assert done.returncode == 1
@@ -75,14 +75,14 @@ def test_init_fails_when_the_database_is_away(project: Path) -> None:
 
 
 def test_unknown_command_is_a_usage_error(project: Path) -> None:
-    """As of any Celery command."""
+    """The exit code is 2, as for any Celery command."""
     done = nitro("inti", environ={"NITRO_HANDLERS": "parcels"}, cwd=project)
     assert done.returncode == 2
     assert "inti" in done.stderr
 
 
 def test_wrong_setting_is_an_error_at_start(project: Path) -> None:
-    """It names the setting, the value and what is allowed."""
+    """The error names the setting, its value and the allowed values."""
     done = nitro("init", environ={"NITRO_DELIVERY": "twice"}, cwd=project)
     assert done.returncode != 0
     assert "NITRO_DELIVERY='twice'" in done.stderr
@@ -90,24 +90,24 @@ def test_wrong_setting_is_an_error_at_start(project: Path) -> None:
 
 
 def run(*arguments: str, answer: str | None = None) -> Result:
-    """What a command does in this process; an error that it does not know is raised."""
+    """Runs a command in this process; an unexpected error is raised."""
     return CliRunner().invoke(cli.nitro, arguments, input=answer, catch_exceptions=False)
 
 
 def listed(*arguments: str) -> list[dict[str, Any]]:
-    """What `outbox list` gives a script."""
+    """Returns the deliveries that `outbox list --json` prints."""
     found: list[dict[str, Any]] = json.loads(run("outbox", "list", "--json", *arguments).stdout)
     return found
 
 
 def entry(task_id: str) -> DeliveryRecord:
-    """A delivery as it stands."""
+    """Returns the present record of a delivery."""
     (found,) = operations.read_deliveries(operations.has_id_in([task_id]))
     return found
 
 
 def close(task_id: str, error: str = "") -> str:
-    """Run a delivery as a worker does: to its end, or to an error for good; its id again."""
+    """Runs a delivery as a worker does, to its end or to a final error; returns its id."""
     mine = entry(task_id)
     started = claims.claim(mine.emission, mine.handler, "boot/1")
     assert isinstance(started, claims.Claim)
@@ -120,13 +120,13 @@ def close(task_id: str, error: str = "") -> str:
 
 @dataclass
 class Shop:
-    """Emits to handlers, whose deliveries are queued in memory."""
+    """A shop that emits to handlers; their deliveries are queued in memory."""
 
     events: Namespace = field(default_factory=Namespace)
     connected: set[str] = field(default_factory=set)
 
     def queued(self, handler: str = "shop.mail", event: str = "order.placed", **options: Any) -> str:
-        """The id of a delivery to a handler, which is connected at its first."""
+        """Emits to a handler, which the first call connects; returns the id of the delivery."""
         evt = self.events.event(event)
         if handler not in self.connected:
             self.connected.add(handler)
@@ -136,15 +136,15 @@ class Shop:
         return task_id
 
     def done(self, handler: str = "shop.mail") -> str:
-        """The id of one whose handler has finished."""
+        """Returns the id of a delivery whose handler has finished."""
         return close(self.queued(handler))
 
     def dead(self, handler: str = "shop.mail", error: str = TRACE) -> str:
-        """The id of a dead letter."""
+        """Returns the id of a dead letter."""
         return close(self.queued(handler), error)
 
     def waiting(self, handler: str = "shop.mail") -> str:
-        """The id of one that is due, and that no relay has seen."""
+        """Returns the id of a delivery that is due and that no relay has seen."""
         task_id = self.dead(handler)
         assert operations.replay(operations.has_id_in([task_id])) == 1
         return task_id
@@ -152,12 +152,12 @@ class Shop:
 
 @pytest.fixture
 def shop(app: Celery) -> Shop:
-    """A shop with a fresh database."""
+    """A shop with an empty database."""
     return Shop()
 
 
 def commands(group: click.Group = cli.nitro, path: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command with the words that call it."""
+    """Yields every command with the words that call it."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{path}{name} ")
@@ -166,7 +166,7 @@ def commands(group: click.Group = cli.nitro, path: str = "") -> Iterator[tuple[s
 
 
 def test_the_commands_are_light_to_import() -> None:
-    """Every `celery` command imports them, so they load neither celery nor SQL."""
+    """`import nitro.cli` loads neither celery nor SQL, because every `celery` command imports it."""
     heavy = "{'celery', 'kombu', 'sqlmodel', 'sqlalchemy', 'pydantic'}"
     code = f"import sys, nitro.cli; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
@@ -174,13 +174,13 @@ def test_the_commands_are_light_to_import() -> None:
 
 @pytest.mark.parametrize("path", [path for path, _ in commands()])
 def test_help_has_an_example(path: str) -> None:
-    """It can be copied: the whole command on one line."""
+    """The help has the whole command on one line, ready to be copied."""
     assert f"\n  Example: celery -A <your app> nitro {path}" in run(*path.split(), "--help").stdout
 
 
 @pytest.mark.parametrize("where", ["option", "group", "environment"])
 def test_colours_can_be_switched_off(shop: Shop, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By `--no-color`, before the command or after it, and by NO_COLOR whatever it says."""
+    """`--no-color` before or after the command, or any NO_COLOR, switches colours off."""
     shop.dead()
     last, first = ["--no-color"] * (where == "option"), ["--no-color"] * (where == "group")
     arguments = [*first, "outbox", "list", *last]
@@ -194,7 +194,7 @@ def test_colours_can_be_switched_off(shop: Shop, where: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("path", [path for path, _ in commands()])
 def test_every_command_can_be_without_colours(path: str) -> None:
-    """As its help says."""
+    """The help of each command lists `--no-color`."""
     assert "--no-color" in run(*path.split(), "--help").stdout
 
 
@@ -208,7 +208,7 @@ def test_every_command_can_be_without_colours(path: str) -> None:
     ],
 )
 def test_a_handler_that_is_nowhere_known_is_an_error(shop: Shop, arguments: tuple[str, ...]) -> None:
-    """With the nearest that is declared, or has a delivery."""
+    """The error suggests the nearest handler that is declared or has a delivery."""
     shop.dead("shop.mail")
     failed = run("outbox", *arguments)
     assert (failed.exit_code, failed.stderr) == (
@@ -218,7 +218,7 @@ def test_a_handler_that_is_nowhere_known_is_an_error(shop: Shop, arguments: tupl
 
 
 def test_an_event_that_is_nowhere_known_is_an_error(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the nearest; one that is declared and has no delivery is not."""
+    """The error suggests the nearest event; a declared event without deliveries is no error."""
     monkeypatch.setitem(default_namespace, "order.refunded", Namespace().event("order.refunded"))
     failed = run("outbox", "list", "--event", "order.refundet")
     assert (failed.exit_code, failed.stdout) == (1, "")
@@ -227,20 +227,20 @@ def test_an_event_that_is_nowhere_known_is_an_error(shop: Shop, monkeypatch: pyt
 
 
 def test_a_handler_that_is_gone_is_known_by_its_deliveries(shop: Shop) -> None:
-    """Though none is in the state that was asked for."""
+    """A removed handler with a delivery in any state is no error."""
     shop.dead("shop.mail")
     del declarations.declarations_by_name["shop.mail"]
     assert listed("--handler", "shop.mail", "--state", "done") == []
 
 
 def test_the_commands_know_every_state() -> None:
-    """Their choices, which are written out so that no SQL is imported for them, are those of the rows."""
+    """The choices of the options are all states of rows; they are written out to import no SQL."""
     assert sorted(outbox.OPEN_STATES + outbox.CLOSED_STATES) == sorted(DISPLAY_STATES)
 
 
 @pytest.mark.parametrize("arguments", ["init", "outbox list", "relay --once"])
 def test_a_database_that_is_away_is_one_line(shop: Shop, monkeypatch: pytest.MonkeyPatch, arguments: str) -> None:
-    """With its address and without a traceback; the exit code says that something is wrong."""
+    """The error has the database's address and no traceback, and the exit code is 1."""
     monkeypatch.setenv("NITRO_DB_URL", "postgresql://ada:s3cret@127.0.0.1:9/away")
     reset()
     failed = run(*arguments.split())
@@ -250,7 +250,7 @@ def test_a_database_that_is_away_is_one_line(shop: Shop, monkeypatch: pytest.Mon
 
 
 def test_an_error_that_nobody_expects_is_not_hidden(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug has its traceback."""
+    """A bug is raised with its traceback."""
     monkeypatch.setattr(operations, "read_deliveries", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("outbox", "list")
@@ -258,7 +258,7 @@ def test_an_error_that_nobody_expects_is_not_hidden(shop: Shop, monkeypatch: pyt
 
 @pytest.mark.parametrize("arguments", ["init", "outbox list", "relay"])
 def test_tables_of_a_later_version_are_one_line(shop: Shop, arguments: str) -> None:
-    """It says which version there is, which this library knows, and what to do."""
+    """The error names the version of the tables, the version that this library knows, and the remedy."""
     create_tables()
     later = versions.VERSION + 1
     with write_connection() as connection:
@@ -271,7 +271,7 @@ def test_tables_of_a_later_version_are_one_line(shop: Shop, arguments: str) -> N
 
 
 def test_init_brings_older_tables_up_to_date(database_each: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step by step, from the version that is there."""
+    """`nitro init` runs each upgrade step from the present version on."""
     create_tables()
     monkeypatch.setattr(versions, "VERSION", versions.VERSION + 1)
     monkeypatch.setitem(versions.UPGRADE_STEPS, versions.VERSION, ("ALTER TABLE nitro_worker ADD COLUMN pid INTEGER",))
@@ -283,7 +283,7 @@ def test_init_brings_older_tables_up_to_date(database_each: str, monkeypatch: py
 
 @pytest.mark.server
 def test_init_creates_the_tables_of_the_outbox(project: Path, database_server: str) -> None:
-    """On a database server, where nothing else does."""
+    """On a database server `nitro init` creates the tables of the outbox."""
     server = create_engine(database_server)
     with server.begin() as connection:
         connection.execute(text(EMPTY))
@@ -303,7 +303,7 @@ def test_init_creates_the_tables_of_the_outbox(project: Path, database_server: s
 
 
 def test_list_is_a_table(shop: Shop) -> None:
-    """A line for each delivery: what an operator looks for, and the last line of the error."""
+    """Each delivery is a line with its main columns and the last line of its error."""
     task_id = shop.dead()
     headings, line = run("outbox", "list").stdout.splitlines()
     assert headings.split() == ["ID", "STATE", "HANDLER", "EVENT", "SENDER", "ATTEMPTS", "WHEN", "ERROR"]
@@ -312,7 +312,7 @@ def test_list_is_a_table(shop: Shop) -> None:
 
 
 def test_list_shows_the_latest_emission_first(shop: Shop) -> None:
-    """What has just happened is on top."""
+    """The latest emission is on top."""
     first, second = shop.done(), shop.queued()
     assert [row["id"] for row in listed()] == [second, first]
 
@@ -328,7 +328,7 @@ def test_list_shows_the_latest_emission_first(shop: Shop) -> None:
     ],
 )
 def test_list_can_be_narrowed(shop: Shop, filters: str, expected: set[str]) -> None:
-    """By states, by handler and by event; all of them must be met."""
+    """Filters by state, handler and event must all match."""
     made = {
         shop.dead("shop.mail"): "dead",
         shop.queued("shop.books", "order.paid"): "paid",
@@ -338,7 +338,7 @@ def test_list_can_be_narrowed(shop: Shop, filters: str, expected: set[str]) -> N
 
 
 def test_list_is_limited_and_says_so(shop: Shop) -> None:
-    """The latest ones, and a line on stderr that there are more."""
+    """The latest deliveries are listed, and a line on stderr says that there are more."""
     _, second, third = shop.done(), shop.done(), shop.done()
     limited = run("outbox", "list", "--json", "--limit", "2")
     assert [row["id"] for row in json.loads(limited.stdout)] == [third, second]
@@ -347,7 +347,7 @@ def test_list_is_limited_and_says_so(shop: Shop) -> None:
 
 
 def test_list_says_when_a_waiting_one_is_due(shop: Shop) -> None:
-    """In how long, or that it is due."""
+    """A waiting delivery shows the time until it is due, or `due`."""
     shop.queued("shop.later", "order.sent", countdown=5400)
     shop.waiting()
     due, later = run("outbox", "list").stdout.splitlines()[1:]
@@ -356,7 +356,7 @@ def test_list_says_when_a_waiting_one_is_due(shop: Shop) -> None:
 
 
 def test_json_has_all_that_is_known(shop: Shop) -> None:
-    """An object for each delivery, with its whole error; times with their zone."""
+    """Each delivery is an object with its whole error; times have their zone."""
     task_id = shop.dead()
     (row,) = listed()
     assert row.keys() == DeliveryRecord.__dataclass_fields__.keys()
@@ -367,12 +367,12 @@ def test_json_has_all_that_is_known(shop: Shop) -> None:
 
 
 def test_json_of_nothing_is_an_empty_array(shop: Shop) -> None:
-    """A script need not ask whether there is anything."""
+    """An empty result is an empty array, so a script needs no special case."""
     assert listed() == []
 
 
 def test_an_error_cannot_steer_the_terminal(shop: Shop) -> None:
-    """What handlers raise is shown, and not obeyed."""
+    """Control characters in a handler's error are escaped."""
     task_id = shop.dead(error="gone\x1b[2J")
     for shown in (run("outbox", "list"), run("outbox", "show", task_id)):
         assert r"gone\x1b[2J" in shown.stdout
@@ -380,7 +380,7 @@ def test_an_error_cannot_steer_the_terminal(shop: Shop) -> None:
 
 
 def test_show_tells_all_about_a_delivery(shop: Shop) -> None:
-    """Every fact that there is, and the error with its traceback."""
+    """The details have every field with a value, and the error with its traceback."""
     task_id = shop.dead()
     known, _, payload = run("outbox", "show", task_id).stdout.partition("payload\n")
     *facts, heading, first, second, third = known.splitlines()
@@ -393,7 +393,7 @@ def test_show_tells_all_about_a_delivery(shop: Shop) -> None:
 
 
 def test_show_tells_all_about_an_emission(shop: Shop) -> None:
-    """Each of its deliveries."""
+    """The id of an emission shows all of its deliveries."""
     shop.queued("shop.mail")
     task_id = shop.queued("shop.books")
     shown = json.loads(run("outbox", "show", "--json", entry(task_id).emission).stdout)
@@ -401,7 +401,7 @@ def test_show_tells_all_about_an_emission(shop: Shop) -> None:
 
 
 def test_show_of_an_unknown_id_is_an_error(shop: Shop) -> None:
-    """It names the id; what it has found of others is shown."""
+    """The error names the id, and deliveries with other ids are printed."""
     task_id = shop.done()
     failed = run("outbox", "show", task_id, "o1")
     assert failed.exit_code == 1
@@ -411,7 +411,7 @@ def test_show_of_an_unknown_id_is_an_error(shop: Shop) -> None:
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["show"], ["show", "--json"]])
 def test_secrets_of_the_payload_are_never_shown(shop: Shop, arguments: list[str]) -> None:
-    """They may be what nobody but the handler should see."""
+    """Secrets of the payload are shown neither by `list` nor by `show`."""
     task_id = shop.dead()
     shown = run("outbox", *arguments, *([task_id] if "show" in arguments else []))
     assert task_id in shown.stdout
@@ -419,7 +419,7 @@ def test_secrets_of_the_payload_are_never_shown(shop: Shop, arguments: list[str]
 
 
 def test_replay_has_a_dead_letter_run_again(shop: Shop) -> None:
-    """It waits as at the beginning, and the others stay closed."""
+    """The dead letter waits again, and other dead letters stay dead."""
     task_id, other = shop.dead(), shop.dead()
     replayed = run("outbox", "replay", task_id, "--yes")
     assert (replayed.exit_code, replayed.stdout) == (0, "run again: 1 delivery\n")
@@ -427,7 +427,7 @@ def test_replay_has_a_dead_letter_run_again(shop: Shop) -> None:
 
 
 def test_a_dead_letter_that_is_replayed_shows_still_how_it_died(shop: Shop) -> None:
-    """In its own lines, and in those of its emission."""
+    """The earlier error is in `outbox show` and in `trace`."""
     task_id = shop.dead()
     run("outbox", "replay", task_id, "--yes")
     assert re.search(
@@ -437,7 +437,7 @@ def test_a_dead_letter_that_is_replayed_shows_still_how_it_died(shop: Shop) -> N
 
 
 def test_discard_cancels_a_dead_letter(shop: Shop) -> None:
-    """It keeps its error, and is not dead any more."""
+    """The dead letter is cancelled and keeps its error."""
     task_id, other = shop.dead(), shop.dead()
     discarded = run("outbox", "discard", task_id, "--yes")
     assert (discarded.exit_code, discarded.stdout) == (0, "cancelled: 1 delivery\n")
@@ -449,7 +449,7 @@ BOTH = pytest.mark.parametrize(("command", "then"), [("replay", "waiting"), ("di
 
 @BOTH
 def test_dead_letters_of_a_handler_are_meant_by_its_name(shop: Shop, command: str, then: str) -> None:
-    """All of them, and nothing that is done or another's."""
+    """`--handler` selects the handler's dead letters, and no done delivery or other handler."""
     mine, mine_too, done, other = shop.dead(), shop.dead(), shop.done(), shop.dead("shop.books")
     given = run("outbox", command, "--handler", "shop.mail", "--yes")
     assert given.stdout.endswith("2 deliveries\n")
@@ -458,7 +458,7 @@ def test_dead_letters_of_a_handler_are_meant_by_its_name(shop: Shop, command: st
 
 @BOTH
 def test_an_emission_means_its_dead_letters(shop: Shop, command: str, then: str) -> None:
-    """Its id stands for those of its deliveries that are dead."""
+    """The id of an emission selects its dead deliveries."""
     shop.queued("shop.books")
     dead = shop.dead("shop.mail")
     run("outbox", command, entry(dead).emission, "--yes")
@@ -472,7 +472,7 @@ def test_an_emission_means_its_dead_letters(shop: Shop, command: str, then: str)
     ("command", "state", "then"), [("replay", "done", "waiting"), ("discard", "queued", "cancelled")]
 )
 def test_other_states_are_meant_when_they_are_named(shop: Shop, command: str, state: str, then: str) -> None:
-    """Nothing but dead letters is touched by mistake."""
+    """Without `--state` only dead letters are selected."""
     task_id = shop.done() if state == "done" else shop.queued()
     refused = run("outbox", command, task_id, "--yes")
     assert (refused.exit_code, entry(task_id).state) == (1, state)
@@ -483,7 +483,7 @@ def test_other_states_are_meant_when_they_are_named(shop: Shop, command: str, st
 
 @BOTH
 def test_nothing_given_is_a_usage_error(shop: Shop, command: str, then: str) -> None:
-    """Not everything: it says what to give."""
+    """A command without a filter changes nothing and names the possible filters."""
     task_id = shop.dead()
     refused = run("outbox", command, "--yes")
     assert refused.exit_code == 2
@@ -493,13 +493,13 @@ def test_nothing_given_is_a_usage_error(shop: Shop, command: str, then: str) -> 
 
 @pytest.mark.parametrize(("command", "state"), [("replay", "running"), ("discard", "done")])
 def test_a_state_that_it_cannot_change_is_a_usage_error(shop: Shop, command: str, state: str) -> None:
-    """What runs is not replayed, what is done not discarded."""
+    """A running delivery cannot be replayed, and a done one cannot be discarded."""
     assert run("outbox", command, "--state", state, "--yes").exit_code == 2
 
 
 @BOTH
 def test_none_found_is_an_error(shop: Shop, command: str, then: str) -> None:
-    """So that a script sees a mistyped id."""
+    """A script notices a mistyped id by the exit code."""
     refused = run("outbox", command, "o1", "--yes")
     assert refused.exit_code == 1
     assert refused.stderr == "Error: no such delivery is dead; there are: none at all\n"
@@ -508,7 +508,7 @@ def test_none_found_is_an_error(shop: Shop, command: str, then: str) -> None:
 @BOTH
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
 def test_it_asks_before(shop: Shop, command: str, then: str, answer: str, code: int) -> None:
-    """How many are meant, in which states; without a yes, nothing changes."""
+    """The question names the number of deliveries and their states; without a yes nothing changes."""
     task_id = shop.dead()
     asked = run("outbox", command, "--state", "dead", answer=answer)
     assert "1 delivery will" in asked.stdout
@@ -517,7 +517,7 @@ def test_it_asks_before(shop: Shop, command: str, then: str, answer: str, code: 
 
 
 def test_a_dead_letter_without_a_payload_cannot_be_replayed(shop: Shop) -> None:
-    """One that was parked because its row was never here: there is nothing to run it with."""
+    """A dead letter that was parked without its row has no payload to run with."""
     facts = {"event": "order.placed", "sender": "ada", "root": None, "parent": None}
     create_tables()
     claims.dead_letter_without_row("e1", "shop.mail", "t1", facts, "its message has no row here")
@@ -528,7 +528,7 @@ def test_a_dead_letter_without_a_payload_cannot_be_replayed(shop: Shop) -> None:
 
 
 def test_purge_deletes_what_is_done_or_cancelled(shop: Shop) -> None:
-    """What is dead or open stays, and so do its emissions."""
+    """Dead and open deliveries stay, and so do their emissions."""
     done, cancelled, dead, queued = shop.done(), shop.queued(), shop.dead(), shop.queued()
     operations.discard(operations.has_id_in([cancelled]))
     purged = run("outbox", "purge", "--before", "0m", "--yes")
@@ -538,7 +538,7 @@ def test_purge_deletes_what_is_done_or_cancelled(shop: Shop) -> None:
 
 
 def test_purge_deletes_only_the_states_that_are_named(shop: Shop) -> None:
-    """In place of those that it deletes by itself."""
+    """`--state` replaces the default states."""
     done, _dead = shop.done(), shop.dead()
     assert run("outbox", "purge", "--before", "0m", "--state", "dead", "--yes").stdout == "deleted: 1 delivery\n"
     assert [row["id"] for row in listed()] == [done]
@@ -546,7 +546,7 @@ def test_purge_deletes_only_the_states_that_are_named(shop: Shop) -> None:
 
 @pytest.mark.parametrize(("before", "left"), [("1m", 1), ("1h", 1), ("1d", 1), ("2020-01-01", 1), ("2999-12-31", 0)])
 def test_purge_leaves_what_was_emitted_later(shop: Shop, before: str, left: int) -> None:
-    """An age counts back from now, a date is that day's begin."""
+    """An age counts back from now, and a date is the start of that day."""
     shop.done()
     assert run("outbox", "purge", "--before", before, "--yes").exit_code == 0
     assert len(listed()) == left
@@ -556,13 +556,13 @@ def test_purge_leaves_what_was_emitted_later(shop: Shop, before: str, left: int)
     ("before", "age"), [("14d", timedelta(days=14)), ("12h", timedelta(hours=12)), ("30m", timedelta(minutes=30))]
 )
 def test_an_age_counts_back_from_now(before: str, age: timedelta) -> None:
-    """In days, hours or minutes."""
+    """An age is given in days, hours or minutes."""
     moment = outbox.Moment().convert(before, None, None)
     assert timedelta(0) <= datetime.now(UTC) - age - moment < timedelta(seconds=PATIENCE)
 
 
 def test_a_date_is_its_begin_in_utc() -> None:
-    """Wherever the operator sits."""
+    """A date is midnight in UTC, in every time zone of the operator."""
     assert outbox.Moment().convert("2026-01-31", None, None) == datetime(2026, 1, 31, tzinfo=UTC)
 
 
@@ -570,7 +570,7 @@ def test_a_date_is_its_begin_in_utc() -> None:
     "before", ["14", "14x", "d", "-1d", "1.5d", "14d ", "²d", "9" * 9 + "d", "2026-02-30", "20260131"]
 )
 def test_another_moment_is_a_usage_error(shop: Shop, before: str) -> None:
-    """It names the value and what is allowed."""
+    """The error names the value and the allowed formats."""
     shop.done()
     refused = run("outbox", "purge", f"--before={before}", "--yes")
     assert refused.exit_code == 2
@@ -579,7 +579,7 @@ def test_another_moment_is_a_usage_error(shop: Shop, before: str) -> None:
 
 
 def test_purge_goes_on_until_all_are_gone(shop: Shop) -> None:
-    """In short transactions, of which one does not do."""
+    """Purge deletes in as many short transactions as it needs."""
     on(shop.events.event("order.placed"), offload=True, name="shop.mail")(lambda sender: None)
     with transaction():
         for _ in range(retention.DELETE_BATCH + 1):
@@ -592,7 +592,7 @@ def test_purge_goes_on_until_all_are_gone(shop: Shop) -> None:
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1)])
 def test_purge_asks_before(shop: Shop, answer: str, left: int) -> None:
-    """What it would delete; without a yes, nothing is."""
+    """The question names the deliveries to delete; without a yes nothing is deleted."""
     shop.done()
     asked = run("outbox", "purge", "--before", "2999-12-31", answer=answer)
     assert "Delete what was emitted before 2999-12-31 00:00 UTC and is done or published or cancelled?" in asked.stdout
@@ -602,7 +602,7 @@ def test_purge_asks_before(shop: Shop, answer: str, left: int) -> None:
 def test_relay_once_moves_all_that_is_due(
     shop: Shop, sent: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batch after batch, until nothing is."""
+    """The relay publishes batch after batch until no delivery is due."""
     monkeypatch.setattr(relay, "MAX_BATCH", 2)
     due = {shop.waiting() for _ in range(5)}
     sent()
@@ -612,7 +612,7 @@ def test_relay_once_moves_all_that_is_due(
 
 
 def test_relay_once_leaves_what_is_not_due(shop: Shop, sent: Callable[..., list[Any]]) -> None:
-    """It does not wait for that."""
+    """The command does not wait for a delivery that is due later."""
     task_id = shop.queued("shop.later", countdown=3600)
     sent()
     moved = run("relay", "--once")
@@ -621,7 +621,7 @@ def test_relay_once_leaves_what_is_not_due(shop: Shop, sent: Callable[..., list[
 
 
 def test_relay_once_fails_when_the_broker_is_away(shop: Shop, make_app: Callable[..., Celery]) -> None:
-    """In one line that says why; what waits, waits as before."""
+    """The error is one line with the reason, and waiting deliveries keep waiting."""
     task_id = shop.waiting()
     bind(make_app(broker_url="amqp://127.0.0.1:1//"))
     failed = run("relay", "--once")
@@ -633,7 +633,7 @@ def test_relay_once_fails_when_the_broker_is_away(shop: Shop, make_app: Callable
 
 
 def test_relay_once_fails_when_the_broker_goes_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after it has answered; what it has not taken waits."""
+    """The broker fails after its first answer: its untaken deliveries keep waiting."""
     task_id = shop.waiting()
     monkeypatch.setattr(BrokerConnection, "publish", lambda line, batch: ConnectionResetError("gone"))
     failed = run("relay", "--once")

@@ -24,13 +24,13 @@ NOBODY = "redis://127.0.0.1:1/0"
 
 @pytest.fixture
 def evt() -> Event:
-    """An event of this test alone."""
+    """An event that only this test uses."""
     return Namespace().event("order.placed")
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What each running worker says that it knows; it consumes the default queue."""
+    """The handlers that each running worker reports; each worker consumes the default queue."""
     told: dict[str, list[str]] = {}
 
     def inspect(**_options: Any) -> Any:
@@ -47,7 +47,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 
 def found(code: int) -> dict[str, tuple[str, str]]:
-    """Verdict and finding of each check, when the command ends with this code."""
+    """Returns verdict and finding of each check; the command must end with this exit code."""
     done = CliRunner().invoke(cli.nitro, ["doctor", "--json"], catch_exceptions=False)
     assert done.exit_code == code, done.output
     return {each["check"]: (each["verdict"], each["found"]) for each in json.loads(done.stdout)}
@@ -61,7 +61,7 @@ def handled(evt: Event, app: Celery) -> Event:
 
 
 def test_all_is_fine(handled: Event, registered: dict[str, list[str]]) -> None:
-    """A line for each thing that was looked at."""
+    """Each check is one line with the verdict `fine`."""
     registered["one@shop"] = ["celery.ping", "shop.mail [rate_limit=1/s]"]
     assert {check: verdict for check, (verdict, _) in found(0).items()} == dict.fromkeys(
         ("database", "tables", "dead letters", "broker", "workers", "handlers", "stuck"), "fine"
@@ -72,7 +72,7 @@ def test_all_is_fine(handled: Event, registered: dict[str, list[str]]) -> None:
 
 
 def test_no_worker_is_a_warning(handled: Event, registered: dict[str, list[str]]) -> None:
-    """It may be started later, and nothing is lost; the command is that of the reader's own app."""
+    """A missing worker is no error, because one may start later; the finding has the start command."""
     verdict, told = found(0)["workers"]
     assert (verdict, told) == ("warning", "none answers; start one: celery -A <your app> worker")
 
@@ -80,7 +80,7 @@ def test_no_worker_is_a_warning(handled: Event, registered: dict[str, list[str]]
 def test_a_worker_that_beats_and_does_not_answer_is_named(
     handled: Event, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another may seem to be the only one: nothing is denied for it, and one that was killed is not named."""
+    """A worker with heartbeats and no answer is a warning, and no handler is reported missing for it."""
     heartbeat.record_heartbeat("boot-1", "solo@shop")
     heartbeat.record_heartbeat("boot-2", "killed@shop")
     registered["one@shop"] = ["celery.ping"]
@@ -91,7 +91,7 @@ def test_a_worker_that_beats_and_does_not_answer_is_named(
 
 
 def test_a_handler_that_no_worker_knows_is_wrong(handled: Event, registered: dict[str, list[str]]) -> None:
-    """The worker was started with other modules."""
+    """A handler that no worker has registered is an error that names NITRO_HANDLERS."""
     registered["one@shop"] = ["celery.ping"]
     verdict, told = found(1)["handlers"]
     assert verdict == "wrong"
@@ -100,19 +100,19 @@ def test_a_handler_that_no_worker_knows_is_wrong(handled: Event, registered: dic
 
 
 def late(seconds: float) -> None:
-    """Let time pass for all that is open."""
+    """Moves the begin of all open deliveries into the past."""
     with write_connection() as connection:
         connection.execute(deliveries.update().values(due_since=deliveries.c.due_since - seconds))
 
 
 def lines(check: str) -> list[tuple[str, str]]:
-    """Verdict and finding of each line of a check."""
+    """Returns verdict and finding of each line of a check."""
     told = json.loads(CliRunner().invoke(cli.nitro, ["doctor", "--json"], catch_exceptions=False).stdout)
     return [(each["verdict"], each["found"]) for each in told if each["check"] == check]
 
 
 def test_what_is_stuck_is_wrong_with_its_reason(handled: Event, registered: dict[str, list[str]]) -> None:
-    """A line for each handler and queue: here one without a worker, and one whose name has changed."""
+    """Each handler and queue has a line with its reason: no worker for the queue, or an unknown handler."""
     other = Namespace().event("order.paid")
     on(other, offload={"queue": "bills"}, name="shop.bill")(lambda sender: None)
     registered["one@shop"] = ["shop.mails", "shop.bill"]
@@ -131,14 +131,14 @@ def test_what_is_stuck_is_wrong_with_its_reason(handled: Event, registered: dict
 
 
 def test_what_is_stuck_is_wrong_without_a_worker(handled: Event, registered: dict[str, list[str]]) -> None:
-    """Which alone is a warning."""
+    """A stuck delivery without a worker is an error; the missing worker alone is a warning."""
     emit(handled)
     late(600)
     assert found(1)["stuck"][1].endswith("no worker answers")
 
 
 def test_the_greatest_age_can_be_given(handled: Event, registered: dict[str, list[str]]) -> None:
-    """A shop with slow handlers waits longer."""
+    """`--max-age` raises the age from which a delivery counts as stuck."""
     emit(handled)
     late(600)
     done = CliRunner().invoke(cli.nitro, ["doctor", "--max-age", "1h"], catch_exceptions=False)
@@ -148,7 +148,7 @@ def test_the_greatest_age_can_be_given(handled: Event, registered: dict[str, lis
 def test_a_broker_that_is_away_is_the_reason(
     make_app: Callable[..., Celery], evt: Event, registered: dict[str, list[str]]
 ) -> None:
-    """No worker can be asked then."""
+    """The reason is the unreachable broker, because workers cannot be asked."""
     bind(make_app(broker_url=NOBODY))
     on(evt, offload=True, name="shop.mail")(lambda sender: None)
     emit(evt)
@@ -162,7 +162,7 @@ def test_a_broker_that_is_away_is_the_reason(
 def test_a_queue_that_no_worker_consumes_is_a_warning(
     evt: Event, app: Celery, registered: dict[str, list[str]]
 ) -> None:
-    """Before anything is stuck there."""
+    """The queue is reported before a delivery is stuck in it."""
     on(evt, offload={"queue": "bills"}, name="shop.bill")(lambda sender: None)
     registered["one@shop"] = ["shop.bill"]
     verdict, told = found(0)["queues"]
@@ -170,14 +170,14 @@ def test_a_queue_that_no_worker_consumes_is_a_warning(
 
 
 def test_no_handler_at_all_is_a_warning(app: Celery, registered: dict[str, list[str]]) -> None:
-    """Then nothing that was said of handlers means anything."""
+    """A project without declared handlers gets a warning."""
     assert found(0)["handlers"][0] == "warning"
 
 
 def test_a_check_that_cannot_be_made_is_wrong(
     handled: Event, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no other is left out for it."""
+    """The crashed check is wrong, and all other checks still run."""
     monkeypatch.setattr("celery.app.control.Control.broadcast", lambda *_args, **_options: 1 / 0)
     registered["one@shop"] = ["shop.mail"]
     checks = found(1)
@@ -186,7 +186,7 @@ def test_a_check_that_cannot_be_made_is_wrong(
 
 
 def test_a_broker_that_is_away_is_wrong(make_app: Callable[..., Celery]) -> None:
-    """And is named."""
+    """The finding names the broker's address."""
     bind(make_app(broker_url=NOBODY))
     verdict, told = found(1)["broker"]
     assert verdict == "wrong"
@@ -196,7 +196,7 @@ def test_a_broker_that_is_away_is_wrong(make_app: Callable[..., Celery]) -> None
 def test_a_database_that_is_away_is_wrong(
     app: Celery, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other checks are made all the same."""
+    """The finding names the address, and the other checks still run."""
     monkeypatch.setenv("NITRO_DB_URL", "postgresql+psycopg://postgres@127.0.0.1:1/nowhere")
     reset()
     checks = found(1)
@@ -206,7 +206,7 @@ def test_a_database_that_is_away_is_wrong(
 
 
 def test_tables_of_another_version_are_wrong(handled: Event, registered: dict[str, list[str]]) -> None:
-    """It says what to do."""
+    """The finding says to update the library."""
     emit(handled)
     later = versions.VERSION + 1
     with write_connection() as connection:
@@ -218,7 +218,7 @@ def test_tables_of_another_version_are_wrong(handled: Event, registered: dict[st
 
 
 def test_dead_letters_are_a_warning(handled: Event, registered: dict[str, list[str]]) -> None:
-    """With the command that lists them."""
+    """The finding has the command that lists the dead letters."""
     run = claims.claim(emit(handled).id, "shop.mail", "boot/1")
     assert isinstance(run, claims.Claim)
     claims.dead_letter(run, "no")
@@ -231,7 +231,7 @@ def test_dead_letters_are_a_warning(handled: Event, registered: dict[str, list[s
 def test_tracked_handlers_without_a_shared_database_are_wrong(
     evt: Event, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each emit to them would raise."""
+    """A tracked handler without NITRO_DB_URL is an error, because each emit to it would raise."""
     monkeypatch.delenv("NITRO_DB_URL")
     reset()
     bind(make_app(broker_url=NOBODY))
@@ -252,7 +252,7 @@ def test_tracked_handlers_without_a_shared_database_are_wrong(
 def test_settings_that_endanger_a_promise_are_a_warning(
     make_app: Callable[..., Celery], conf: dict[str, Any], says: str
 ) -> None:
-    """Whoever set them may have a reason."""
+    """A risky setting may be intended, so the verdict is a warning."""
     bind(make_app(broker_url=NOBODY, **conf))
     told = CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout
     assert [each["verdict"] for each in json.loads(told) if says in each["found"]] == ["warning"]
@@ -264,7 +264,7 @@ def test_settings_that_endanger_a_promise_are_a_warning(
 def test_settings_of_a_worker_that_make_deliveries_wait_are_a_warning(
     make_app: Callable[..., Celery], says: str
 ) -> None:
-    """`bind` leaves them as they are, and each line names the value that is recommended."""
+    """`bind` does not change these settings, and each finding names the recommended value."""
     bind(make_app(broker_url=NOBODY))
     told = CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout
     (finding,) = [each for each in json.loads(told) if says in each["found"]]
@@ -272,7 +272,7 @@ def test_settings_of_a_worker_that_make_deliveries_wait_are_a_warning(
 
 
 def test_recommended_settings_of_a_worker_are_no_finding(make_app: Callable[..., Celery]) -> None:
-    """Nothing is left to recommend."""
+    """Workers with the recommended settings get no recommendation."""
     options = {"broker_transport_options": {"socket_timeout": 5}}
     more = {"worker_prefetch_multiplier": 1, "broker_connection_max_retries": None}
     bind(make_app(broker_url=NOBODY, **options, **more))
@@ -281,7 +281,7 @@ def test_recommended_settings_of_a_worker_are_no_finding(make_app: Callable[...,
 
 @pytest.mark.parametrize(("accepted", "wrong"), [(["yaml"], True), (["application/json"], False), (["json"], False)])
 def test_workers_that_refuse_json_are_wrong(make_app: Callable[..., Celery], accepted: list[str], wrong: bool) -> None:
-    """No handler of theirs would run."""
+    """A worker whose `accept_content` lacks JSON cannot run handlers."""
     bind(make_app(accept_content=accepted))
     told = json.loads(CliRunner().invoke(cli.nitro, ["doctor", "--json"]).stdout)
     assert any("accept_content" in each["found"] and each["verdict"] == "wrong" for each in told) is wrong

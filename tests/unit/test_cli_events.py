@@ -18,7 +18,7 @@ from nitro.infrastructure.events import Event, Namespace, on
 
 
 class Hamper(Entity, table=True):
-    """Somebody who emits."""
+    """The entity that is the sender."""
 
     __tablename__ = "cli_hamper"
 
@@ -26,7 +26,7 @@ class Hamper(Entity, table=True):
 
 
 class LoyaltyCard(Entity, table=True):
-    """One with a number for its id."""
+    """An entity with a number as its id."""
 
     __tablename__ = "cli_coupon"
 
@@ -34,30 +34,30 @@ class LoyaltyCard(Entity, table=True):
 
 
 def run(*arguments: str) -> Result:
-    """What a command does in this process; an error that it does not know is raised."""
+    """Runs a command in this process; an unexpected error is raised."""
     return CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False)
 
 
 def as_json(*arguments: str) -> list[dict[str, Any]]:
-    """What a command gives a script."""
+    """Returns the rows that a command prints with `--json`."""
     found: list[dict[str, Any]] = json.loads(run(*arguments, "--json").stdout)
     return found
 
 
 def handler(sender: object = None, **kwargs: object) -> None:
-    """Somebody who hears."""
+    """A sync handler."""
 
 
 def other(sender: object = None, **kwargs: object) -> None:
-    """Somebody else."""
+    """A second sync handler."""
 
 
 async def late(sender: object = None, **kwargs: object) -> None:
-    """Somebody who waits."""
+    """An async handler."""
 
 
 def anyone(sender: object = None, **kwargs: object) -> None:
-    """Somebody who hears all."""
+    """A handler of a glob."""
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def events(app: Celery) -> Iterator[Namespace]:
 
 @pytest.fixture
 def sold(events: Namespace) -> Event:
-    """One with handlers of all sorts."""
+    """An event with inline, async, conditional and offloaded handlers."""
     event = events.event("basket.sold")
     on(event, name="shop.audit")(late)
     on(event, name="shop.mail", sender=Hamper, offload={"delivery": "exactly-once", "queue": "mail"})(handler)
@@ -81,7 +81,7 @@ def sold(events: Namespace) -> Event:
 
 
 def test_handlers_are_listed_as_an_emit_takes_them(sold: Event) -> None:
-    """All that is said of each where it is declared."""
+    """The JSON has each handler's declaration, in the order of an emit."""
     assert as_json("handlers", "--event", "basket.sold") == [
         {
             "event": "basket.sold",
@@ -107,7 +107,7 @@ def test_handlers_are_listed_as_an_emit_takes_them(sold: Event) -> None:
 
 
 def test_handlers_are_a_table(sold: Event) -> None:
-    """For people: a line each."""
+    """The table has a line for each handler."""
     first, *lines = run("handlers", "--event", "basket.sold").stdout.splitlines()
     assert first.split() == list(HEADINGS)
     assert [line.split()[3] for line in lines] == ["shop.check", "shop.audit", "shop.mail"]
@@ -115,7 +115,7 @@ def test_handlers_are_a_table(sold: Event) -> None:
 
 
 def test_all_events_are_listed_by_name(sold: Event, events: Namespace) -> None:
-    """Globs among them; one without handlers is not."""
+    """The list includes globs and leaves out events without handlers."""
     on(events.event("basket.*"), name="shop.all")(anyone)
     events.event("basket.unheard")
     on(events.event("basket.left"), name="shop.left")(late)
@@ -136,14 +136,14 @@ def test_all_events_are_listed_by_name(sold: Event, events: Namespace) -> None:
     [(Hamper, "Hamper"), ("ada", "'ada'"), (7, "7"), (lambda: Hamper(id="b1"), "Hamper:b1"), (object, "one object")],
 )
 def test_the_sender_is_named(events: Namespace, sender: Any, shown: str) -> None:
-    """An entity by class and id."""
+    """An entity is shown as class and id."""
     made = sender if sender is Hamper or not callable(sender) else sender()
     on(events.event("basket.heard"), sender=made)(handler)
     assert as_json("handlers", "--event", "basket.heard")[0]["sender"] == shown
 
 
 def test_an_unknown_event_is_an_error(sold: Event) -> None:
-    """It suggests the nearest."""
+    """The error suggests the nearest event name."""
     for command in ("explain", "handlers"):
         failed = run(command, *(["--event"] if command == "handlers" else []), "basket.sodl")
         assert failed.exit_code == 1
@@ -167,7 +167,7 @@ def test_explain_says_what_an_emit_would_do(sold: Event) -> None:
 
 
 def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
-    """As they are where it is emitted."""
+    """Explain accepts the same senders as an emit: a text, and an entity with a number as id."""
     on(events.event("ticket.closed"), sender="ada", name="shop.text")(handler)
     on(events.event("ticket.closed"), sender=LoyaltyCard(id=7), name="shop.number")(other)
     LoyaltyCard(id=7).save()
@@ -188,14 +188,14 @@ def test_a_sender_may_be_a_text_and_an_id_a_number(events: Namespace) -> None:
     ],
 )
 def test_what_is_wrong_is_named(sold: Event, arguments: list[str], code: int, says: str) -> None:
-    """And with the exit code of its kind."""
+    """The error names the wrong argument, and its kind decides the exit code."""
     failed = run("explain", "basket.sold", *arguments)
     assert failed.exit_code == code
     assert says in failed.stderr
 
 
 def test_a_handler_that_does_not_take_it_is_one_line(events: Namespace, make_app: Callable[..., Celery]) -> None:
-    """As an emit would say."""
+    """The error is the one that an emit would raise."""
 
     def strict(sender: object, source: str) -> None: ...
 
@@ -208,7 +208,7 @@ def test_a_handler_that_does_not_take_it_is_one_line(events: Namespace, make_app
 
 
 def test_no_text_can_steer_the_terminal(events: Namespace) -> None:
-    """Neither what a condition raises nor an option."""
+    """Control characters in a condition's error or in an option are escaped."""
 
     def red(*_: object, **__: object) -> bool:
         raise LookupError("no\n  2. inline  \x1b[31mforged")

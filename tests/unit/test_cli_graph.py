@@ -21,7 +21,7 @@ NASTY = ['say "hi"', "a[b](c)", "two\nlines", "<locals>", "$x^2$", "#1; end", "b
 
 @pytest.fixture
 def events(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    """The only events that anybody hears."""
+    """Events of this test, the only ones that have handlers."""
     from nitro.infrastructure.events import events as module
 
     monkeypatch.setattr(module, "_ever_connected", module.weakref.WeakSet())
@@ -29,12 +29,12 @@ def events(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Namespace:
 
 
 def graph(*arguments: object) -> Result:
-    """What the command does."""
+    """Runs `nitro graph`."""
     return CliRunner().invoke(cli.nitro, ["graph", *map(str, arguments)], catch_exceptions=False)
 
 
 def connected(event: Event, name: str, **options: Any) -> None:
-    """Connect a handler."""
+    """Connects a handler."""
     on(event, name=name, **options)(lambda sender=None, **kwargs: None)
 
 
@@ -49,7 +49,7 @@ def placed(events: Namespace) -> Event:
 
 
 def test_mermaid_is_the_default(placed: Event) -> None:
-    """Events are round, handlers are boxes; what is queued has a dashed arrow with its promise."""
+    """Events are round and handlers are boxes; an offloaded handler has a dashed arrow with its delivery."""
     assert graph().stdout.splitlines() == [
         "flowchart LR",
         '  e0(["order-placed"])',
@@ -63,7 +63,7 @@ def test_mermaid_is_the_default(placed: Event) -> None:
 
 
 def test_dot_is_for_graphviz(placed: Event) -> None:
-    """The same as a digraph."""
+    """The DOT output is a digraph with the same nodes and arrows."""
     lines = graph("--format", "dot").stdout.splitlines()
     assert (lines[0], lines[-1]) == ("digraph nitro {", "}")
     assert '  e0 [label="order-placed" shape=ellipse];' in lines
@@ -71,7 +71,7 @@ def test_dot_is_for_graphviz(placed: Event) -> None:
 
 
 def test_svg_needs_no_graphviz(placed: Event) -> None:
-    """It is XML whose names are text, so that a browser finds them."""
+    """The picture is XML with the names as text, so that a browser can search them."""
     texts = {
         "".join(each.itertext()).strip()
         for each in fromstring(graph("--format", "svg").stdout).iter()
@@ -82,7 +82,7 @@ def test_svg_needs_no_graphviz(placed: Event) -> None:
 
 @pytest.mark.parametrize("name", NASTY)
 def test_no_name_breaks_a_picture(events: Namespace, name: str) -> None:
-    """Whatever a handler or an event is called."""
+    """Special characters in the names of handlers and events are escaped in every format."""
     connected(events.event(name.translate({91: "("})), name)
     mermaid = graph().stdout.splitlines()
     assert len(mermaid) == 4
@@ -93,7 +93,7 @@ def test_no_name_breaks_a_picture(events: Namespace, name: str) -> None:
 
 
 def test_one_event_alone(placed: Event, events: Namespace) -> None:
-    """With `--event`; one that nobody hears is an error that suggests the nearest."""
+    """`--event` draws one event; an event without handlers is an error that suggests the nearest."""
     connected(events.event("order-cancelled"), "shop.refund")
     assert "shop.refund" not in graph("--event", "order-placed").stdout
     unknown = graph("--event", "order-place")
@@ -102,7 +102,7 @@ def test_one_event_alone(placed: Event, events: Namespace) -> None:
 
 
 def test_it_is_written_to_a_file(placed: Event, tmp_path: Path) -> None:
-    """And stdout stays empty."""
+    """The picture is in the file, and stdout stays empty."""
     file = tmp_path / "events.svg"
     done = graph("--format", "svg", "-o", file)
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"written: {file}\n")
@@ -110,7 +110,7 @@ def test_it_is_written_to_a_file(placed: Event, tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_the_way_out_is_named(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra."""
+    """The error names the extra that installs matplotlib."""
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`nitro graph`: whatever is called whatever, the picture holds together and all of it is there."""
+"""`nitro graph`: every name is in the picture, unchanged or escaped, and inside its borders."""
 
 from __future__ import annotations
 
@@ -44,51 +44,51 @@ NAMES = {
 
 @pytest.fixture
 def events(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    """The only events that anybody hears."""
+    """Events of this test, the only ones that have handlers."""
     monkeypatch.setattr(module, "_ever_connected", WeakSet())
     return Namespace()
 
 
 def connected(event: Event, *names: str, **options: object) -> None:
-    """Connect a handler of each name."""
+    """Connects a handler of each name."""
     for name in names:
         on(event, name=name, **options)(lambda sender=None, **kwargs: None)  # type: ignore[call-overload]  # any
 
 
 def graph(form: str, *arguments: object) -> Result:
-    """What the command does; an error that it does not know is raised."""
+    """Runs `nitro graph`; an unexpected error is raised."""
     arguments = ("graph", "--format", form, *arguments)
     return CliRunner().invoke(cli.nitro, [*map(str, arguments)], catch_exceptions=False)
 
 
 def drawn(form: str) -> str:
-    """The picture."""
+    """Returns the picture."""
     done = graph(form)
     assert (done.exit_code, done.stderr) == (0, "")
     return done.stdout
 
 
 def mermaid_labels(text: str) -> Iterator[str]:
-    """The labels of the nodes, as Mermaid shows them: `#…;` is a character."""
+    """Yields the labels of the nodes as Mermaid shows them: `#…;` is a character."""
     for label in re.findall(r'^  [eh]\d+\(?\["([^"\n]*)"\]\)?$', text, re.MULTILINE):
         yield re.sub(r"#(\d+);", lambda found: chr(int(found[1])), label)
 
 
 def dot_labels(text: str) -> Iterator[str]:
-    """The labels of the nodes, as Graphviz reads them: only `\\"` and `\\\\` mean something else here."""
+    """Yields the labels of the nodes as Graphviz reads them: only `\"` and `\\` are escapes here."""
     for label in re.findall(r'^  [eh]\d+ \[label="((?:[^"\\\n]|\\.)*)" shape=\w+\];$', text, re.MULTILINE):
         yield re.sub(r"\\(.)", r"\1", label)
 
 
 def svg_labels(text: str) -> Iterator[str]:
-    """All texts of the picture."""
+    """Yields all texts of the picture."""
     for each in fromstring(text).iter(f"{SVG}text"):
         yield "".join(each.itertext())
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_each_name_is_shown_as_it_is(events: Namespace, name: str) -> None:
-    """In each format, of the event and of its handlers, inline and queued."""
+    """Names of the event and its inline and offloaded handlers are shown unchanged in each format."""
     wanted = [f"{name} heard", name, f"{name} queued"]
     event = events.event(wanted[0])
     connected(event, wanted[1])
@@ -99,14 +99,14 @@ def test_each_name_is_shown_as_it_is(events: Namespace, name: str) -> None:
 
 
 def test_mermaid_makes_no_icon_of_a_name(events: Namespace) -> None:
-    """Which it does of `fa:fa-car` wherever it stands."""
+    """Mermaid replaces `fa:fa-car` by an icon anywhere in a label, so the colon is escaped."""
     connected(events.event("placed"), "fa:fa-car")
     assert "fa:" not in drawn("mermaid")
 
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_control_characters_are_spelled_out(events: Namespace, form: str) -> None:
-    """They can neither steer a terminal nor break a line, nor are they allowed in XML."""
+    """Control characters could steer a terminal, break a line, or make the XML invalid."""
     connected(events.event("two\nlines\x1b[31m"), "c1\x9b31m\x7f")
     text = drawn(form)
     assert not STEERING.search(text)
@@ -116,14 +116,14 @@ def test_control_characters_are_spelled_out(events: Namespace, form: str) -> Non
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_an_event_and_a_handler_may_have_one_name(events: Namespace, form: str) -> None:
-    """They are two nodes."""
+    """An event and a handler with the same name are two nodes."""
     connected(events.event("placed"), "placed")
     labels = {"mermaid": mermaid_labels, "dot": dot_labels, "svg": svg_labels}[form](drawn(form))
     assert [label for label in labels if label == "placed"] == ["placed"] * 2
 
 
 def test_a_handler_of_two_events_is_one_node(events: Namespace) -> None:
-    """With an arrow from each; so is one that hears a glob."""
+    """The node has an arrow from each event and from a glob."""
 
     def audit(sender: object) -> None: ...
 
@@ -136,28 +136,28 @@ def test_a_handler_of_two_events_is_one_node(events: Namespace) -> None:
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_nothing_can_be_drawn_too(events: Namespace, form: str) -> None:
-    """Of a project without handlers, with a warning."""
+    """A project without handlers gets an empty picture and a warning."""
     done = graph(form)
     assert (done.exit_code, done.stderr.startswith("warning: no handler is declared")) == (0, True)
     assert done.stdout.startswith({"mermaid": "flowchart LR\n", "dot": "digraph nitro {\n", "svg": "<?xml"}[form])
 
 
 def test_the_same_handlers_give_the_same_picture(events: Namespace) -> None:
-    """So that it can be kept in a repository."""
+    """Repeated commands print the same text, so a picture can be kept in a repository."""
     connected(events.event("placed"), "shop.a", "shop.b")
     for form in ("mermaid", "dot", "svg"):
         assert drawn(form) == drawn(form)
 
 
 def box(picture: Element) -> tuple[float, float]:
-    """Width and height of a picture."""
+    """Returns width and height of a picture."""
     left, top, width, height = map(float, picture.attrib["viewBox"].split())
     assert (left, top) == (0, 0)
     return width, height
 
 
 def places(picture: Element) -> Iterator[tuple[str, float, float, float]]:
-    """Each name, where it begins and ends, and its line."""
+    """Yields each name with its begin, its end and its line."""
     for each in picture.iter(f"{SVG}text"):
         text, style = "".join(each.itertext()), each.attrib["style"]
         if "10px" in style:  # and no label of an arrow
@@ -168,7 +168,7 @@ def places(picture: Element) -> Iterator[tuple[str, float, float, float]]:
 
 @pytest.mark.parametrize("further", [0, 1, 12])
 def test_all_of_an_svg_is_within_it(events: Namespace, further: int) -> None:
-    """Also of events whose handlers are drawn far above them already, and of long names."""
+    """Long names and events far below their handlers stay inside the picture."""
     connected(events.event("a.long.name." * 6), *(f"shop.{number}.{'x' * 60}" for number in range(9)))
 
     def shared(sender: object) -> None: ...
@@ -187,7 +187,7 @@ def test_all_of_an_svg_is_within_it(events: Namespace, further: int) -> None:
 
 
 def test_a_glyph_that_a_font_lacks_is_no_warning(events: Namespace) -> None:
-    """The viewer's font may have it."""
+    """A missing glyph is no warning, because the viewer's font may have it."""
     connected(events.event("😀"), "数量")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -196,7 +196,7 @@ def test_a_glyph_that_a_font_lacks_is_no_warning(events: Namespace) -> None:
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_a_file_has_what_the_terminal_would_show(events: Namespace, form: str, tmp_path: Path) -> None:
-    """And one that cannot be written is an error that names it and says why."""
+    """The file has the same picture as stdout; an unwritable file is an error with its name and the reason."""
     connected(events.event("placed"), "shop.a")
     file = tmp_path / "graph"
     assert graph(form, "-o", file).exit_code == 0
@@ -211,7 +211,7 @@ def test_a_file_has_what_the_terminal_would_show(events: Namespace, form: str, t
 def test_only_svg_needs_matplotlib(
     events: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str, code: int
 ) -> None:
-    """Without it nothing is written, and no file is made."""
+    """Without matplotlib `--format svg` is an error and writes no file."""
     connected(events.event("placed"), "shop.a")
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)

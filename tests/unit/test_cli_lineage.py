@@ -1,4 +1,4 @@
-"""Which emissions `nitro trace` finds, and what it gives a script."""
+"""`nitro trace`: the emissions that it finds, and its JSON."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Json = dict[str, Any]
 
 
 def trace(*arguments: object) -> Result:
-    """What the command does; an error that it does not know is raised."""
+    """Runs `nitro trace`; an unexpected error is raised."""
     return CliRunner().invoke(cli.nitro, ["trace", *map(str, arguments)], catch_exceptions=False)
 
 
 def trees(*arguments: object) -> list[Json]:
-    """What it gives a script, which has the promised shape."""
+    """Returns the trees that the command prints with `--json`, and checks them against the published schema."""
     shown = trace(*arguments, "--json")
     assert shown.exit_code == 0, shown.stderr
     found: list[Json] = json.loads(shown.stdout)
@@ -44,7 +44,7 @@ def trees(*arguments: object) -> list[Json]:
 
 
 def recorded(sender: str = "str", **causes: Any) -> str:
-    """The id of an emission that is recorded without a story."""
+    """Records an emission without a story; returns its id."""
     identity = str(uuid7())
     with write_connection() as connection:
         connection.execute(insert(emissions).values(id=identity, event="placed", sender=sender, **causes))
@@ -53,7 +53,7 @@ def recorded(sender: str = "str", **causes: Any) -> str:
 
 @pytest.fixture
 def tables(database_each: str) -> str:
-    """The tables, in a fresh database of each kind."""
+    """The tables, in an empty database of each kind."""
     create_tables()
     return database_each
 
@@ -71,7 +71,7 @@ def placed(app: Celery) -> Event:
 
 
 def run(emission: str, end: Callable[[claims.Claim], None]) -> None:
-    """A run of the delivery to `shop.mail`."""
+    """Runs the delivery to `shop.mail` with this end."""
     pending.take_due(10)
     started = claims.claim(emission, "shop.mail", "boot/1")
     assert isinstance(started, claims.Claim)
@@ -79,7 +79,7 @@ def run(emission: str, end: Callable[[claims.Claim], None]) -> None:
 
 
 def test_json_has_a_shape_that_a_script_can_rely_on(placed: Event) -> None:
-    """Whatever state anything is in."""
+    """The JSON fits its schema in every state of the deliveries."""
     emission = emit(placed, "ada").id
     trees(emission)
     run(emission, lambda claim: claims.reschedule(claim, 0, "OSError: away"))
@@ -98,7 +98,7 @@ def test_json_has_a_shape_that_a_script_can_rely_on(placed: Event) -> None:
 
 
 def test_json_is_the_same_by_either_name(placed: Event, tmp_path: Path) -> None:
-    """Also in a file."""
+    """`--json` and `--format json` print the same, also into a file."""
     emission = emit(placed, "ada").id
     file = tmp_path / "trace.json"
     trace(emission, "--json", "-o", file)
@@ -106,7 +106,7 @@ def test_json_is_the_same_by_either_name(placed: Event, tmp_path: Path) -> None:
 
 
 def test_an_entity_is_found_exactly(tables: str) -> None:
-    """Neither one whose id begins alike, nor one that differs in capitals only, nor by a sign that is a wildcard."""
+    """Similar ids, other capitals and wildcard characters do not match."""
     mine = [recorded("Order:o_1"), recorded("Order:o_1 status='open' total=5")]
     for other in ("Order:o_10", "Order:O_1", "Order:O_1 status='open'", "Order:ox1 status='open'", "order:o_1", "o_1"):
         recorded(other)
@@ -114,7 +114,7 @@ def test_an_entity_is_found_exactly(tables: str) -> None:
 
 
 def test_what_an_entity_caused_is_not_shown_twice(tables: str) -> None:
-    """An emission of its own below another of its own is shown there only; what others emitted above it is not."""
+    """An emission below another emission of the entity is shown there only; emissions of others above are not."""
     root = recorded("str")
     first = recorded("Order:o1", root=root, parent=root)
     second = recorded("Order:o1", root=root, parent=first)
@@ -125,7 +125,7 @@ def test_what_an_entity_caused_is_not_shown_twice(tables: str) -> None:
 
 @pytest.mark.parametrize("known", ["first", "second", "grandchild"])
 def test_without_its_root_a_family_is_several_trees(tables: str, known: str) -> None:
-    """The journal is off where it began, or its row is deleted already."""
+    """The root has no row if the journal is off there or the row is deleted."""
     root = str(uuid7())
     first = recorded(root=root, parent=root)
     second = recorded(root=root, parent=root)
@@ -138,7 +138,7 @@ def test_without_its_root_a_family_is_several_trees(tables: str, known: str) -> 
 
 
 def test_siblings_come_in_the_order_of_their_emission(tables: str) -> None:
-    """The earliest first."""
+    """Siblings are shown with the earliest first."""
     root = recorded()
     children = [recorded(root=root, parent=root) for _ in range(5)]
     (tree,) = trees(children[3])
@@ -146,7 +146,7 @@ def test_siblings_come_in_the_order_of_their_emission(tables: str) -> None:
 
 
 def test_a_chain_may_be_long(tables: str) -> None:
-    """Such as one of handlers that emit the next step, over a hundred workers."""
+    """A chain of a hundred emissions is shown whole, in each format."""
     chain = [recorded()]
     for _ in range(99):
         chain.append(recorded(root=chain[0], parent=chain[-1]))
@@ -158,7 +158,7 @@ def test_a_chain_may_be_long(tables: str) -> None:
 
 @pytest.mark.parametrize("form", ["text", "json", "html"])
 def test_a_chain_that_is_longer_still_goes_on_in_further_trees(tables: str, form: str) -> None:
-    """Each says below which emission it was made, so that nothing is lost; and that it is so is said aloud."""
+    """Each further tree names its parent, so no emission is lost, and a warning reports the split."""
     chain = [str(uuid7()) for _ in range(2000)]
     facts = {"event": "placed", "sender": "Order:o1", "root": chain[0]}
     rows = [{**facts, "id": mine, "parent": parent} for parent, mine in pairwise(chain)]
@@ -178,7 +178,7 @@ def test_a_chain_that_is_longer_still_goes_on_in_further_trees(tables: str, form
 
 
 def test_a_tree_that_is_whole_says_so_by_silence(tables: str) -> None:
-    """Also where what it was made below is not shown with it."""
+    """A tree whose parent is not shown still names its parent, without a warning."""
     root = recorded()
     recorded("Order:o1", root=root, parent=root)
     shown = trace("Order:o1")
@@ -186,7 +186,7 @@ def test_a_tree_that_is_whole_says_so_by_silence(tables: str) -> None:
 
 
 def test_an_emission_without_a_story_tells_when_it_was_made(tables: str) -> None:
-    """By its id; no time is made up for what is not known."""
+    """The time comes from the id; unknown times stay empty."""
     before = datetime.now(UTC)
     (tree,) = trees(recorded())
     assert abs((datetime.fromisoformat(tree["at"]) - before).total_seconds()) < 5
@@ -195,7 +195,7 @@ def test_an_emission_without_a_story_tells_when_it_was_made(tables: str) -> None
 
 @pytest.mark.parametrize("what", ["nothing", "0192f0c1-7a00-7000-8000-000000000000", "Order:none", ":", "'; DROP"])
 def test_what_is_not_there_is_an_error(tables: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line; with the journal on there is no use in saying that it is off."""
+    """The error is one line; it recommends the journal only if the journal is off."""
     recorded()
     failed = trace(what)
     assert (failed.exit_code, failed.stdout) == (1, "")
@@ -207,5 +207,5 @@ def test_what_is_not_there_is_an_error(tables: str, what: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("arguments", [["--limit", "0"], ["--since", "yesterday"], ["--format", "svg"], []])
 def test_a_wrong_option_is_a_usage_error(tables: str, arguments: list[str]) -> None:
-    """As of any command."""
+    """The exit code is 2, as for any command."""
     assert trace(*(["Order:o1", *arguments] if arguments else [])).exit_code == 2

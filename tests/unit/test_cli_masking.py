@@ -1,4 +1,4 @@
-"""What `outbox show` shows of a payload, and what it masks."""
+"""Payloads in `outbox show`, and the values in them that are masked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Finding(BaseModel, Generic[T]):
-    """One that is parametrised where it is used."""
+    """A generic model, which a test parametrises."""
 
     __nitro_mask__: ClassVar[tuple[str, ...]] = ("result",)
 
@@ -24,7 +24,7 @@ class Finding(BaseModel, Generic[T]):
 
 
 class Patient(Entity):
-    """One with a field that only its class knows to be secret."""
+    """An entity that declares a secret field."""
 
     __nitro_mask__: ClassVar[tuple[str, ...]] = ("diagnosis",)
 
@@ -35,7 +35,7 @@ class Patient(Entity):
 
 @dataclass
 class Visit:
-    """The same as a dataclass."""
+    """A dataclass that declares a secret field."""
 
     __nitro_mask__: ClassVar[tuple[str, ...]] = ("reason",)
 
@@ -44,7 +44,7 @@ class Visit:
 
 
 def shown(sender: object = None, *args: object, **kwargs: object) -> Any:
-    """What is shown of a payload."""
+    """Returns the masked payload of an emit."""
     return mask_payload(encode(sender, args, kwargs, entity="snapshot"))
 
 
@@ -53,19 +53,19 @@ def shown(sender: object = None, *args: object, **kwargs: object) -> Any:
     ["password", "db_pwd_secret", "card_number", "accessToken", "api_key", "email", "customer_email", "phone", "iban"],
 )
 def test_what_is_named_like_a_secret_is_masked(name: str) -> None:
-    """As a keyword argument, and at any depth."""
+    """A value with a secret name is masked as a keyword argument, and at any depth."""
     payload = shown(**{name: "4111", "order": {"lines": [{name: "4111", "total": 3}]}})
     assert payload["kwargs"] == {name: MASK, "order": {"lines": [{name: MASK, "total": 3}]}}
 
 
 @pytest.mark.parametrize("name", ["total", "status", "monkey", "keyboard", "author_name", "spin", "passenger"])
 def test_other_values_are_shown(name: str) -> None:
-    """Without which nobody could tell what is wrong with a delivery."""
+    """A value without a secret name is shown, so that errors can be understood."""
     assert shown(**{name: "x"})["kwargs"] == {name: "x"}
 
 
 def test_a_class_names_its_own_secrets() -> None:
-    """`__nitro_mask__`, besides what is masked of any class; an entity's other fields are shown."""
+    """`__nitro_mask__` adds to the names that are always masked; other fields are shown."""
     payload = shown(Patient(id="p1", name="Ada", diagnosis="flu", password="x"), Visit(3, "flu"))
     assert payload["entities"][0]["fields"] == {"id": "p1", "name": "Ada", "diagnosis": MASK, "password": MASK}
     assert payload["args"][0]["$dataclass"][1] == {"room": 3, "reason": MASK}
@@ -73,6 +73,6 @@ def test_a_class_names_its_own_secrets() -> None:
 
 
 def test_a_parametrised_class_hides_what_its_origin_does() -> None:
-    """The reference to such a class is more than a name."""
+    """A parametrised class has the masked names of its origin."""
     payload = shown(Finding[str](result="flu"))
     assert payload["sender"]["$model"]["fields"] == {"result": MASK}

@@ -34,12 +34,12 @@ emit("order.placed", "ada")
 
 
 class Trolley(Entity):
-    """Somebody who emits."""
+    """The entity that is the sender."""
 
 
 @pytest.fixture
 def placed(app: Celery) -> Event:
-    """An event, heard inline and in the queue."""
+    """An event with inline handlers and an offloaded one."""
     event = Namespace().event("order.placed")
     on(event, name="shop.check")(lambda sender: None)
     on(event, name="shop.alert", condition=lambda sender: False)(lambda sender: None)
@@ -48,7 +48,7 @@ def placed(app: Celery) -> Event:
 
 
 def told(*arguments: str) -> list[dict[str, Any]]:
-    """What it gives a script of the last hour."""
+    """Returns the last hour's lines that `tail --json` prints."""
     arguments = ("tail", "--once", "--since", "1h", "--json", *arguments)
     shown = CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False)
     assert shown.exit_code == 0
@@ -56,12 +56,12 @@ def told(*arguments: str) -> list[dict[str, Any]]:
 
 
 def steps(lines: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
-    """State and handler of each."""
+    """Returns state and handler of each line."""
     return [(line["state"], line["handler"]) for line in lines]
 
 
 def run(emission: Emission, error: str | None = None) -> None:
-    """What a worker does: to the end, or to an error that is tried again."""
+    """Runs a delivery as a worker does: to its end, or to an error that is retried."""
     pending.take_due(10)
     started = claims.claim(emission.id, "shop.mail", "boot/1")
     assert isinstance(started, claims.Claim)
@@ -69,7 +69,7 @@ def run(emission: Emission, error: str | None = None) -> None:
 
 
 def test_it_shows_what_has_happened_in_order(placed: Event) -> None:
-    """The emission, its inline handlers, and each step of its deliveries."""
+    """The lines are the emission, its inline handlers, and each step of its deliveries."""
     emission = emit(placed, Trolley(id="t1"))
     run(emission, "SMTPError: later")
     run(emission)
@@ -102,20 +102,20 @@ def test_it_shows_what_has_happened_in_order(placed: Event) -> None:
     ],
 )
 def test_it_can_be_filtered(placed: Event, arguments: list[str], expected: list[tuple[str, str | None]]) -> None:
-    """By event, handler, entity and state."""
+    """Lines are filtered by event, handler, entity and state."""
     emit(placed, Trolley(id="t2"))
     assert steps(told(*arguments)) == expected
 
 
 def test_it_begins_now_unless_told_otherwise(placed: Event) -> None:
-    """What was before is `trace`'s."""
+    """Earlier steps are shown with `--since` only."""
     emit(placed, "ada")
     shown = CliRunner().invoke(cli.nitro, ["tail", "--once"], catch_exceptions=False)
     assert (shown.exit_code, shown.stdout) == (0, "")
 
 
 def test_each_step_is_shown_once(placed: Event) -> None:
-    """By the look that comes after it, and never again."""
+    """The next look shows a step, and no later look does."""
     tail = Tail(datetime.now(UTC))
     emission = emit(placed, "ada")
     assert {line.state for line in tail.new_lines()} == {"emitted", "done", "skipped", "queued"}
@@ -128,7 +128,7 @@ def test_each_step_is_shown_once(placed: Event) -> None:
 
 
 def test_what_is_committed_late_is_shown(placed: Event) -> None:
-    """An emission begins before its transaction ends, and others are made meanwhile."""
+    """An emission that commits after a later emission is still shown."""
     tail = Tail(datetime.now(UTC))
     with transaction():
         late = emit(placed, "late")
@@ -137,7 +137,7 @@ def test_what_is_committed_late_is_shown(placed: Event) -> None:
 
 
 def test_texts_cannot_steer_a_terminal(app: Celery) -> None:
-    """Each line stays one."""
+    """Control characters and line breaks in names are escaped."""
     event = Namespace().event("evil\x1bcforged\nline")
     on(event, offload=True, name="shop.mail")(lambda sender: None)
     emit(event, "ada")
@@ -148,7 +148,7 @@ def test_texts_cannot_steer_a_terminal(app: Celery) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_well(tmp_path: Path, number: signal.Signals) -> None:
-    """As a process: it shows a line as it happens, and exits with 0 when it is told to."""
+    """A `tail` process shows steps as they happen, and exits with 0 on SIGINT or SIGTERM."""
     environ = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
@@ -166,7 +166,7 @@ def test_a_signal_ends_it_well(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_a_name_that_is_nowhere_known_is_told(app: Celery) -> None:
-    """It may come up later, or be mistyped."""
+    """An unknown handler is a warning, because it may start later."""
     done = CliRunner().invoke(cli.nitro, ["tail", "--once", "--handler", "shop.nowhere"])
     assert done.exit_code == 0
     assert "warning: no handler is named 'shop.nowhere'" in done.stderr

@@ -1,4 +1,4 @@
-"""`nitro tail` over a while: what happens between two looks is shown once, however much that is."""
+"""`nitro tail` over a longer time: each step between two looks is shown once, however many there are."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ for event in sys.argv[1:]:
 
 
 class Pram(Entity):
-    """Somebody who emits, and shows a field."""
+    """The entity that is the sender, with a field in its name."""
 
     __nitro_show__: ClassVar[tuple[str, ...]] = ("status",)
 
@@ -63,25 +63,25 @@ def placed(app: Celery) -> Event:
 
 @pytest.fixture
 def journaled(app: Celery) -> Iterator[Event]:
-    """An event without offloads, while the journal is on."""
+    """An event without offloaded handlers, with the journal on."""
     with active_observers.replaced(*active_observers, journal.watch):
         yield Namespace().event("order.seen")
     assert journal.flush(20)
 
 
 def tail(*arguments: str, colour: bool = False) -> Result:
-    """What the command shows of the last hour; an error that it does not know is raised."""
+    """Runs `nitro tail` for the last hour; an unexpected error is raised."""
     arguments = ("tail", "--once", "--since", "1h", *arguments)
     return CliRunner().invoke(cli.nitro, arguments, catch_exceptions=False, color=colour)
 
 
 def told(*arguments: str) -> list[dict[str, Any]]:
-    """The same for a script."""
+    """Returns the last hour's lines that `tail --json` prints."""
     return [json.loads(line) for line in tail("--json", *arguments).stdout.splitlines()]
 
 
 def begun(emission: Emission) -> claims.Claim:
-    """A run of its delivery."""
+    """Starts a run of the emission's delivery."""
     pending.take_due(10)
     started = claims.claim(emission.id, "shop.mail", "boot/1")
     assert isinstance(started, claims.Claim)
@@ -89,12 +89,12 @@ def begun(emission: Emission) -> claims.Claim:
 
 
 def states(tail: Tail) -> list[str]:
-    """What the next look shows."""
+    """Returns the states that the next look shows."""
     return [line.state for line in tail.new_lines()]
 
 
 def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) -> None:
-    """Which keeps its times in fewer digits than the row on SQLite."""
+    """The history keeps times with fewer digits than the row on SQLite; the run is not shown twice."""
     tail = Tail(datetime.now(UTC))
     run = begun(emit(placed, "ada"))
     with write_connection() as connection:
@@ -106,7 +106,7 @@ def test_a_run_is_shown_once_although_it_goes_into_the_history(placed: Event) ->
 
 
 def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed: Event) -> None:
-    """What comes after it is shown as ever."""
+    """The death is shown once, and the steps after the replay are shown too."""
     tail = Tail(datetime.now(UTC))
     run = begun(emit(placed, "ada"))
     claims.dead_letter(run, "OSError: away")
@@ -117,7 +117,7 @@ def test_a_death_is_shown_once_although_a_replay_puts_it_into_the_history(placed
 
 @pytest.mark.parametrize("end", ["done", "dead"])
 def test_a_replay_of_what_was_emitted_long_ago_is_shown(placed: Event, end: str) -> None:
-    """And what becomes of it, however soon that is; but nothing of what had become of it before."""
+    """The replay and its further steps are shown; the steps before the replay are not."""
     emission = emit(placed, "ada")
     claims.dead_letter(begun(emission), "OSError: away")
     tail = Tail(datetime.now(UTC))
@@ -133,7 +133,7 @@ def test_a_replay_of_what_was_emitted_long_ago_is_shown(placed: Event, end: str)
 
 
 def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
-    """Once, by the first look after the commit; what others have emitted meanwhile does not hide it."""
+    """The first look after the commit shows the emission once, even if later emissions were shown before."""
     tail = Tail(datetime.now(UTC))
     with transaction():
         late = emit(placed, "late")
@@ -144,7 +144,7 @@ def test_what_is_not_committed_yet_is_shown_when_it_is(placed: Event) -> None:
 
 
 def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when its emission is too old to be found by its time."""
+    """An open delivery is followed, even if its emission is older than the window of late commits."""
     monkeypatch.setattr(tails, "LATE_COMMIT_WINDOW", timedelta(0))
     tail = Tail(datetime.now(UTC))
     emission = emit(placed, "ada")
@@ -156,7 +156,7 @@ def test_an_open_delivery_is_followed_to_its_end(placed: Event, monkeypatch: pyt
 
 
 def test_it_does_not_remember_more_and_more(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nothing is closed, as with a broker that is away: the latest ones only, each shown once."""
+    """A limited number of open emissions is remembered, and each emission is shown once."""
     monkeypatch.setattr(tails, "LATE_COMMIT_WINDOW", timedelta(0))
     monkeypatch.setattr(tails, "MAX_REMEMBERED_EMISSIONS", 3)
     tail, shown = Tail(datetime.now(UTC)), []
@@ -170,7 +170,7 @@ def test_it_does_not_remember_more_and_more(placed: Event, monkeypatch: pytest.M
 
 
 def test_it_says_when_there_is_more_than_it_shows(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On stderr; shown are the latest."""
+    """The latest lines are shown, and stderr says that there are more."""
     monkeypatch.setattr(tails, "MAX_ROWS", 2)
     emissions = [emit(placed, "ada") for _ in range(2)]
     assert tail("--state", "emitted").stderr == ""
@@ -181,7 +181,7 @@ def test_it_says_when_there_is_more_than_it_shows(placed: Event, monkeypatch: py
 
 
 def older(emission: Emission, days: int = 3) -> str:
-    """Have it been emitted, and queued, so long ago; its id from then on."""
+    """Moves the emission and its queued delivery some days into the past; returns its new id."""
     identity = f"{min_id_at(datetime.now(UTC) - timedelta(days=days))}{emission.id[13:]}"
     times = {name: deliveries.c[name] - days * 86400 for name in ("due_since", "published_at")}
     with write_connection() as connection:
@@ -194,7 +194,7 @@ def older(emission: Emission, days: int = 3) -> str:
 
 
 def ended(identity: str, state: str) -> None:
-    """Have the delivery of an emission come into this state now."""
+    """Brings the delivery of an emission into this state now."""
     if state == "cancelled":
         operations.cancel(identity)
         return
@@ -212,7 +212,7 @@ def ended(identity: str, state: str) -> None:
 
 @pytest.mark.parametrize("state", ["running", "retried", "dead", "replayed", "done", "cancelled"])
 def test_it_goes_by_when_something_happened(placed: Event, state: str) -> None:
-    """Not by when it was emitted, which may have been long before."""
+    """A recent step of an old emission is shown, and the emission's old steps are not."""
     identity = older(emit(placed, "ada"))
     assert told() == []
     ended(identity, state)
@@ -224,7 +224,7 @@ def test_it_goes_by_when_something_happened(placed: Event, state: str) -> None:
 
 @pytest.mark.parametrize("state", ["running", "retried", "dead", "replayed", "done", "cancelled"])
 def test_what_becomes_of_an_old_emission_is_followed(placed: Event, state: str) -> None:
-    """While it runs, whatever was emitted before it began."""
+    """A running `tail` shows new steps of emissions from before its start."""
     identity = older(emit(placed, "ada"))
     tail = Tail(datetime.now(UTC))
     assert tail.new_lines() == []
@@ -245,7 +245,7 @@ def test_what_becomes_of_an_old_emission_is_followed(placed: Event, state: str) 
 def test_a_limit_counts_what_is_asked_for(
     placed: Event, monkeypatch: pytest.MonkeyPatch, filters: tuple[str, ...]
 ) -> None:
-    """Not what a filter takes away: a few dead letters are found among many that are done."""
+    """The limit counts lines that match the filters: a few dead letters are found among many done ones."""
     monkeypatch.setattr(tails, "MAX_ROWS", 4)
     monkeypatch.setattr(tails, "READ_BATCH", 2)
     wanted = [emit(placed, Pram(id="p1")) for _ in range(3)]
@@ -261,7 +261,7 @@ def test_a_limit_counts_what_is_asked_for(
 def test_what_the_journal_tells_is_found_among_much_else(
     placed: Event, journaled: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By handler and by outcome."""
+    """Steps of the journal are found by handler and by outcome."""
     monkeypatch.setattr(tails, "MAX_ROWS", 3)
     on(journaled, name="shop.gäte")(lambda sender: False)
     emit(journaled, "ada")
@@ -273,7 +273,7 @@ def test_what_the_journal_tells_is_found_among_much_else(
 
 
 def test_lines_of_several_emissions_come_in_the_order_of_time(placed: Event) -> None:
-    """Not one emission after the other."""
+    """Lines of different emissions are merged by time."""
     first = emit(placed, "ada")
     second = emit(placed, "bob")
     claims.finish(begun(first))
@@ -286,7 +286,7 @@ def test_lines_of_several_emissions_come_in_the_order_of_time(placed: Event) -> 
 
 @pytest.mark.parametrize(("sender", "found"), [("Pram:p1", ["p1", "p1"]), ("Pram:p10", ["p10"]), ("Pram:p", [])])
 def test_an_entity_that_shows_fields_is_found_by_its_id(placed: Event, sender: str, found: list[str]) -> None:
-    """Whatever these fields are."""
+    """The id matches, with any values of the shown fields."""
     for pram in (Pram(id="p1"), Pram(id="p10"), Pram(id="p1", status="sold")):
         emit(placed, pram)
     lines = told("--sender", sender, "--state", "emitted")
@@ -294,7 +294,7 @@ def test_an_entity_that_shows_fields_is_found_by_its_id(placed: Event, sender: s
 
 
 def test_filters_must_all_be_met(placed: Event) -> None:
-    """Of one kind one, of states one of those that are given."""
+    """Different filters must all match; of several states one must match."""
     emit(placed, Pram(id="p1"))
     both = ("--state", "queued", "--state", "emitted", "--sender", "Pram:p1")
     assert [line["state"] for line in told(*both)] == ["emitted", "queued"]
@@ -303,14 +303,14 @@ def test_filters_must_all_be_met(placed: Event) -> None:
 
 
 def test_an_unknown_state_is_a_usage_error(placed: Event) -> None:
-    """It names those that there are."""
+    """The error lists the known states."""
     refused = tail("--state", "lost")
     assert refused.exit_code == 2
     assert "'retried'" in refused.stderr
 
 
 def test_what_queued_nothing_is_shown_with_the_journal_on(journaled: Event) -> None:
-    """What ended the emission, and why."""
+    """A raised error or a cancellation is shown with its handler and its reason."""
 
     @on(journaled, name="shop.alert", on_error="log", priority=2)
     def alert(sender: str) -> None:
@@ -337,7 +337,7 @@ def test_what_queued_nothing_is_shown_with_the_journal_on(journaled: Event) -> N
 
 
 def test_what_an_emission_caused_names_it(placed: Event, journaled: Event) -> None:
-    """Its parent; the tree is `trace`'s."""
+    """A line of an emission that a handler made names its parent."""
     on(journaled, name="shop.cause")(lambda sender: emit(placed, sender) and None)
     parent = emit(journaled, "ada")
     assert journal.flush(20)
@@ -347,7 +347,7 @@ def test_what_an_emission_caused_names_it(placed: Event, journaled: Event) -> No
 
 @pytest.mark.parametrize("state", ["dead", "cancelled"])
 def test_the_end_of_a_delivery_is_shown(placed: Event, state: str) -> None:
-    """Of a dead letter with its error's own line."""
+    """A dead letter is shown with the last line of its error."""
     emission = emit(placed, "ada")
     if state == "dead":
         claims.dead_letter(
@@ -360,7 +360,7 @@ def test_the_end_of_a_delivery_is_shown(placed: Event, state: str) -> None:
 
 
 def test_a_line_is_for_people(placed: Event) -> None:
-    """Time, state, emission, event, sender, handler; in colours on a terminal only."""
+    """A line has time, state, emission, event, sender and handler; colours are for a terminal only."""
     emission = emit(placed, Pram(id="p1"))
     shown = tail("--handler", "shop.mail").stdout
     facts = f"{emission.id}  order.placed  Pram:p1 status='open'  shop.mail"
@@ -369,7 +369,7 @@ def test_a_line_is_for_people(placed: Event) -> None:
 
 
 def test_a_database_that_is_away_is_one_line(placed: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And exit code 1."""
+    """The error is one line with the address, and the exit code is 1."""
     monkeypatch.setenv("NITRO_DB_URL", "postgresql://postgres@127.0.0.1:9/away")
     reset()
     failed = tail()
@@ -379,7 +379,7 @@ def test_a_database_that_is_away_is_one_line(placed: Event, monkeypatch: pytest.
 
 @pytest.fixture
 def live(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[..., None]]]:
-    """A running `nitro tail --json`, and what emits events in another process."""
+    """A running `nitro tail --json`, and a function that emits events in another process."""
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("NITRO_")},
         "PYTHONPATH": str(ROOT),
@@ -403,7 +403,7 @@ def live(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[..., 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_happens_is_shown_while_it_runs(live: tuple[Any, Callable[..., None]], number: signal.Signals) -> None:
-    """At once, also into a pipe; then it ends without a word when it is told to."""
+    """New steps are printed into a pipe without delay, and a signal ends the process without an error."""
     process, emitted = live
     seen = [json.loads(process.stdout.readline())]
     while seen[-1]["state"] != "queued":

@@ -1,4 +1,4 @@
-"""What `nitro trace` makes of what is recorded: items with spans of time, as a tree of lines and as a page."""
+"""The timeline of `nitro trace`: recorded emissions as items with spans of time, in a tree of lines and on a page."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ NOW = BEGIN + timedelta(seconds=60)
 
 
 def at(seconds: float) -> datetime:
-    """A moment so long after the begin."""
+    """Returns the time this many seconds after the begin."""
     return BEGIN + timedelta(seconds=seconds)
 
 
 def run(number: int, started: float, ended: float, why: str = "OSError: away") -> PastRun:
-    """A run that did not close its delivery."""
+    """Returns a run that did not close its delivery."""
     return PastRun(run=number, started=at(started), ended=at(ended), why=why)
 
 
 def entry(state: Any, **facts: Any) -> DeliveryRecord:
-    """A delivery that was published after a second."""
+    """Returns a delivery that was published after a second."""
     fixed = {
         "id": "t1",
         "emission": "e1",
@@ -47,20 +47,20 @@ def entry(state: Any, **facts: Any) -> DeliveryRecord:
 
 
 def told(**facts: Any) -> EmissionRecord:
-    """An emission that took 10 ms."""
+    """Returns an emission that took 10 ms."""
     fixed = {"id": "e1", "event": "placed", "sender": "ada", "root": None, "parent": None, "at": BEGIN, "took": 0.01}
     more = {"process": "host/1", "caused_in": None, "error": None, "rolled_back": False, "turns": [], "deliveries": []}
     return EmissionRecord(**{**fixed, **more, **facts})
 
 
 def lines(*emissions: EmissionRecord) -> list[str]:
-    """The tree of lines, without what emissions are said to be besides."""
+    """Returns the tree of lines, without times and ids of the emissions."""
     text = click.unstyle(timeline.as_text(timeline.timeline_items(emissions, NOW)))
     return [re.sub(r"  2026-01-31 .*", "", line) for line in text.splitlines()]
 
 
 def spans(delivery: DeliveryRecord) -> list[tuple[str, str, float, float]]:
-    """Kind and state of each bar of a delivery, and from when to when it goes."""
+    """Returns kind, state, begin and end of each bar of a delivery."""
     (item,) = timeline.timeline_items([told(deliveries=[delivery])], NOW)
     (handler,) = item.children
     return [
@@ -70,7 +70,7 @@ def spans(delivery: DeliveryRecord) -> list[tuple[str, str, float, float]]:
 
 
 def steps(delivery: DeliveryRecord) -> list[tuple[str, int]]:
-    """State and run of each step of a delivery."""
+    """Returns state and run of each step of a delivery."""
     return [(step.state, step.run) for step in steps_of(delivery)]
 
 
@@ -90,7 +90,7 @@ def steps(delivery: DeliveryRecord) -> list[tuple[str, int]]:
     ],
 )
 def test_a_length_of_time_has_three_digits_and_its_unit(seconds: float, shown: str) -> None:
-    """As people say it."""
+    """A duration is shown in ms, s, m, h or d."""
     assert lines(told(turns=[{"handler": "shop.a", "outcome": "done", "at": 0.0, "took": seconds}]))[1] == (
         f"└─ inline shop.a  done  took {shown}"
     )
@@ -98,20 +98,20 @@ def test_a_length_of_time_has_three_digits_and_its_unit(seconds: float, shown: s
 
 @pytest.mark.parametrize(("moment", "shown"), [(0.25, "+250 ms"), (-0.25, "-250 ms"), (0.0, "+0 ms")])
 def test_clocks_may_differ(moment: float, shown: str) -> None:
-    """An emitter's clock is not the database's: what seems to be before is said to be."""
+    """A time before the emission is shown as negative, because the emitter's clock is not the database's."""
     assert lines(told(deliveries=[entry("queued", published=at(moment))]))[1] == (
         f"└─ queue  shop.mail  queued  queued {shown}"
     )
 
 
 def test_a_run_that_goes_on_does_so_until_now() -> None:
-    """And one that is queued waits until then."""
+    """A running run and a queued delivery have bars that end now."""
     assert spans(entry("running", attempts=1, started=at(2))) == [("wait", "queued", 1, 2), ("run", "running", 2, 60)]
     assert spans(entry("queued")) == [("wait", "queued", 1, 60)]
 
 
 def test_each_run_has_one_bar() -> None:
-    """Those of the history, and the one that has closed it."""
+    """The runs of the history and the closing run each have one bar."""
     done = entry("done", attempts=2, history=(run(1, 2, 3),), published=at(4), started=at(5), closed=at(6))
     assert spans(done) == [("run", "retried", 2, 3), ("wait", "queued", 4, 5), ("run", "done", 5, 6)]
     assert steps(done) == [("running", 1), ("retried", 1), ("queued", 0), ("running", 2), ("done", 0)]
@@ -119,26 +119,26 @@ def test_each_run_has_one_bar() -> None:
 
 @pytest.mark.parametrize("state", ["cancelled", "dead"])
 def test_what_was_closed_between_two_runs_ran_once(state: str) -> None:
-    """Such as one that was cancelled while it waited for its retry, or whose process died once too often."""
+    """A delivery that is closed while it waits for a retry has one run."""
     closed = entry(state, attempts=1, history=(run(1, 2, 3),), started=at(2), closed=at(9))
     assert spans(closed) == [("run", "retried", 2, 3), ("wait", "queued", 1, 2)]
     assert steps(closed) == [("queued", 0), ("running", 1), ("retried", 1), (state, 0)]
 
 
 def test_what_never_ran_has_waited_until_it_was_closed() -> None:
-    """Cancelled, say, or expired."""
+    """A delivery without a run has one waiting bar until it is closed."""
     assert spans(entry("cancelled", closed=at(9))) == [("wait", "queued", 1, 9)]
     assert steps(entry("cancelled", closed=at(9))) == [("queued", 0), ("cancelled", 0)]
 
 
 def test_a_replayed_one_waits_after_its_last_run() -> None:
-    """Which is known still, though not how it ended."""
+    """The last run is shown, although its outcome is not recorded."""
     again = entry("waiting", attempts=3, history=(run(1, 2, 3), run(2, 4, 5)), published=at(6), started=at(7))
     assert steps(again)[-3:] == [("queued", 0), ("running", 3), ("waiting", 0)]
 
 
 def test_a_replayed_one_tells_how_it_had_died() -> None:
-    """In its place among the steps, with the bar of that run."""
+    """The earlier death is a step in its place, and its run has a bar."""
     death = PastRun(run=2, started=at(4), ended=at(5), why="OSError: no", outcome="dead")
     history = (run(1, 2, 3), death)
     again = entry("running", attempts=3, history=history, replayed=at(5.5), published=at(6), started=at(7))
@@ -148,7 +148,7 @@ def test_a_replayed_one_tells_how_it_had_died() -> None:
 
 
 def test_what_a_handler_of_a_worker_emitted_is_below_it() -> None:
-    """As far down as it goes; what no handler is known of is below its emission."""
+    """Emissions of handlers are nested at any depth; without a known handler they are below the emission."""
     third = told(id="e3", event="third", parent="e2", caused_in="shop.sent")
     stray = told(id="e4", event="stray", parent="e1", caused_in="shop.gone")
     turns = [{"handler": "shop.sent", "outcome": "started", "at": 0.0}]
@@ -164,19 +164,19 @@ def test_what_a_handler_of_a_worker_emitted_is_below_it() -> None:
 
 
 def test_several_trees_are_apart() -> None:
-    """By an empty line."""
+    """An empty line separates two trees."""
     assert lines(told(), told(event="other")) == ["placed by ada", "", "other by ada"]
 
 
 def test_without_a_story_there_is_a_head_and_no_more() -> None:
-    """Of an emission that an older version has written; a call of the task has no event."""
+    """An emission of an older version has a single line; a call of the task has no event."""
     bare = told(event=None, took=None, process=None)
     (line,) = timeline.as_text(timeline.timeline_items([bare], NOW)).splitlines()
     assert line == "a call of the task by ada  2026-01-31 12:00:00.000 UTC  e1"
 
 
 class Texts(HTMLParser):
-    """All texts and attributes of a page."""
+    """The tags, texts and attributes of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ NASTY = "</div></style><script>alert('\"&')</script>\x1b[31m\x9b31m\0\ud800"
 
 
 def test_no_text_can_break_a_page_or_steer_a_terminal() -> None:
-    """Names, senders, reasons and errors are shown as they are, and nothing else is."""
+    """Names, senders, reasons and errors are escaped and shown."""
     turns = [{"handler": f"turn{NASTY}", "outcome": "failed", "at": 0.0, "took": 0.1, "why": f"why{NASTY}"}]
     history = (run(1, 2, 3, f"run{NASTY}"),)
     dead = entry("dead", attempts=2, history=history, started=at(5), closed=at(6), error=f"error{NASTY}")
@@ -216,7 +216,7 @@ def test_no_text_can_break_a_page_or_steer_a_terminal() -> None:
 
 
 def test_a_page_fits_its_bars_into_its_width() -> None:
-    """Whatever the clocks say: none begins left of it or ends right of it."""
+    """Every bar is inside the page, even if the clocks differ."""
     early = entry("done", attempts=1, published=at(-5), started=at(-4), closed=at(-3))
     late = entry("done", handler="shop.b", attempts=1, published=at(900), started=at(2), closed=at(1))
     shown = Texts(trace_html.render_page(timeline.timeline_items([told(deliveries=[early, late])], NOW), "trace"))
@@ -230,5 +230,5 @@ def test_a_page_fits_its_bars_into_its_width() -> None:
 
 
 def test_a_page_of_a_single_moment_can_be_drawn() -> None:
-    """Nothing has any length."""
+    """A timeline without any duration is drawn."""
     assert "placed by ada" in trace_html.render_page(timeline.timeline_items([told(took=None)], NOW), "trace")

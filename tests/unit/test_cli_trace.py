@@ -24,7 +24,7 @@ from nitro.infrastructure.outbox.schema import deliveries
 
 
 class Basket(Entity):
-    """Somebody who emits."""
+    """The entity that is the sender."""
 
     __nitro_show__: ClassVar[tuple[str, ...]] = ("status",)
 
@@ -34,42 +34,42 @@ class Basket(Entity):
 
 @pytest.fixture
 def events(app: Celery) -> Namespace:
-    """Events of one's own, whose deliveries are queued in memory."""
+    """An empty namespace; deliveries are queued in memory."""
     return Namespace()
 
 
 @pytest.fixture
 def placed(events: Namespace) -> Event:
-    """An event."""
+    """The event `order.placed`."""
     return events.event("order.placed")
 
 
 @pytest.fixture
 def journaled(events: Namespace) -> Iterator[None]:
-    """The journal is on."""
+    """Switches the journal on for the test."""
     with active_observers.replaced(*active_observers, journal.watch):
         yield
     journal.flush(20)
 
 
 def trace(*arguments: object, colour: bool = False) -> Result:
-    """What the command does."""
+    """Runs `nitro trace`."""
     return CliRunner().invoke(cli.nitro, ["trace", *map(str, arguments)], catch_exceptions=False, color=colour)
 
 
 def as_json(*arguments: object) -> list[dict[str, Any]]:
-    """What it gives a script."""
+    """Returns the trees that the command prints with `--json`."""
     found: list[dict[str, Any]] = json.loads(trace(*arguments, "--json").stdout)
     return found
 
 
 def offloaded(event: Event, name: str, **options: Any) -> None:
-    """Connect a handler that runs in a worker."""
+    """Connects a handler that runs in a worker."""
     on(event, offload=options or True, name=name)(lambda *args, **kwargs: None)
 
 
 def run(emission: Emission, handler: str, error: str | None = None, *, last: bool = True) -> None:
-    """What a worker does: to the end, to an error for good, or to one that is tried again."""
+    """Runs a delivery as a worker does: to its end, to a final error, or to an error that is retried."""
     pending.take_due(10)
     started = claims.claim(emission.id, handler, "boot/1")
     assert isinstance(started, claims.Claim)
@@ -82,7 +82,7 @@ def run(emission: Emission, handler: str, error: str | None = None, *, last: boo
 
 
 def test_it_tells_of_each_handler(placed: Event) -> None:
-    """Inline ones with their time, skipped ones with the reason, queued ones with each step."""
+    """Inline handlers have their time, skipped handlers their reason, offloaded handlers each step."""
     on(placed, name="shop.check", priority=1)(lambda sender: True)
     on(placed, name="shop.alert", condition=lambda sender: False)(lambda sender: None)
     offloaded(placed, "shop.mail")
@@ -98,7 +98,7 @@ def test_it_tells_of_each_handler(placed: Event) -> None:
 
 
 def test_a_skipped_handler_of_the_queue_is_one(placed: Event) -> None:
-    """It is told from a skipped inline one."""
+    """A skipped offloaded handler is shown as one of the queue, a skipped inline handler as inline."""
     offloaded(placed, "shop.mail")
     on(placed, offload=True, name="shop.text", condition=lambda sender: False)(lambda sender: None)
     on(placed, name="shop.alert", condition=lambda sender: False)(lambda sender: None)
@@ -109,7 +109,7 @@ def test_a_skipped_handler_of_the_queue_is_one(placed: Event) -> None:
 
 
 def test_retries_that_repeat_one_error_are_one_step(placed: Event) -> None:
-    """Whatever numbers are in it; another error is a step of its own."""
+    """Errors that differ in numbers only are one step; another error is a further step."""
     offloaded(placed, "shop.mail")
     emission = emit(placed, Basket(id="b1"))
     for error in ("OSError: port 1", "OSError: port 2", "OSError: port 3", "ValueError: no"):
@@ -124,7 +124,7 @@ def test_retries_that_repeat_one_error_are_one_step(placed: Event) -> None:
 
 
 def test_what_is_published_in_the_end_is_not_said_to_be_unpublished(placed: Event) -> None:
-    """The error of a publication leaves with the next one; that of a run stays."""
+    """The next publication clears the error of a failed publication, and keeps the error of a run."""
     offloaded(placed, "shop.mail")
     emission = emit(placed, Basket(id="b1"))
     with write_connection() as connection:
@@ -139,7 +139,7 @@ def test_what_is_published_in_the_end_is_not_said_to_be_unpublished(placed: Even
 
 
 def test_a_dead_letter_says_why(placed: Event) -> None:
-    """In the line of its exception."""
+    """A dead letter shows the line of its exception."""
     offloaded(placed, "shop.mail")
     emission = emit(placed, "ada")
     run(emission, "shop.mail", 'Traceback (most recent call last):\n  File "x"\nValueError: no\nmore')
@@ -148,7 +148,7 @@ def test_a_dead_letter_says_why(placed: Event) -> None:
 
 @pytest.mark.parametrize("known", ["emission", "delivery", "child", "entity"])
 def test_a_tree_is_found_by_all_that_is_in_it(placed: Event, events: Namespace, known: str) -> None:
-    """From its root on: what a handler emitted is below that handler."""
+    """Any id of the tree shows the whole tree; an emission of a handler is below the handler."""
     further = events.event("mail.sent")
     offloaded(placed, "shop.mail")
     offloaded(further, "shop.count")
@@ -174,7 +174,7 @@ def test_a_tree_is_found_by_all_that_is_in_it(placed: Event, events: Namespace, 
 
 
 def test_an_entitys_emissions_are_limited_to_the_latest(placed: Event) -> None:
-    """So many, the earliest of them first; and none from before `--since`."""
+    """`--limit` keeps the latest emissions, earliest first; `--since` leaves out earlier emissions."""
     offloaded(placed, "shop.mail")
     emissions = [emit(placed, Basket(id="b3")) for _ in range(3)]
     assert [tree["id"] for tree in as_json("Basket:b3", "--limit", 2)] == [each.id for each in emissions[1:]]
@@ -187,7 +187,7 @@ def test_an_entitys_emissions_are_limited_to_the_latest(placed: Event) -> None:
 
 
 def test_an_unknown_one_is_an_error(placed: Event) -> None:
-    """With the way to know more next time."""
+    """The error recommends NITRO_JOURNAL=on."""
     found = trace("Basket:none")
     assert found.exit_code == 1
     assert "nothing is recorded of Basket:none" in found.stderr
@@ -195,7 +195,7 @@ def test_an_unknown_one_is_an_error(placed: Event) -> None:
 
 
 def test_the_journal_tells_of_what_queued_nothing(placed: Event, journaled: None) -> None:
-    """Cancelled, raised, and queued without a row."""
+    """The journal has emissions that were cancelled, that raised, and that queued without a row."""
     outcome: list[Any] = [False]
     on(placed, name="shop.check")(lambda sender: outcome[0])
     offloaded(placed, "shop.plain", delivery="broker")
@@ -215,7 +215,7 @@ def test_the_journal_tells_of_what_queued_nothing(placed: Event, journaled: None
 
 
 def test_a_rolled_back_emission_is_not_there(placed: Event) -> None:
-    """It was never made, as far as anyone else can tell."""
+    """A rolled-back emission leaves no record."""
     offloaded(placed, "shop.mail")
     with pytest.raises(InterruptedError), transaction():
         emission = emit(placed, "ada")
@@ -224,7 +224,7 @@ def test_a_rolled_back_emission_is_not_there(placed: Event) -> None:
 
 
 def test_texts_cannot_steer_a_terminal(events: Namespace) -> None:
-    """Neither the name of an event nor what an exception says."""
+    """Control characters in the event's name and in an exception are escaped."""
     event = events.event("evil\x1bcforged\nline")
     offloaded(event, "shop.mail")
     emission = emit(event, "ada")
@@ -242,7 +242,7 @@ def test_colours_are_for_terminals(placed: Event) -> None:
 
 
 def test_a_page_is_one_file_without_scripts(events: Namespace, tmp_path: Path) -> None:
-    """All texts are escaped, and nothing is loaded from elsewhere."""
+    """The page escapes all texts and loads no other files."""
     event = events.event("<script>alert(1)</script>")
     offloaded(event, "shop.mail")
     emission = emit(event, Basket(id="<b>", status="&amp;"))
@@ -259,7 +259,7 @@ def test_a_page_is_one_file_without_scripts(events: Namespace, tmp_path: Path) -
 
 
 def test_a_file_that_cannot_be_written_is_an_error(placed: Event, tmp_path: Path) -> None:
-    """It names the file."""
+    """The error names the file."""
     offloaded(placed, "shop.mail")
     emission = emit(placed, "ada")
     failed = trace(emission.id, "-o", tmp_path / "none" / "trace.txt")
@@ -268,7 +268,7 @@ def test_a_file_that_cannot_be_written_is_an_error(placed: Event, tmp_path: Path
 
 
 def test_what_waits_says_until_when(placed: Event) -> None:
-    """A countdown, and what was put off."""
+    """A waiting delivery shows the time at which its countdown ends."""
     offloaded(placed, "shop.later", countdown=600)
     emission = emit(placed, "ada")
     assert re.search(r"shop\.later  waiting  waiting \(until \d\d:\d\d:\d\d\)", trace(emission.id).stdout)

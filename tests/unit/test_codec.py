@@ -85,7 +85,7 @@ IntBox = Box[int]
 
 
 def carried(value: object) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {})).sender
 
 
@@ -212,13 +212,13 @@ def test_zone_of_zoneinfo_arrives(key: str, moment: datetime, fold: int) -> None
 
 
 def test_time_in_a_zone_of_zoneinfo_arrives() -> None:
-    """Without a date it has no offset, and arrives by the zone's key."""
+    """A time without a date has no offset, and arrives by the key of its zone."""
     sent = time(1, 2, 3, 4, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
     assert (carried(sent), carried(sent).tzinfo, carried(sent).fold) == (sent, sent.tzinfo, 1)
 
 
 def test_zone_that_has_another_offset_here_becomes_its_offset() -> None:
-    """Where the receiver's rules differ, or it does not know the zone, the instant stays."""
+    """The instant stays if the receiver has other rules for the zone or does not know it."""
     sent = datetime(2024, 7, 1, tzinfo=ZoneInfo("Europe/Berlin"))
     for key in ("Europe/London", "Atlantis/Capital"):
         arrived = decode(encode(sent, (), {}).replace("Europe/Berlin", key)).sender
@@ -252,7 +252,7 @@ def test_any_is_the_same_object() -> None:
 
 @pytest.mark.parametrize("microseconds", [1, -1, 1_500_000])
 def test_an_offset_below_a_second_is_kept(microseconds: int) -> None:
-    """Python's own `fromisoformat` takes it for UTC."""
+    """An offset below a second survives, although Python's `fromisoformat` reads it as UTC."""
     moment = datetime(2000, 1, 1, tzinfo=timezone(timedelta(microseconds=microseconds)))
     payload = decode(encode(moment, (), {}), load=lambda cls, key: None)
     assert payload.sender.utcoffset() == timedelta(microseconds=microseconds)

@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass
 class Counted:
-    """Counts how often it was constructed."""
+    """A dataclass that counts its constructions."""
 
     size: int
     double: int = field(init=False)
@@ -93,12 +93,12 @@ WRAPPERS: list[Any] = [
 
 
 def carried(value: object) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {})).sender
 
 
 def forged(sender: object, **parts: object) -> str:
-    """A payload that nobody encoded."""
+    """Returns a payload that was not made by `encode`."""
     return json.dumps({"nitro": 1, "sender": sender, "args": [], "kwargs": {}, "entities": []} | parts)
 
 
@@ -112,7 +112,7 @@ def test_dataclass_is_not_constructed_again() -> None:
 
 
 def test_cached_property_stays_behind() -> None:
-    """A cached property that cannot travel is no obstacle: it is computed again."""
+    """A cached property with an unlisted value is left out and computed again."""
     counted, price = Counted(1), Price(theAmount=1)
     assert counted.stream is not price.stream
     assert carried(counted).double == 2
@@ -151,7 +151,7 @@ def test_model_arrives_with_all_its_state() -> None:
 
 
 def test_extra_of_a_model_arrives() -> None:
-    """What a model with extra="allow" was given beyond its fields survives."""
+    """Values beyond the fields of a model with `extra="allow"` survive."""
     assert carried(Open(name="a", size={1})).__pydantic_extra__ == {"size": {1}}
 
 
@@ -189,7 +189,7 @@ def test_hundred_levels_arrive() -> None:
 
 
 def test_entity_is_no_level() -> None:
-    """What an entity holds may be a hundred levels deep by itself."""
+    """The value of an entity's field may have a hundred levels of its own."""
     value: Any = "end"
     for _ in range(100):
         value = [value]

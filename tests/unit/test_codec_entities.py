@@ -52,7 +52,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def queries(engine: Engine) -> list[str]:
-    """The statements that reach the database from here on."""
+    """The statements that reach the database from the fixture's start on."""
     seen: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda c, cursor, statement, *rest: seen.append(statement))
     return seen
@@ -71,7 +71,7 @@ def stored(engine: Engine, *options: Any) -> CodecOrder:
 
 
 def carried(value: object, **options: Any) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {}), **options).sender
 
 
@@ -91,7 +91,7 @@ def test_columns_and_loaded_relationships_arrive(engine: Engine) -> None:
 
 
 def test_unloaded_stays_unloaded(engine: Engine, queries: list[str]) -> None:
-    """A deferred column and a lazy relationship that nobody loaded do not travel, and nobody loads them."""
+    """A deferred column and a lazy relationship stay unloaded on both sides."""
     arrived = carried(stored(engine, defer(CodecOrder.email)))
     assert {"email", "items"} <= inspect(arrived).unloaded
     assert len(queries) == 1
@@ -106,7 +106,7 @@ def test_stored_entity_arrives_detached_and_clean(engine: Engine) -> None:
 
 
 def test_new_entity_arrives_transient() -> None:
-    """An entity that was never saved arrives so, with its relationships."""
+    """An entity that was never saved arrives as transient, with its relationships."""
     arrived = carried(order())
     assert inspect(arrived).transient
     assert [item.product for item in arrived.items] == ["tea", "cup"]
@@ -163,7 +163,7 @@ def test_tracked_json_arrives_tracked(engine: Engine) -> None:
 
 
 def test_expired_columns_of_an_attached_entity_are_read(engine: Engine) -> None:
-    """After a commit the columns are read again; what was not loaded stays out."""
+    """Columns are read again after a commit; columns that were never loaded stay out."""
     with Session(engine) as session:
         sent = session.get_one(CodecOrder, "o1")
         session.commit()
@@ -184,7 +184,7 @@ def test_vanished_row_of_an_expired_entity_is_refused(engine: Engine) -> None:
 
 
 def test_fields_set_arrive() -> None:
-    """Which fields the constructor was given survives."""
+    """The set of fields that the constructor was given survives."""
     assert carried(CodecItem(id="i", product="tea")).model_fields_set == {"id", "product"}
 
 
@@ -206,7 +206,7 @@ def test_collections_of_sqlalchemy_arrive_as_what_was_declared() -> None:
 
 
 def test_composite_key_arrives(engine: Engine) -> None:
-    """A table class that is no Entity and has two key columns travels the same way."""
+    """A table class that is no Entity and has two key columns arrives the same way."""
     with Session(engine) as session:
         session.add(sent := CodecSeat(row=1, number=2))
         session.commit()
@@ -224,7 +224,7 @@ def test_column_removed_since_is_ignored() -> None:
 
 
 def test_reload_sends_only_class_and_key(engine: Engine, queries: list[str]) -> None:
-    """In reload mode no other value travels, and nothing is read to find the key."""
+    """Reload mode sends class and key only, and reads nothing to find the key."""
     with Session(engine) as session:
         sent = session.get_one(CodecOrder, "o1")
         session.commit()
@@ -238,7 +238,7 @@ def test_reload_sends_only_class_and_key(engine: Engine, queries: list[str]) -> 
 
 
 def test_reload_puts_what_was_loaded_in_place() -> None:
-    """Each entity is loaded once and stands wherever it stood, also inside a dataclass or a key."""
+    """An entity is loaded once and is put in all of its places, also inside a dataclass or a key."""
     sent, fresh = CodecItem(id="i"), CodecItem(id="i", product="new")
     payload = decode(encode(sent, ({sent: 1},), {"x": [sent]}, entity="reload"), load=lambda cls, key: fresh)
     assert payload.sender is fresh
@@ -246,13 +246,13 @@ def test_reload_puts_what_was_loaded_in_place() -> None:
 
 
 def test_reload_of_a_vanished_row_raises() -> None:
-    """`load` that finds nothing ends in EntityVanished."""
+    """A `load` without a result raises EntityVanished."""
     with pytest.raises(EntityVanished, match="CodecItem 'i'"):
         decode(encode(CodecItem(id="i"), (), {}, entity="reload"), load=lambda cls, key: None)
 
 
 def test_error_of_load_comes_through() -> None:
-    """A database that does not answer is not mistaken for a damaged payload."""
+    """An error of the database is raised as it is, and not as a damaged payload."""
 
     def load(cls: type, key: object) -> object:
         raise ValueError("down")
@@ -271,13 +271,13 @@ def test_reload_without_load_is_unreadable() -> None:
     ("entity", "why"), [(CodecDraft(), "has no table"), (CodecSeat(row=1), "has no primary key yet")]
 )
 def test_reload_of_what_has_no_row_is_refused(entity: SQLModel, why: str) -> None:
-    """In reload mode an entity without table or key is an error at encode."""
+    """An entity without table or key in reload mode is an error at encode."""
     with pytest.raises(PayloadError, match=rf"kwargs\['x'\]\[0\].*{why}"):
         encode(None, (), {"x": [entity]}, entity="reload")
 
 
 def test_value_of_a_relationship_is_named_in_errors() -> None:
-    """A column that cannot travel is named by its way through the relationships."""
+    """The error names a refused column by its path through the relationships."""
     sent = order()
     sent.items[1].product = object()
     with pytest.raises(PayloadError) as caught:

@@ -1,4 +1,4 @@
-"""The payload codec: what cannot travel, where it stands and the way out."""
+"""The payload codec: refused values, the path to the value and the remedy in the error."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ WRAPPERS: list[Any] = [
 
 
 def refusal(value: object, **options: Any) -> PayloadError:
-    """The error that sending a value as `kwargs['value']` raises."""
+    """Returns the error that sending a value as `kwargs['value']` raises."""
     with pytest.raises(PayloadError) as caught:
         encode(None, (), {"value": value}, **options)
     return caught.value
@@ -94,7 +94,7 @@ def test_time_without_an_offset_is_refused() -> None:
 
 @pytest.mark.parametrize("fold", [0, 1])
 def test_hour_with_two_offsets_is_refused(fold: int) -> None:
-    """Python would take it for unequal in any other zone, and this zone has no key to travel by."""
+    """A datetime in an hour with two offsets, in a zone without a key, is an error."""
     assert "zone of zoneinfo" in refusal(datetime(2024, 10, 27, 2, 30, tzinfo=Station(), fold=fold)).why
 
 
@@ -105,7 +105,7 @@ def test_another_symbol_is_refused() -> None:
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_hundred_and_one_levels_are_refused(wrap: Any) -> None:
-    """One level more is an error that mentions both possible reasons."""
+    """The 101st level is an error that mentions both possible reasons."""
     value: Any = None
     for _ in range(101):
         value = wrap(value)
@@ -136,7 +136,7 @@ def test_container_in_itself_is_refused() -> None:
     ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_other_types_are_refused_with_a_way_out(value: object, kind: str, way_out: str) -> None:
-    """What is not listed, a subclass of a listed type included, is an error that says what to pass."""
+    """An unlisted type, or a subclass of a listed type, is an error that says what to pass."""
     error = refusal(value)
     assert (error.argument, error.kind) == ("kwargs['value']", kind)
     assert way_out in error.why
@@ -155,14 +155,14 @@ def test_other_types_are_refused_with_a_way_out(value: object, kind: str, way_ou
     ],
 )
 def test_error_says_where(sender: object, args: tuple[object, ...], kwargs: dict[str, object], argument: str) -> None:
-    """A value that cannot travel is named by its path from the argument."""
+    """The error names a refused value by its path from the argument."""
     with pytest.raises(PayloadError) as caught:
         encode(sender, args, kwargs)
     assert (caught.value.argument, caught.value.kind) == (argument, "object")
 
 
 def test_error_shortens_a_long_path() -> None:
-    """The path to something far away stays readable."""
+    """The path to a deeply nested value is shortened."""
     entity = Draft(id="0", other=object())
     for number in range(1, 500):
         entity = Draft(id=str(number), other=entity)
@@ -194,7 +194,7 @@ def test_class_hidden_by_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_class_of_a_script_is_found_by_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class of `__main__` travels under the importable name, and the script itself finds it again."""
+    """A class of `__main__` is sent under the importable name, and the script itself finds it again."""
     script = ModuleType("__main__")
     script.__spec__ = type("Spec", (), {"name": "shop.script"})()
     script.Row = dataclasses.make_dataclass("Row", ["x"])

@@ -1,4 +1,4 @@
-"""The payload codec: what a damaged or forged payload cannot do."""
+"""The payload codec: damaged and forged payloads are refused and run no code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Draft(Entity):
 
 
 def forged(sender: object, **parts: object) -> str:
-    """A payload that nobody encoded."""
+    """Returns a payload that was not made by `encode`."""
     return json.dumps({"nitro": 1, "sender": sender, "args": [], "kwargs": {}, "entities": []} | parts)
 
 

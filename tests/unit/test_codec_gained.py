@@ -1,4 +1,4 @@
-"""The payload codec: what a class has gained or lost since a payload was written."""
+"""The payload codec: fields that a class has gained or lost since a payload was written."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class GainedDataclass(MappedDataclass):
 
 
 def without(value: object, *names: str) -> Any:
-    """What arrives of a value whose sender did not know some of its fields."""
+    """Returns the decoded value of a sender in whose payload these fields are missing."""
     return decode(json.dumps(_stripped(json.loads(encode(value, (), {})), names))).sender
 
 
@@ -151,21 +151,21 @@ def _stripped(data: Any, names: tuple[str, ...]) -> Any:
     ids=str,
 )
 def test_default_is_taken(value: object, names: list[str]) -> None:
-    """A field or private attribute that the payload lacks gets its default, as one made anew would."""
+    """A field or private attribute that the payload lacks gets its default, as on a new instance."""
     arrived = without(value, *names)
     assert arrived == value
     assert repr(arrived) == repr(value)
 
 
 def test_default_is_not_shared() -> None:
-    """Each arrival gets a default of its own."""
+    """Each decoded value gets a default of its own."""
     one, two = without(Model(a=1), "c", "private"), without(Model(a=1), "c", "private")
     assert one.c is not two.c
     assert one._notes is not two._notes
 
 
 def test_private_attribute_without_a_default_stays_unset() -> None:
-    """It raises what it raises on a model that was made anew."""
+    """The attribute raises AttributeError, as on a new model."""
     with pytest.raises(AttributeError, match="_late"):
         _ = without(Model(a=1), "private")._late
 
@@ -191,13 +191,13 @@ def test_required_field_is_unreadable(value: object, name: str) -> None:
 
 
 def test_required_field_that_the_sender_had_not_set_stays_unset() -> None:
-    """`model_construct` may leave one out, and so may the constructor of a table."""
+    """A field that `model_construct` or a table's constructor left out stays unset."""
     assert "a" not in vars(decode(encode(Open.model_construct(), (), {})).sender)
     assert decode(encode(GainedOrder(id="o"), (), {})).sender.email is None
 
 
 def test_entity_without_a_table_takes_defaults() -> None:
-    """Fields and private attributes alike."""
+    """Fields and private attributes of an entity without a table get their defaults."""
     arrived = without(Draft(id="d", title="t"), "size", "private")
     assert (arrived.size, arrived._seen) == (4, 7)
 
@@ -210,7 +210,7 @@ def test_new_entity_takes_the_defaults_of_its_columns() -> None:
 
 
 def test_new_declarative_instance_takes_the_default_of_its_column() -> None:
-    """A plain value, or what a function without parameters makes; one that asks for the INSERT runs there."""
+    """A value or a function without parameters is taken; a function of the INSERT's context runs there."""
     value = GainedRow(id=1, size=9, label="x", tags={"a": "b"}, code="old", rank=3)
     arrived = without(value, "size", "tags", "code", "rank")
     assert (arrived.size, arrived.tags, arrived.code, arrived.rank) == (4, {}, "new", None)
@@ -219,27 +219,27 @@ def test_new_declarative_instance_takes_the_default_of_its_column() -> None:
 
 
 def test_new_mapped_dataclass_takes_the_defaults_of_its_fields() -> None:
-    """Those of the dataclass come before those of the columns."""
+    """Defaults of the dataclass are preferred to defaults of the columns."""
     arrived = without(GainedDataclass(id=1, size=9, tags=["a"]), "size", "tags", "made")
     assert (arrived.size, arrived.tags, arrived.made) == (4, ["new"], "here")
 
 
 def stored() -> GainedOrder:
-    """An order as a session leaves it, detached."""
+    """Returns an order as a session leaves it, detached."""
     order = GainedOrder(id="o", email="a@b", total=9.0)
     make_transient_to_detached(order)
     return order
 
 
 def test_stored_entity_takes_the_defaults_of_its_columns() -> None:
-    """They do not count as changes."""
+    """The defaults do not count as changes of the entity."""
     arrived = without(stored(), "total", "note")
     assert (arrived.total, arrived.note) == (1.5, None)
     assert not inspect(arrived).modified
 
 
 def test_new_required_column_of_a_stored_entity_is_not_read_later() -> None:
-    """Only a handler that reads it gets the error, which names class and column."""
+    """A handler that reads the column gets an error with class and column; others do not."""
     arrived = without(stored(), "email")
     assert arrived.total == 9.0
     with pytest.raises(NotLoaded, match="GainedOrder arrived without email"):
@@ -247,7 +247,7 @@ def test_new_required_column_of_a_stored_entity_is_not_read_later() -> None:
 
 
 def test_payload_that_does_not_tell_what_was_absent_gives_no_default() -> None:
-    """In payloads of the first version a column may be missing because it was deferred."""
+    """A column missing in a payload of the first version may have been deferred, so it gets no default."""
     arrived = without(stored(), "total", "absent")
     with pytest.raises(NotLoaded, match="total"):
         _ = arrived.total
@@ -262,7 +262,7 @@ def test_model_that_takes_extra_since_can_be_given_some() -> None:
 
 
 def test_extra_attribute_that_has_become_a_field_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no extra attribute any more, and counts as set."""
+    """The value moves from the extra attributes to the field, and counts as set."""
     text = encode(Open.model_validate({"a": 1, "b": 9, "c": 3}), (), {})
 
     class Closer(Open):
@@ -274,13 +274,13 @@ def test_extra_attribute_that_has_become_a_field_keeps_its_value(monkeypatch: py
 
 
 def test_lost_field_does_not_count_as_set() -> None:
-    """What a model says of its fields that were set is about fields that it has."""
+    """The payload's set of fields is reduced to fields that the model still has."""
     text = encode(Model(a=1), (), {}).replace('"set":["a"]', '"set":["a","gone"]')
     assert decode(text).sender.model_fields_set == {"a"}
 
 
 def test_lost_fields_and_private_attributes_are_left_out() -> None:
-    """A model that has them no more equals one that was made anew."""
+    """A model without the lost fields equals a new one."""
     text = encode(Model(a=1), (), {}).replace('"_seen":7', '"_seen":7,"_gone":1').replace('"a":1', '"a":1,"gone":1')
     assert decode(text).sender == Model(a=1)
 

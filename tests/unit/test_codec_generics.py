@@ -62,7 +62,7 @@ class Cell(Generic[T]):
 
 
 class Hooked:
-    """Counts how often pydantic has asked it for its schema."""
+    """A class that counts pydantic's requests for its schema."""
 
     asked = 0
 
@@ -73,7 +73,7 @@ class Hooked:
 
 
 class Greedy:
-    """Counts how often it was subscripted."""
+    """A class that counts its subscriptions."""
 
     asked = 0
 
@@ -90,12 +90,12 @@ class GreedyBox(BaseModel, Generic[T]):
 
 
 def carried(value: object) -> Any:
-    """What arrives of a value that is sent as the sender."""
+    """Returns the decoded value of a sender."""
     return decode(encode(value, (), {})).sender
 
 
 def made_here() -> list[Any]:
-    """Instances of classes that are parametrised inside a function, where pydantic gives them no name."""
+    """Returns instances of classes that are parametrised inside a function, so that pydantic gives them no name."""
     at = datetime(2024, 1, 1)
     return [
         Box[bytes](content=b"b"),
@@ -135,19 +135,19 @@ def test_instance_of_a_parametrised_class_arrives(value: Any) -> None:
 
 @pytest.mark.parametrize("value", made_here()[:8], ids=lambda value: type(value).__name__)
 def test_class_is_the_same_one(value: Any) -> None:
-    """Where the receiver has made the same class, it is that one."""
+    """A class that the receiver has parametrised already is used again."""
     assert type(carried(value)) is type(value)
 
 
 def test_generic_dataclass_arrives_with_its_arguments() -> None:
-    """A dataclass remembers what it was made with."""
+    """A dataclass arrives with the arguments that it was parametrised with."""
     arrived = carried(Cell[list[int]]([1]))
     assert arrived == Cell([1])
     assert arrived.__orig_class__ == Cell[list[int]]
 
 
 def test_generic_dataclass_of_a_local_class_arrives_without_it() -> None:
-    """What a worker cannot find is no part of the value."""
+    """A local class as argument is left out, because a worker cannot find it."""
 
     class Local: ...
 
@@ -155,7 +155,7 @@ def test_generic_dataclass_of_a_local_class_arrives_without_it() -> None:
 
 
 def test_receiver_need_not_have_made_the_class(tmp_path: Path) -> None:
-    """A fresh process that has loaded origin and arguments reads it."""
+    """A new process that has loaded origin and arguments decodes the payload."""
     (tmp_path / "codec_shop.py").write_text(
         "from typing import Generic, TypeVar\n"
         "from pydantic import BaseModel\n"
@@ -180,14 +180,14 @@ def test_payload_of_an_older_version_names_the_class_itself() -> None:
 
 
 def test_class_with_a_name_in_its_module_travels_by_it() -> None:
-    """What cannot be written as arguments can be parametrised at module level."""
+    """A class whose arguments cannot be encoded arrives if a name at module level refers to it."""
     cls = Box[Annotated[int, Field(gt=0)]]
     globals()[cls.__name__] = cls
     assert type(carried(cls(content=1))) is cls
 
 
 def test_arguments_without_a_name_are_refused() -> None:
-    """The error says what stands in the way, and the way out."""
+    """The error names the obstacle and the remedy."""
 
     class Local(BaseModel): ...
 
@@ -197,7 +197,7 @@ def test_arguments_without_a_name_are_refused() -> None:
 
 
 def forged(sender: object) -> str:
-    """A payload that nobody encoded."""
+    """Returns a payload that was not made by `encode`."""
     return json.dumps({"nitro": 1, "sender": sender, "args": [], "kwargs": {}, "entities": []})
 
 
@@ -234,7 +234,7 @@ def box(*arguments: object) -> str:
     ids=str,
 )
 def test_forged_argument_is_unreadable(argument: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no class of a loaded module, or would run code of one, is refused; nothing is called."""
+    """An argument that is no class of a loaded module is refused, and its code is not called."""
     monkeypatch.setattr(subprocess.Popen, "__init__", lambda *a, **k: pytest.fail("called"))
     asked = Hooked.asked
     with pytest.raises(PayloadUnreadable):
@@ -259,7 +259,7 @@ def test_nothing_is_imported_for_an_argument(tmp_path: Path, monkeypatch: pytest
 
 
 def test_messages_make_a_bounded_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a limit a new parametrised class is unreadable, and one that is known still arrives."""
+    """A new parametrised class beyond the limit is unreadable, and known classes still arrive."""
     monkeypatch.setattr(references, "_parametrised", {})
     monkeypatch.setattr(references, "MAX_PARAMETRISED_CLASSES", 3)
     for number in range(3):
@@ -270,7 +270,7 @@ def test_messages_make_a_bounded_number_of_classes(monkeypatch: pytest.MonkeyPat
 
 
 def test_endless_argument_is_unreadable() -> None:
-    """A reference beyond all measure makes nothing."""
+    """A reference with too many nested arguments is refused."""
     nested: Any = "builtins:int"
     for _ in range(90):
         nested = ["builtins:list", [nested]]

@@ -1,4 +1,4 @@
-"""The payload codec: whatever is nested in whatever, it arrives equal in type and value at every level."""
+"""The payload codec: nested values of any types arrive equal in type and value at every level."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def parameters() -> st.SearchStrategy[Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal in type and value at every level; NaN equals NaN, -0.0 only itself."""
+    """Returns whether two values are equal in type and value at every level; NaN equals NaN, -0.0 only itself."""
     if type(one) is not type(other):
         return False
     if isinstance(one, float | Decimal):
@@ -84,7 +84,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def zones() -> st.SearchStrategy[tzinfo | None]:
-    """No zone, any fixed offset, to the microsecond, or a named zone."""
+    """Generates time zones: none, any fixed offset to the microsecond, or a named zone."""
     day = timedelta(days=1)
     offsets = st.timedeltas(-day + timedelta.resolution, day - timedelta.resolution).map(timezone)
     return st.none() | offsets | st.timezones()
@@ -164,7 +164,7 @@ def test_any_nesting_arrives(value: object) -> None:
 @settings(deadline=None)
 @given(value=VALUES)
 def test_second_journey_changes_nothing(value: object) -> None:
-    """What arrived can be sent on, as a handler in a worker does when it emits."""
+    """A decoded value can be encoded again, as a handler does when it emits the value."""
     once = decode(encode(value, (), {})).sender
     assert same(decode(encode(once, (), {})).sender, value)
 

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: asked whether they still stand after a silence, and not before each use."""
+"""Connections to PostgreSQL: pinged after a time without use, and not before each use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture(autouse=True)
 def server(database_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine of Nitro's own."""
+    """Sets a database server, with an engine of Nitro."""
     monkeypatch.setenv("NITRO_DB_URL", database_server)
     reset()
 
 
 @pytest.fixture
 def pings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The connections that were asked."""
+    """The connections that were pinged."""
     asked: list[Any] = []
     ping = engine().dialect.do_ping
 
@@ -35,26 +35,26 @@ def pings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def process() -> int:
-    """The server's process of the connection that is used next."""
+    """Returns the server process of the next connection."""
     with engine().connect() as connection:
         return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
 
 
 def end(pid: int) -> None:
-    """End a process of the server, from a connection of its own."""
+    """Ends a process of the server, from a separate connection."""
     other = create_engine(engine().url, poolclass=NullPool)
     with other.connect() as connection:
         connection.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
 
 
 def test_one_that_was_used_a_moment_ago_is_not_asked(pings: list[Any]) -> None:
-    """It costs a round trip."""
+    """A ping costs a round trip."""
     assert process() == process() == process()
     assert pings == []
 
 
 def test_one_that_was_silent_is_asked(pings: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for each time that it is taken out of the pool."""
+    """An idle connection is pinged once for each checkout."""
     first = process()
     monkeypatch.setattr(connections, "IDLE_SECONDS", -1.0)
     assert process() == first
@@ -62,7 +62,7 @@ def test_one_that_was_silent_is_asked(pings: list[Any], monkeypatch: pytest.Monk
 
 
 def test_one_that_has_ended_in_silence_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever takes it does not notice."""
+    """The user of the connection gets a new one without an error."""
     first = process()
     end(first)
     monkeypatch.setattr(connections, "IDLE_SECONDS", -1.0)
@@ -70,7 +70,7 @@ def test_one_that_has_ended_in_silence_is_replaced(monkeypatch: pytest.MonkeyPat
 
 
 def test_one_that_has_just_ended_is_an_error_once() -> None:
-    """Of those who use it in that moment; then the pool has others."""
+    """The first use raises an error; after it the pool has new connections."""
     first = process()
     end(first)
     with pytest.raises(OperationalError):
@@ -79,7 +79,7 @@ def test_one_that_has_just_ended_is_an_error_once() -> None:
 
 
 def test_a_statement_alone_is_a_transaction_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is committed when it has been executed; the connection begins transactions again for whoever is next."""
+    """The statement is committed at once; afterwards the connection begins transactions again."""
     with write_connection() as connection:
         connection.execute(text("DROP TABLE IF EXISTS alone"))
         connection.execute(text("CREATE TABLE alone (id int)"))

@@ -1,4 +1,4 @@
-"""How a thread waits for a coroutine on the worker's loop."""
+"""A thread that waits for a coroutine on the worker's loop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PATIENCE = 20.0
 
 @pytest.fixture
 def loop() -> asyncio.AbstractEventLoop:
-    """One that runs on a thread of its own."""
+    """An event loop on a thread of its own."""
     return LoopThread("loop-of-a-test").ensure_running()
 
 
 class Interrupting:
-    """A lock that is taken, and interrupts whoever has taken it at once; taking it again would never end."""
+    """A lock whose first acquire raises a soft time limit, as a signal does; a second acquire would wait for ever."""
 
     def __init__(self, lock: Any) -> None:
         self._lock, self._taken = lock, False
@@ -37,7 +37,7 @@ class Interrupting:
 
 
 def test_a_limit_that_comes_as_the_coroutine_ends_is_raised(loop: asyncio.AbstractEventLoop) -> None:
-    """The thread has been told of the end already, and nothing more is to come."""
+    """The limit is raised although the coroutine's end was signalled already."""
     run = _CoroutineRun(loop)
     run._finished = Interrupting(run._finished)  # type: ignore[assignment]  # in its place
     loop.call_soon_threadsafe(run.begin, asyncio.sleep(0))

@@ -26,21 +26,21 @@ from nitro.infrastructure import scope
 
 
 class DbNote(SQLModel, table=True):
-    """A row with nothing to it."""
+    """A row with a text."""
 
     id: int | None = Field(default=None, primary_key=True)
     body: str = Field(unique=True)
 
 
 class DbPage(SQLModel, table=True):
-    """A row that needs its note."""
+    """A row that refers to a note."""
 
     id: int | None = Field(default=None, primary_key=True)
     note_id: int = Field(foreign_key="dbnote.id")
 
 
 def bodies() -> list[str]:
-    """What a connection of its own sees committed."""
+    """Returns the bodies that are committed, read with a separate session."""
     with Session(db.engine()) as session:
         return sorted(session.exec(select(DbNote.body)))
 
@@ -71,7 +71,7 @@ def statements(database: Path) -> list[str]:
 
 
 def test_engine_is_one_for_the_process(database: Path) -> None:
-    """Every call gives the same engine, for the URL of the settings."""
+    """The engine is the same at every call, and has the URL of the settings."""
     assert db.engine() is db.engine()
     assert db.engine().url.database == str(database)
 
@@ -83,7 +83,7 @@ def test_engine_is_made_once_by_many_threads(database: Path) -> None:
 
 
 def test_reset_forgets_the_engine(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a reset the settings are read again."""
+    """The settings are read again after a reset."""
     db.engine()
     monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{database}.other")
     db.reset()
@@ -109,7 +109,7 @@ def test_reset_leaves_the_users_engine_open(database: Path) -> None:
 
 
 def test_relative_file_stays_the_same_after_chdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path means the folder in which the process first asked."""
+    """A relative path is resolved in the folder of the first use."""
     monkeypatch.setenv("NITRO_DB_URL", "sqlite:///here.db")
     monkeypatch.chdir(tmp_path)
     db.reset()
@@ -122,12 +122,12 @@ def test_relative_file_stays_the_same_after_chdir(tmp_path: Path, monkeypatch: p
     [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 30_000)],
 )
 def test_pragmas_are_on(database: Path, name: str, value: object) -> None:
-    """WAL, full synchronisation, enforced foreign keys and a patient busy timeout hold on every connection."""
+    """WAL, full synchronisation, foreign keys and a long busy timeout are set on every connection."""
     assert pragma(name) == value
 
 
 def test_foreign_keys_are_enforced(database: Path) -> None:
-    """A row that refers to nothing is refused."""
+    """A row that refers to a missing row is refused."""
     with pytest.raises(IntegrityError), db.transaction() as session:
         session.add(DbPage(note_id=404))
 
@@ -140,7 +140,7 @@ def test_lower_knows_all_of_unicode(database: Path) -> None:
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_memory_is_one_database_for_all_threads(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Whoever reads while a transaction is open sees what is committed, and does not end it."""
+    """A reader during an open transaction sees only committed rows, and does not end the transaction."""
     monkeypatch.setenv("NITRO_DB_URL", url)
     db.reset()
     with db.transaction() as session:
@@ -154,7 +154,7 @@ def test_memory_is_one_database_for_all_threads(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_memory_leaves_nothing_behind() -> None:
-    """Its file ends with the process that made it, and not with a forked child."""
+    """The file of a memory database is removed at the end of its process, and not of a forked child."""
     source = """
         import os, sys
         from nitro.infrastructure.database import engine, write_connection
@@ -205,7 +205,7 @@ def test_four_writing_threads_wait_for_one_another(database: Path) -> None:
 
 
 def test_upgrading_a_read_lock_would_fail(database: Path) -> None:
-    """What BEGIN IMMEDIATE avoids: a deferred transaction that reads first cannot write after another's commit."""
+    """A deferred transaction that reads first cannot write after another commit; BEGIN IMMEDIATE avoids this."""
     bodies()
     with Session(db.engine()) as late:
         late.exec(select(DbNote)).all()
@@ -235,7 +235,7 @@ def test_class_declared_later_gets_its_table(database: Path) -> None:
 
 
 def test_class_declared_in_a_transaction_gets_its_table_there(database: Path) -> None:
-    """Its table is created on the connection of the open transaction, which holds the lock."""
+    """The table is created on the connection of the open transaction, which holds the lock."""
     with db.transaction() as session:
         add(session, "before")
 
@@ -249,7 +249,7 @@ def test_class_declared_in_a_transaction_gets_its_table_there(database: Path) ->
 
 
 def test_table_created_in_a_rolled_back_transaction_is_created_again(database: Path) -> None:
-    """The rollback takes the table away, so the next use creates it."""
+    """The rollback removes the table, so the next use creates it."""
     bodies()
     with pytest.raises(ZeroDivisionError), db.transaction() as session:
         add(session, "before")
@@ -278,7 +278,7 @@ print("created")
 
 
 def test_processes_create_tables_at_once(database: Path) -> None:
-    """Processes that all find the tables missing all succeed."""
+    """Concurrent processes that find the tables missing all succeed."""
     starts = [
         subprocess.Popen([sys.executable, "-c", CREATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
@@ -291,7 +291,7 @@ def test_processes_create_tables_at_once(database: Path) -> None:
 
 
 def test_another_process_sees_the_row(database: Path) -> None:
-    """What is committed here is there for every other process."""
+    """A committed row is visible to every other process."""
     with db.transaction() as session:
         add(session, "for all")
     script = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT body FROM dbnote').fetchall())"
@@ -338,7 +338,7 @@ def test_forked_child_does_not_join_its_parents_transaction(database: Path) -> N
 
 
 def test_transaction_commits_at_the_end(database: Path) -> None:
-    """Nothing is visible outside before the end, everything after it."""
+    """Rows are visible outside after the end only."""
     with db.transaction() as session:
         add(session, "one")
         assert bodies() == []
@@ -354,7 +354,7 @@ def test_exception_rolls_back(database: Path) -> None:
 
 
 def test_objects_are_readable_after_the_commit(database: Path) -> None:
-    """They are detached and keep their values."""
+    """Objects are detached after the commit and keep their values."""
     with db.transaction() as session:
         note = DbNote(body="kept")
         session.add(note)
@@ -363,7 +363,7 @@ def test_objects_are_readable_after_the_commit(database: Path) -> None:
 
 
 def test_nested_block_joins_the_outer_one(database: Path) -> None:
-    """It has the same session, and the one commit is at the outermost end."""
+    """The inner block has the outer session, and the only commit is at the end of the outer block."""
     with db.transaction() as outer:
         with db.transaction() as inner:
             add(inner, "inner")
@@ -382,7 +382,7 @@ def test_outer_failure_undoes_the_inner_block(database: Path) -> None:
 
 
 def test_failed_inner_block_is_undone_alone(database: Path) -> None:
-    """Where the outer code goes on, only what the inner block did is gone."""
+    """Only the writes of the failed inner block are gone."""
     with db.transaction() as session:
         add(session, "outer")
         with pytest.raises(ZeroDivisionError), db.transaction():
@@ -392,7 +392,7 @@ def test_failed_inner_block_is_undone_alone(database: Path) -> None:
 
 
 def test_failed_flush_in_an_inner_block_leaves_the_outer_usable(database: Path) -> None:
-    """A broken constraint in an inner block does not spoil the outer one."""
+    """A broken constraint in an inner block leaves the outer block usable."""
     with db.transaction() as session:
         add(session, "same")
         with pytest.raises(IntegrityError), db.transaction():
@@ -402,7 +402,7 @@ def test_failed_flush_in_an_inner_block_leaves_the_outer_usable(database: Path) 
 
 
 def test_swallowed_flush_failure_is_not_committed_in_silence(database: Path) -> None:
-    """A block whose flush failed cannot end as if nothing had happened."""
+    """A block with a failed flush ends with an error, even if the code swallows it."""
     with pytest.raises(PendingRollbackError), db.transaction() as session:
         add(session, "same")
         with pytest.raises(IntegrityError):
@@ -411,7 +411,7 @@ def test_swallowed_flush_failure_is_not_committed_in_silence(database: Path) -> 
 
 
 def test_overlapping_inner_blocks_commit_nothing(database: Path) -> None:
-    """Inner blocks of concurrent tasks that overlap are an error of the whole, also where a task swallows it."""
+    """Inner blocks of concurrent tasks that overlap are an error of the outer block, even if a task swallows it."""
 
     async def inner(body: str, started: asyncio.Event, until: asyncio.Event) -> None:
         with db.transaction() as session:
@@ -436,7 +436,7 @@ def test_overlapping_inner_blocks_commit_nothing(database: Path) -> None:
 
 
 def test_plain_with_works_in_async_code(database: Path) -> None:
-    """Tasks started inside take part."""
+    """Tasks that are started inside a plain `with` take part."""
 
     async def write() -> None:
         with db.transaction() as session:
@@ -482,7 +482,7 @@ def test_ended_transaction_is_unusable(database: Path) -> None:
 
 
 def callbacks(*names: str) -> list[str]:
-    """Registers one callback a name; returns the list in which they note their run."""
+    """Registers one callback for each name; returns the list to which they add their names."""
     ran: list[str] = []
     current = db.current_transaction()
     assert current is not None
@@ -492,7 +492,7 @@ def callbacks(*names: str) -> list[str]:
 
 
 def test_callbacks_run_in_order_after_the_commit(database: Path) -> None:
-    """They run once, when the row is visible and the transaction is no longer current."""
+    """Callbacks run once, after the row is visible and the transaction is no longer current."""
     seen: list[object] = []
     with db.transaction() as session:
         add(session, "one")
@@ -515,7 +515,7 @@ def test_callbacks_of_an_inner_block_wait_for_the_outermost_commit(database: Pat
 
 
 def test_rollback_drops_callbacks(database: Path) -> None:
-    """After a rollback they never run."""
+    """Callbacks never run after a rollback."""
     with pytest.raises(ZeroDivisionError), db.transaction():
         ran = callbacks("never")
         raise ZeroDivisionError
@@ -525,7 +525,7 @@ def test_rollback_drops_callbacks(database: Path) -> None:
 
 
 def test_rollback_of_an_inner_block_drops_its_callbacks_only(database: Path) -> None:
-    """Those of the outer block, and of an inner one that ended well, run."""
+    """Callbacks of the outer block still run, before and after the failed one."""
     with db.transaction():
         before = callbacks("before")
         with pytest.raises(ZeroDivisionError), db.transaction():
@@ -549,7 +549,7 @@ def test_rollback_of_the_users_savepoint_drops_its_callbacks(database: Path) -> 
 
 
 def test_callback_that_raises_is_logged_and_the_next_runs(database: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One failure does not stop the others, and the block has committed."""
+    """A failed callback stops neither the next callback nor the commit."""
     with db.transaction() as session, caplog.at_level(logging.ERROR, "nitro.database"):
         add(session, "one")
         current = db.current_transaction()
@@ -562,7 +562,7 @@ def test_callback_that_raises_is_logged_and_the_next_runs(database: Path, caplog
 
 
 def test_callback_may_open_a_transaction(database: Path) -> None:
-    """It is outside of the one it waited for."""
+    """The callback's transaction is separate from the committed one."""
 
     def write() -> None:
         with db.transaction() as session:
@@ -617,7 +617,7 @@ def test_session_in_a_transaction_is_committed_by_the_user(database: Path) -> No
 
 
 def test_users_rollback_drops_callbacks(database: Path) -> None:
-    """What the user rolls back has not happened."""
+    """A rollback by the user drops the callbacks of the block."""
     with Session(db.engine()) as own:
         add(own, "before")
         with db.transaction(own):
@@ -628,7 +628,7 @@ def test_users_rollback_drops_callbacks(database: Path) -> None:
 
 
 def test_failed_block_in_the_users_transaction_is_undone_alone(database: Path) -> None:
-    """The user may go on with what was there before."""
+    """The user's earlier writes stay."""
     with Session(db.engine()) as own:
         add(own, "before")
         with pytest.raises(ZeroDivisionError), db.transaction(own):
@@ -641,7 +641,7 @@ def test_failed_block_in_the_users_transaction_is_undone_alone(database: Path) -
 
 
 def test_savepoint_on_a_plain_engine_is_part_of_the_users_transaction(tmp_path: Path) -> None:
-    """Also where the driver has not begun yet: releasing the savepoint commits nothing."""
+    """Releasing the savepoint commits nothing, even if the driver has not begun a transaction yet."""
     plain = create_engine(f"sqlite:///{tmp_path / 'plain.db'}")
     SQLModel.metadata.create_all(plain)
     with Session(plain) as own:
@@ -655,7 +655,7 @@ def test_savepoint_on_a_plain_engine_is_part_of_the_users_transaction(tmp_path: 
 
 
 def test_session_closed_without_a_commit_abandons_callbacks(database: Path) -> None:
-    """Whoever waits for a commit that will not come is told, once, and not after a rollback."""
+    """`abandoned` is called once if the session closes without a commit, and never after a rollback."""
     told: list[str] = []
     with Session(db.engine()) as own:
         add(own, "one")
@@ -668,7 +668,7 @@ def test_session_closed_without_a_commit_abandons_callbacks(database: Path) -> N
 
 
 def test_callbacks_of_the_users_commit_run_outside_of_any_transaction(database: Path) -> None:
-    """Also where the user's commit happens inside a block of Nitro's own."""
+    """Callbacks see no transaction, even if the user commits inside a block of Nitro."""
     seen: list[object] = []
     bodies()
     with Session(db.engine()) as own:
@@ -681,7 +681,7 @@ def test_callbacks_of_the_users_commit_run_outside_of_any_transaction(database: 
 
 
 def test_explicit_begin_makes_a_transaction_the_users_own(database: Path) -> None:
-    """So do pending, flushed and executed writes; having read does not."""
+    """Pending, flushed and executed writes make it the user's transaction too; reads do not."""
     with Session(db.engine()) as own:
         own.exec(select(DbNote)).all()
         assert not db.has_work_to_commit(own)
@@ -755,7 +755,7 @@ def test_other_processes_write_ahead_too(database: Path) -> None:
 
 
 def test_engine_is_usable_from_many_threads_at_once(database: Path) -> None:
-    """Each thread has a transaction of its own."""
+    """Threads have transactions of their own."""
     together = threading.Barrier(3)
 
     def look() -> int:

@@ -1,4 +1,4 @@
-"""What `class Order(Entity, table=True)` can do."""
+"""The behaviour of `class Order(Entity, table=True)`."""
 
 # No `from __future__ import annotations`: SQLModel cannot resolve a relationship whose annotation is a string.
 
@@ -25,7 +25,7 @@ from nitro.infrastructure.database import engine, transaction
 
 
 class EntTagging(SQLModel, table=True):
-    """Which order has which tag."""
+    """A row that gives an order a tag."""
 
     order_id: str = Field(foreign_key="entorder.id", primary_key=True)
     tag_id: str = Field(foreign_key="enttag.id", primary_key=True)
@@ -54,7 +54,7 @@ class EntOrder(Entity, table=True):
     @field_validator("customer_email")
     @classmethod
     def lowered(cls, given: str) -> str:
-        """Addresses are kept in lower case, and have an @."""
+        """Validates that an address has an @, and returns it in lower case."""
         if "@" not in given:
             raise ValueError("an address has an @")
         return given.lower()
@@ -69,7 +69,7 @@ class EntItem(Entity, table=True):
 
 
 class EntNote(Entity, table=True):
-    """A note that only its order knows, and that goes with it."""
+    """A note without a relationship back, deleted with its order."""
 
     body: str
     order_id: str | None = Field(default=None, foreign_key="entorder.id")
@@ -82,12 +82,12 @@ class EntDraft(Entity):
 
 
 def order(**fields: object) -> EntOrder:
-    """An order that is saved, with an address if none was given."""
+    """Returns a saved order, by default with an address."""
     return EntOrder.create(**{"customer_email": "a@b.c", **fields})
 
 
 def elsewhere(change: object) -> None:
-    """Change rows behind the back of every instance."""
+    """Changes rows in a separate transaction, unseen by instances."""
     with Session(engine()) as session:
         session.execute(change)  # type: ignore[call-overload]
         session.commit()
@@ -111,7 +111,7 @@ def statements(database_each: str) -> list[str]:
 
 
 def test_id_is_generated_when_absent_or_none() -> None:
-    """It is a UUIDv7, as text; also for a model without a table."""
+    """The id is a UUIDv7 as text, also for a model without a table."""
     for made in (
         EntOrder(customer_email="a@b"),
         EntOrder(id=None, customer_email="a@b"),
@@ -128,12 +128,12 @@ def test_none_validates_to_a_generated_id() -> None:
 
 
 def test_given_id_is_kept() -> None:
-    """An id of the caller's own is the primary key."""
+    """An id of the caller is the primary key."""
     assert EntOrder(id="o1", customer_email="a@b").id == "o1"
 
 
 def test_hash_is_by_class_and_id() -> None:
-    """Instances of one row hash alike, of another class differently."""
+    """Instances of one row have one hash, instances of another class a different one."""
     assert hash(EntOrder(id="1", customer_email="a@b")) == hash(EntOrder(id="1", customer_email="c@d", total=3))
     assert hash(EntOrder(id="1", customer_email="a@b")) != hash(EntDraft(id="1"))
 
@@ -150,13 +150,13 @@ def test_equality_is_by_value(database_each: str) -> None:
 
 
 def test_identity_is_class_and_id() -> None:
-    """Events recognise a sender by it."""
+    """The identity, by which events recognise a sender, is class and id."""
     assert EntOrder(id="1", customer_email="a@b").__nitro_identity__ == (EntOrder, "1")
     assert EntDraft(id="1").__nitro_identity__ == (EntDraft, "1")
 
 
 def test_identity_needs_no_database(database: Path) -> None:
-    """Not even after a session has expired the instance."""
+    """The identity is known without a database, even after a session has expired the instance."""
     made = order()
     with Session(engine()) as session:
         found = session.get_one(EntOrder, made.id)
@@ -207,14 +207,14 @@ def test_second_save_without_a_change_writes_nothing(statements: list[str]) -> N
 
 
 def test_generated_id_is_not_looked_up(statements: list[str]) -> None:
-    """Only a given id may exist already."""
+    """A generated id is inserted without a SELECT; a given id may exist already."""
     statements.clear()
     order()
     assert [statement.split()[0] for statement in statements] == ["INSERT"]
 
 
 def test_save_writes_only_what_changed(database_each: str) -> None:
-    """What somebody else has written meanwhile stays."""
+    """Columns that another session has written meanwhile stay."""
     made = order(total=1, status="draft")
     elsewhere(update(EntOrder).values(status="placed"))
     made.total = 2
@@ -253,7 +253,7 @@ def test_onupdate_value_is_readable(database_each: str) -> None:
 
 
 def test_failed_save_keeps_values_and_changes(database_each: str) -> None:
-    """After a broken constraint the instance is as before, and a corrected one saves everything."""
+    """The instance is unchanged after a broken constraint, and a corrected one saves everything."""
     order(number=1)
     made = order(number=2)
     made.number, made.status = 1, "placed"
@@ -279,7 +279,7 @@ def test_failed_first_save_can_be_repeated(database_each: str) -> None:
 
 
 def test_save_in_another_process_is_seen(database: Path) -> None:
-    """The seed's user, saved by a fresh process twice over."""
+    """A separate process saves the same user twice, and this process sees one row."""
     script = (
         "from nitro.domain.entities.base_entity import Entity\n"
         "class EntUser(Entity, table=True):\n    email: str\n"
@@ -293,13 +293,13 @@ def test_save_in_another_process_is_seen(database: Path) -> None:
 
 @pytest.mark.parametrize("call", ["save", "delete", "refresh"])
 def test_instance_method_without_a_table(call: str) -> None:
-    """The error says what is missing."""
+    """The error says that the class has no table."""
     with pytest.raises(NotATable, match=rf"EntDraft\.{call}\(\) .*table=True"):
         getattr(EntDraft(), call)()
 
 
 def test_model_without_a_table_validates_its_constructor() -> None:
-    """It is a plain model otherwise."""
+    """A class without `table=True` is a plain pydantic model."""
     with pytest.raises(ValidationError):
         EntDraft(total="much")
 
@@ -317,19 +317,19 @@ def test_bad_value_is_not_saved(database_each: str) -> None:
 
 
 def test_validators_of_the_class_run(database_each: str) -> None:
-    """What they return is what is saved, and what the instance holds."""
+    """The return value of a validator is saved and set on the instance."""
     assert order(customer_email="A@B.C").customer_email == "a@b.c"
     with pytest.raises(InvalidEntity, match="an address has an @"):
         order(customer_email="nobody")
 
 
 def test_values_are_coerced(database_each: str) -> None:
-    """As pydantic would in a constructor."""
+    """A value is converted as in a pydantic constructor."""
     assert order(total="5").total == 5.0
 
 
 def test_changes_are_validated(database_each: str) -> None:
-    """So is a stored instance that changed; its row stays."""
+    """A changed stored instance is validated, and its row stays as it was."""
     made = order()
     made.total = "much"  # type: ignore[assignment]
     with pytest.raises(InvalidEntity):
@@ -350,7 +350,7 @@ def test_bad_value_in_a_transaction_is_not_committed(database_each: str) -> None
 
 
 def test_related_new_objects_are_validated(database_each: str) -> None:
-    """What is saved along is checked along, and nothing is written."""
+    """A related object with a bad value keeps the whole save from being written."""
     with pytest.raises(InvalidEntity, match="EntItem was not saved: line"):
         order(items=[EntItem(line="first")])  # type: ignore[arg-type]
     assert EntOrder.count() == 0
@@ -367,7 +367,7 @@ def test_related_new_objects_are_saved_too(database_each: str) -> None:
 
 
 def test_object_added_later_is_saved_too(database_each: str) -> None:
-    """Also to an order that was read, in a relationship that only one side declares."""
+    """A related object is saved with an order that was read, even if only one side declares the relationship."""
     made = EntOrder.get(order(items=[EntItem(line=1)]).id)
     assert made is not None
     made.items.append(EntItem(line=2))
@@ -378,7 +378,7 @@ def test_object_added_later_is_saved_too(database_each: str) -> None:
 
 
 def test_order_with_items_is_saved_twice(database_each: str) -> None:
-    """With the same ids, as in a script that runs twice: nothing is doubled, changes are written."""
+    """Saving the same ids again, as a repeated script does, writes changes and doubles nothing."""
     for line in (1, 2):
         order(id="o1", items=[EntItem(id="i1", line=line)], notes=[EntNote(id="n1", body="x")])
     assert [(item.id, item.line, item.order_id) for item in EntItem.all()] == [("i1", 2, "o1")]
@@ -393,7 +393,7 @@ def test_new_object_joins_an_existing_order(database_each: str) -> None:
 
 
 def test_overwritten_item_gets_its_order(database_each: str) -> None:
-    """From the side of the item as well."""
+    """An item that overwrites its row gets the order of its own relationship."""
     EntItem.create(id="i1", line=1)
     made = EntItem.create(id="i1", line=1, order=EntOrder(customer_email="a@b"))
     assert made.order is not None
@@ -411,7 +411,7 @@ def test_relationship_of_a_detached_order_loads(database_each: str) -> None:
 
 
 def test_relationship_to_one_loads(database_each: str) -> None:
-    """From the other side, too, and back again."""
+    """A relationship to one loads, and so does the relationship back."""
     made = order(items=[EntItem(line=1)])
     item = EntItem.get(made.items[0].id)
     assert item is not None
@@ -421,7 +421,7 @@ def test_relationship_to_one_loads(database_each: str) -> None:
 
 
 def test_relationship_follows_a_changed_foreign_key(database_each: str) -> None:
-    """After `save()` the item leads to the order that its foreign key names, not to the one it had loaded."""
+    """The item leads to the order of its foreign key after `save()`, not to the order that it had loaded."""
     item = order(items=[EntItem(line=1)]).items[0]
     other = order()
     item.order_id = other.id
@@ -430,7 +430,7 @@ def test_relationship_follows_a_changed_foreign_key(database_each: str) -> None:
 
 
 def test_relationship_to_nothing_needs_no_query(statements: list[str]) -> None:
-    """A foreign key that is None means None."""
+    """A foreign key that is None gives None without a query."""
     item = EntItem.create(line=1)
     found = EntItem.get(item.id)
     statements.clear()
@@ -440,12 +440,12 @@ def test_relationship_to_nothing_needs_no_query(statements: list[str]) -> None:
 
 
 def test_relationship_of_a_new_order_is_empty() -> None:
-    """Without a row there is nothing to load."""
+    """A new order without a row has empty relationships."""
     assert EntOrder(customer_email="a@b").items == []
 
 
 def test_many_to_many_loads_and_saves(database_each: str) -> None:
-    """Over a link table, from both sides."""
+    """A relationship over a link table loads and saves from both sides."""
     made = order(tags=[EntTag(word="b")])
     found = EntTag.find_by(word="b")
     assert found is not None
@@ -478,7 +478,7 @@ def test_relationship_sees_the_open_transaction(database_each: str) -> None:
 
 
 def test_class_level_relationships_still_work(database_each: str) -> None:
-    """In conditions, joins and eager loading the class shows SQLAlchemy's own attribute."""
+    """The class shows SQLAlchemy's own attribute in conditions, joins and eager loading."""
     order(items=[EntItem(line=1)])
     order()
     assert len(EntOrder.where(EntOrder.items.any(EntItem.line == 1))) == 1  # type: ignore[attr-defined]
@@ -503,7 +503,7 @@ def test_second_copy_in_reach_does_not_break_save(database_each: str) -> None:
 
 
 def test_copy_held_by_the_transaction_does_not_break_save(database_each: str) -> None:
-    """Both copies' changes are written."""
+    """The changes of both copies are written."""
     mine = EntOrder.get(order(items=[EntItem(line=1)]).id)
     assert mine is not None
     assert mine.items[0].line == 1
@@ -523,7 +523,7 @@ def test_copy_held_by_the_transaction_does_not_break_save(database_each: str) ->
 
 
 def test_save_joins_the_transaction(database_each: str) -> None:
-    """It is committed, or rolled back, with the rest, and reads inside see it."""
+    """The save is part of the transaction: reads inside see the row, and a rollback removes it."""
     with pytest.raises(ZeroDivisionError), transaction():
         made = order()
         assert not inspect(made).detached
@@ -533,7 +533,7 @@ def test_save_joins_the_transaction(database_each: str) -> None:
 
 
 def test_entity_is_readable_after_a_rollback(database_each: str) -> None:
-    """A new one keeps its values and can be saved again; a stored one shows its row."""
+    """A new entity keeps its values and can be saved again; a stored one shows its row."""
     stored = order(total=1)
     with pytest.raises(ZeroDivisionError), transaction():
         made = order(total=2)
@@ -546,7 +546,7 @@ def test_entity_is_readable_after_a_rollback(database_each: str) -> None:
 
 
 def test_save_in_a_rolled_back_inner_block_is_gone_alone(database_each: str) -> None:
-    """A savepoint takes back inner saves only."""
+    """A failed inner block undoes inner saves only."""
     with transaction():
         kept = order()
         with pytest.raises(ZeroDivisionError), transaction():
@@ -556,7 +556,7 @@ def test_save_in_a_rolled_back_inner_block_is_gone_alone(database_each: str) -> 
 
 
 def test_broken_constraint_in_an_inner_block(database_each: str) -> None:
-    """Is caught outside of it, and the rest is committed."""
+    """The error is caught outside of the inner block, and the rest is committed."""
     with transaction():
         order(number=1)
         with pytest.raises(IntegrityError), transaction():
@@ -566,7 +566,7 @@ def test_broken_constraint_in_an_inner_block(database_each: str) -> None:
 
 
 def test_entity_in_a_session_of_the_users_own(database_each: str) -> None:
-    """`save()` flushes there, and the user's commit decides."""
+    """`save()` flushes in the user's session, and the user's commit decides."""
     made = order()
     with Session(engine()) as session:
         mine = session.get_one(EntOrder, made.id)
@@ -588,7 +588,7 @@ def test_new_entity_follows_a_related_one_into_its_session(database_each: str) -
 
 
 def test_entity_in_an_async_session(database: Path) -> None:
-    """`save()` cannot wait there, so the values are checked and the session's own commit writes them."""
+    """`save()` cannot await: it checks the values, and the commit of the session writes them."""
     pytest.importorskip("aiosqlite")
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -615,7 +615,7 @@ def test_entity_in_an_async_session(database: Path) -> None:
 
 
 def test_expired_entity_of_a_closed_session_is_readable(database_each: str) -> None:
-    """A session that expires on commit leaves instances that read themselves."""
+    """Instances that a session expired at its commit load themselves."""
     with Session(engine()) as session:
         mine = EntOrder(customer_email="a@b", total=4)
         session.add(mine)
@@ -624,7 +624,7 @@ def test_expired_entity_of_a_closed_session_is_readable(database_each: str) -> N
 
 
 def test_expired_entity_whose_row_is_gone_says_so(database_each: str) -> None:
-    """There is nothing left to read."""
+    """An expired entity without a row raises an error when it is read."""
     with Session(engine()) as session:
         mine = EntOrder(customer_email="a@b", total=4)
         session.add(mine)
@@ -663,7 +663,7 @@ def test_delete_by_id_alone(database_each: str) -> None:
 
 
 def test_delete_cascades_where_the_class_says_so(database_each: str) -> None:
-    """Notes go with their order, items stay without; saving again inserts both."""
+    """Notes are deleted with their order, and items stay; saving again inserts both."""
     made = order(items=[EntItem(line=1)], notes=[EntNote(body="x")])
     made.delete()
     assert [item.order_id for item in EntItem.all()] == [None]
@@ -673,7 +673,7 @@ def test_delete_cascades_where_the_class_says_so(database_each: str) -> None:
 
 
 def test_delete_in_a_transaction_and_save_again(database_each: str) -> None:
-    """Inside one transaction, too."""
+    """An entity can be deleted and saved again in one transaction."""
     made = order()
     with transaction():
         made.delete()
@@ -715,7 +715,7 @@ def test_refresh_takes_the_values_of_the_row(database_each: str) -> None:
 
 
 def test_refreshed_entity_has_nothing_to_save(statements: list[str]) -> None:
-    """Its values are the row's."""
+    """A refreshed entity has the values of its row, and no changes."""
     made = order()
     made.total = 99
     made.refresh()
@@ -725,7 +725,7 @@ def test_refreshed_entity_has_nothing_to_save(statements: list[str]) -> None:
 
 
 def test_refresh_of_a_vanished_row_raises(database_each: str) -> None:
-    """Detached or in a transaction."""
+    """A refresh without a row raises, detached or in a transaction."""
     made = order()
     elsewhere(delete(EntOrder))
     with pytest.raises(EntityVanished):

@@ -73,7 +73,7 @@ EXAMPLE_IDS = [type(error).__name__ for error, _ in EXAMPLES]
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
 def test_tree_in_the_docstring_is_complete(error: type[NitroError]) -> None:
-    """Whoever reads the first lines of the file knows every error, once."""
+    """The docstring of the module lists every error exactly once."""
     assert len(re.findall(rf"\b{error.__name__}\b", errors.__doc__ or "")) == 1
 
 
@@ -81,13 +81,13 @@ def test_tree_in_the_docstring_is_complete(error: type[NitroError]) -> None:
     ("old", "new"), [(errors.ContextStays, errors.ContextNotSerializable), (errors.OptionStays, OptionNotSerializable)]
 )
 def test_a_renamed_error_is_caught_by_its_old_name(old: type[NitroError], new: type[NitroError]) -> None:
-    """Code and pickles of version 0.1.0 name it so."""
+    """The old names of version 0.1.0 still work in code and pickles."""
     assert old is new
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
 def test_every_error_says_what_it_means(error: type[NitroError]) -> None:
-    """Each class has a docstring of its own."""
+    """Classes of errors each have their own docstring."""
     assert vars(error).get("__doc__")
 
 
@@ -111,14 +111,14 @@ def test_message_holds_the_facts(error: NitroError, facts: tuple[str, ...]) -> N
     ],
 )
 def test_error_is_also_the_builtin_one_that_fits(error: str, builtin: type[Exception]) -> None:
-    """Code that knows nothing of Nitro catches it by its nature."""
+    """Code without a reference to Nitro catches the error by its builtin base class."""
     assert issubclass(getattr(errors, error), builtin)
 
 
 @pytest.mark.parametrize(("error", "facts"), EXAMPLES, ids=EXAMPLE_IDS)
 @pytest.mark.parametrize("copied", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy], ids=["pickle", "copy"])
 def test_error_survives_a_process_boundary(error: NitroError, facts: tuple[str, ...], copied: Any) -> None:
-    """Celery's pool and `multiprocessing` hand exceptions over; class and message stay."""
+    """An error keeps class and message when Celery's pool or `multiprocessing` pickles it."""
     arrived = copied(error)
     assert type(arrived) is type(error)
     assert str(arrived) == str(error)

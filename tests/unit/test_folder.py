@@ -20,7 +20,7 @@ Connect = Callable[[], Connection]
 
 @pytest.fixture
 def connect(tmp_path: Path) -> Iterator[Connect]:
-    """Opens connections to one folder, as processes would."""
+    """Returns a function that opens connections to one folder, as processes would."""
     opened: list[Connection] = []
     options = {
         "data_folder_in": str(tmp_path),
@@ -38,7 +38,7 @@ def connect(tmp_path: Path) -> Iterator[Connect]:
 
 
 def take(connection: Connection, queue: str = "mail") -> Any:
-    """The next message's body, or None when the queue is empty."""
+    """Returns the next message's body, or None when the queue is empty."""
     try:
         return connection.default_channel._get(queue)
     except Empty:
@@ -46,7 +46,7 @@ def take(connection: Connection, queue: str = "mail") -> Any:
 
 
 def test_messages_come_in_the_order_they_were_put(connect: Connect) -> None:
-    """First in, first out."""
+    """Messages are taken first in, first out."""
     channel = connect().default_channel
     for number in range(3):
         channel._put("mail", {"number": number})
@@ -77,7 +77,7 @@ def test_a_reader_never_sees_half_a_message(connect: Connect) -> None:
 
 
 def test_each_message_goes_to_one_reader(connect: Connect) -> None:
-    """Readers that compete for the same files share them out."""
+    """Concurrent readers never get the same message."""
     writer = connect().default_channel
     for number in range(200):
         writer._put("mail", number)
@@ -97,7 +97,7 @@ def test_each_message_goes_to_one_reader(connect: Connect) -> None:
 
 
 def test_nothing_is_left_behind(connect: Connect, tmp_path: Path) -> None:
-    """A folder whose messages were all read is empty."""
+    """A folder is empty after all of its messages were read."""
     connection = connect()
     connection.default_channel._put("mail", 1)
     assert take(connection) == 1
@@ -105,7 +105,7 @@ def test_nothing_is_left_behind(connect: Connect, tmp_path: Path) -> None:
 
 
 def test_queues_are_kept_apart(connect: Connect) -> None:
-    """Also where one name begins as the other."""
+    """A queue whose name begins with another queue's name is separate."""
     connection = connect()
     connection.default_channel._put("mail.bulk", "bulk")
     assert take(connection, "mail") is None
@@ -131,7 +131,7 @@ def test_a_fanout_reaches_every_queue_that_was_bound_at_once(connect: Connect) -
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(connect: Connect, tmp_path: Path) -> None:
-    """The message is not dropped in silence."""
+    """A message that cannot be written raises an error."""
     channel = connect().default_channel
     channel.data_folder_out = str(tmp_path / "missing")
     with pytest.raises(ChannelError, match="cannot write message"):

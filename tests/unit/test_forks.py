@@ -1,4 +1,4 @@
-"""SQLite in processes that fork while others of their threads use it."""
+"""SQLite in processes that fork while other threads use it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRIES = 5
 
 
 def in_a_child(act: object) -> int:
-    """The exit code of a forked child that does this: 0 unless it raises."""
+    """Runs the function in a forked child; returns the exit code, 0 unless the function raises."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -31,7 +31,7 @@ def in_a_child(act: object) -> int:
 
 
 def write() -> None:
-    """Write a row, without waiting long for a lock that nobody will give back."""
+    """Writes a row, with a short timeout for a lock that is never released."""
     with engine().connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=500")
         connection.execute(text("INSERT INTO seen VALUES (1)"))
@@ -46,7 +46,7 @@ def table() -> None:
 
 
 def test_a_child_can_write_although_a_thread_was_writing_at_the_fork(table: None, database: Path) -> None:
-    """The fork waits for that transaction; SQLite's locks, which live in memory, are not inherited."""
+    """The fork waits for the other thread's transaction, because SQLite's locks in memory are not inherited."""
     codes = []
     for _ in range(TRIES):
         inside = threading.Event()
@@ -69,7 +69,7 @@ def test_a_child_can_write_although_a_thread_was_writing_at_the_fork(table: None
 
 
 def test_parent_and_child_go_on(table: None) -> None:
-    """Both write after the fork, also the thread that had to wait for it."""
+    """Parent and child write after the fork, and so does the thread that waited for the fork."""
     write()
     assert in_a_child(write) == 0
     write()
@@ -78,7 +78,7 @@ def test_parent_and_child_go_on(table: None) -> None:
 
 
 def test_a_fork_inside_a_transaction_of_its_own_thread_does_not_hang(table: None) -> None:
-    """It can wait for others only."""
+    """The fork waits only for transactions of other threads."""
     with write_connection() as connection:
         connection.exec_driver_sql("INSERT INTO seen VALUES (0)")
         assert in_a_child(lambda: None) == 0

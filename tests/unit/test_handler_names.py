@@ -51,7 +51,7 @@ class Service:
 
 
 def run(folder: Path, *arguments: str, stdin: str | None = None, **environ: str) -> list[str]:
-    """The words that a fresh interpreter prints."""
+    """Returns the words that a new interpreter prints."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
     paths = os.pathsep.join([str(Path(__file__).parents[2]), str(folder)])
     done = subprocess.run(
@@ -68,7 +68,7 @@ def run(folder: Path, *arguments: str, stdin: str | None = None, **environ: str)
 
 
 def write(folder: Path, file: str, text: str = SCRIPT, *, package: bool = False) -> str:
-    """A file in the folder, in packages or not; its path from there."""
+    """Writes a file into the folder, in packages or not; returns its relative path."""
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -79,39 +79,39 @@ def write(folder: Path, file: str, text: str = SCRIPT, *, package: bool = False)
 
 
 def test_name_is_module_and_qualname() -> None:
-    """What a person would type to import it."""
+    """The default name is the path that imports the function."""
     assert default_name(test_name_is_module_and_qualname) == f"{__name__}.test_name_is_module_and_qualname"
     assert default_name(Service().handle) == f"{__name__}.Service.handle"
     assert default_name(Service.static) == f"{__name__}.Service.static"
 
 
 def test_name_of_an_instance_is_its_classs() -> None:
-    """An object without a name of its own is reported as what it is."""
+    """An object without a name is reported by its class."""
     assert default_name(Service()) == f"{__name__}.Service"
 
 
 def test_name_of_a_partial_is_its_functions() -> None:
-    """Binding an argument does not rename."""
+    """A partial has the name of its function."""
     assert default_name(functools.partial(functools.partial(Service.static))) == f"{__name__}.Service.static"
 
 
 def test_name_of_a_builtin_method_has_a_module() -> None:
-    """A handler such as `seen.append` is named without a `None`."""
+    """A handler such as `seen.append` has a module instead of `None` in its name."""
     assert "None" not in default_name([].append)
 
 
 def test_other_modules_keep_their_name() -> None:
-    """Only the script that runs has two names."""
+    """Only the running script has a second name."""
     assert importable_module("shop.handlers") == "shop.handlers"
 
 
 def test_script_in_the_current_folder(tmp_path: Path) -> None:
-    """`python shop.py`: a worker started there imports `shop`."""
+    """A handler of `python shop.py` is named `shop.…`, so that a worker in the same folder imports it."""
     assert run(tmp_path, write(tmp_path, "shop.py")) == ["shop.mail", "shop.Shop.stock"]
 
 
 def test_script_in_a_package(tmp_path: Path) -> None:
-    """`python shop/handlers.py`: the path as a package, from wherever it is started."""
+    """A handler of `python shop/handlers.py` is named by its package, from any current folder."""
     write(tmp_path, "shop/eu/handlers.py", package=True)
     assert run(tmp_path, "shop/eu/handlers.py")[0] == "shop.eu.handlers.mail"
     assert run(tmp_path / "shop/eu", "handlers.py")[0] == "shop.eu.handlers.mail"
@@ -130,19 +130,19 @@ def test_script_elsewhere(tmp_path: Path) -> None:
 
 
 def test_module_run_with_m(tmp_path: Path) -> None:
-    """`python -m shop.handlers`: the -m name."""
+    """A handler of `python -m shop.handlers` has the name after `-m`."""
     write(tmp_path, "shop/handlers.py", package=True)
     assert run(tmp_path, "-m", "shop.handlers")[0] == "shop.handlers.mail"
 
 
 def test_package_run_with_m(tmp_path: Path) -> None:
-    """`python -m shop`: what is written in its `__main__.py` is imported as that."""
+    """A handler of `python -m shop` is named after `shop.__main__`."""
     write(tmp_path, "shop/__main__.py", package=True)
     assert run(tmp_path, "-m", "shop")[0] == "shop.__main__.mail"
 
 
 def test_script_listed_in_the_settings(tmp_path: Path) -> None:
-    """`NITRO_HANDLERS` has the last word on what a worker imports."""
+    """A script that NITRO_HANDLERS lists is named as listed there."""
     write(tmp_path, "src/shop.py")
     paths = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path / "src")])
     words = run(tmp_path, "src/shop.py", NITRO_HANDLERS="missing.module,shop", PYTHONPATH=paths)
@@ -158,7 +158,7 @@ def test_symbolic_link_is_the_file_it_leads_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("-c", SCRIPT), ("-",)])
 def test_source_without_a_file_stays_main(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """There is nothing that a worker could import; `name=` is the way out."""
+    """A worker cannot import a script without a file; `name=` solves that."""
     assert run(tmp_path, *arguments, stdin=SCRIPT)[0] == "__main__.mail"
 
 
@@ -213,5 +213,5 @@ class AsyncService:
     ],
 )
 def test_kind_is_found_behind_every_wrapping(function: Any, kind: str) -> None:
-    """A partial, a method or a callable object does not hide what is awaited."""
+    """The kind of a partial, a method or a callable object is the kind of its function."""
     assert kind_of(function) == kind

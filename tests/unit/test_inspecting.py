@@ -1,4 +1,4 @@
-"""What a worker answers about its outbox, however long the database takes: its main loop waits a moment only."""
+"""A worker's answer about its outbox: the main loop waits only a moment for the database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEALTH = Health(deliveries={"waiting": 0, "queued": 3, "running": 0, "dead": 0},
 
 
 class Database:
-    """One that answers when it may."""
+    """A database that answers after `free` is set."""
 
     def __init__(self) -> None:
         self.free = threading.Event()
@@ -27,7 +27,7 @@ class Database:
         self.answer: Health | Exception = HEALTH
 
     def health(self) -> Health:
-        """Wait until it may."""
+        """Waits for `free`, then returns or raises the answer."""
         self.asked += 1
         assert self.free.wait(20)
         if isinstance(self.answer, Exception):
@@ -37,7 +37,7 @@ class Database:
 
 @pytest.fixture
 def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    """One that is slow until it is set free."""
+    """A slow database that answers from the end of the test at the latest."""
     slow = Database()
     monkeypatch.setattr(control, "read_health", slow.health)
     yield slow
@@ -45,12 +45,12 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
 
 
 def answer(question: HealthQuery, patience: float = 20.0) -> dict[str, Any]:
-    """What the worker says."""
+    """Returns the worker's answer."""
     return question.answer(patience, WORKER)
 
 
 def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
-    """As far as this worker knows."""
+    """The answer has the reason as far as this worker knows it."""
     database.free.set()
     told = answer(HealthQuery())
     assert told["deliveries"] == HEALTH.deliveries
@@ -67,7 +67,7 @@ def test_what_is_stuck_is_told_with_its_reason(database: Database) -> None:
 
 
 def test_a_slow_database_is_not_one_that_is_away(database: Database) -> None:
-    """The first answer is to come still; later ones are the last that came, with their age; never are two asked for."""
+    """The last answer is given with its age, and the database is never asked twice at the same time."""
     question = HealthQuery()
     assert "has not answered within 0 s" in answer(question, 0.0)["error"]
     assert "has not answered within 0 s" in answer(question, 0.0)["error"]
@@ -80,7 +80,7 @@ def test_a_slow_database_is_not_one_that_is_away(database: Database) -> None:
 
 
 def test_what_the_database_refuses_is_told(database: Database) -> None:
-    """By its error."""
+    """The answer has the database's error."""
     database.free.set()
     database.answer = OSError("no such host")
     assert answer(HealthQuery()) == {"error": "OSError: no such host"}

@@ -24,7 +24,7 @@ from nitro.invocation import celery_command
     ],
 )
 def test_a_message_names_the_app_of_the_reader(arguments: list[str], app: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As this process was started with it; another program's `-A` is none."""
+    """The message has the `-A` of this celery process; another program's `-A` is ignored."""
     monkeypatch.delenv("APP", raising=False)
     monkeypatch.setattr("sys.argv", arguments)
     assert celery_command("nitro init") == f"celery -A {app} nitro init"
@@ -32,7 +32,7 @@ def test_a_message_names_the_app_of_the_reader(arguments: list[str], app: str, m
 
 
 def test_a_message_names_the_app_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which Celery takes where no option names one."""
+    """Celery takes the app from the variable APP if no option names one."""
     monkeypatch.setenv("APP", "shop")
     monkeypatch.setattr("sys.argv", ["celery", "worker"])
     assert celery_command("worker") == "celery -A shop worker"

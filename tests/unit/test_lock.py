@@ -1,4 +1,4 @@
-"""Lock: what a thread can ask of it."""
+"""`ForkSafeLock`: its owner, as a thread sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nitro.infrastructure.threads import ForkSafeLock
 
 
 def test_a_lock_is_mine_while_this_thread_holds_it() -> None:
-    """Neither a free lock nor that of another thread is, and a re-entered one is until it is left as often."""
+    """Only the thread that holds the lock owns it, until it has left as often as it has entered."""
     lock = ForkSafeLock()
     assert not lock.is_owned
     with lock:

@@ -1,4 +1,4 @@
-"""The finder of mapped instances: any mapped class, in anything that holds one."""
+"""The finder of mapped instances: any mapped class, in any container."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ IMPERATIVE = registry()
 
 
 class Base(DeclarativeBase):
-    """A user's own."""
+    """The declarative base of the tests."""
 
 
 class Node(Base):
-    """A row that belongs to another one."""
+    """A row that belongs to another row."""
 
     __tablename__ = "mapped_node"
 
@@ -45,7 +45,7 @@ class Node(Base):
 
 
 class Leaf(Node):
-    """One of joined-table inheritance."""
+    """A mapped class of joined-table inheritance."""
 
     __tablename__ = "mapped_leaf"
 
@@ -53,7 +53,7 @@ class Leaf(Node):
 
 
 class Pair(MappedAsDataclass, Base):
-    """A dataclass that is mapped, with a key of two parts."""
+    """A mapped dataclass with a key of two parts."""
 
     __tablename__ = "mapped_pair"
 
@@ -62,7 +62,7 @@ class Pair(MappedAsDataclass, Base):
 
 
 class Plain(SQLModel, table=True):
-    """A table of SQLModel's."""
+    """A table of SQLModel."""
 
     __tablename__ = "mapped_plain"
 
@@ -77,7 +77,7 @@ class Known(Entity, table=True):
 
 
 class Classical:
-    """Mapped imperatively."""
+    """A class that is mapped imperatively."""
 
     def __init__(self, note: object = None) -> None:
         self.note = note
@@ -113,7 +113,7 @@ class Model(BaseModel):
 
 
 class Colour(Enum):
-    """Something that holds nothing."""
+    """An Enum; its members hold no mapped instance."""
 
     RED = 1
 
@@ -122,28 +122,28 @@ Named = namedtuple("Named", "content other")
 
 
 def hidden(content: object) -> Model:
-    """A model that holds it privately."""
+    """Returns a model that holds the instance in a private attribute."""
     model = Model()
     model._hidden = content
     return model
 
 
 def noted(content: object) -> Plain:
-    """A table instance of SQLModel's that holds it privately."""
+    """Returns an SQLModel table instance that holds the instance in a private attribute."""
     plain = Plain()
     plain._note = content
     return plain
 
 
 def cyclic(content: object) -> list[Any]:
-    """A list that holds itself."""
+    """Returns a list that holds itself."""
     around: list[Any] = []
     around += [around, {"back": around}, content]
     return around
 
 
 def deep(content: object) -> Any:
-    """Far deeper than Python's own limit of recursion."""
+    """Returns a list that is nested deeper than Python's recursion limit."""
     for _ in range(5000):
         content = [content]
     return content
@@ -187,14 +187,14 @@ CLASSES: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    """A session that nothing is written with."""
+    """An open session."""
     with Session() as session:
         yield session
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_an_instance_is_found_wherever_it_is_held(session: Session, holder: str) -> None:
-    """At any depth, also behind itself."""
+    """An instance is found at any depth, also in a container that contains itself."""
     session.add(one := Node(id=1))
     (states,) = attached_states([HOLDERS[holder](one)]).values()
     assert [state.obj() for state in states] == [one]
@@ -202,14 +202,14 @@ def test_an_instance_is_found_wherever_it_is_held(session: Session, holder: str)
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_an_instance_of_any_mapped_class_is_found(session: Session, kind: str) -> None:
-    """However the class was mapped."""
+    """An instance is found with any way of mapping its class."""
     session.add(one := CLASSES[kind]())
     assert list(attached_states(["a", {"b": [one]}])) == [session]
 
 
 @pytest.mark.parametrize("attribute", ["parent", "children"])
 def test_an_instance_that_is_not_attached_may_hold_one_that_is(session: Session, attribute: str) -> None:
-    """In a relationship that is loaded."""
+    """The loaded relationships of a detached instance are searched."""
     session.add(one := Node(id=1))
     with session.no_autoflush:
         other = Node(id=2)
@@ -218,7 +218,7 @@ def test_an_instance_that_is_not_attached_may_hold_one_that_is(session: Session,
 
 
 def test_rows_of_a_result_are_looked_into(tmp_path: Any) -> None:
-    """As a SELECT of several classes gives them."""
+    """Rows and row mappings of a SELECT are searched for instances."""
     engine: Engine = create_engine(f"sqlite:///{tmp_path / 'rows.db'}")
     Base.metadata.create_all(engine)
     with Session(engine) as session:
@@ -232,7 +232,7 @@ def test_rows_of_a_result_are_looked_into(tmp_path: Any) -> None:
 
 
 def test_sessions_come_in_the_order_of_the_arguments() -> None:
-    """Those that are least deep first, and of these the sender's."""
+    """The session of the least nested instance comes first; at the same depth the sender's."""
     with Session() as first, Session() as second:
         first.add(sender := Node(id=1))
         second.add(argument := Node(id=2))
@@ -242,17 +242,17 @@ def test_sessions_come_in_the_order_of_the_arguments() -> None:
 
 @pytest.mark.parametrize("value", [None, "a", 1, Colour.RED, Node, Plain, object(), UserList(), b"x", range(3), Model])
 def test_what_holds_no_instance_has_none(value: object) -> None:
-    """Classes, members of an Enum and what Nitro knows nothing of among them."""
+    """Classes, members of an Enum and unknown containers have no instance."""
     assert list(mapped_states([value, [value], {"a": value}])) == []
 
 
 def test_an_instance_made_without_a_constructor_is_no_obstacle() -> None:
-    """It has no state, and is in no session."""
+    """An instance without a state is in no session."""
     assert list(mapped_states([Node.__new__(Node)])) == []
 
 
 def test_a_class_with_a_getattr_of_its_own_is_no_obstacle(session: Session) -> None:
-    """It is asked for nothing that it has not."""
+    """The search reads no attribute that the class does not have."""
 
     class Strict(Node):
         def __getattr__(self, name: str) -> Any:
@@ -263,7 +263,7 @@ def test_a_class_with_a_getattr_of_its_own_is_no_obstacle(session: Session) -> N
 
 
 def test_a_class_may_be_mapped_after_it_was_met(session: Session) -> None:
-    """Imperative mapping often comes late."""
+    """A class is searched even if its mapping is declared late."""
     late: Any = type("Late", (), {})
     assert list(mapped_states([late()])) == []
     registry().map_imperatively(late, Table("mapped_late", MetaData(), Column("id", Integer, primary_key=True)))
@@ -272,7 +272,7 @@ def test_a_class_may_be_mapped_after_it_was_met(session: Session) -> None:
 
 
 def test_a_generator_is_left_alone() -> None:
-    """Looking at its values would take them from the handlers."""
+    """A generator is not searched, because its values are for the handlers."""
     values = (value for value in [1, 2])
     assert list(mapped_states([values])) == []
     assert list(values) == [1, 2]

@@ -1,4 +1,4 @@
-"""`Offload`: which options there are, which values they allow, and where each of them goes."""
+"""`Offload`: its options, their allowed values, and the place that each option is passed to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nitro.infrastructure.offload.options import MessageOptions, Offload, TaskOp
 
 @pytest.mark.parametrize("offload", [True, {}, Offload()])
 def test_true_an_empty_dict_and_offload_are_equal(offload: Any) -> None:
-    """Three ways to say: offload, with all defaults."""
+    """`True`, `{}` and `Offload()` mean the same."""
     assert Offload.of(offload) == Offload()
 
 
@@ -29,13 +29,13 @@ def test_dict_and_offload_are_equal() -> None:
     [("quue", "queue"), ("max_retry", "max_retries"), ("retry_back_off", "retry_backoff"), ("onmissing", "on_missing")],
 )
 def test_unknown_option_suggests_the_nearest(option: str, nearest: str) -> None:
-    """Did you mean …?"""
+    """The error suggests the nearest option."""
     with pytest.raises(UnknownOption, match=f"{option!r}; did you mean {nearest!r}"):
         Offload.of({option: 1})
 
 
 def test_unknown_option_without_a_near_one_suggests_nothing() -> None:
-    """A guess that is far off would mislead."""
+    """The error suggests no option if none is near."""
     with pytest.raises(UnknownOption) as caught:
         Offload.of({"zzz": 1})
     assert "did you mean" not in str(caught.value)
@@ -69,7 +69,7 @@ def test_unknown_option_without_a_near_one_suggests_nothing() -> None:
     ],
 )
 def test_wrong_value_is_an_error_that_names_it(option: str, value: Any) -> None:
-    """The message holds the option and the value."""
+    """The error names the option and the value."""
     with pytest.raises(DeclarationError) as caught:
         Offload(**{option: value})
     assert f"{option}=" in str(caught.value)
@@ -77,7 +77,7 @@ def test_wrong_value_is_an_error_that_names_it(option: str, value: Any) -> None:
 
 
 def test_soft_limit_is_not_later_than_the_hard_one() -> None:
-    """A soft limit that never comes would be a mistake."""
+    """A soft limit after the hard limit is an error."""
     with pytest.raises(DeclarationError, match="soft_time_limit"):
         Offload(soft_time_limit=20, time_limit=10)
     Offload(soft_time_limit=10, time_limit=20)
@@ -85,47 +85,47 @@ def test_soft_limit_is_not_later_than_the_hard_one() -> None:
 
 @pytest.mark.parametrize("errors", [ValueError, (ValueError,), [ValueError], {ValueError}])
 def test_exceptions_are_given_alone_or_as_a_collection(errors: Any) -> None:
-    """One class needs no tuple."""
+    """A single exception class needs no tuple."""
     assert Offload(throws=errors).throws == (ValueError,)
 
 
 def test_options_are_frozen() -> None:
-    """What was checked stays as it is."""
+    """Options cannot be set after the check."""
     with pytest.raises(ValidationError):
         Offload(queue="mail").queue = "other"  # type: ignore[misc]  # the misuse under test
 
 
 def test_given_options_only_are_passed_on() -> None:
-    """What is not given is left to Celery and to the app."""
+    """An option that is not given is left to Celery and to the app."""
     offload = Offload(queue="mail", rate_limit="5/m")
     assert offload.message_options == {"queue": "mail"}
     assert offload.task_options() == {"rate_limit": "5/m"}
 
 
 def test_a_given_none_is_passed_on() -> None:
-    """`max_retries=None` means for ever in Celery, and is no default."""
+    """`max_retries=None` is passed on, because it means no limit in Celery."""
     assert Offload(max_retries=None).task_options() == {"max_retries": None}
 
 
 def test_at_most_once_tells_the_worker() -> None:
-    """The worker's main process acknowledges early by a header, beside those of the user."""
+    """A header tells the worker's main process to acknowledge early; the user's headers stay."""
     headers = Offload(delivery="at-most-once", headers={"tenant": "t1"}).message_options["headers"]
     assert headers == {"tenant": "t1", "nitro_delivery": "at-most-once"}
 
 
 @pytest.mark.parametrize("value", [60, 60.5, datetime(2030, 1, 1, tzinfo=UTC)])
 def test_expires_is_seconds_or_a_time(value: Any) -> None:
-    """As in Celery."""
+    """`expires` takes seconds or a time, as in Celery."""
     assert Offload(expires=value).message_options == {"expires": value}
 
 
 def test_a_time_without_an_offset_is_utc() -> None:
-    """As in Celery, whatever the time zone of the process."""
+    """A time without an offset is UTC in every time zone, as in Celery."""
     assert Offload(expires=datetime(2030, 1, 1)).message_options == {"expires": datetime(2030, 1, 1, tzinfo=UTC)}
 
 
 def test_task_options_are_attributes_of_celerys_task() -> None:
-    """Celery's own names, none invented."""
+    """Task options have Celery's own names."""
     of_retries = {"autoretry_for", "dont_autoretry_for", "retry_kwargs"}
     of_retries |= {"retry_backoff", "retry_backoff_max", "retry_jitter"}
     from_settings = {name for name, _ in Task.from_config}
@@ -134,7 +134,7 @@ def test_task_options_are_attributes_of_celerys_task() -> None:
 
 
 def test_every_option_of_a_celery_task_is_there() -> None:
-    """Celery's documented task options can be given, but for those that Nitro decides or that are hooks of a class."""
+    """Celery's documented task options are there, except options that Nitro decides and hooks of a class."""
     documented = {
         "acks_late",
         "acks_on_failure_or_timeout",
@@ -165,12 +165,12 @@ def test_every_option_of_a_celery_task_is_there() -> None:
 
 
 def test_message_and_task_options_are_disjoint() -> None:
-    """Each option belongs to the registration or to the task, never to both."""
+    """An option belongs to the registration or to the task, never to both."""
     assert not set(MessageOptions.model_fields) & set(TaskOptions.model_fields)
 
 
 def test_differs_names_options_of_the_task_only() -> None:
-    """Message options may differ between two events."""
+    """`differs` ignores message options, because they may differ between two events."""
     first = Offload(queue="a", countdown=1, delivery="broker", entity="reload", max_retries=1, rate_limit="1/m")
     second = Offload(queue="b", max_retries=2, on_missing="skip", rate_limit="1/m")
     assert first.conflicting_options(second) == {"max_retries", "on_missing"}

@@ -24,9 +24,9 @@ TABLE: dict[str, list[str]] = {
 PLACES = [(file, name) for name, files in TABLE.items() for file in files]
 
 DOCUMENTED = {"_exit", "_make"}
-"""Of `os` and of named tuples: public, for all their names."""
+"""Public names of `os` and of named tuples that begin with an underscore."""
 MACHINERY = {"_abc_impl", "_compiler_dispatch", "_is_protocol", "_is_runtime_protocol"}
-"""What `abc`, SQLAlchemy's `compiles` and `typing` put into classes."""
+"""Private attributes that `abc`, SQLAlchemy's `compiles` and `typing` put into classes."""
 
 
 def is_private(name: str) -> bool:
@@ -34,7 +34,7 @@ def is_private(name: str) -> bool:
 
 
 def names_of(tree: ast.AST) -> Iterator[str]:
-    """The names that code defines: functions, classes, variables, parameters, attributes of its own, slots."""
+    """Yields the names that code defines: functions, classes, variables, parameters, own attributes, slots."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -48,7 +48,7 @@ def names_of(tree: ast.AST) -> Iterator[str]:
 
 
 def uses_of(tree: ast.AST) -> Iterator[tuple[str, bool]]:
-    """The names that code takes from objects, and whether from `self`; whole strings count, as for `getattr`."""
+    """Yields the names that code takes from objects, and whether from `self`; whole strings count, as for `getattr`."""
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         match node:
@@ -65,21 +65,21 @@ def uses_of(tree: ast.AST) -> Iterator[tuple[str, bool]]:
 
 
 def foreign_names(file: str) -> set[str]:
-    """The private names that a file uses and does not define."""
+    """Returns the private names that a file uses and does not define."""
     tree = ast.parse(SOURCES[file].read_text())
     own, found = set(names_of(tree)), set[str]()
     for name, of_self in uses_of(tree):
         private = [part for part in name.split(".") if is_private(part)]
         if private and not (name in own or (of_self and name in OURS)):
             found.add(name)
-    return found - {"_state"}  # `from celery import _state`: what is used of it counts
+    return found - {"_state"}  # `from celery import _state` is listed by the names taken from it
 
 
 OURS = {name for path in SOURCES.values() for name in names_of(ast.parse(path.read_text()))}
 
 
 def resolved(name: str) -> tuple[Any, str]:
-    """The module or class that a dotted name is in, and its last part."""
+    """Returns the module or class of a dotted name, and the name's last part."""
     *path, last = name.split(".")
     for length in range(len(path), 0, -1):
         try:
@@ -93,7 +93,7 @@ def resolved(name: str) -> tuple[Any, str]:
 
 
 def has(owner: Any, name: str) -> bool:
-    """Whether it is an attribute, or one of instances or an argument, which code of its classes or module names."""
+    """Returns whether the name is an attribute, or is named by the code of the classes or module."""
     if hasattr(owner, name) or isinstance(owner, ModuleType):
         return hasattr(owner, name)
     places = [sys.modules[owner.__module__], *inspect.getmro(owner)]
@@ -103,12 +103,12 @@ def has(owner: Any, name: str) -> bool:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_listed_name_is_in_the_installed_version(name: str) -> None:
-    """A release that drops or renames it fails here, and not in a worker."""
+    """A listed name exists in the installed version of its library."""
     assert has(*resolved(name))
 
 
 def test_a_name_that_is_gone_is_noticed() -> None:
-    """The test above can fail: for a module, a class, and an attribute of instances."""
+    """A missing module, class or attribute is noticed."""
     assert not has(*resolved("celery._state._gone"))
     assert not has(*resolved("celery.app.base.Celery._gone"))
     assert not has(*resolved("redis.connection.Connection._gone"))
@@ -116,7 +116,7 @@ def test_a_name_that_is_gone_is_noticed() -> None:
 
 @pytest.mark.parametrize("file", SOURCES)
 def test_a_file_uses_the_private_names_that_are_listed_for_it(file: str) -> None:
-    """No private name of a foreign object is used without its row in the table."""
+    """Private names of foreign objects are used with a row in the table only."""
     listed = {name for name, files in TABLE.items() if file in files}
     unlisted = {used for used in foreign_names(file) if not any(f".{name}".endswith(f".{used}") for name in listed)}
     assert not unlisted
@@ -124,7 +124,7 @@ def test_a_file_uses_the_private_names_that_are_listed_for_it(file: str) -> None
 
 @pytest.mark.parametrize(("file", "name"), PLACES)
 def test_a_listed_name_is_used(file: str, name: str) -> None:
-    """A row goes with the last use of its name."""
+    """A listed name is used by its files."""
     tree = ast.parse(SOURCES[file].read_text())
     used = {*(used for used, _ in uses_of(tree)), *names_of(tree)}
     assert any(f".{name}".endswith(f".{found}") for found in used)

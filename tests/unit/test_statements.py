@@ -1,4 +1,4 @@
-"""Statements whose text is kept: they do what SQLAlchemy's own execution does."""
+"""Cached statements do the same as SQLAlchemy's own execution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stored(connection: Connection) -> list[tuple[Any, ...]]:
 
 
 def test_values_of_a_call_and_of_the_statement_get_where_they_belong(connection: Connection) -> None:
-    """Whatever their order; the statement is made once."""
+    """Values are bound by name in any order, and the statement is made once."""
     made: list[str] = []
 
     def make(dialect: str) -> Executable:
@@ -66,7 +66,7 @@ def test_what_it_returns_is_found_by_name(connection: Connection) -> None:
 
 
 def test_a_value_that_a_type_has_to_write_is_written_by_it(connection: Connection) -> None:
-    """Of the call, or of the statement itself."""
+    """The type converts both a parameter of the call and a value of the statement."""
     given = CachedStatement(lambda _dialect: insert(goods).values(sku="given", tags=bindparam("tagged", type_=JSON)))
     own = CachedStatement(lambda _dialect: insert(goods).values(sku=bindparam("named"), tags=["new"]))
     given.execute(connection, {"tagged": {"on": "sale"}})
@@ -75,7 +75,7 @@ def test_a_value_that_a_type_has_to_write_is_written_by_it(connection: Connectio
 
 
 def test_a_list_is_spread(connection: Connection) -> None:
-    """As an `IN` wants it."""
+    """An expanding parameter takes a list, for `IN`."""
     connection.execute(insert(goods), [{"sku": sku} for sku in "abc"])
     statement = CachedStatement(
         lambda _dialect: select(goods.c.sku).where(goods.c.sku.in_(bindparam("some", expanding=True)))
@@ -84,7 +84,7 @@ def test_a_list_is_spread(connection: Connection) -> None:
 
 
 def test_tables_are_where_the_engine_says(connection: Connection) -> None:
-    """With a `schema_translate_map`, before and after the text was made."""
+    """A `schema_translate_map` is obeyed, before and after the text was made."""
     statement = CachedStatement(lambda _dialect: insert(goods).values(sku=bindparam("named")))
     statement.execute(connection, {"named": "here"})
     connection.commit()

@@ -1,4 +1,4 @@
-"""The demo's printed timeline: a line for everything that happens, with its time."""
+"""The demo's printed timeline: a line for each step, with its time."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ SYMBOLS = {
 
 
 class Timeline(logging.Handler):
-    """Prints in columns; as a log handler, what the shop's inline handlers say. Coloured on a terminal only."""
+    """A log handler that prints lines in columns, with colours on a terminal only.
+
+    As a log handler it prints the messages of the shop's inline handlers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun = monotonic()
+        self._start = monotonic()
 
     @property
     def now(self) -> float:
-        """Seconds since the demo began."""
-        return monotonic() - self._begun
+        """The seconds since the demo's start."""
+        return monotonic() - self._start
 
     def heading(self, text: str) -> None:
-        """Begin a part."""
+        """Prints the heading of a part."""
         click.secho(f"\n{text}", bold=True)
 
-    def line(self, kind: str, who: str, what: str, at: float | None = None) -> None:
-        """Say who did what, now or at an earlier time of `now`."""
+    def line(self, kind: str, name: str, details: str, at: float | None = None) -> None:
+        """Prints a line with the present time, or with `at`, an earlier value of `now`."""
         symbol, color = SYMBOLS[kind]
         seconds = self.now if at is None else at
-        click.echo(f"  {seconds:6.2f} s  {click.style(f'{symbol} {kind:<9}', fg=color)}  {who:<17}  {what}")
+        click.echo(f"  {seconds:6.2f} s  {click.style(f'{symbol} {kind:<9}', fg=color)}  {name:<17}  {details}")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print what an inline handler logs, under its name."""
+        """Prints the log message of an inline handler, under the handler's name."""
         self.line("inline", record.funcName, record.getMessage())

@@ -1,4 +1,4 @@
-"""A real `celery -A tasks worker` process, for as long as a `with` block lasts."""
+"""A real `celery -A tasks worker` process that runs during a `with` block."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from uuid import uuid4
 
 from tasks import app
 
-STARTS_WITHIN = 25.0
-STOPS_WITHIN = 10.0
-"""Seconds."""
+START_SECONDS = 25.0
+STOP_SECONDS = 10.0
 
 
 class WorkerProcess:
-    """A worker with two processes in its pool, in this process's environment.
+    """A worker with two processes in its pool and the environment of this process.
 
     Attributes:
-        name: its node name, which no other worker has.
-        log: the file that it writes to.
+        name: a unique node name.
+        log: the worker's log file.
     """
 
     def __init__(self, log: Path) -> None:
@@ -36,33 +35,33 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the worker; its handlers run in children of it."""
+        """The process id of the worker. Handlers run in its child processes."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the worker still runs."""
         return self._process.poll() is None
 
     def answers(self) -> bool:
-        """Whether it answers `celery inspect ping` in time."""
-        return wait_until(lambda: not self.alive or self._pings(), STARTS_WITHIN) and self.alive
+        """Waits for the worker; returns whether it answers `celery inspect ping` in time."""
+        return wait_until(lambda: not self.alive or self._pings(), START_SECONDS) and self.alive
 
     def _pings(self) -> bool:
         return bool(app.control.ping(destination=[self.name], timeout=0.5))
 
     def stop(self) -> None:
-        """End it: it may finish what runs, and is killed with its pool if it takes too long."""
+        """Stops the worker after its running handlers; kills it and its pool after `STOP_SECONDS`."""
         if self.alive:
             self._process.terminate()
         try:
-            self._process.wait(STOPS_WITHIN)
+            self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
 
     def tail(self, lines: int = 30) -> str:
-        """The end of its log."""
+        """Returns the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def __enter__(self) -> WorkerProcess:
@@ -72,11 +71,11 @@ class WorkerProcess:
         self.stop()
 
 
-def wait_until(fact: Callable[[], bool], timeout: float) -> bool:
-    """Whether `fact` became true within `timeout` seconds."""
-    end = monotonic() + timeout
-    while not fact():
-        if monotonic() > end:
+def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    """Waits until the condition is true; returns False after `timeout` seconds without that."""
+    deadline = monotonic() + timeout
+    while not condition():
+        if monotonic() > deadline:
             return False
         sleep(0.05)
     return True

@@ -1,4 +1,4 @@
-"""The orders of the demo."""
+"""The orders and products of the demo."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from examples.shop.domain import Order, Product
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sales:
-    """What the demo sells.
+    """The orders and products of one run.
 
     Attributes:
-        orders: all, in the order in which they are placed.
-        valid: those among them that are not to be cancelled.
-        products: as they are before the sale.
+        orders: all orders, in the sequence in which the demo places them.
+        valid: the orders that validation must accept.
+        products: the products as they are before the first order.
     """
 
     orders: list[Order]
@@ -23,7 +23,7 @@ class Sales:
 
     @classmethod
     def prepare(cls) -> Sales:
-        """New products, in the database, and new orders, not yet placed."""
+        """Saves new products, and returns them with new orders that are not placed yet."""
         teapot = Product(name="teapot", price=2_400, stock=20).save()
         cup = Product(name="cup", price=800, stock=100).save()
         ada = Order(customer_email="ada@example.com", credit=10_000)
@@ -36,7 +36,7 @@ class Sales:
         grace.add(cup, 70)
         return cls(orders=[ada, empty, expensive, grace], valid=[ada, grace], products=[teapot, cup])
 
-    def left(self, product: Product) -> int:
-        """How many pieces of a product should be in stock after the sale."""
+    def expected_stock(self, product: Product) -> int:
+        """Returns the pieces of a product that must be in stock after all orders."""
         items = [item for order in self.valid for item in order.items]
         return product.stock - sum(item.quantity for item in items if item.product_id == product.id)

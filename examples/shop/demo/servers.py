@@ -1,4 +1,4 @@
-"""Where the shop's mails and webhooks land: two real servers on loopback that keep what they receive."""
+"""A mail server and a webhook server on loopback; both keep the messages that they receive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiosmtpd.controller import Controller
 
 
 class MailServer:
-    """An SMTP server; its `mails` are those that it accepted."""
+    """An SMTP server that keeps accepted mails in `mails`."""
 
     def __init__(self) -> None:
         self.mails: list[Any] = []
@@ -22,11 +22,11 @@ class MailServer:
 
     @property
     def address(self) -> str:
-        """`host:port`."""
+        """The address as `host:port`."""
         return f"{self._controller.hostname}:{self._controller.port}"
 
     async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:  # noqa: N802  # aiosmtpd's name
-        """Accept a mail, the answer to SMTP's command DATA."""
+        """Accepts a mail; aiosmtpd calls this for the SMTP command DATA."""
         self.mails.append(message_from_bytes(envelope.content))
         return "250 OK"
 
@@ -39,11 +39,11 @@ class MailServer:
 
 
 class WebhookServer:
-    """An HTTP server; its `calls` are the JSON bodies and `Idempotency-Key`s that were posted to it."""
+    """An HTTP server that keeps the JSON body and the `Idempotency-Key` of each POST in `calls`."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _keeping(self.calls))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _request_handler(self.calls))
 
     @property
     def address(self) -> str:
@@ -59,8 +59,8 @@ class WebhookServer:
         self._server.server_close()
 
 
-def _keeping(calls: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
-    class Keep(BaseHTTPRequestHandler):
+def _request_handler(calls: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
+    class RequestHandler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             calls.append({**body, "key": self.headers["Idempotency-Key"]})
@@ -68,13 +68,13 @@ def _keeping(calls: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the parent's name
-            """Stay silent: the timeline is what is printed."""
+            """Logs nothing: log lines would stand between the lines of the timeline."""
 
-    return Keep
+    return RequestHandler
 
 
 def _free_port() -> int:
-    """A port that was free a moment ago; aiosmtpd cannot be started with port 0."""
+    """Returns a free port, because aiosmtpd cannot start with port 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
