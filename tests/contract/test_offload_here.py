@@ -98,7 +98,7 @@ def _listen(**_signal: Any) -> None: ...
 
 
 @pytest.mark.parametrize("why", ["tracked", "watched", "large", "new handler", "busy"])
-def test_whatever_could_keep_it_waiting_is_left_to_the_courier(
+def test_whatever_could_keep_it_waiting_is_left_to_the_publisher_thread(
     evt: Event, server: Redis, threads: list[str], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The publisher thread sends tracked, watched, large and first messages, and all while it is not ready."""
@@ -201,7 +201,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         assert publisher.drain(PATIENCE)
 
 
-def test_an_answer_that_does_not_come_is_left_to_the_courier(
+def test_an_answer_that_does_not_come_is_left_to_the_publisher_thread(
     evt: Event, server: Redis, request: pytest.FixtureRequest, threads: list[str]
 ) -> None:
     """A message without an answer is stored, because it may run twice; the connection is used on after the answer."""
@@ -265,7 +265,9 @@ def test_no_name_stands_twice_in_a_message(evt: Event, server: Redis) -> None:
     assert all(len(dict(items)) == len(items) for items in pairs)
 
 
-def test_a_queue_behind_a_topic_is_asked_for_by_the_courier(evt: Event, server: Redis, threads: list[str]) -> None:
+def test_a_queue_behind_a_topic_is_asked_for_by_the_publisher_thread(
+    evt: Event, server: Redis, threads: list[str]
+) -> None:
     """The publisher thread sends to a topic exchange, because kombu asks Redis for its bindings."""
     app = Celery("shop", broker=f"redis://127.0.0.1:6379/{DATABASE}", set_as_current=False)
     app.conf.task_queues = [Queue("celery", Exchange("shop", type="topic"), routing_key="#")]
@@ -288,7 +290,7 @@ def test_at_most_once_is_never_stored_when_it_may_have_left(
     assert list(operations.read_deliveries()) == []
 
 
-def test_what_the_broker_refuses_is_told_by_the_courier(evt: Event, server: Redis, threads: list[str]) -> None:
+def test_what_the_broker_refuses_is_told_by_the_publisher_thread(evt: Event, server: Redis, threads: list[str]) -> None:
     """The publisher thread tries a refused message once more by itself, and the emit raises its error."""
     offloaded(evt, queue="wrong", broker_down="raise")
     emit_alone(evt)

@@ -39,7 +39,7 @@ def test_every_offloaded_handler_becomes_one_task(evt: Event, app: Celery, sent:
     assert [message.name for message in sent()] == ["shop.urgent", "shop.first", "shop.second"]
 
 
-def test_emission_is_published_as_one_flight(evt: Event, app: Celery, batch_sizes: list[int]) -> None:
+def test_emission_is_published_as_one_batch(evt: Event, app: Celery, batch_sizes: list[int]) -> None:
     """All messages of an emission are one batch."""
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
