@@ -1,4 +1,4 @@
-"""What the contract tests of events share: fresh events, a dispatcher that records, fresh processes."""
+"""Fixtures of the contract tests: new events, a recording dispatcher, new processes."""
 
 from __future__ import annotations
 
@@ -106,27 +106,27 @@ def evt() -> Event:
 
 @pytest.fixture
 def default() -> Iterator[Namespace]:
-    """The default namespace, empty for the time of a test."""
+    """The default namespace, empty during a test."""
     events, globs = dict(default_namespace), dict(default_namespace.globs)
     default_namespace.clear()
     default_namespace.globs.clear()
     yield default_namespace
-    for kept, earlier in ((default_namespace, events), (default_namespace.globs, globs)):
-        kept.clear()
-        kept.update(earlier)
+    for registry, saved in ((default_namespace, events), (default_namespace.globs, globs)):
+        registry.clear()
+        registry.update(saved)
 
 
 @pytest.fixture
 def queue() -> Iterator[RecordingDispatcher]:
-    """A recording dispatcher in the slot."""
+    """A recording dispatcher, installed as the dispatcher of every emit."""
     recording = RecordingDispatcher()
     with dispatcher_slot.replaced(recording):
         yield recording
 
 
 @pytest.fixture
-def flights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many messages leave with each flight."""
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of messages in each published batch, in order."""
     sizes: list[int] = []
     publish = PublishChannel.publish
 
@@ -148,18 +148,18 @@ def open_transaction() -> Iterator[FakeTransaction]:
 
 @pytest.fixture
 def fresh_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs Python source as a script in a fresh process and folder; gives its output and exit code."""
+    """A function that runs Python source as a script in a new process and folder, and returns its output."""
 
     def run(source: str, *, file: str = "script.py", arguments: Sequence[str] = (), **environ: str) -> Any:
         script = tmp_path / file
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(dedent(source), encoding="utf-8")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
         paths = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
         return subprocess.run(
             [sys.executable, *(arguments or [str(script)])],
             cwd=tmp_path,
-            env={**kept, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8", **environ},
+            env={**environment, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8", **environ},
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -172,28 +172,28 @@ def fresh_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
 
 @pytest.fixture
 def celery_app() -> Iterator[Callable[..., Celery]]:
-    """Makes apps as a user would, current ones unless told otherwise."""
-    made: list[Celery] = []
+    """A function that makes Celery apps, which become current unless `set_as_current=False`."""
+    apps: list[Celery] = []
 
     def make(*args: Any, **options: Any) -> Celery:
-        made.append(Celery(*args, **options))
-        return made[-1]
+        apps.append(Celery(*args, **options))
+        return apps[-1]
 
     yield make
-    for app in made:
+    for app in apps:
         app.close()
 
 
 @pytest.fixture(params=KINDS)
 def database_kind(request: pytest.FixtureRequest, offloading: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Emissions and deliveries are kept in a database of each kind in turn; the name of the kind."""
+    """Name of the kind of database that stores emissions and deliveries: each kind in turn."""
     on_database(request, monkeypatch, request.param)
     return str(request.param)
 
 
 @pytest.fixture
 def journal_on(offloading: None) -> Iterator[journal.Journal]:
-    """The journal of this process, which notes all that is emitted as with NITRO_JOURNAL=on."""
+    """The journal of this process, which records every emission as with NITRO_JOURNAL=on."""
     journal.observe_emissions()
     yield journal.journal
     active_observers.remove(journal.journal.watch)

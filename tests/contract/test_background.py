@@ -17,7 +17,7 @@ WAIT = 10
 
 
 def test_async_handlers_run_without_a_loop(evt: Event) -> None:
-    """`emit` starts them elsewhere and does not wait."""
+    """Without a running loop `emit` starts async handlers in another thread and does not wait."""
     go, done = threading.Event(), []
 
     @on(evt)
@@ -34,7 +34,7 @@ def test_async_handlers_run_without_a_loop(evt: Event) -> None:
 
 
 def test_there_is_one_background_loop(evt: Event) -> None:
-    """Handlers of all emitting threads share it, so that pooled clients can be kept."""
+    """Handlers of all emitting threads share one loop, so that pooled clients can be kept."""
     loops: list[object] = []
 
     @on(evt)
@@ -52,7 +52,7 @@ def test_there_is_one_background_loop(evt: Event) -> None:
 
 
 def test_async_handlers_run_on_the_running_loop(evt: Event) -> None:
-    """Where a loop runs, they are its tasks, started but not awaited."""
+    """On a running loop async handlers are its tasks, started but not awaited."""
     seen: list[object] = []
 
     @on(evt)
@@ -69,7 +69,7 @@ def test_async_handlers_run_on_the_running_loop(evt: Event) -> None:
 
 
 def test_async_generators_are_drained_to_the_end(evt: Event) -> None:
-    """They take no part in cancellation, so a False they yield closes nothing."""
+    """An async generator under `emit` runs to its end, and a False that it yields cancels nothing."""
     steps: list[object] = []
 
     @on(evt)
@@ -84,7 +84,7 @@ def test_async_generators_are_drained_to_the_end(evt: Event) -> None:
 
 
 def test_async_handlers_cannot_cancel(evt: Event, queue: Any) -> None:
-    """The False of one that is not awaited comes too late to count."""
+    """The False of an async handler that is not awaited cancels nothing."""
 
     @on(evt, priority=1)
     async def handler(sender: object) -> bool:
@@ -100,7 +100,7 @@ def test_async_handlers_cannot_cancel(evt: Event, queue: Any) -> None:
 
 
 def test_cancellation_stops_async_handlers_behind_it(evt: Event) -> None:
-    """Those of higher priority have been started, those behind it never are."""
+    """A cancellation keeps async handlers of lower priority from starting, and no earlier one."""
     ran: list[str] = []
 
     def add(name: str, priority: int) -> None:
@@ -117,7 +117,7 @@ def test_cancellation_stops_async_handlers_behind_it(evt: Event) -> None:
 
 
 def test_function_that_returns_a_coroutine_is_async(evt: Event) -> None:
-    """It is started and not awaited, like any other async handler."""
+    """A coroutine that a function returns is started and not awaited, as of an async handler."""
     ran: list[str] = []
 
     async def work() -> str:
@@ -134,7 +134,7 @@ def test_function_that_returns_a_coroutine_is_async(evt: Event) -> None:
 def test_failures_are_logged_with_handler_and_event(
     evt: Event, caplog: pytest.LogCaptureFixture, on_error: Any
 ) -> None:
-    """Nobody is there to raise to, so the log has it, with its traceback."""
+    """The failure of an async handler is logged with its traceback, because `emit` has returned."""
 
     @on(evt, on_error=on_error, name="shop.reserve")
     async def handler(sender: object) -> None:
@@ -151,7 +151,7 @@ def test_failures_are_logged_with_handler_and_event(
 
 
 def test_handler_that_is_cancelled_by_what_it_awaits_has_failed(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
-    """A cancellation of its own making is logged as the failure it is, not as the end of the loop."""
+    """A CancelledError that a handler raises itself is logged as its failure, not as the end of the loop."""
 
     @on(evt, name="shop.reserve")
     async def handler(sender: object) -> None:
@@ -166,7 +166,7 @@ def test_handler_that_is_cancelled_by_what_it_awaits_has_failed(evt: Event, capl
 
 
 def test_in_a_transaction_they_start_after_the_commit(evt: Event, open_transaction: Any) -> None:
-    """Until the outermost commit nothing has begun."""
+    """Async handlers start after the outermost commit and not before it."""
     ran: list[object] = []
 
     @on(evt)
@@ -182,7 +182,7 @@ def test_in_a_transaction_they_start_after_the_commit(evt: Event, open_transacti
 
 
 def test_in_a_transaction_they_keep_the_context_of_their_emit(evt: Event, open_transaction: Any) -> None:
-    """As outside of one: context variables, such as a request id, are what they were, and not the committer's."""
+    """Async handlers see the context variables of their emit, not the later values of the commit."""
     request: ContextVar[str] = ContextVar("request")
     seen: list[str] = []
 
@@ -199,7 +199,7 @@ def test_in_a_transaction_they_keep_the_context_of_their_emit(evt: Event, open_t
 
 
 def test_after_a_rollback_they_never_start(evt: Event, open_transaction: Any) -> None:
-    """Callbacks that nobody calls leave no trace, not even a coroutine that was never awaited."""
+    """After a rollback no async handler starts, and no coroutine is left that was never awaited."""
 
     @on(evt)
     async def handler(sender: object) -> None:
@@ -212,7 +212,7 @@ def test_after_a_rollback_they_never_start(evt: Event, open_transaction: Any) ->
 
 
 def test_ended_transaction_is_not_waited_for(evt: Event, open_transaction: Any) -> None:
-    """A transaction that is over postpones nothing."""
+    """A transaction that has ended postpones nothing."""
     ran: list[object] = []
     open_transaction.is_usable = False
 
@@ -225,23 +225,23 @@ def test_ended_transaction_is_not_waited_for(evt: Event, open_transaction: Any) 
     assert ran == ["ada"]
 
 
-@pytest.mark.parametrize("dying", ["before the commit", "before its turn"])
+@pytest.mark.parametrize("collected", ["before the commit", "before its turn"])
 def test_weak_async_handler_that_has_died_is_silent(
-    evt: Event, open_transaction: Any, caplog: pytest.LogCaptureFixture, dying: str
+    evt: Event, open_transaction: Any, caplog: pytest.LogCaptureFixture, collected: str
 ) -> None:
-    """One that is planned and gone when it should start did not fail: nobody wanted it any more."""
+    """A weak handler whose function is collected before its start has not failed."""
 
     async def handler(sender: object) -> None:
         pytest.fail("ran")
 
-    known = [handler]
-    if dying == "before its turn":
+    references = [handler]
+    if collected == "before its turn":
         open_transaction.is_usable = False
-        on(evt, priority=1)(lambda sender: [known.clear(), gc.collect()])
+        on(evt, priority=1)(lambda sender: [references.clear(), gc.collect()])
     on(evt, weak=True)(handler)
     del handler
     emission = emit(evt)
-    known.clear()
+    references.clear()
     gc.collect()
     open_transaction.commit()
     assert drain(WAIT)
@@ -249,14 +249,14 @@ def test_weak_async_handler_that_has_died_is_silent(
 
 
 def test_weak_async_handler_that_has_died_has_no_result(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor does `emit_async` fail over it."""
+    """A weak handler whose function is collected has no result under `emit_async`, and no failure."""
 
     async def handler(sender: object) -> None:
         pytest.fail("ran")
 
-    known = [handler]
+    references = [handler]
     on(evt, weak=True)(handler)
     del handler
-    on(evt, priority=1)(lambda sender: [known.clear(), gc.collect()][:0])
+    on(evt, priority=1)(lambda sender: [references.clear(), gc.collect()][:0])
     assert asyncio.run(emit_async(evt)) == [[]]
     assert caplog.records == []

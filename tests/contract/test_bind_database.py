@@ -1,4 +1,4 @@
-"""`bind(app, engine)` and `NITRO_DB_URL`: which databases are taken, however their driver works: contract section 2."""
+"""`bind(app, engine)` and `NITRO_DB_URL`: accepted databases, whatever their driver: contract section 2."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ ON_SERVER = "postgresql+asyncpg://ada:p%40ss@db.example:5433/shop"
 
 @pytest.fixture
 def bound(celery_app: Callable[..., Celery]) -> Iterator[Callable[[Any], Engine]]:
-    """Binds an app with a database; the engine that Nitro uses then."""
+    """A function that binds an app with a database and returns the engine that Nitro then uses."""
 
-    def with_database(given: Any) -> Engine:
-        bind(celery_app("shop", broker="memory://"), given)
+    def bind_to(target: Any) -> Engine:
+        bind(celery_app("shop", broker="memory://"), target)
         return database.engine()
 
-    yield with_database
+    yield bind_to
     database.reset()
 
 
 def connects_with(engine: Engine) -> dict[str, Any]:
-    """The options that its driver is about to get."""
+    """Returns the options that the driver of `engine` would get."""
     seen: list[dict[str, Any]] = []
 
     def see(_dialect: object, _record: object, _arguments: object, options: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def connects_with(engine: Engine) -> dict[str, Any]:
 
 
 def kinds(path: Path) -> dict[str, Any]:
-    """What names the same SQLite file."""
+    """Returns the objects that name the same SQLite file, by their kind."""
     url = f"sqlite+aiosqlite:///{path}"
     asynchronous = create_async_engine(url)
     return {
@@ -72,7 +72,7 @@ def kinds(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["engine", "async engine", "engine within", "text", "async text", "url", "async url"])
 def test_what_names_a_database_is_taken(bound: Callable[[Any], Engine], evt: Event, tmp_path: Path, kind: str) -> None:
-    """Rows of the outbox are written there."""
+    """Rows of the outbox are written to the bound database, in whatever form it is given."""
     path = tmp_path / "own.db"
     engine = bound(kinds(path)[kind])
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
@@ -85,7 +85,7 @@ def test_what_names_a_database_is_taken(bound: Callable[[Any], Engine], evt: Eve
 def test_a_bound_url_is_a_database_that_workers_share(
     celery_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """No setting is needed besides it, with a broker that is a server."""
+    """A bound URL needs no setting besides it, with a broker that is a server."""
     monkeypatch.delenv("NITRO_DB_URL")
     app = celery_app("shop", broker="redis://127.0.0.1:1/0")
     assert not has_shared_database(app)
@@ -95,20 +95,20 @@ def test_a_bound_url_is_a_database_that_workers_share(
 
 @pytest.mark.server
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
-@pytest.mark.parametrize("how", ["engine", "text"])
+@pytest.mark.parametrize("form", ["engine", "text"])
 def test_an_asynchronous_driver_of_postgresql(
-    bound: Callable[[Any], Engine], database_server: str, driver: str, how: str
+    bound: Callable[[Any], Engine], database_server: str, driver: str, form: str
 ) -> None:
-    """Both engines reach the same database, the user's own on its loop."""
+    """Nitro's engine and the user's own async engine reach the same database."""
     url = make_url(database_server).set(drivername=f"postgresql+{driver}")
     own = create_async_engine(url)
-    engine = bound(own if how == "engine" else url.render_as_string(hide_password=False))
+    engine = bound(own if form == "engine" else url.render_as_string(hide_password=False))
     with engine.connect() as connection:
-        here = connection.scalar(text("SELECT current_database()"))
-    assert (here, engine.dialect.driver) == (asyncio.run(asked(own)), "psycopg")
+        name = connection.scalar(text("SELECT current_database()"))
+    assert (name, engine.dialect.driver) == (asyncio.run(database_name(own)), "psycopg")
 
 
-async def asked(engine: AsyncEngine) -> Any:
+async def database_name(engine: AsyncEngine) -> Any:
     async with engine.connect() as connection:
         answer = await connection.scalar(text("SELECT current_database()"))
     await engine.dispose()
@@ -116,11 +116,11 @@ async def asked(engine: AsyncEngine) -> Any:
 
 
 def test_password_and_options_stay(bound: Callable[[Any], Engine]) -> None:
-    """In psycopg's words, those of the URL and those of `connect_args`."""
-    given = {"timeout": 3, "server_settings": {"application_name": "my shop"}, "statement_cache_size": 0}
-    engine = bound(create_async_engine(f"{ON_SERVER}?ssl=require", connect_args=given))
-    found = connects_with(engine)
-    assert {name: value for name, value in found.items() if name != "context"} == {
+    """psycopg gets the options of the URL and of `connect_args` under its own names."""
+    connect_args = {"timeout": 3, "server_settings": {"application_name": "my shop"}, "statement_cache_size": 0}
+    engine = bound(create_async_engine(f"{ON_SERVER}?ssl=require", connect_args=connect_args))
+    options = connects_with(engine)
+    assert {name: value for name, value in options.items() if name != "context"} == {
         "host": "db.example",
         "port": 5433,
         "user": "ada",
@@ -134,19 +134,19 @@ def test_password_and_options_stay(bound: Callable[[Any], Engine]) -> None:
 
 
 def test_a_password_that_is_asked_for_each_time_stays_so(bound: Callable[[Any], Engine]) -> None:
-    """Such as a token that ends: the listener of the user's own engine says it to both."""
+    """A listener that sets the password at each connect, such as a token that expires, serves both engines."""
     own, tokens = create_async_engine(ON_SERVER), iter(["at bind", "first", "second"])
 
-    def say_token(_dialect: object, _record: object, _arguments: object, options: dict[str, Any]) -> None:
+    def set_token(_dialect: object, _record: object, _arguments: object, options: dict[str, Any]) -> None:
         options["password"] = next(tokens)
 
-    listen(own.sync_engine, "do_connect", say_token)
+    listen(own.sync_engine, "do_connect", set_token)
     engine = bound(own)
     assert [connects_with(engine)["password"] for _ in range(2)] == ["first", "second"]
 
 
 def test_options_of_sqlite_stay(bound: Callable[[Any], Engine], tmp_path: Path) -> None:
-    """They are the same for both drivers."""
+    """Options of aiosqlite are passed to sqlite3 unchanged."""
     own = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'own.db'}", connect_args={"cached_statements": 7})
     assert connects_with(bound(own))["cached_statements"] == 7
 
@@ -169,15 +169,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore:coroutine 'never' was never awaited")
-@pytest.mark.parametrize(("given", "says"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("target", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_used_is_refused_by_bind(
-    celery_app: Callable[..., Celery], given: Callable[[], Any], says: str
+    celery_app: Callable[..., Celery], target: Callable[[], Any], message: str
 ) -> None:
-    """It says why; no password is told, and the database in use stays."""
+    """The error of `bind` has the reason and no password, and the database in use stays."""
     before = database.engine()
     with pytest.raises(DatabaseRefused) as refused:
-        bind(celery_app("shop", broker="memory://"), given())
-    assert says in str(refused.value)
+        bind(celery_app("shop", broker="memory://"), target())
+    assert message in str(refused.value)
     assert "p@ss" not in str(refused.value)
     assert "p%40ss" not in str(refused.value)
     assert database.engine() is before
@@ -197,7 +197,7 @@ def test_what_cannot_be_used_is_refused_by_bind(
     ],
 )
 def test_the_setting_may_name_an_asynchronous_driver(url: str, synchronous: str) -> None:
-    """The URL of a program's own can be given to Nitro as it is."""
+    """`NITRO_DB_URL` accepts the URL of an asynchronous driver."""
     settings = Settings.load({"NITRO_DB_URL": url})
     assert settings.db_url == synchronous
     assert "asyncpg" not in settings.result_backend
@@ -205,7 +205,7 @@ def test_the_setting_may_name_an_asynchronous_driver(url: str, synchronous: str)
 
 @pytest.mark.parametrize("url", [f"{ON_SERVER}?direct_tls=true", "mysql+aiomysql://ada:p%40ss@h/db"])
 def test_a_setting_that_cannot_be_used_is_refused(url: str) -> None:
-    """It names the setting, and tells no password."""
+    """The error of an unusable URL names the setting and shows no password."""
     with pytest.raises(SettingError, match="NITRO_DB_URL") as refused:
         Settings.load({"NITRO_DB_URL": url})
     assert "p%40ss" not in str(refused.value)

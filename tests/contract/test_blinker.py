@@ -1,4 +1,4 @@
-"""What blinker promises of a signal holds for an Event: contract section 3."""
+"""An Event keeps blinker's promises of a signal: contract section 3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nitro.infrastructure.events import ANY, Event, Namespace, drain, emit, even
 
 
 class Account:
-    """An entity as events see one."""
+    """A sender with an identity, as an entity has it."""
 
     @property
     def __nitro_identity__(self) -> tuple[type, str]:
@@ -20,13 +20,13 @@ class Account:
 
 
 def test_event_and_namespace_are_blinkers(evt: Event) -> None:
-    """Code that expects blinker's classes is given them."""
+    """Events and namespaces are instances of blinker's classes."""
     assert isinstance(evt, blinker.NamedSignal)
     assert isinstance(Namespace(), blinker.Namespace)
 
 
 def test_namespace_signal_is_event() -> None:
-    """blinker's word gives the same objects."""
+    """`Namespace.signal` and `Namespace.event` return the same objects."""
     namespace = Namespace()
     assert namespace.signal("order-placed") is namespace.event("order-placed")
 
@@ -56,7 +56,7 @@ def test_connected_to_connects_for_a_while(evt: Event) -> None:
 
 
 def test_connect_via_decorates(evt: Event) -> None:
-    """`connect_via` is blinker's decorator."""
+    """`connect_via(sender)` connects the decorated function for that sender."""
 
     @evt.connect_via("ada")
     def handler(sender: object) -> str:
@@ -66,7 +66,7 @@ def test_connect_via_decorates(evt: Event) -> None:
 
 
 def test_receivers_for_sees_globs_and_senders_in_order(default: Namespace) -> None:
-    """It gives the functions that an emit would call or queue, each once."""
+    """`receivers_for` gives the functions that an emit would call or queue, each once."""
     functions = [lambda sender, number=number: number for number in range(4)]
     on("user.*")(functions[0])
     on("user.created", priority=5)(functions[1])
@@ -79,7 +79,7 @@ def test_receivers_for_sees_globs_and_senders_in_order(default: Namespace) -> No
 
 
 def test_receivers_for_lists_offloaded_functions(evt: Event, queue: Any) -> None:
-    """Where a handler runs makes no difference to who hears."""
+    """`receivers_for` lists offloaded functions too."""
 
     @on(evt, offload=True)
     def mail(sender: object) -> None: ...
@@ -88,7 +88,7 @@ def test_receivers_for_lists_offloaded_functions(evt: Event, queue: Any) -> None
 
 
 def test_has_receivers_for_sees_globs_and_senders(default: Namespace) -> None:
-    """It answers for the sender that is asked."""
+    """`has_receivers_for` answers for its sender, and counts globs."""
     created = event("user.created")
     assert not created.has_receivers_for(ANY)
     on("user.created", sender=Account)(lambda sender: None)
@@ -99,7 +99,7 @@ def test_has_receivers_for_sees_globs_and_senders(default: Namespace) -> None:
 
 
 def test_receivers_is_true_when_somebody_hears(default: Namespace) -> None:
-    """blinker promises the truth value of `receivers`; a glob counts."""
+    """The truth value of `receivers` says whether a handler is connected, also through a glob."""
     created = event("user.created")
     assert not created.receivers
     handler = on("user.*")(lambda sender: None)
@@ -109,7 +109,7 @@ def test_receivers_is_true_when_somebody_hears(default: Namespace) -> None:
 
 
 def test_send_gives_functions_with_results(evt: Event, queue: Any) -> None:
-    """The inline functions that ran and were waited for, in order, those that returned None included."""
+    """`send` returns the awaited inline functions with their results, in order, None included."""
 
     @on(evt)
     def nothing(sender: object, **kwargs: Any) -> None: ...
@@ -130,20 +130,20 @@ def test_send_gives_functions_with_results(evt: Event, queue: Any) -> None:
 
 
 def test_send_gives_the_false_that_stopped_it(evt: Event) -> None:
-    """A cancellation is the last result."""
+    """The False of a cancellation is the last result of `send`."""
     gate = evt.connect(lambda sender: False)
     evt.connect(lambda sender: "not reached")
     assert evt.send() == [(gate, False)]
 
 
 def test_send_without_a_sender_sends_none(evt: Event) -> None:
-    """blinker's default, not `ANY`."""
+    """Without a sender `send` passes None, as blinker does, and not `ANY`."""
     evt.connect(lambda sender: sender is None)
     assert [result for _, result in evt.send()] == [True]
 
 
 def test_send_async_awaits(evt: Event) -> None:
-    """blinker's `send_async` gives async functions with their results too."""
+    """`send_async` returns async functions with their results too."""
 
     @on(evt)
     async def later(sender: object) -> str:
@@ -154,18 +154,18 @@ def test_send_async_awaits(evt: Event) -> None:
 
 
 def test_receiver_connected_tells_of_handlers(evt: Event) -> None:
-    """blinker's signals about signals work."""
-    told: list[Any] = []
-    evt.receiver_connected.connect(lambda signal, **facts: told.append((signal, facts)), weak=False)
-    evt.receiver_disconnected.connect(lambda signal, **facts: told.append((signal, facts)), weak=False)
+    """`receiver_connected` and `receiver_disconnected` are sent with blinker's arguments."""
+    reports: list[Any] = []
+    evt.receiver_connected.connect(lambda signal, **facts: reports.append((signal, facts)), weak=False)
+    evt.receiver_disconnected.connect(lambda signal, **facts: reports.append((signal, facts)), weak=False)
     handler = on(evt, sender="ada")(lambda sender: None)
     evt.disconnect(handler, "ada")
     connected = {"receiver": handler, "sender": "ada", "weak": False}
-    assert told == [(evt, connected), (evt, {"receiver": handler, "sender": "ada"})]
+    assert reports == [(evt, connected), (evt, {"receiver": handler, "sender": "ada"})]
 
 
 def test_wrappers_of_blinker_are_no_arguments(evt: Event) -> None:
-    """`_async_wrapper` and `_sync_wrapper` are accepted, needed for nothing and passed to nobody."""
+    """`_async_wrapper` and `_sync_wrapper` are accepted, ignored and not passed to handlers."""
     handler = on(evt)(lambda sender, **kwargs: kwargs)
     sent = evt.send("ada", _async_wrapper=lambda function: function, total=3)
     sent += asyncio.run(evt.send_async("ada", _sync_wrapper=lambda function: function, total=3))

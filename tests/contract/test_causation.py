@@ -1,4 +1,4 @@
-"""`root` and `parent`: an emit inside a handler knows what caused it: contract sections 4 and 5."""
+"""`root` and `parent`: an emit inside a handler records its cause: contract sections 4 and 5."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ Chain = dict[str, Emission]
 
 @pytest.fixture
 def chain() -> Chain:
-    """Emissions by the name of their event, as far as a handler's frame gives them away."""
+    """Emissions of handlers by the name of their event."""
     return {}
 
 
-def connect(namespace: Namespace, chain: Chain, name: str, then: str, *, kind: str = "sync") -> None:
-    """When `name` is emitted, emit `then` in a handler of the given kind and remember the emission."""
-    caused = namespace.event(then)
+def connect(namespace: Namespace, chain: Chain, name: str, caused_name: str, *, kind: str = "sync") -> None:
+    """Connects a handler of the given kind to `name` that emits `caused_name` and keeps the emission in `chain`."""
+    caused = namespace.event(caused_name)
 
     def sync(sender: object) -> None:
-        chain[then] = emit(caused)
+        chain[caused_name] = emit(caused)
 
     async def coroutine(sender: object) -> None:
         await asyncio.sleep(0)
-        chain[then] = emit(caused)
+        chain[caused_name] = emit(caused)
         await asyncio.sleep(0)
 
     async def awaiting(sender: object) -> None:
         await asyncio.sleep(0)
-        chain[then] = await emit_async(caused)
+        chain[caused_name] = await emit_async(caused)
 
     def generator(sender: object) -> Any:
         yield 1
-        chain[then] = emit(caused)
+        chain[caused_name] = emit(caused)
         yield 2
 
     async def async_generator(sender: object) -> Any:
         yield 1
-        chain[then] = emit(caused)
+        chain[caused_name] = emit(caused)
         yield 2
 
     async def threaded(sender: object) -> None:
-        chain[then] = await asyncio.to_thread(emit, caused)
+        chain[caused_name] = await asyncio.to_thread(emit, caused)
 
     kinds = (sync, coroutine, awaiting, generator, async_generator, threaded)
     on(namespace.event(name))({function.__name__: function for function in kinds}[kind])
@@ -66,7 +66,7 @@ def check(chain: Chain, first: Emission) -> None:
 @pytest.mark.parametrize("outer", KINDS)
 @pytest.mark.parametrize("inner", KINDS)
 def test_emit_in_a_handler_knows_parent_and_root(chain: Chain, outer: str, inner: str) -> None:
-    """Whatever the kinds of the two handlers are, under `emit` without a loop."""
+    """Parent and root are recorded for each kind of handler, under `emit` without a loop."""
     events = Namespace()
     connect(events, chain, "first", "second", kind=outer)
     connect(events, chain, "second", "third", kind=inner)
@@ -78,7 +78,7 @@ def test_emit_in_a_handler_knows_parent_and_root(chain: Chain, outer: str, inner
 @pytest.mark.parametrize("outer", KINDS)
 @pytest.mark.parametrize("inner", KINDS)
 def test_emit_async_in_a_handler_knows_parent_and_root(chain: Chain, outer: str, inner: str) -> None:
-    """The same under `emit_async`, where handlers run on the emitter's loop."""
+    """Parent and root are recorded under `emit_async`, where handlers run on the emitter's loop."""
     events = Namespace()
     connect(events, chain, "first", "second", kind=outer)
     connect(events, chain, "second", "third", kind=inner)
@@ -93,7 +93,7 @@ def test_emit_async_in_a_handler_knows_parent_and_root(chain: Chain, outer: str,
 
 @pytest.mark.parametrize("failing", [True, False])
 def test_cause_ends_with_the_handler(failing: bool) -> None:
-    """An emit after an emit is nobody's child, also when the first one failed."""
+    """An emission after another one has no parent, also when the first one failed."""
     events = Namespace()
 
     @on(events.event("first"))
@@ -111,7 +111,7 @@ def test_cause_ends_with_the_handler(failing: bool) -> None:
 
 
 def test_async_siblings_do_not_mix_up_their_causes() -> None:
-    """Handlers of two emissions that take turns on one loop each know their own."""
+    """Handlers of two emissions that take turns on one loop each have their own cause."""
     events, seen = Namespace(), {}
 
     @on(events.event("first"))
@@ -128,7 +128,7 @@ def test_async_siblings_do_not_mix_up_their_causes() -> None:
 
 
 def test_thread_that_a_handler_leaves_running_has_no_cause() -> None:
-    """What a sync inline handler starts on its own thread is not its child."""
+    """An emission on a thread that a sync handler starts has no parent."""
     events, emitted = Namespace(), []
 
     @on(events.event("first"))
@@ -142,7 +142,7 @@ def test_thread_that_a_handler_leaves_running_has_no_cause() -> None:
 
 
 def test_task_that_a_sync_handler_leaves_running_has_no_cause() -> None:
-    """A task outlives the sync handler that created it, and its cause."""
+    """An emission in a task that a sync handler creates has no parent."""
     events, emitted, tasks = Namespace(), [], []
 
     async def later() -> None:
@@ -161,7 +161,7 @@ def test_task_that_a_sync_handler_leaves_running_has_no_cause() -> None:
 
 
 def test_task_that_an_async_handler_starts_has_its_cause() -> None:
-    """Tasks inherit the context, as everywhere in asyncio."""
+    """A task that an async handler creates has the handler's cause, because it inherits the context."""
     events, emitted = Namespace(), []
 
     async def later() -> None:
@@ -177,7 +177,7 @@ def test_task_that_an_async_handler_starts_has_its_cause() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
 def test_eager_tasks_keep_their_causes(chain: Chain) -> None:
-    """A loop that starts tasks at once changes nothing."""
+    """Causes are the same on a loop with `asyncio.eager_task_factory`."""
     events = Namespace()
     connect(events, chain, "first", "second", kind="coroutine")
     connect(events, chain, "second", "third")
@@ -192,7 +192,7 @@ def test_eager_tasks_keep_their_causes(chain: Chain) -> None:
 
 
 def test_loop_inside_a_sync_handler_keeps_its_cause(chain: Chain) -> None:
-    """`asyncio.run` in a sync handler stays inside that handler."""
+    """`asyncio.run` in a sync handler keeps the cause of that handler."""
     events = Namespace()
     connect(events, chain, "second", "third", kind="coroutine")
 
@@ -204,7 +204,7 @@ def test_loop_inside_a_sync_handler_keeps_its_cause(chain: Chain) -> None:
 
 
 def test_emit_in_a_condition_knows_its_cause() -> None:
-    """A condition is asked on behalf of the emission."""
+    """An emission in a condition has the emission of the condition as its parent."""
     events, emitted = Namespace(), []
 
     def condition(sender: object) -> bool:
@@ -217,7 +217,7 @@ def test_emit_in_a_condition_knows_its_cause() -> None:
 
 
 def test_delivery_in_a_worker_is_a_cause(chain: Chain) -> None:
-    """What a worker enters as the running emission is the parent of what its handler emits."""
+    """The running emission of a worker is the parent of the emissions of its handler."""
     events = Namespace()
     delivered = Emission.of("first")
     connect(events, chain, "second", "third")

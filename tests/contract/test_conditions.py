@@ -21,34 +21,34 @@ def named(name: str, order: list[str], result: Any = None) -> Any:
 
 
 class Unspeakable(Exception):
-    """Fails where it is told."""
+    """An exception whose `str()` raises."""
 
     def __str__(self) -> str:
         raise LookupError
 
 
 def unspeakable(sender: object) -> bool:
-    """A condition that raises one."""
+    """A condition that raises an exception whose `str()` raises."""
     raise Unspeakable
 
 
 def test_condition_that_is_false_skips(evt: Event) -> None:
-    """The condition is called as the handler would be; a false one skips it and says so."""
-    asked: list[Any] = []
+    """A condition gets the handler's arguments, and a false result skips the handler and lists it."""
+    calls: list[Any] = []
 
     def condition(*args: Any, **kwargs: Any) -> bool:
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         return False
 
     on(evt, condition=condition, name="shop.alert")(lambda *args, **kwargs: "ran")
     emission = emit(evt, "ada", 1, reason="new")
-    assert asked == [(("ada", 1), {"reason": "new"})]
+    assert calls == [(("ada", 1), {"reason": "new"})]
     assert emission == []
     assert list(emission.skipped) == ["shop.alert"]
 
 
 def test_condition_that_holds_is_not_listed(evt: Event) -> None:
-    """`skipped` lists only the handlers whose condition did not hold, and a cancelled one is not skipped."""
+    """`skipped` lists only handlers whose condition was false; a cancelled handler is not among them."""
     on(evt, condition=lambda sender: True)(lambda sender: False)
     on(evt)(lambda sender: "not reached")
     emission = emit(evt)
@@ -57,7 +57,7 @@ def test_condition_that_holds_is_not_listed(evt: Event) -> None:
 
 
 def test_condition_that_raises_skips_and_is_logged(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
-    """A broken condition neither stops the emission nor stays unseen."""
+    """A condition that raises skips its handler and is logged, and the emission continues."""
     on(evt, condition=lambda sender: sender.total > 100, name="shop.alert")(lambda sender: "ran")
     emission = emit(evt, "ada")
     assert emission == []
@@ -68,7 +68,7 @@ def test_condition_that_raises_skips_and_is_logged(evt: Event, caplog: pytest.Lo
 
 
 def test_condition_whose_error_cannot_be_told_skips(evt: Event) -> None:
-    """An error of the user's may raise where its message is asked for."""
+    """A condition whose exception has no text skips its handler, and the emission continues."""
     on(evt, condition=unspeakable, name="shop.alert")(lambda sender: "ran")
     on(evt, name="shop.count")(lambda sender: "counted")
     emission = emit(evt, "ada")
@@ -77,7 +77,7 @@ def test_condition_whose_error_cannot_be_told_skips(evt: Event) -> None:
 
 
 def test_condition_is_asked_just_before_its_handlers_turn(evt: Event) -> None:
-    """A condition sees what higher handlers did."""
+    """A condition sees the effects of handlers of higher priority."""
     order: dict[str, bool] = {"paid": False}
     on(evt, condition=lambda sender: sender["paid"])(lambda sender: "ran")
     on(evt, priority=1)(lambda sender: sender.update(paid=True))
@@ -85,7 +85,7 @@ def test_condition_is_asked_just_before_its_handlers_turn(evt: Event) -> None:
 
 
 def test_condition_of_an_offloaded_handler_is_asked_after_the_inline_ones(evt: Event, queue: Any) -> None:
-    """Even a low inline handler decides about a high offloaded one."""
+    """An inline handler of low priority decides about an offloaded handler of high priority."""
     order: dict[str, bool] = {"paid": False}
     on(evt, priority=9, offload=True, name="mail", condition=lambda sender: sender["paid"])(named("mail", []))
     on(evt, priority=-9)(lambda sender: sender.update(paid=True))
@@ -94,14 +94,14 @@ def test_condition_of_an_offloaded_handler_is_asked_after_the_inline_ones(evt: E
 
 
 def test_condition_of_an_offloaded_handler_is_not_asked_after_a_cancellation(evt: Event, queue: Any) -> None:
-    """What will not be dispatched is not asked either."""
+    """After a cancellation the conditions of offloaded handlers are not asked."""
     on(evt, offload=True, condition=lambda sender: pytest.fail("asked"))(named("mail", []))
     evt.connect(lambda sender: False)
     assert emit(evt).skipped == {}
 
 
 def test_offloaded_handlers_leave_as_one_batch_after_the_inline_ones(evt: Event, queue: Any) -> None:
-    """They keep the order of priority among themselves and stand behind every inline handler."""
+    """Offloaded handlers are one batch, ordered by priority, after every inline handler."""
     on(evt, priority=1, offload=True, name="second")(named("second", []))
     on(evt, priority=-5)(lambda sender: queue.steps.append("inline"))
     on(evt, priority=9, offload=True, name="first")(named("first", []))
@@ -115,7 +115,7 @@ def test_offloaded_handlers_leave_as_one_batch_after_the_inline_ones(evt: Event,
 
 
 def test_nothing_is_dispatched_when_no_condition_holds(evt: Event, queue: Any) -> None:
-    """An empty batch is no batch."""
+    """Without a handler whose condition holds, nothing is dispatched."""
     on(evt, offload=True, condition=lambda sender: False)(named("mail", []))
     emit(evt)
     assert queue.steps == []
@@ -139,7 +139,7 @@ class Rules:
 def test_condition_that_turns_out_to_be_async_skips(
     evt: Event, caplog: pytest.LogCaptureFixture, condition: Any
 ) -> None:
-    """A coroutine is no verdict, though it is true: the handler is skipped, listed and logged."""
+    """A condition that returns a coroutine skips its handler, and is listed and logged."""
     on(evt, condition=condition, name="shop.alert")(lambda sender: "ran")
     emission = emit(evt)
     assert emission == []
@@ -151,7 +151,7 @@ def test_condition_that_turns_out_to_be_async_skips(
 
 @pytest.mark.parametrize("condition", [Rules.never, Rules.__dict__["never"]], ids=["function", "staticmethod"])
 def test_async_static_method_is_no_condition(evt: Event, condition: Any) -> None:
-    """It is an error at import, also as the object that a class body holds."""
+    """An async static method as a condition is an error at import, also as a `staticmethod` object."""
     with pytest.raises(DeclarationError, match="condition"):
         on(evt, condition=condition)(lambda sender: "ran")
     assert not evt.receivers

@@ -24,14 +24,14 @@ def test_event_gives_the_same_object_for_the_same_name(default: Namespace) -> No
 
 
 def test_event_keeps_its_doc_and_name(default: Namespace) -> None:
-    """What was said at the declaration can be read, and a later call without doc does not erase it."""
+    """The doc of a declaration can be read, and a later call without doc does not erase it."""
     declared = event("order-placed", doc="an order was placed")
     assert (event("order-placed").name, event("order-placed").__doc__) == ("order-placed", "an order was placed")
     assert isinstance(declared, blinker.NamedSignal)
 
 
 def test_event_lives_in_the_default_namespace(default: Namespace) -> None:
-    """`event` and the default namespace speak of the same objects."""
+    """`event` declares its event in the default namespace."""
     declared = event("order-placed")
     assert default == {"order-placed": declared}
 
@@ -45,16 +45,16 @@ def test_event_refuses_what_is_no_name(name: Any) -> None:
 
 def test_namespace_is_a_dict_of_its_own_events(default: Namespace) -> None:
     """Two namespaces share no event."""
-    mine = Namespace()
-    placed = mine.event("order-placed")
-    assert isinstance(mine, dict)
-    assert mine == {"order-placed": placed}
+    namespace = Namespace()
+    placed = namespace.event("order-placed")
+    assert isinstance(namespace, dict)
+    assert namespace == {"order-placed": placed}
     assert placed is not event("order-placed")
 
 
 @pytest.mark.parametrize("options", [{}, {"offload": True}, {"weak": True}, {"priority": 3}])
 def test_on_returns_the_very_same_function(evt: Event, queue: Any, options: dict[str, Any]) -> None:
-    """Decorating changes nothing of the function."""
+    """`on` returns the function itself."""
 
     def handler(sender: object) -> None: ...
 
@@ -80,7 +80,7 @@ def test_on_accepts_the_name_of_an_event(default: Namespace) -> None:
 
 @pytest.mark.parametrize("evt", [3, None, print])
 def test_on_refuses_what_is_neither_event_nor_name(evt: Any) -> None:
-    """`@on` without parentheses is told what is missing."""
+    """The error of `@on` without parentheses says that they are missing."""
     with pytest.raises(DeclarationError, match="parentheses"):
         on(evt)
 
@@ -92,14 +92,14 @@ def test_on_takes_options_by_keyword_only(evt: Event) -> None:
 
 
 def test_handler_is_strong_by_default(evt: Event) -> None:
-    """A handler that nobody else holds never vanishes."""
+    """A handler without another reference stays connected."""
     evt.connect(lambda sender: "kept")
     gc.collect()
     assert evt.emit() == ["kept"]
 
 
 def test_bound_method_keeps_its_object_alive(evt: Event) -> None:
-    """The object of a bound method lives as long as the registration."""
+    """The registration of a bound method keeps its object in memory."""
 
     class Service:
         def handle(self, sender: object) -> str:
@@ -111,7 +111,7 @@ def test_bound_method_keeps_its_object_alive(evt: Event) -> None:
 
 
 def test_weak_handler_vanishes_with_its_function(evt: Event) -> None:
-    """`weak=True` is blinker's behaviour."""
+    """With `weak=True` a handler is gone with its function, as in blinker."""
 
     def handler(sender: object) -> str:
         return "there"
@@ -125,7 +125,7 @@ def test_weak_handler_vanishes_with_its_function(evt: Event) -> None:
 
 
 def test_weak_bound_method_vanishes_with_its_object(evt: Event) -> None:
-    """A weak bound method lives as long as its object, not as long as the temporary method."""
+    """A weak bound method stays connected while its object exists, and not only while the method does."""
 
     class Service:
         def handle(self, sender: object) -> str:
@@ -164,14 +164,14 @@ def generator_condition(sender: object) -> Any:
     ],
 )
 def test_condition_must_be_a_plain_function(evt: Event, condition: Call) -> None:
-    """A condition that would never be evaluated is an error at import, whatever it hides behind."""
+    """An async or generator function as a condition is an error at import."""
     with pytest.raises(DeclarationError, match="condition"):
         on(evt, condition=condition)(lambda sender: None)
     assert not evt.receivers
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "option"),
     [
         ({"priority": "high"}, "priority"),
         ({"priority": 1.5}, "priority"),
@@ -180,15 +180,15 @@ def test_condition_must_be_a_plain_function(evt: Event, condition: Call) -> None
         ({"name": 3}, "name"),
     ],
 )
-def test_wrong_option_is_an_error_at_import(evt: Event, options: dict[str, Any], named: str) -> None:
-    """A bad handler fails where it is declared, and the message names the option."""
-    with pytest.raises(DeclarationError, match=named):
+def test_wrong_option_is_an_error_at_import(evt: Event, options: dict[str, Any], option: str) -> None:
+    """The error of a wrong option is raised at the declaration and names the option."""
+    with pytest.raises(DeclarationError, match=option):
         on(evt, **options)(lambda sender: None)
     assert not evt.receivers
 
 
 def test_handler_must_be_callable(evt: Event) -> None:
-    """What cannot be called cannot handle."""
+    """An object that cannot be called is no handler."""
     with pytest.raises(DeclarationError, match="not callable"):
         evt.connect("handler")  # type: ignore[type-var]  # the misuse under test
 
@@ -222,7 +222,7 @@ def test_first_registration_that_matches_the_sender_counts(evt: Event) -> None:
 
 
 def test_two_methods_of_one_object_are_two_handlers(evt: Event) -> None:
-    """Functions are told apart, not the objects that they are bound to."""
+    """Bound methods of one object are told apart by their functions."""
 
     class Service:
         def first(self, sender: object) -> str:
@@ -252,14 +252,14 @@ def test_disconnect_removes_a_handler(evt: Event) -> None:
 
 
 def test_disconnect_of_an_unknown_function_is_ignored(evt: Event) -> None:
-    """As in blinker, there is nothing to do then."""
+    """`disconnect` of an unknown function does nothing, as in blinker."""
     evt.connect(lambda sender: "stays")
     evt.disconnect(lambda sender: "unknown")
     assert evt.emit() == ["stays"]
 
 
 def test_change_takes_effect_at_the_next_emit(evt: Event) -> None:
-    """Plans are cached no longer than until handlers change."""
+    """A cached plan is used only until handlers change."""
     assert evt.emit() == []
     handler = evt.connect(lambda sender: 1)
     assert evt.emit() == [1]
@@ -268,7 +268,7 @@ def test_change_takes_effect_at_the_next_emit(evt: Event) -> None:
 
 
 def test_running_emission_keeps_its_plan(evt: Event) -> None:
-    """Connecting and disconnecting inside a handler is for the next emission."""
+    """Connecting and disconnecting inside a handler takes effect at the next emission."""
 
     def late(sender: object) -> str:
         return "late"
@@ -287,12 +287,12 @@ def test_running_emission_keeps_its_plan(evt: Event) -> None:
 
 
 def test_any_is_blinkers_own(evt: Event) -> None:
-    """Code that speaks blinker and code that speaks Nitro mean the same."""
+    """`ANY` is the same object as blinker's."""
     assert ANY is blinker.ANY
 
 
 def test_glob_is_no_name_of_an_event_made_directly() -> None:
-    """`Event("user.*")` would be emitted to nobody; `event("user.*")` connects."""
+    """`Event("user.*")` raises, because a glob cannot be emitted; `event("user.*")` is for connecting."""
     with pytest.raises(DeclarationError, match=r"user\.\*"):
         Event("user.*")
 
@@ -316,14 +316,14 @@ class Bare:
     ],
 )
 def test_a_handler_without_a_parameter_for_the_sender_is_refused(evt: Event, handler: Call) -> None:
-    """Where it is declared: every emit would fail."""
+    """The declaration of a handler without a parameter for the sender raises, because every emit would fail."""
     with pytest.raises(DeclarationError, match=r"shop\.bare takes \(.*\), and no sender"):
         on(evt, name="shop.bare")(handler)
     assert not evt.receivers
 
 
 def test_an_offloaded_handler_without_a_parameter_for_the_sender_is_refused(evt: Event, app: Celery) -> None:
-    """And leaves no task behind."""
+    """An offloaded handler without a parameter for the sender raises and becomes no task."""
     with pytest.raises(DeclarationError, match=r"shop\.bare takes \(\), and no sender"):
         on(evt, name="shop.bare", offload=True)(lambda: None)
     assert not evt.receivers
@@ -331,7 +331,7 @@ def test_an_offloaded_handler_without_a_parameter_for_the_sender_is_refused(evt:
 
 
 def test_a_generator_and_an_async_handler_without_parameters_are_refused(evt: Event) -> None:
-    """Which would fail only when they run."""
+    """Generators and async handlers without parameters raise at the declaration, before they run."""
 
     async def load() -> None: ...
 
@@ -344,7 +344,7 @@ def test_a_generator_and_an_async_handler_without_parameters_are_refused(evt: Ev
 
 
 def test_a_condition_without_parameters_is_refused(evt: Event) -> None:
-    """It would raise at each emit, and so skip its handler for ever."""
+    """A condition without parameters raises at the declaration, because each emit would skip its handler."""
     with pytest.raises(DeclarationError, match=r"its condition takes \(\), and no sender"):
         on(evt, condition=lambda: True)(lambda sender: None)
 
@@ -363,6 +363,6 @@ def test_a_condition_without_parameters_is_refused(evt: Event) -> None:
     ],
 )
 def test_a_handler_that_takes_the_sender_somehow_is_heard(evt: Event, handler: Call) -> None:
-    """By whatever name, or none; a decorator may keep it from the function beneath."""
+    """A handler may take the sender under any name, through `*args` or behind a decorator."""
     on(evt)(handler)
     assert len(evt.receivers) == 1

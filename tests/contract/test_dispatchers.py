@@ -1,4 +1,4 @@
-"""Where offloaded handlers go: the one installed distribution that says so, found when the first one is declared."""
+"""The dispatcher of offloaded handlers, found at the first offload through the one distribution that has one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DECLARING = """
 
 @pytest.fixture
 def distribution(tmp_path: Path) -> Callable[[str, str], None]:
-    """Installs a distribution of that name, with these entry points, beside the script."""
+    """A function that installs a distribution of that name, with these entry points, beside the script."""
 
     def install(name: str, entry_points: str) -> None:
         info = tmp_path / f"{name.replace('-', '_')}-9.dist-info"
@@ -47,26 +47,26 @@ def distribution(tmp_path: Path) -> Callable[[str, str], None]:
 
 def test_the_first_offload_finds_the_dispatcher(fresh_process: FreshProcess) -> None:
     """Inline handlers read no metadata and load no Celery; the first `offload=` does."""
-    ran = fresh_process(DECLARING)
-    assert ran.stdout.splitlines() == ["False False", "shop.mail True"], ran.stderr
+    process = fresh_process(DECLARING)
+    assert process.stdout.splitlines() == ["False False", "shop.mail True"], process.stderr
 
 
 def test_no_dispatcher_is_an_error_that_names_the_distribution(
     fresh_process: FreshProcess, distribution: Callable[[str, str], None]
 ) -> None:
-    """Where the metadata of Nitro has no entry point, as of another version, the declaration says what to install."""
+    """Without an entry point, as of another version of Nitro, the declaration names the distribution to install."""
     distribution("nitro-celery", "[celery.commands]\nnitro = nitro.cli:nitro\n")
-    ran = fresh_process(DECLARING)
-    assert "NoDispatcher nothing can be offloaded, because no installed distribution" in ran.stdout, ran.stderr
-    assert "install nitro-celery" in ran.stdout
+    process = fresh_process(DECLARING)
+    assert "NoDispatcher nothing can be offloaded, because no installed distribution" in process.stdout, process.stderr
+    assert "install nitro-celery" in process.stdout
 
 
 def test_two_dispatchers_are_an_error_that_names_both(
     fresh_process: FreshProcess, distribution: Callable[[str, str], None]
 ) -> None:
-    """Another distribution cannot take the place of Nitro's own by being there."""
+    """A second distribution with a dispatcher does not replace Nitro's, and the error names both."""
     distribution("other-queue", "[nitro.dispatchers]\nother = other.queue:wire\n")
-    ran = fresh_process(DECLARING)
-    assert "NoDispatcher nothing can be offloaded, because several" in ran.stdout, ran.stderr
-    assert "nitro-celery (nitro.bootstrap:wire)" in ran.stdout
-    assert "other-queue (other.queue:wire)" in ran.stdout
+    process = fresh_process(DECLARING)
+    assert "NoDispatcher nothing can be offloaded, because several" in process.stdout, process.stderr
+    assert "nitro-celery (nitro.bootstrap:wire)" in process.stdout
+    assert "other-queue (other.queue:wire)" in process.stdout

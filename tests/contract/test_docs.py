@@ -1,4 +1,4 @@
-"""The documentation is true: its Python runs, its links lead somewhere, its reference is what the code says."""
+"""The documentation is true: its Python runs, its links have targets, its reference equals the code's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pages import DOCS, REPOSITORY, ROOT, Block, blocks, name_of, pages, written
 
 RUNNABLE = {"python", "console", "hidden"}
 PICTURES = {"", "text", "py"}
-"""Languages of blocks that show something and are no snippet: diagrams, output, signatures."""
+"""Languages of blocks that are no snippets: diagrams, output, signatures."""
 BLOCKS = [block for page in pages() for block in blocks(page)]
 ALONE = [
     pytest.param(each, id=each.id) for each in BLOCKS if each.language == "python" and not (each.file or each.skip)
@@ -34,19 +34,19 @@ def parametrized(paths: list[Path]) -> list[pytest.param]:  # type: ignore[valid
 
 @pytest.mark.parametrize("block", ALONE)
 def test_a_block_runs_as_written(block: Block, tmp_path: Path) -> None:
-    """A reader can paste it into a file and run it, with no server and no setting."""
+    """A reader can run each block from a file, with no server and no setting."""
     script = tmp_path / "page.py"
     script.write_text(block.text)
     environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_there_are_blocks() -> None:
-    """The pages are found, so that the test above cannot pass for want of blocks."""
+    """The pages are found, so that the test above cannot pass without a block."""
     assert len(ALONE) >= 20
 
 
@@ -80,14 +80,14 @@ def test_the_readme_has_absolute_links() -> None:
 
 
 def test_the_package_names_its_repository() -> None:
-    """The URLs of the package are those that the README's links begin with."""
+    """The URLs of the package begin with the repository of the README's links."""
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     assert urls["Repository"] == REPOSITORY
     assert all(url.startswith(REPOSITORY) for url in urls.values())
 
 
 def test_the_readme_is_short() -> None:
-    """It has at most 110 lines."""
+    """The README has at most 110 lines."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 110
 
 
@@ -105,11 +105,11 @@ def test_commands_name_the_readers_app(page: Path) -> None:
 
 
 def test_the_reference_is_what_the_code_says() -> None:
-    """The generated pages are those that docs/generate.py would write now."""
-    checked = subprocess.run(
+    """The generated pages equal the output of docs/generate.py."""
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", DOCS / "generate.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
-    assert checked.returncode == 0, f"run `python docs/generate.py`: {checked.stdout}{checked.stderr}"
+    assert process.returncode == 0, f"run `python docs/generate.py`: {process.stdout}{process.stderr}"
 
 
 def test_every_option_is_described() -> None:
@@ -128,7 +128,7 @@ def test_the_reference_leaves_nothing_empty(page: str) -> None:
 
 
 def test_the_glossary_defines_its_words() -> None:
-    """The words that a reader needs are there, in order, with one or two sentences and the file that each lives in."""
+    """The glossary has its words in order, each with one or two sentences and the file of its code."""
     text = (DOCS / "reference/glossary.md").read_text()
     entries = re.findall(r"^## (.+)\n\n((?:.+\n)+?)\[nitro/([\w/.]+)\]\((.+)\)$", text, re.M)
     words = [word for word, *_ in entries]

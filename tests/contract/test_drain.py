@@ -17,7 +17,7 @@ WAIT = 10
 
 
 def test_drain_also_waits_for_what_they_start(evt: Event) -> None:
-    """A chain of emissions is one piece of work."""
+    """`drain` waits for a whole chain of emissions."""
     ran: list[int] = []
 
     @on(evt)
@@ -33,7 +33,7 @@ def test_drain_also_waits_for_what_they_start(evt: Event) -> None:
 
 
 def test_drain_says_whether_all_have_finished(evt: Event) -> None:
-    """After `timeout` seconds it gives up and says so."""
+    """`drain` returns False after `timeout` seconds, and True when all handlers have finished."""
     go = threading.Event()
 
     @on(evt)
@@ -47,7 +47,7 @@ def test_drain_says_whether_all_have_finished(evt: Event) -> None:
 
 
 def test_drain_on_a_loops_thread_is_an_error(evt: Event) -> None:
-    """It would block the loop for ever; the message names what to use."""
+    """`drain` on the thread of a loop would block it for ever, so it raises and names `drain_async`."""
 
     async def main() -> None:
         drain()
@@ -57,7 +57,7 @@ def test_drain_on_a_loops_thread_is_an_error(evt: Event) -> None:
 
 
 def test_drain_async_waits_for_the_background_loop_too(evt: Event) -> None:
-    """Handlers that a thread without a loop emitted are waited for as well."""
+    """`drain_async` waits also for handlers that a thread without a loop has started."""
     ran: list[object] = []
 
     @on(evt)
@@ -73,7 +73,7 @@ def test_drain_async_waits_for_the_background_loop_too(evt: Event) -> None:
 
 
 def test_drain_async_inside_a_handler_does_not_wait_for_itself(evt: Event) -> None:
-    """A handler can wait for what it has started."""
+    """`drain_async` in a handler waits for the handlers that it has started, and not for itself."""
     ran: list[object] = []
 
     @on(evt)
@@ -92,7 +92,7 @@ def test_drain_async_inside_a_handler_does_not_wait_for_itself(evt: Event) -> No
 
 
 def test_closing_loop_that_cancels_is_a_warning(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
-    """`asyncio.run` cancels what still runs; the log names handler and event."""
+    """`asyncio.run` cancels unfinished handlers at its end; the log names handler and event."""
 
     @on(evt, name="shop.mail")
     async def handler(sender: object) -> None:
@@ -109,7 +109,7 @@ def test_closing_loop_that_cancels_is_a_warning(evt: Event, caplog: pytest.LogCa
 
 
 def test_closed_loop_leaves_nothing_to_wait_for(evt: Event) -> None:
-    """Handlers of a loop that was closed do not hold up a later `drain`."""
+    """Handlers of a closed loop do not delay a later `drain`."""
 
     @on(evt)
     async def handler(sender: object) -> None:
@@ -124,7 +124,7 @@ def test_closed_loop_leaves_nothing_to_wait_for(evt: Event) -> None:
 
 @pytest.mark.parametrize("loop", ["running", "background"])
 def test_handlers_that_drain_do_not_wait_for_each_other(evt: Event, loop: str) -> None:
-    """Two that wait for all others both finish, and whoever drains from outside waits for both."""
+    """Two handlers that drain both finish, and a drain outside of them waits for both."""
     ran: list[str] = []
 
     def add(name: str) -> None:
@@ -149,7 +149,7 @@ def test_handlers_that_drain_do_not_wait_for_each_other(evt: Event, loop: str) -
 
 @pytest.mark.parametrize("loop", ["running", "background"])
 def test_chain_of_handlers_that_drain_finishes(evt: Event, loop: str) -> None:
-    """A handler that waits for a child that waits for its own child ends, and so do they."""
+    """Handlers finish although each waits for the handler that it has started."""
     ran: list[int] = []
 
     @on(evt)
@@ -172,7 +172,7 @@ def test_chain_of_handlers_that_drain_finishes(evt: Event, loop: str) -> None:
 
 
 def test_dropped_handler_of_a_closed_loop_is_silent(fresh_process: Callable[..., Any]) -> None:
-    """A handler that was pending when its loop was closed is no failure where it is thrown away, here in a fork."""
+    """A handler of a closed loop logs no failure when it is collected, here in a forked child."""
     source = """
 import asyncio, gc, os
 from nitro.infrastructure.events import emit, on
@@ -195,7 +195,7 @@ if not child:
     os._exit(0)
 print(os.waitpid(child, 0)[1])
 """
-    ended = fresh_process(source)
-    assert ended.stdout == "0\n"
-    assert "Exception ignored" not in ended.stderr
-    assert "shop.mail" not in ended.stderr
+    process = fresh_process(source)
+    assert process.stdout == "0\n"
+    assert "Exception ignored" not in process.stderr
+    assert "shop.mail" not in process.stderr

@@ -15,12 +15,12 @@ from nitro.infrastructure.events import Emission, Event, emit, on
 
 
 def seen(sender: object) -> str:
-    """A handler that other processes find, too."""
+    """A handler that another process can import, too."""
     return "seen"
 
 
 def test_emission_starts_empty(evt: Event) -> None:
-    """An emit that nobody hears returns an emission like any other."""
+    """An emit without handlers returns an empty emission."""
     emission = emit(evt)
     assert isinstance(emission, Emission)
     assert isinstance(emission, list)
@@ -38,7 +38,7 @@ def test_emission_id_is_a_uuid7_that_stays(evt: Event) -> None:
 
 
 def test_emission_travels_between_processes(evt: Event) -> None:
-    """By pickle, as of a pool of processes; the first of an event and any later one."""
+    """An emission can be pickled, as for a pool of processes: the first of an event and a later one."""
     on(evt)(seen)
     for emission in (emit(evt), emit(evt)):
         copied = pickle.loads(pickle.dumps(emission))
@@ -46,7 +46,7 @@ def test_emission_travels_between_processes(evt: Event) -> None:
 
 
 def test_emission_travels_without_the_functions_of_its_plan(evt: Event) -> None:
-    """A lambda that was heard as well, or is watched, keeps no emission in its process."""
+    """An emission can be pickled and copied although its handler is a lambda."""
     on(evt, on_error="log")(lambda sender: 1)
     emission = emit(evt)
     assert pickle.loads(pickle.dumps(emission)) == copy.deepcopy(emission) == [1]
@@ -54,19 +54,19 @@ def test_emission_travels_without_the_functions_of_its_plan(evt: Event) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"on_error": "log"}, {"condition": lambda sender: True}])
 def test_emission_is_of_its_class(evt: Event, options: dict[str, Any]) -> None:
-    """Whichever way the emit took, and whether another emission has caused it."""
+    """An emission is an Emission whatever the handler's options, also when another emission has caused it."""
     inner: list[type] = []
     on(evt, **options)(lambda sender: inner.append(type(emit("other"))))
     assert [type(emit(evt)), *inner] == [Emission, Emission]
 
 
 def test_emission_has_one_id_for_all_threads(evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads that ask for the id at the same moment get the same one."""
-    both = threading.Barrier(2)
+    """Two threads that read the id at the same moment get the same one."""
+    barrier = threading.Barrier(2)
 
     def slow() -> uuid.UUID:
         with suppress(threading.BrokenBarrierError):
-            both.wait(timeout=0.3)
+            barrier.wait(timeout=0.3)
         return uuid.uuid4()
 
     monkeypatch.setattr("uuid_utils.uuid7", slow)
@@ -80,14 +80,14 @@ def test_emission_has_one_id_for_all_threads(evt: Event, monkeypatch: pytest.Mon
 
 
 def test_inline_handlers_of_equal_name_are_told_apart(evt: Event) -> None:
-    """Reports name the second one `#2`, the third `#3`."""
+    """The second inline handler of a name is reported with `#2`, the third with `#3`."""
     for _ in range(3):
         on(evt, name="shop.audit", condition=lambda sender: False)(lambda sender: None)
     assert list(emit(evt).skipped) == ["shop.audit", "shop.audit#2", "shop.audit#3"]
 
 
 def test_name_of_a_task_is_never_changed(evt: Event, queue: Any) -> None:
-    """An inline handler of the same name gives way, also when it came first."""
+    """An inline handler with the name of a task is renamed, also when it was connected first."""
     on(evt, name="shop.audit", on_error="log")(lambda sender: 1 / 0)
     on(evt, name="shop.audit", offload=True)(lambda sender: None)
     emission = emit(evt)

@@ -13,12 +13,12 @@ from nitro.infrastructure.events import Event, emit_async, on
 
 
 def run(evt: Event, *args: Any, **kwargs: Any) -> Any:
-    """One emission on a loop of its own, with a bound on its time."""
+    """Emits on a loop of its own, with a timeout."""
     return asyncio.run(asyncio.wait_for(emit_async(evt, *args, **kwargs), 10))
 
 
 def test_every_kind_of_handler_is_awaited(evt: Event) -> None:
-    """The seed's four kinds all give their result."""
+    """Functions, coroutines, generators and async generators all give their result."""
 
     @on(evt)
     def function(sender: object) -> str:
@@ -43,7 +43,7 @@ def test_every_kind_of_handler_is_awaited(evt: Event) -> None:
 
 
 def test_handler_gets_sender_and_arguments(evt: Event) -> None:
-    """An async handler is called with what was emitted."""
+    """An async handler gets the sender and all arguments."""
 
     @on(evt)
     async def handler(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ def test_method_emit_async_does_the_same(evt: Event) -> None:
 
 
 def test_sync_handlers_of_a_priority_run_first_on_the_loops_thread(evt: Event) -> None:
-    """Sync ones run in order before any async one of equal priority has begun."""
+    """Sync handlers run in order before an async handler of equal priority starts."""
     steps: list[Any] = []
 
     @on(evt)
@@ -89,7 +89,7 @@ def test_sync_handlers_of_a_priority_run_first_on_the_loops_thread(evt: Event) -
 
 
 def test_async_handlers_of_a_priority_run_together(evt: Event) -> None:
-    """Each waits for the other, so neither could finish alone."""
+    """Async handlers of equal priority run concurrently: each waits for the other."""
 
     @on(evt)
     async def first(sender: Any) -> str:
@@ -107,7 +107,7 @@ def test_async_handlers_of_a_priority_run_together(evt: Event) -> None:
 
 
 def test_lower_priority_starts_after_the_higher_has_finished(evt: Event) -> None:
-    """Async handlers of different priority never overlap, nor with sync ones."""
+    """Async handlers of different priority never overlap, with each other or with sync handlers."""
     steps: list[str] = []
 
     def add(name: str, priority: int) -> None:
@@ -126,7 +126,7 @@ def test_lower_priority_starts_after_the_higher_has_finished(evt: Event) -> None
 
 
 def test_results_come_in_plan_order(evt: Event) -> None:
-    """Not the one that finishes first, but the one that was connected first stands first."""
+    """Results stand in the order of connection, not in the order in which handlers finish."""
     last = asyncio.Event()
 
     @on(evt)
@@ -145,7 +145,7 @@ def test_results_come_in_plan_order(evt: Event) -> None:
 
 
 def test_function_that_returns_a_coroutine_is_async(evt: Event) -> None:
-    """A decorator that hides the `async def` changes nothing."""
+    """A coroutine that a function returns is awaited."""
 
     async def work() -> str:
         return "awaited"
@@ -155,7 +155,7 @@ def test_function_that_returns_a_coroutine_is_async(evt: Event) -> None:
 
 
 def test_publishing_does_not_block_the_loop(evt: Event, queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop runs on while the broker takes its time."""
+    """The loop runs on during publishing."""
     loop_ran = threading.Event()
     monkeypatch.setattr(queue, "_publish", lambda names: queue.steps.append(loop_ran.wait(10)))
     on(evt, offload=True)(lambda sender: None)
@@ -172,7 +172,7 @@ def test_publishing_does_not_block_the_loop(evt: Event, queue: Any, monkeypatch:
 
 
 def test_publishing_waits_for_the_commit(evt: Event, queue: Any, open_transaction: Any) -> None:
-    """In a transaction nothing leaves before it is over."""
+    """In a transaction messages are published after the commit."""
     on(evt, offload=True, name="mail")(lambda sender: None)
     emission = run(evt)
     assert queue.steps == ["dispatch"]
@@ -194,14 +194,14 @@ def test_condition_skips_an_async_handler(evt: Event) -> None:
 
 
 def test_sender_by_keyword_is_a_type_error(evt: Event) -> None:
-    """As in `emit`."""
+    """A sender by keyword raises, as in `emit`."""
     with pytest.raises(EmitError, match="sender"):
         run(evt, sender="ada")
 
 
 @pytest.mark.parametrize("kind", ["task", "future"])
 def test_task_or_future_that_a_handler_returns_is_awaited(evt: Event, kind: str) -> None:
-    """A sync handler that starts something hands its result over."""
+    """A task or future that a sync handler returns is awaited, and its result is the handler's."""
 
     @on(evt)
     def starts(sender: object) -> Any:

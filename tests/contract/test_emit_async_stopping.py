@@ -1,4 +1,4 @@
-"""What stops an `emit_async`: contract section 4."""
+"""Cancellation and failure in `emit_async`: contract section 4."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nitro.infrastructure.events import Event, emit_async, on
 
 
 def run(evt: Event, *args: Any, **kwargs: Any) -> Any:
-    """One emission on a loop of its own, with a bound on its time."""
+    """Emits on a loop of its own, with a timeout."""
     return asyncio.run(asyncio.wait_for(emit_async(evt, *args, **kwargs), 10))
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "async generator", "function", "generator"])
 def test_false_stops_lower_priorities_and_the_queue(evt: Event, queue: Any, kind: str) -> None:
-    """Awaited handlers can cancel, whatever their kind."""
+    """A False of any kind of handler cancels lower priorities and offloaded handlers."""
 
     async def coroutine(sender: object) -> bool:
         return False
@@ -44,7 +44,7 @@ def test_false_stops_lower_priorities_and_the_queue(evt: Event, queue: Any, kind
 
 
 def test_async_generator_that_yields_false_is_closed_there(evt: Event) -> None:
-    """What follows the False does not run, its cleanup does, before `emit_async` returns."""
+    """An async generator that yields False is closed before `emit_async` returns, and its cleanup runs."""
     steps: list[str] = []
 
     @on(evt)
@@ -62,7 +62,7 @@ def test_async_generator_that_yields_false_is_closed_there(evt: Event) -> None:
 
 
 def test_siblings_of_a_cancelling_handler_finish(evt: Event) -> None:
-    """The whole group of one priority runs before a cancellation counts, and the first in plan order gets the name."""
+    """All handlers of one priority run before a cancellation counts; the first in plan order is named."""
     on(evt, name="first gate")(lambda sender: False)
     on(evt)(lambda sender: "sync sibling")
 
@@ -78,7 +78,7 @@ def test_siblings_of_a_cancelling_handler_finish(evt: Event) -> None:
 
 
 def test_siblings_of_a_failing_handler_finish(evt: Event, queue: Any) -> None:
-    """A failure counts when its group has run; lower priorities and the queue see nothing."""
+    """All handlers of one priority run before a failure counts; lower and offloaded ones do not run."""
     steps: list[str] = []
     on(evt)(lambda sender: 1 / 0)
     on(evt)(lambda sender: steps.append("sync sibling"))
@@ -97,7 +97,7 @@ def test_siblings_of_a_failing_handler_finish(evt: Event, queue: Any) -> None:
 
 
 def test_single_failure_is_raised_as_it_is(evt: Event) -> None:
-    """The very exception comes out, with the handler's name in a note."""
+    """A single exception is raised itself, with the handler's name in a note."""
     error = ValueError("no stock")
 
     @on(evt, name="shop.reserve")
@@ -111,7 +111,7 @@ def test_single_failure_is_raised_as_it_is(evt: Event) -> None:
 
 
 def test_several_failures_are_a_group(evt: Event) -> None:
-    """All of them come out, in plan order."""
+    """Several exceptions are raised as a group, in plan order."""
 
     @on(evt)
     async def first(sender: object) -> None:
@@ -127,7 +127,7 @@ def test_several_failures_are_a_group(evt: Event) -> None:
 
 
 def test_failure_beats_cancellation(evt: Event) -> None:
-    """A group in which one cancels and one fails has failed."""
+    """A failure wins over a cancellation of the same priority."""
     on(evt)(lambda sender: False)
 
     @on(evt)
@@ -151,7 +151,7 @@ def test_returned_exception_is_a_result(evt: Event) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()])
 def test_on_error_log_lets_the_rest_go_on(evt: Event, caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
-    """An async handler that fails, be it by what it awaited being cancelled, is logged and listed."""
+    """With `on_error="log"` an async handler that fails or raises CancelledError is logged and listed."""
 
     @on(evt, on_error="log", name="shop.audit")
     async def audit(sender: object) -> None:
@@ -165,7 +165,7 @@ def test_on_error_log_lets_the_rest_go_on(evt: Event, caplog: pytest.LogCaptureF
 
 
 def test_cancelling_the_emitter_cancels_its_handlers(evt: Event) -> None:
-    """Whoever cancels the awaiting task is obeyed, `on_error="log"` or not."""
+    """Cancelling the task of `emit_async` cancels its handlers, also with `on_error="log"`."""
     steps: list[str] = []
 
     @on(evt, on_error="log")
@@ -177,9 +177,9 @@ def test_cancelling_the_emitter_cancels_its_handlers(evt: Event) -> None:
             steps.append("ended")
 
     async def main() -> None:
-        begun = asyncio.Event()
-        emitting = asyncio.create_task(emit_async(evt, begun))
-        await begun.wait()
+        started = asyncio.Event()
+        emitting = asyncio.create_task(emit_async(evt, started))
+        await started.wait()
         emitting.cancel()
         await emitting
 

@@ -30,7 +30,7 @@ def test_highest_priority_runs_first(evt: Event) -> None:
 
 
 def test_equal_priorities_run_in_registration_order(evt: Event) -> None:
-    """Nothing is left to chance among equals."""
+    """Handlers of equal priority run in the order of their registration."""
     order: list[str] = []
     names = [f"handler{number}" for number in range(20)]
     for name in names:
@@ -40,13 +40,13 @@ def test_equal_priorities_run_in_registration_order(evt: Event) -> None:
 
 
 def test_handler_gets_sender_and_arguments(evt: Event) -> None:
-    """Everything behind the event travels to the handler as it was given."""
+    """A handler gets sender and arguments unchanged."""
     evt.connect(lambda *args, **kwargs: (args, kwargs))
     assert emit(evt, "ada", 1, 2, reason="new") == [(("ada", 1, 2), {"reason": "new"})]
 
 
 def test_sender_is_any_when_none_is_given(evt: Event) -> None:
-    """An emit without a sender says so to the handler."""
+    """A handler gets `ANY` from an emit without a sender."""
     evt.connect(lambda sender: sender is ANY)
     assert emit(evt) == [True]
 
@@ -60,7 +60,7 @@ def test_sender_by_keyword_is_a_type_error(evt: Event, kind: str) -> None:
 
 
 def test_results_leave_out_none(evt: Event) -> None:
-    """Only what a handler returned is a result; falsy values are results."""
+    """Every returned value but None is a result, falsy values included."""
     for result in (None, 0, "", [], "text", None):
         evt.connect(lambda sender, result=result: result)
     assert emit(evt) == [0, "", [], "text"]
@@ -73,7 +73,7 @@ def test_method_emit_does_the_same(evt: Event) -> None:
 
 
 def test_generator_is_drained_to_a_list(evt: Event) -> None:
-    """The result of a generator is what it yielded, an empty one included."""
+    """The result of a generator is the list of its values, also an empty one."""
 
     @on(evt)
     def three(sender: object) -> Any:
@@ -87,7 +87,7 @@ def test_generator_is_drained_to_a_list(evt: Event) -> None:
 
 
 def test_payload_that_cannot_travel_is_raised_by_emit(evt: Event, queue: Any) -> None:
-    """The emitter learns of it, and nothing is published."""
+    """A PayloadError is raised by the emit, and nothing is published."""
     queue.error = PayloadError("sender", "socket", "it is open", ["mail"])
     on(evt, offload=True, name="mail")(named("mail", []))
     with pytest.raises(PayloadError):
@@ -96,7 +96,7 @@ def test_payload_that_cannot_travel_is_raised_by_emit(evt: Event, queue: Any) ->
 
 
 def test_publishing_waits_for_the_commit(evt: Event, queue: Any, open_transaction: Any) -> None:
-    """In a transaction the payload is taken now and leaves after the commit."""
+    """In a transaction the payload is encoded at the emit and published after the commit."""
     on(evt, offload=True, name="mail")(named("mail", []))
     emission = emit(evt)
     assert queue.steps == ["dispatch"]
@@ -138,13 +138,13 @@ def test_muted_event_neither_calls_nor_queues(evt: Event, queue: Any) -> None:
 
 
 def test_glob_cannot_be_emitted(default: Any) -> None:
-    """A pattern is no event."""
+    """Emitting a glob raises."""
     with pytest.raises(EmitError, match="glob"):
         emit("order.*")
 
 
 def test_note_is_added_once(evt: Event) -> None:
-    """An exception object that a handler raises again and again does not grow."""
+    """An exception that a handler raises several times has its note once."""
     error = ValueError("no stock")
 
     @on(evt, name="shop.reserve")

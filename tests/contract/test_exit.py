@@ -23,26 +23,26 @@ async def mail(sender, **kwargs):
 
 
 def test_exit_waits_for_the_background_loop(fresh_process: Process) -> None:
-    """The last line of a script is no reason to lose a mail."""
-    ended = fresh_process(HANDLER + "emit('order.placed', 'ada')")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "mailed ada\n", "")
+    """A script ends after its async handlers have finished."""
+    process = fresh_process(HANDLER + "emit('order.placed', 'ada')")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "mailed ada\n", "")
 
 
 def test_exit_waits_for_what_they_start(fresh_process: Process) -> None:
-    """A chain of emissions finishes as well."""
+    """A script ends after a whole chain of emissions has finished."""
     chain = "@on('order.paid')\nasync def paid(sender):\n    emit('order.placed', sender)\n"
-    ended = fresh_process(HANDLER + chain + "emit('order.paid', 'ada')")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "mailed ada\n", "")
+    process = fresh_process(HANDLER + chain + "emit('order.paid', 'ada')")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "mailed ada\n", "")
 
 
 def test_exit_by_an_exception_waits_too(fresh_process: Process) -> None:
-    """A script that fails after its emit has still emitted."""
-    ended = fresh_process(HANDLER + "emit('order.placed', 'ada')\nraise SystemExit(3)")
-    assert (ended.returncode, ended.stdout) == (3, "mailed ada\n")
+    """A script that fails waits for its async handlers, too."""
+    process = fresh_process(HANDLER + "emit('order.placed', 'ada')\nraise SystemExit(3)")
+    assert (process.returncode, process.stdout) == (3, "mailed ada\n")
 
 
 def test_exit_waits_for_emits_of_other_threads(fresh_process: Process) -> None:
-    """A thread that outlives the main one can emit and lose nothing."""
+    """Handlers of a thread that runs longer than the main thread finish."""
     thread = (
         "import threading\n"
         "def late():\n"
@@ -50,26 +50,26 @@ def test_exit_waits_for_emits_of_other_threads(fresh_process: Process) -> None:
         "    emit('order.placed', 'ada')\n"
         "threading.Thread(target=late).start()\n"
     )
-    ended = fresh_process(HANDLER + thread)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "mailed ada\n", "")
+    process = fresh_process(HANDLER + thread)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "mailed ada\n", "")
 
 
 def test_exit_waits_no_longer_than_its_bound(fresh_process: Process) -> None:
-    """After 30 s, here shortened, the handler is given up and the log names it."""
+    """After 30 s, here shortened, the exit stops waiting, and the log names the handler."""
     forever = "@on('order.lost', name='shop.stuck')\nasync def stuck(sender):\n    await asyncio.Event().wait()\n"
-    ended = fresh_process(HANDLER + forever + "background.EXIT_WAIT_SECONDS = 0.05\nemit('order.lost')")
-    assert ended.returncode == 0
-    assert "shop.stuck" in ended.stderr
-    assert "order.lost" in ended.stderr
+    process = fresh_process(HANDLER + forever + "background.EXIT_WAIT_SECONDS = 0.05\nemit('order.lost')")
+    assert process.returncode == 0
+    assert "shop.stuck" in process.stderr
+    assert "order.lost" in process.stderr
 
 
 def test_bound_of_the_exit_is_thirty_seconds(fresh_process: Process) -> None:
-    """The contract's number is the one in use."""
+    """The exit waits for 30 s, as the contract says."""
     assert fresh_process(HANDLER + "print(background.EXIT_WAIT_SECONDS)").stdout == "30.0\n"
 
 
 def test_exit_of_a_program_without_async_handlers_waits_for_nothing(fresh_process: Process) -> None:
-    """No loop, no thread and no asyncio for those who need none."""
+    """A program without async handlers starts no thread and does not import asyncio."""
     source = (
         "import sys, threading\n"
         "from nitro.infrastructure.events import drain, emit, on\n"
@@ -81,7 +81,7 @@ def test_exit_of_a_program_without_async_handlers_waits_for_nothing(fresh_proces
 
 
 def test_import_loads_neither_celery_nor_the_database(fresh_process: Process) -> None:
-    """In-process events cost no more than they need: contract section 2."""
+    """Importing events loads no Celery, SQLAlchemy or pydantic: contract section 2."""
     source = (
         "import sys\n"
         "import nitro.infrastructure.events\n"
@@ -92,7 +92,7 @@ def test_import_loads_neither_celery_nor_the_database(fresh_process: Process) ->
 
 
 def test_forked_child_has_a_loop_of_its_own(fresh_process: Process) -> None:
-    """After a fork the parent's loop thread is gone; the child starts another."""
+    """A forked child starts its own background loop, because the parent's thread is gone."""
     fork = (
         "import os\n"
         "emit('order.placed', 'parent')\n"
@@ -103,12 +103,12 @@ def test_forked_child_has_a_loop_of_its_own(fresh_process: Process) -> None:
         "    os._exit(0 if drain(10) else 1)\n"
         "print('exit', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
-    ended = fresh_process(HANDLER + fork)
-    assert ended.stdout == "mailed parent\nmailed child\nexit 0\n"
+    process = fresh_process(HANDLER + fork)
+    assert process.stdout == "mailed parent\nmailed child\nexit 0\n"
 
 
 def test_child_forked_while_another_thread_asks_can_connect(fresh_process: Process) -> None:
-    """A lock that a thread of the parent held at the fork does not lock the child for ever."""
+    """A lock that a thread of the parent held at the fork does not block the child."""
     fork = (
         "import os, signal, threading\n"
         "held, go = threading.Event(), threading.Event()\n"
@@ -135,7 +135,7 @@ def test_child_forked_while_another_thread_asks_can_connect(fresh_process: Proce
 
 
 def test_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
-    """A handler that calls `sys.exit()` has failed, is logged with its name, and the next one still runs."""
+    """A handler that calls `sys.exit()` has failed, is logged by name, and the next handler still runs."""
     failing = (
         "background.EXIT_WAIT_SECONDS = 1.0\n"
         "@on('order.lost', name='shop.reserve')\n"
@@ -144,13 +144,13 @@ def test_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
         "drain(1)\n"
         "emit('order.placed', 'ada')\n"
     )
-    ended = fresh_process(HANDLER + failing)
-    assert ended.stdout == "mailed ada\n"
-    assert "handler shop.reserve of event order.lost by ANY failed" in ended.stderr
+    process = fresh_process(HANDLER + failing)
+    assert process.stdout == "mailed ada\n"
+    assert "handler shop.reserve of event order.lost by ANY failed" in process.stderr
 
 
 def test_task_of_a_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
-    """Nor can a task that a handler has left behind."""
+    """A task that a handler has started cannot end the background loop."""
     leaving = (
         "background.EXIT_WAIT_SECONDS = 1.0\n"
         "async def ends():\n    raise KeyboardInterrupt\n"
@@ -165,36 +165,36 @@ def test_task_of_a_handler_cannot_end_the_background_loop(fresh_process: Process
 
 @pytest.mark.parametrize("loop", ["running", "background"])
 def test_started_handler_is_not_garbage(fresh_process: Process, loop: str) -> None:
-    """A handler that waits for a future that only it knows is kept until it has finished."""
+    """A handler that waits for a future without another reference is kept until it has finished."""
     waiting = """
 import gc, threading, weakref
 background.EXIT_WAIT_SECONDS = 1.0
-begun, known = threading.Event(), []
+started, futures = threading.Event(), []
 
 @on("order.lost")
 async def waits(sender):
     future = asyncio.get_running_loop().create_future()
-    known.append(weakref.ref(future))
-    begun.set()
+    futures.append(weakref.ref(future))
+    started.set()
     await future
     print("finished")
 
 def release():
     gc.collect()
-    future = known[0]()
+    future = futures[0]()
     if future is None:
         raise SystemExit("collected")
     future.get_loop().call_soon_threadsafe(future.set_result, None)
 
 async def main():
     emit("order.lost")
-    while not begun.is_set():
+    while not started.is_set():
         await asyncio.sleep(0)
     release()
     await background.drain_async()
 
 """
-    use = {"running": "asyncio.run(main())", "background": "emit('order.lost')\nbegun.wait(10)\nrelease()"}
+    use = {"running": "asyncio.run(main())", "background": "emit('order.lost')\nstarted.wait(10)\nrelease()"}
     assert fresh_process(HANDLER + waiting + use[loop]).stdout == "finished\n"
 
 
@@ -212,10 +212,10 @@ async def mail(sender):
 
 @pytest.mark.parametrize("first", ["", "emit('order.placed', 'early')\n"], ids=["only at exit", "after the first emit"])
 def test_emit_of_an_exit_function_is_not_lost(fresh_process: Process, first: str) -> None:
-    """What was registered with `atexit` before the first emit runs last of all, and its emit is waited for."""
-    ended = fresh_process(AT_EXIT + "atexit.register(emit, 'order.placed', 'late')\n" + first)
+    """An `atexit` function from before the first emit runs last, and the exit waits for its emit."""
+    process = fresh_process(AT_EXIT + "atexit.register(emit, 'order.placed', 'late')\n" + first)
     mailed = ["mailed early", "mailed late"] if first else ["mailed late"]
-    assert (ended.returncode, ended.stdout.splitlines(), ended.stderr) == (0, mailed, "")
+    assert (process.returncode, process.stdout.splitlines(), process.stderr) == (0, mailed, "")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_emit_of_an_exit_function_is_not_lost(fresh_process: Process, first: str
 )
 @pytest.mark.parametrize("child", ["process", "pool"])
 def test_exit_of_a_child_of_multiprocessing_waits(fresh_process: Process, child: str, before: str) -> None:
-    """A forked worker of the standard library, which runs no `atexit` functions, loses nothing either."""
+    """A forked child of multiprocessing, which runs no `atexit` functions, waits for its handlers, too."""
     start = {
         "process": "    child = fork.Process(target=work)\n    child.start()\n    child.join()\n",
         "pool": "    with ProcessPoolExecutor(1, mp_context=fork) as pool:\n        pool.submit(work).result()\n",
@@ -236,13 +236,13 @@ def test_exit_of_a_child_of_multiprocessing_waits(fresh_process: Process, child:
         "if __name__ == '__main__':\n"
         "    fork = multiprocessing.get_context('fork')\n"
     )
-    ended = fresh_process(HANDLER + source + before + start[child])
+    process = fresh_process(HANDLER + source + before + start[child])
     mailed = [*(["mailed parent"] if before else []), "mailed child"]
-    assert (ended.returncode, ended.stdout.splitlines(), ended.stderr) == (0, mailed, "")
+    assert (process.returncode, process.stdout.splitlines(), process.stderr) == (0, mailed, "")
 
 
 def test_emit_of_a_thread_that_outlives_the_main_thread_does_not_wait(fresh_process: Process) -> None:
-    """A server's thread goes on when the main thread has ended; an emit there returns before its async handler ran."""
+    """An emit of a thread returns before its async handler has run, also after the main thread's end."""
     serve = (
         "import threading\n"
         "returned = threading.Event()\n"

@@ -19,7 +19,7 @@ async def fail_async(*args: Any, **kwargs: Any) -> Any:
 
 
 def test_explain_runs_no_handler_and_queues_nothing(evt: Event, queue: Any) -> None:
-    """It only says what would be done."""
+    """`explain` runs no handler and queues nothing."""
     evt.connect(fail)
     evt.connect(fail_async)
     on(evt, offload=True)(lambda sender: fail())
@@ -28,7 +28,7 @@ def test_explain_runs_no_handler_and_queues_nothing(evt: Event, queue: Any) -> N
 
 
 def test_explain_lists_handlers_in_order_with_their_place(evt: Event, queue: Any) -> None:
-    """Inline ones by priority, then the queue in the same order among itself."""
+    """Rows list inline handlers by priority, then offloaded handlers by priority."""
     on(evt, name="low", priority=-1)(fail)
     on(evt, name="mail", offload=True)(lambda sender: None)
     on(evt, name="web", offload=True, priority=9)(lambda sender: None)
@@ -43,7 +43,7 @@ def test_explain_lists_handlers_in_order_with_their_place(evt: Event, queue: Any
 
 
 def test_explain_gives_the_verdict_of_each_condition(evt: Event, queue: Any) -> None:
-    """None without a condition, otherwise whether it holds, and why not."""
+    """Each row says whether its condition holds, and the error of a condition that raises."""
     on(evt, name="free")(fail)
     on(evt, name="holds", condition=lambda sender, **kwargs: kwargs["total"] > 100)(lambda sender: fail())
     on(evt, name="false", condition=lambda sender, **kwargs: False)(lambda sender: fail())
@@ -62,7 +62,7 @@ def test_explain_gives_the_verdict_of_each_condition(evt: Event, queue: Any) -> 
 
 
 def test_explain_gives_delivery_and_payload_size(evt: Event, queue: Any) -> None:
-    """What the queue would get, handler by handler; an inline one has neither."""
+    """Rows of offloaded handlers have delivery and payload size; inline ones have neither."""
     on(evt, name="inline")(fail)
     on(evt, name="mail", offload=True)(lambda sender: None)
     on(evt, name="skipped", offload=True, condition=lambda sender: False)(lambda sender: fail())
@@ -74,7 +74,7 @@ def test_explain_gives_delivery_and_payload_size(evt: Event, queue: Any) -> None
 
 
 def test_explain_agrees_with_emit(evt: Event, queue: Any) -> None:
-    """Same handlers, same names, same verdicts as the emission that follows."""
+    """`explain` has the handlers, names and verdicts of the emission that follows."""
     for number in range(3):
         on(evt, name="audit", condition=lambda sender, number=number: number != 1)(lambda sender: None)
     on(evt, name="mail", offload=True)(lambda sender: None)
@@ -85,14 +85,14 @@ def test_explain_agrees_with_emit(evt: Event, queue: Any) -> None:
 
 
 def test_explain_asks_for_the_sender(evt: Event) -> None:
-    """Only handlers that hear the sender are in it."""
+    """Only handlers of that sender are listed."""
     on(evt, sender="ada", name="ada's")(fail)
     on(evt, sender="bob", name="bob's")(lambda sender: fail())
     assert [row.handler for row in evt.explain("ada")] == ["ada's"]
 
 
 def test_explain_prints_one_line_a_handler(evt: Event, queue: Any) -> None:
-    """What a person reads names the event, the place, the handler and the size."""
+    """The text names the event, and each handler with its place and size."""
     on(evt, name="shop.validate", priority=10)(fail)
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
     title, first, second = str(evt.explain("ada")).splitlines()
@@ -104,7 +104,7 @@ def test_explain_prints_one_line_a_handler(evt: Event, queue: Any) -> None:
 
 
 def test_explain_of_a_muted_event_is_empty(evt: Event) -> None:
-    """Nothing would be done."""
+    """A muted event would run nothing, so no handler is listed."""
     evt.connect(fail)
     with evt.muted():
         assert evt.explain("ada") == []
@@ -117,7 +117,7 @@ def test_explain_of_a_glob_is_an_error(default: Any) -> None:
 
 
 def test_explain_refuses_a_sender_by_keyword(evt: Event) -> None:
-    """What `emit` refuses is not explained as if it worked."""
+    """A sender by keyword raises, as in `emit`."""
     evt.connect(fail)
     with pytest.raises(EmitError, match="sender"):
         evt.explain(sender="ada")

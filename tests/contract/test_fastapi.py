@@ -32,7 +32,7 @@ class Booking(Entity, table=True):
 
 
 class Declined(Exception):
-    """What an endpoint raises after its write."""
+    """The error that an endpoint raises after its write."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +43,19 @@ def handler(evt: Event, app: Celery) -> None:
 
 
 def stored() -> tuple[int, int]:
-    """How many bookings and how many deliveries there are."""
+    """Returns the numbers of bookings and of deliveries."""
     with database.engine().connect() as connection:
         return tuple(len(connection.execute(select(table)).all()) for table in (Booking.id, deliveries.c.id))
 
 
 def open_block() -> Iterator[None]:
-    """A `def` dependency."""
+    """A `def` dependency with a transaction around the endpoint."""
     with transaction():
         yield
 
 
 async def open_async_block() -> AsyncIterator[None]:
-    """An `async def` dependency."""
+    """An `async def` dependency with a transaction around the endpoint."""
     async with transaction():
         yield
 
@@ -63,7 +63,7 @@ async def open_async_block() -> AsyncIterator[None]:
 def endpoint_of(
     evt: Event, kind: str, fails: bool = False, around: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> Any:
-    """An endpoint that saves, emits and perhaps fails, in a block of its own or in none."""
+    """Returns an endpoint that saves, emits and perhaps fails, in a block of its own or in none."""
 
     def place() -> None:
         with around():
@@ -81,7 +81,7 @@ def endpoint_of(
 
 
 def call(endpoint: Callable[..., Any], *dependencies: Any) -> None:
-    """Post to it, and raise what it raises."""
+    """Posts to the endpoint and raises its error."""
     api = FastAPI()
     api.post("/", dependencies=list(dependencies))(endpoint)
     with TestClient(api) as client:
@@ -96,7 +96,7 @@ def call(endpoint: Callable[..., Any], *dependencies: Any) -> None:
 def test_an_async_dependency_around_an_async_endpoint_is_one_commit(
     evt: Event, sent: Sent, fails: bool, scope: Any
 ) -> None:
-    """What the endpoint writes is committed with the block, or not at all."""
+    """Writes of an async endpoint are committed with the block of its async dependency, or not at all."""
     with pytest.raises(Declined) if fails else nullcontext():
         call(endpoint_of(evt, "async def", fails), Depends(open_async_block, scope=scope))
     assert stored() == ((0, 0) if fails else (1, 1))
@@ -106,7 +106,7 @@ def test_an_async_dependency_around_an_async_endpoint_is_one_commit(
 @ENDPOINTS
 @ENDS
 def test_a_block_inside_the_endpoint_is_one_commit(evt: Event, sent: Sent, endpoint: str, fails: bool) -> None:
-    """In a `def` endpoint too."""
+    """A block inside an endpoint is one commit, also in a `def` endpoint."""
     with pytest.raises(Declined) if fails else nullcontext():
         call(endpoint_of(evt, endpoint, fails, transaction))
     assert stored() == ((0, 0) if fails else (1, 1))
@@ -116,7 +116,7 @@ def test_a_block_inside_the_endpoint_is_one_commit(evt: Event, sent: Sent, endpo
 @DEPENDENCIES
 @ENDS
 def test_a_block_inside_a_def_endpoint_is_independent_of_a_dependency(evt: Event, dependency: str, fails: bool) -> None:
-    """Its own commit counts; the block of a `def` dependency raises nevertheless, as it is left elsewhere."""
+    """The endpoint's own commit counts, although the block of a `def` dependency raises at its end."""
     around = Depends(open_block if dependency == "def" else open_async_block)
     raised = TransactionError if dependency == "def" else Declined
     with pytest.raises(raised) if fails or dependency == "def" else nullcontext():
@@ -130,7 +130,7 @@ def test_a_block_inside_a_def_endpoint_is_independent_of_a_dependency(evt: Event
 def test_a_session_of_the_users_own_may_go_from_thread_to_thread(
     evt: Event, sent: Sent, endpoint: str, dependency: str, fails: bool
 ) -> None:
-    """Its own commit decides, whatever threads have used it one after the other."""
+    """The commit of a user's session decides, whichever threads use the session in turn."""
 
     def session() -> Iterator[Session]:
         with Session(database.engine()) as opened, opened.begin():
@@ -140,30 +140,30 @@ def test_a_session_of_the_users_own_may_go_from_thread_to_thread(
         with Session(database.engine()) as opened, opened.begin():
             yield opened
 
-    given = Annotated[Session, Depends(session if dependency == "def" else session_async)]
+    OpenedSession = Annotated[Session, Depends(session if dependency == "def" else session_async)]
 
     def write(opened: Session) -> Booking:
         opened.add(booking := Booking())
         return booking
 
-    def place(opened: given) -> None:  # type: ignore[valid-type]
+    def place(opened: OpenedSession) -> None:  # type: ignore[valid-type]
         emit(evt, write(opened))
         if fails:
             raise Declined
 
-    async def place_async(opened: given) -> None:  # type: ignore[valid-type]
+    async def place_async(opened: OpenedSession) -> None:  # type: ignore[valid-type]
         await emit_async(evt, write(opened))
         if fails:
             raise Declined
 
-    place.__annotations__["opened"] = place_async.__annotations__["opened"] = given
+    place.__annotations__["opened"] = place_async.__annotations__["opened"] = OpenedSession
     with pytest.raises(Declined) if fails else nullcontext():
         call(place if endpoint == "def" else place_async)
     assert stored() == ((0, 0) if fails else (1, 1))
     assert len(sent()) == stored()[1]
 
 
-# What raises
+# Patterns that raise
 
 
 @Scope
@@ -171,7 +171,7 @@ def test_a_session_of_the_users_own_may_go_from_thread_to_thread(
 def test_a_def_endpoint_does_not_write_in_the_block_of_an_async_dependency(
     evt: Event, sent: Sent, fails: bool, scope: Any
 ) -> None:
-    """It runs on another thread: nothing is stored, nothing leaves."""
+    """A `def` endpoint runs on another thread than its async dependency: it raises and nothing is stored."""
     with pytest.raises(TransactionError, match="`def` endpoint"):
         call(endpoint_of(evt, "def", fails), Depends(open_async_block, scope=scope))
     assert (stored(), sent()) == ((0, 0), [])
@@ -183,7 +183,7 @@ def test_a_def_endpoint_does_not_write_in_the_block_of_an_async_dependency(
 def test_the_block_of_a_def_dependency_raises_as_it_is_left_elsewhere(
     evt: Event, endpoint: str, fails: bool, scope: Any
 ) -> None:
-    """The endpoint has not seen it and has committed by itself, which stays."""
+    """The block of a `def` dependency raises at its end, and the endpoint's own commit stays."""
     with pytest.raises(TransactionError, match="`async def`") as raised:
         call(endpoint_of(evt, endpoint, fails), Depends(open_block, scope=scope))
     assert isinstance(raised.value.__cause__, Declined if fails else type(None))
@@ -206,7 +206,7 @@ def test_an_error_of_http_in_an_async_dependency_rolls_back_and_is_answered(evt:
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_a_background_task_runs_after_the_block_of_a_function_scope(evt: Event, kind: str) -> None:
-    """It writes as outside of any transaction."""
+    """A background task of a function-scoped dependency writes outside of any transaction."""
     api = FastAPI()
     endpoint = endpoint_of(evt, kind)
 
@@ -220,7 +220,7 @@ def test_a_background_task_runs_after_the_block_of_a_function_scope(evt: Event, 
 
 
 def test_a_def_background_task_inside_the_block_of_a_request_scope_raises(evt: Event) -> None:
-    """With FastAPI's default scope the block is still open then, on another thread."""
+    """In FastAPI's default scope the block is still open while a background task runs on another thread."""
     api = FastAPI()
 
     @api.post("/", dependencies=[Depends(open_async_block)])

@@ -1,4 +1,4 @@
-"""What the package offers at its front door, beyond what works: names, and honest refusals."""
+"""Top-level names of the package: unknown and lazy names, and errors of misuse."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from nitro.infrastructure.offload import cancel, current_delivery
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    """Lazy loading does not hide a spelling mistake."""
+    """An unknown name raises AttributeError in spite of lazy loading."""
     with pytest.raises(AttributeError, match="emitt"):
         _ = nitro.emitt
 
 
 def test_the_names_are_listed() -> None:
-    """`dir(nitro)` and completion know what is not loaded yet."""
+    """`dir(nitro)` lists names that are not loaded yet."""
     assert set(nitro.__all__) <= set(dir(nitro))
 
 
 @pytest.mark.parametrize("handler", [None, "shop.mail"])
 def test_cancelling_what_is_not_tracked_is_an_error(offloading: None, handler: str | None) -> None:
-    """Nobody is led to believe that a message in a broker was stopped."""
+    """Cancelling an untracked delivery raises and names Celery's `revoke`."""
     with pytest.raises(NotTracked, match="revoke"):
         cancel("01890a5d-ac96-774b-bcce-b302099a8057", handler)
 
 
 def test_there_is_no_delivery_outside_of_a_worker() -> None:
-    """A handler that is just called can tell."""
+    """`current_delivery()` is None in a handler that is called directly."""
     assert current_delivery() is None

@@ -15,7 +15,7 @@ from nitro.infrastructure.events import ANY, Event, Namespace, emit, emit_async,
 
 
 class Account:
-    """An entity as events see one: an identity of class and id."""
+    """A sender with an identity of class and id, as an entity has it."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -45,7 +45,7 @@ class Point:
     ],
 )
 def test_glob_hears_the_events_that_match(default: Namespace, glob: str, heard: list[str]) -> None:
-    """Names match as file names do, and case matters."""
+    """Globs match as file names do, and case matters."""
     seen: list[object] = []
     on(glob)(seen.append)
     for name in ("user.created", "user.deleted", "order.created"):
@@ -54,7 +54,7 @@ def test_glob_hears_the_events_that_match(default: Namespace, glob: str, heard: 
 
 
 def test_glob_hears_events_created_earlier_and_later(default: Namespace) -> None:
-    """It does not matter which of the two was declared first, or whether it was emitted before."""
+    """A glob hears events that were created or emitted before it, and later ones."""
     emit("user.created")
     seen: list[object] = []
     on("user.*")(seen.append)
@@ -73,7 +73,7 @@ def test_glob_handlers_are_ordered_with_all_others(default: Namespace) -> None:
 
 
 def test_function_heard_through_several_globs_runs_once(default: Namespace) -> None:
-    """By its first registration, though a later one has a higher priority."""
+    """A function on several globs runs once, by its first registration, although a later one is higher."""
     order: list[str] = []
 
     def handler(sender: object) -> None:
@@ -88,7 +88,7 @@ def test_function_heard_through_several_globs_runs_once(default: Namespace) -> N
 
 
 def test_glob_can_cancel_and_be_offloaded(default: Namespace, queue: Any) -> None:
-    """A glob's handlers are handlers like all others."""
+    """Handlers of a glob can cancel, and can be offloaded."""
     on("user.*", offload=True, name="audit")(lambda sender: None)
     emit("user.created")
     assert queue.queued == ["audit"]
@@ -98,7 +98,7 @@ def test_glob_can_cancel_and_be_offloaded(default: Namespace, queue: Any) -> Non
 
 
 def test_glob_is_emitted_by_no_way(default: Namespace) -> None:
-    """Each way to emit says that it is a glob."""
+    """Every function that emits raises for a glob and names it."""
     on("user.*")(lambda sender: pytest.fail("ran"))
     for emitting in (emit, lambda glob: event(glob).emit(), lambda glob: event(glob).send()):
         with pytest.raises(EmitError, match=r"user\.\*"):
@@ -132,7 +132,7 @@ def test_glob_can_be_muted(default: Namespace) -> None:
 
 
 def test_weak_glob_handler_vanishes(default: Namespace) -> None:
-    """The plans of the events it heard forget it."""
+    """A collected weak handler of a glob is gone from the plans of its events."""
 
     def handler(sender: object) -> str:
         return "heard"
@@ -146,16 +146,16 @@ def test_weak_glob_handler_vanishes(default: Namespace) -> None:
 
 
 def test_globs_hear_only_their_namespace(default: Namespace) -> None:
-    """`on("*")` is of the default namespace; another has globs of its own."""
-    mine = Namespace()
+    """A glob of the default namespace does not hear events of another namespace."""
+    namespace = Namespace()
     on("*")(lambda sender: "default")
-    on(mine.event("*"))(lambda sender: "mine")
-    assert emit(mine.event("user.created")) == ["mine"]
+    on(namespace.event("*"))(lambda sender: "mine")
+    assert emit(namespace.event("user.created")) == ["mine"]
     assert emit("user.created") == ["default"]
 
 
 def test_globs_are_no_events_of_the_namespace(default: Namespace) -> None:
-    """Who iterates over a namespace finds what can be emitted."""
+    """A namespace lists events that can be emitted, and no globs."""
     on("user.*")(lambda sender: None)
     created = event("user.created")
     assert list(default.values()) == [created]
@@ -170,30 +170,30 @@ def test_filter_signals_selects_by_glob(default: Namespace) -> None:
 
 
 def test_filter_signals_selects_in_a_namespace(default: Namespace) -> None:
-    """Another namespace can be asked as well."""
-    mine = Namespace()
-    created = mine.event("user.created")
+    """`filter_signals` takes another namespace as well."""
+    namespace = Namespace()
+    created = namespace.event("user.created")
     event("user.deleted")
-    assert filter_signals("user.*", mine) == {"user.created": created}
+    assert filter_signals("user.*", namespace) == {"user.created": created}
 
 
 def test_sender_hears_only_that_object(evt: Event) -> None:
-    """An object without identity is known by being the same one, not by equality."""
-    mine, other = Point(1), Point(1)
-    on(evt, sender=mine)(lambda sender: "heard")
-    assert [emit(evt, sender) for sender in (mine, other, None, ANY)] == [["heard"], [], [], []]
+    """A sender without an identity is matched by `is`, not by equality."""
+    point, other = Point(1), Point(1)
+    on(evt, sender=point)(lambda sender: "heard")
+    assert [emit(evt, sender) for sender in (point, other, None, ANY)] == [["heard"], [], [], []]
 
 
 @pytest.mark.parametrize("sender", ["ada", 7, 10**30, None, True, print, (1, 2)])
 def test_sender_can_be_any_object(evt: Event, sender: object) -> None:
-    """Not only objects of the user's own classes send."""
+    """Any object can be a sender, not only an entity."""
     on(evt, sender=sender)(lambda heard: "heard")
     assert emit(evt, sender) == ["heard"]
     assert emit(evt, "somebody else") == []
 
 
 def test_text_and_number_senders_are_known_by_value(evt: Event) -> None:
-    """As in blinker, a text from the network hears like a literal; other types of equal value do not."""
+    """Texts and numbers match by type and value, as in blinker."""
     on(evt, sender="shop-1")(lambda sender: "text")
     on(evt, sender=1)(lambda sender: "number")
     assert emit(evt, f"shop-{len([None])}") == ["text"]
@@ -208,40 +208,40 @@ def test_class_hears_its_instances(evt: Event) -> None:
 
 
 def test_entity_is_known_by_class_and_id(evt: Event) -> None:
-    """Another Python object of the same row is the same sender; the same id of another class is not."""
+    """An entity matches any object of the same row, and not the same id of another class."""
     on(evt, sender=Account("1"))(lambda sender: "heard")
     senders = (Account("1"), Account("2"), Invoice("1"))
     assert [emit(evt, sender) for sender in senders] == [["heard"], [], []]
 
 
 def test_entity_sender_need_not_stay_alive(evt: Event) -> None:
-    """The identity is what is heard, so the registration outlives the object it was made with."""
+    """A registration for an entity stays when the entity object is collected."""
     on(evt, sender=Account("1"))(lambda sender: "heard")
     gc.collect()
     assert emit(evt, Account("1")) == ["heard"]
 
 
 def test_plain_sender_is_not_kept_alive(evt: Event) -> None:
-    """A handler of one object ends with it, as in blinker."""
+    """A registration for a plain object ends with the object, as in blinker."""
     sender = Point(1)
-    gone = weakref.ref(sender)
+    reference = weakref.ref(sender)
     on(evt, sender=sender)(lambda heard: "heard")
     emit(evt, sender)
     del sender
     gc.collect()
-    assert gone() is None
+    assert reference() is None
     assert not evt.receivers
 
 
 def test_new_object_at_a_dead_senders_address_is_not_heard(evt: Event) -> None:
-    """An address that is used again does not make another object the sender."""
+    """A new object at the address of a collected sender does not match."""
     for _ in range(200):
         on(evt, sender=Point(1))(lambda sender: pytest.fail("heard a stranger"))
         emit(evt, Point(1))
 
 
 def test_one_function_can_hear_several_senders(evt: Event) -> None:
-    """Connected twice for two senders, it hears both, once each."""
+    """A function that is connected for two senders hears both, once each."""
 
     def handler(sender: object) -> object:
         return sender
@@ -252,7 +252,7 @@ def test_one_function_can_hear_several_senders(evt: Event) -> None:
 
 
 def test_disconnecting_from_one_sender_keeps_the_others(evt: Event) -> None:
-    """`disconnect(function, sender)` takes back one registration, one without a sender all."""
+    """`disconnect(function, sender)` removes one registration; without a sender it removes all."""
 
     def handler(sender: object) -> object:
         return sender
@@ -266,7 +266,7 @@ def test_disconnecting_from_one_sender_keeps_the_others(evt: Event) -> None:
 
 
 def test_class_and_any_handlers_mix_in_order(evt: Event) -> None:
-    """Who hears whom does not change the order."""
+    """Registrations for classes, objects and `ANY` run in one common order."""
     account, order = Account("1"), []
     for name, sender in (("class", Account), ("any", ANY), ("object", account), ("other", Point)):
         on(evt, sender=sender)(lambda heard, name=name: order.append(name))
@@ -287,12 +287,12 @@ def test_real_entity_is_known_by_class_and_id(evt: Event) -> None:
 
 
 def test_dead_weak_handlers_of_a_glob_are_forgotten(default: Namespace) -> None:
-    """What they held is freed when an event that they heard is planned anew."""
+    """Objects of a collected weak handler are freed when one of its events is planned again."""
     condition = functools.partial(bool)
-    held = weakref.ref(condition)
+    reference = weakref.ref(condition)
     handler = on("user.*", weak=True, condition=condition)(lambda sender: None)
     emit("user.created")
     del handler, condition
     emit("user.created")
     gc.collect()
-    assert held() is None
+    assert reference() is None

@@ -1,4 +1,4 @@
-"""Which sessions an emit joins: those of any mapped instance, at any depth, begun or written in any way."""
+"""Sessions that an emit joins: of any mapped instance, at any depth, begun or written in any way."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -26,7 +26,7 @@ Sent = Callable[..., list[Any]]
 
 
 class Basket(SQLModel, table=True):
-    """A plain table, whose ids the database gives."""
+    """A plain table with ids from the database."""
 
     __tablename__ = "joined_basket"
 
@@ -36,7 +36,7 @@ class Basket(SQLModel, table=True):
 
 
 class Apple(SQLModel, table=True):
-    """What is in one."""
+    """A member of a basket, with a relationship in both directions."""
 
     __tablename__ = "joined_apple"
 
@@ -46,7 +46,7 @@ class Apple(SQLModel, table=True):
 
 
 class Tag(SQLModel, table=True):
-    """What one has, without knowing of it."""
+    """A row that refers to a basket, which has no relationship back."""
 
     __tablename__ = "joined_tag"
 
@@ -56,7 +56,7 @@ class Tag(SQLModel, table=True):
 
 
 class Base(DeclarativeBase):
-    """Of the user's own."""
+    """The declarative base of the user's own."""
 
 
 class Ledger(Base):
@@ -69,18 +69,18 @@ class Ledger(Base):
 
 @dataclass
 class Carried:
-    """A dataclass that holds one."""
+    """A dataclass that holds a basket."""
 
     basket: Any
 
 
 class Wrapped(BaseModel):
-    """A pydantic model that holds one."""
+    """A pydantic model that holds a basket."""
 
     basket: Basket
 
 
-HELD: dict[str, Callable[[Basket], Any]] = {
+HOLDERS: dict[str, Callable[[Basket], Any]] = {
     "itself": lambda basket: basket,
     "list": lambda basket: [basket],
     "dict": lambda basket: {"baskets": [basket]},
@@ -121,8 +121,8 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def picked(evt: Event, app: Celery, engine: Engine) -> Event:
-    """An event with an offloaded handler, tracked in that database, where waiting for a lock fails at once."""
+def tracked(evt: Event, app: Celery, engine: Engine) -> Event:
+    """An event with a handler that is tracked in the user's database, where a lock fails at once."""
     bind(app, engine)
     listens_for(engine, "connect")(lambda driver, _record: driver.execute("PRAGMA busy_timeout=0"))
     on(evt, offload=True, name="shop.pick")(lambda sender, *args, **kwargs: None)
@@ -131,21 +131,21 @@ def picked(evt: Event, app: Celery, engine: Engine) -> Event:
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("flushed", [True, False], ids=["flushed", "pending"])
-@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("where", ["sender", "argument", "keyword"])
 def test_an_instance_at_any_depth_is_joined(
-    picked: Event, engine: Engine, sent: Sent, where: str, held: str, flushed: bool, end: str
+    tracked: Event, engine: Engine, sent: Sent, where: str, holder: str, flushed: bool, end: str
 ) -> None:
-    """What is emitted leaves with the commit of its session, and never after a rollback."""
+    """A message about an instance leaves with the commit of its session, and never after a rollback."""
     with ModelSession(engine) as session:
         session.add(basket := Basket())
         if flushed:
             session.flush()
-        value = HELD[held](basket)
+        value = HOLDERS[holder](basket)
         calls: dict[str, Callable[[], Any]] = {
-            "sender": lambda: picked.emit(value),
-            "argument": lambda: picked.emit("till", value),
-            "keyword": lambda: picked.emit("till", value=value),
+            "sender": lambda: tracked.emit(value),
+            "argument": lambda: tracked.emit("till", value),
+            "keyword": lambda: tracked.emit("till", value=value),
         }
         calls[where]()
         assert sent() == []
@@ -153,59 +153,59 @@ def test_an_instance_at_any_depth_is_joined(
     assert len(sent()) == (1 if end == "commit" else 0)
 
 
-@pytest.mark.parametrize("written", WRITES)
-def test_a_session_that_somebody_will_commit_is_joined(picked: Event, engine: Engine, sent: Sent, written: str) -> None:
-    """However it was begun, or written in: a rollback takes what was emitted about something it has only read."""
+@pytest.mark.parametrize("write", WRITES)
+def test_a_session_that_somebody_will_commit_is_joined(tracked: Event, engine: Engine, sent: Sent, write: str) -> None:
+    """A rollback drops emissions about a read instance, however the session was begun or written in."""
     with Session(engine) as session:
-        WRITES[written](session)
-        picked.emit([session.get_one(Basket, 1)])
+        WRITES[write](session)
+        tracked.emit([session.get_one(Basket, 1)])
         session.rollback()
     assert sent() == []
 
 
-def test_a_factory_that_begins_is_joined(picked: Event, engine: Engine, sent: Sent) -> None:
-    """`with sessionmaker.begin()` commits at its end, or rolls back."""
+def test_a_factory_that_begins_is_joined(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """Emissions leave with the commit of `with sessionmaker.begin()`, and never after its rollback."""
     factory = sessionmaker(engine)
     with pytest.raises(ZeroDivisionError), factory.begin() as session:
         session.add(basket := Basket())
-        picked.emit(basket)
+        tracked.emit(basket)
         raise ZeroDivisionError
     assert sent() == []
     with factory.begin() as session:
-        picked.emit([session.get_one(Basket, 1)])
+        tracked.emit([session.get_one(Basket, 1)])
         assert sent() == []
     assert len(sent()) == 1
 
 
-def test_a_savepoint_in_a_session_that_has_only_read_takes_its_own(picked: Event, engine: Engine, sent: Sent) -> None:
-    """What was emitted before it was begun by itself has left."""
+def test_a_savepoint_in_a_session_that_has_only_read_takes_its_own(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """A savepoint's rollback drops its own emissions; an earlier one has been committed by itself."""
     with Session(engine) as session:
-        picked.emit(session.get_one(Basket, 1), step="before")
+        tracked.emit(session.get_one(Basket, 1), step="before")
         session.rollback()
         basket = session.get_one(Basket, 1)
         with pytest.raises(ZeroDivisionError), session.begin_nested():
-            picked.emit(basket, step="in it")
+            tracked.emit(basket, step="in it")
             raise ZeroDivisionError
         session.commit()
     assert [message.payload.kwargs["step"] for message in sent()] == ["before"]
 
 
-def test_an_emit_after_another_one_waits_for_no_lock_of_its_own(picked: Event, engine: Engine, sent: Sent) -> None:
-    """A row that Nitro has written in a session is a write of that session."""
+def test_an_emit_after_another_one_waits_for_no_lock_of_its_own(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """Nitro's row in a session counts as a write, so that a second emit does not wait for its lock."""
     with Session(engine) as session:
         basket = session.get_one(Basket, 1)
         with session.begin_nested():
-            picked.emit(basket)
-        picked.emit(basket)
+            tracked.emit(basket)
+        tracked.emit(basket)
         session.commit()
     assert len(sent()) == 2
 
 
-def test_a_pending_instance_has_its_id(picked: Event, engine: Engine, sent: Sent) -> None:
-    """It is flushed first, and the handler gets one that is stored."""
+def test_a_pending_instance_has_its_id(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """The emit flushes a pending instance, and the handler gets it with its id."""
     with Session(engine) as session:
         session.add(basket := Basket(note="new"))
-        picked.emit("till", baskets={"new": basket})
+        tracked.emit("till", baskets={"new": basket})
         assert basket.id is not None
         session.commit()
         (message,) = sent()
@@ -213,7 +213,7 @@ def test_a_pending_instance_has_its_id(picked: Event, engine: Engine, sent: Sent
 
 
 def test_a_pending_instance_can_be_reloaded(evt: Event, app: Celery, engine: Engine, sent: Sent) -> None:
-    """Only its id travels, which it has by then."""
+    """A pending instance can be offloaded with `entity="reload"`, because the emit flushes it."""
     bind(app, engine)
     on(evt, offload={"entity": "reload"}, name="shop.pick")(lambda sender: None)
     with Session(engine) as session:
@@ -223,19 +223,19 @@ def test_a_pending_instance_can_be_reloaded(evt: Event, app: Celery, engine: Eng
     assert len(sent()) == 1
 
 
-def test_a_pending_member_of_a_stored_instance_has_its_id(picked: Event, engine: Engine, sent: Sent) -> None:
-    """The relationship is part of what travels."""
+def test_a_pending_member_of_a_stored_instance_has_its_id(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """A pending member of a relationship is flushed, because it is part of the payload."""
     with Session(engine) as session:
         basket = session.get_one(Basket, 1)
         basket.apples.append(Apple())
-        picked.emit(basket)
+        tracked.emit(basket)
         assert basket.apples[0].id is not None
         session.commit()
     assert len(sent()) == 1
 
 
 def test_nothing_is_flushed_for_handlers_that_run_here(evt: Event, engine: Engine) -> None:
-    """They take the instance as it is."""
+    """Inline handlers get a pending instance without a flush."""
     on(evt)(lambda sender: None)
     with Session(engine) as session:
         session.add(basket := Basket())
@@ -245,44 +245,44 @@ def test_nothing_is_flushed_for_handlers_that_run_here(evt: Event, engine: Engin
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_async_handlers_wait_for_a_declarative_instance(evt: Event, engine: Engine, app: Celery, end: str) -> None:
-    """Such as no codec need take."""
-    heard: list[int] = []
+    """Async inline handlers start after the commit, also for an instance that the codec need not support."""
+    lengths: list[int] = []
 
     @on(evt)
     async def handler(sender: list[Ledger]) -> None:
-        heard.append(len(sender))
+        lengths.append(len(sender))
 
     with Session(engine) as session:
         session.add(ledger := Ledger())
         evt.emit([ledger])
         assert drain(1)
-        assert heard == []
+        assert lengths == []
         getattr(session, end)()
     assert drain(5)
-    assert heard == ([1] if end == "commit" else [])
+    assert lengths == ([1] if end == "commit" else [])
 
 
-def test_an_emit_in_a_listener_of_the_flush_is_joined(picked: Event, engine: Engine, sent: Sent) -> None:
-    """After the INSERT its instance has an id, and is flushed no second time."""
-    listens_for(Basket, "after_insert", once=True)(lambda _mapper, _connection, basket: picked.emit(basket) and None)
+def test_an_emit_in_a_listener_of_the_flush_is_joined(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """In `after_insert` the instance has an id and is not flushed a second time."""
+    listens_for(Basket, "after_insert", once=True)(lambda _mapper, _connection, basket: tracked.emit(basket) and None)
     with Session(engine) as session:
         session.add(basket := Basket())
         session.commit()
         assert [message.payload.sender.id for message in sent()] == [basket.id]
 
 
-def test_an_emit_in_a_listener_of_the_commit_commits_by_itself(picked: Event, engine: Engine, sent: Sent) -> None:
-    """There is nothing left to wait for."""
+def test_an_emit_in_a_listener_of_the_commit_commits_by_itself(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """In `after_commit` an emit commits by itself."""
     with Session(engine) as session:
         session.add(basket := Basket())
-        listens_for(session, "after_commit", once=True)(lambda _session: picked.emit([basket]))
+        listens_for(session, "after_commit", once=True)(lambda _session: tracked.emit([basket]))
         session.commit()
         assert len(sent()) == 1
 
 
-def test_an_emit_before_the_insert_says_that_there_is_no_id(picked: Event, engine: Engine) -> None:
-    """There the database has not given one yet."""
-    listens_for(Basket, "before_insert", once=True)(lambda _mapper, _connection, basket: picked.emit(basket) and None)
+def test_an_emit_before_the_insert_says_that_there_is_no_id(tracked: Event, engine: Engine) -> None:
+    """In `before_insert` an emit raises, because the database has not given an id yet."""
+    listens_for(Basket, "before_insert", once=True)(lambda _mapper, _connection, basket: tracked.emit(basket) and None)
     with Session(engine) as session, pytest.raises(TransactionError, match=r"Basket has no primary key.*after_insert"):
         session.add(Basket())
         session.flush()
@@ -290,24 +290,24 @@ def test_an_emit_before_the_insert_says_that_there_is_no_id(picked: Event, engin
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[Engine]:
-    """Another database."""
+    """A second database."""
     other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
     SQLModel.metadata.create_all(other)
     yield other
     other.dispose()
 
 
-@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("holder", HOLDERS)
 def test_two_databases_are_an_error_at_any_depth(
-    picked: Event, engine: Engine, other: Engine, sent: Sent, held: str
+    tracked: Event, engine: Engine, other: Engine, sent: Sent, holder: str
 ) -> None:
-    """One commit cannot cover both; the message names them, and neither session is flushed."""
+    """Instances of two databases raise an error that names both, and neither session is flushed."""
     with Session(engine) as one, Session(other) as another:
-        one.add(mine := Basket())
-        another.add(theirs := Basket())
+        one.add(basket := Basket())
+        another.add(other_basket := Basket())
         with pytest.raises(TransactionError, match=r"other\.db.*own\.db|own\.db.*other\.db"):
-            picked.emit(HELD[held](mine), there=HELD[held](theirs))
-        assert mine.id is theirs.id is None
+            tracked.emit(HOLDERS[holder](basket), there=HOLDERS[holder](other_basket))
+        assert basket.id is other_basket.id is None
         one.commit()
         another.commit()
     assert sent() == []
@@ -315,9 +315,9 @@ def test_two_databases_are_an_error_at_any_depth(
 
 @pytest.mark.parametrize("block", ["transaction()", "another session"])
 def test_two_sessions_that_write_in_one_database_are_an_error(
-    picked: Event, engine: Engine, sent: Sent, block: str
+    tracked: Event, engine: Engine, sent: Sent, block: str
 ) -> None:
-    """Either commit could fail when the other is done; the message says so, and the way out."""
+    """Two writing sessions raise an error, because one of two commits could fail alone."""
     with (
         Session(engine) as session,
         pytest.raises(TransactionError, match=r"two commits.*Basket.*transaction\(session\)"),
@@ -325,20 +325,20 @@ def test_two_sessions_that_write_in_one_database_are_an_error(
         session.add(basket := Basket())
         if block == "transaction()":
             with transaction():
-                picked.emit(basket)
+                tracked.emit(basket)
         else:
             with Session(engine) as second:
                 second.add(rival := Basket())
-                picked.emit(basket, rival=rival)
+                tracked.emit(basket, rival=rival)
     assert sent() == []
 
 
-def test_a_session_that_was_begun_and_has_only_read_is_no_rival(picked: Event, engine: Engine, sent: Sent) -> None:
-    """The one that writes is waited for."""
+def test_a_session_that_was_begun_and_has_only_read_is_no_rival(tracked: Event, engine: Engine, sent: Sent) -> None:
+    """An emit about a reading and a writing session joins the writing one."""
     with Session(engine) as reader, reader.begin(), Session(engine) as writer:
         read = reader.get_one(Basket, 1)
         writer.add(written := Basket())
-        picked.emit(read, written=written)
+        tracked.emit(read, written=written)
         writer.commit()
         assert len(sent()) == 1
 
@@ -348,7 +348,7 @@ def test_a_session_that_was_begun_and_has_only_read_is_no_rival(picked: Event, e
 
 @pytest.fixture
 def awaiting(engine: Engine) -> Callable[[Callable[[AsyncSession], Coroutine[Any, Any, None]]], None]:
-    """Runs a coroutine function with an `AsyncSession` on that database, which is closed at the end."""
+    """A function that runs a coroutine function with an `AsyncSession`, which is closed at the end."""
     url = engine.url.set(drivername="sqlite+aiosqlite")
 
     async def within(work: Callable[[AsyncSession], Coroutine[Any, Any, None]]) -> None:
@@ -363,12 +363,12 @@ def awaiting(engine: Engine) -> Callable[[Callable[[AsyncSession], Coroutine[Any
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_emit_async_flushes_an_async_session(picked: Event, sent: Sent, awaiting: Any, end: str) -> None:
-    """It can wait for it, so that the instance has its id; what is emitted leaves with the commit."""
+def test_emit_async_flushes_an_async_session(tracked: Event, sent: Sent, awaiting: Any, end: str) -> None:
+    """`emit_async` flushes an AsyncSession, and the message leaves with its commit."""
 
     async def work(session: AsyncSession) -> None:
         session.add(basket := Basket())
-        await picked.emit_async([basket])
+        await tracked.emit_async([basket])
         assert basket.id is not None
         assert sent() == []
         await getattr(session, end)()
@@ -379,9 +379,9 @@ def test_emit_async_flushes_an_async_session(picked: Event, sent: Sent, awaiting
 
 @pytest.mark.parametrize("vanished", [False, True])
 def test_emit_async_reads_expired_columns_of_an_async_session(
-    picked: Event, sent: Sent, awaiting: Any, vanished: bool
+    tracked: Event, sent: Sent, awaiting: Any, vanished: bool
 ) -> None:
-    """A commit has expired them; where their row has vanished since, the error says that they cannot be read."""
+    """Expired columns are read again; a row that is gone raises an error about it."""
 
     async def work(session: AsyncSession) -> None:
         basket = await session.get_one(Basket, 1)
@@ -391,23 +391,23 @@ def test_emit_async_reads_expired_columns_of_an_async_session(
         if vanished:
             await session.execute(delete(Basket), execution_options={"synchronize_session": False})
         with pytest.raises(PayloadError, match="could not be read again") if vanished else nullcontext():
-            await picked.emit_async("till", [basket])
+            await tracked.emit_async("till", [basket])
         await session.commit()
 
     awaiting(work)
     assert [message.payload.args[0][0].note for message in sent()] == ([] if vanished else ["ripe"])
 
 
-def test_emit_cannot_flush_an_async_session(picked: Event, sent: Sent, awaiting: Any) -> None:
-    """An instance without an id is an error that says what to do, and with one it is joined."""
+def test_emit_cannot_flush_an_async_session(tracked: Event, sent: Sent, awaiting: Any) -> None:
+    """`emit` with an AsyncSession raises for an instance without an id, and joins with one that has it."""
 
     async def work(session: AsyncSession) -> None:
         session.add(basket := Basket())
         with pytest.raises(TransactionError, match=r"Basket has no primary key.*await session\.flush\(\).*emit_async"):
-            picked.emit({"basket": basket})
+            tracked.emit({"basket": basket})
         session.expunge(basket)
         session.add(keyed := Basket(id=7))
-        picked.emit({"basket": keyed})
+        tracked.emit({"basket": keyed})
         assert sent() == []
         await session.commit()
 
@@ -417,13 +417,13 @@ def test_emit_cannot_flush_an_async_session(picked: Event, sent: Sent, awaiting:
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_flushed_async_session_is_joined(picked: Event, sent: Sent, awaiting: Any, end: str) -> None:
-    """Also by an emit that waits for nothing."""
+def test_a_flushed_async_session_is_joined(tracked: Event, sent: Sent, awaiting: Any, end: str) -> None:
+    """`emit` joins an AsyncSession that has been flushed."""
 
     async def work(session: AsyncSession) -> None:
         session.add(basket := Basket())
         await session.flush()
-        picked.emit("till", baskets=[basket])
+        tracked.emit("till", baskets=[basket])
         await getattr(session, end)()
 
     awaiting(work)
@@ -435,14 +435,14 @@ def test_a_flushed_async_session_is_joined(picked: Event, sent: Sent, awaiting: 
 
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "create_savepoint", "rollback_only"])
 def test_nothing_tracked_leaves_before_the_transaction_around_the_session(
-    picked: Event, engine: Engine, sent: Sent, mode: Any
+    tracked: Event, engine: Engine, sent: Sent, mode: Any
 ) -> None:
-    """The session's commit ends nothing there; a relay publishes what the outer commit has made visible."""
+    """The commit of an inner session publishes nothing tracked; the outer transaction decides."""
     with engine.connect() as connection:
         outer = connection.begin()
         with Session(connection, join_transaction_mode=mode) as session:
             session.add(basket := Basket())
-            picked.emit(basket)
+            tracked.emit(basket)
             session.commit()
             assert sent() == []
         outer.rollback()
@@ -453,19 +453,19 @@ def test_nothing_tracked_leaves_before_the_transaction_around_the_session(
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
 @pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only"])
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("begun_again", [False, True])
 def test_a_session_that_has_only_read_shares_the_fate_of_the_transaction_around_it(
-    picked: Event, engine: Engine, mode: Any, ending: str, begun: bool
+    tracked: Event, engine: Engine, mode: Any, ending: str, begun_again: bool
 ) -> None:
-    """That one was begun explicitly, whether or not the session has begun again since its commit."""
+    """The explicit outer transaction decides, whether or not the session has begun again after its commit."""
     with engine.connect() as connection:
         outer = connection.begin()
         with Session(connection, join_transaction_mode=mode, expire_on_commit=False) as session:
             session.add(basket := Basket())
             session.commit()
-            if begun:
+            if begun_again:
                 session.refresh(basket)
-            picked.emit(basket)
+            tracked.emit(basket)
             session.commit()
         getattr(outer, ending)()
     with engine.connect() as connection:
@@ -473,11 +473,11 @@ def test_a_session_that_has_only_read_shares_the_fate_of_the_transaction_around_
 
 
 def test_a_connection_without_a_transaction_of_its_own_changes_nothing(
-    picked: Event, engine: Engine, sent: Sent
+    tracked: Event, engine: Engine, sent: Sent
 ) -> None:
-    """The session begins and ends its transaction there."""
+    """The message leaves with the session's commit, because the connection has no outer transaction."""
     with engine.connect() as connection, Session(connection) as session:
         session.add(basket := Basket())
-        picked.emit(basket)
+        tracked.emit(basket)
         session.commit()
         assert len(sent()) == 1

@@ -1,4 +1,4 @@
-"""`NITRO_JOURNAL=on`: what is recorded besides deliveries, and that no emit waits for it: contract section 10."""
+"""`NITRO_JOURNAL=on`: emissions without deliveries are recorded, and no emit waits for it: contract section 10."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ AWAY = "postgresql://postgres@127.0.0.1:9/away"
 
 
 class Bottle(Entity, table=True):
-    """Somebody who emits."""
+    """A sender."""
 
     __tablename__ = "journal_bottle"
 
 
 class Shy(Entity, table=True):
-    """Somebody who cannot be shown."""
+    """A sender with a field that cannot be shown."""
 
     __tablename__ = "journal_shy"
     __nitro_show__ = ("missing",)
 
 
 @pytest.fixture
-def held(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A database that takes nothing until this is set."""
+def writes_allowed(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """An event that blocks every write of the journal until it is set."""
     go, insert = threading.Event(), journal._insert_entries
 
     def wait(notes: list[Any]) -> None:
@@ -55,40 +55,40 @@ def held(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterat
     assert journal_on.flush(20)
 
 
-def heard(evt: Event) -> Event:
-    """The same event, which somebody hears inline."""
+def with_handler(evt: Event) -> Event:
+    """Connects an inline handler and returns the event."""
     on(evt, name="shop.stock")(lambda sender, **kwargs: None)
     return evt
 
 
 @on_each_database
 def test_an_emission_without_offloads_is_recorded(journal_on: object, evt: Event) -> None:
-    """By its id, as a root without a parent."""
-    emission = emit(heard(evt), Bottle(id="b1"))
-    found = only()
-    assert (found.id, found.event, found.sender) == (emission.id, "order.placed", "Bottle:b1")
-    assert (found.root, found.parent, found.story["caused_in"]) == (None, None, None)
-    assert found.outcomes == {"shop.stock": "done"}
+    """An emission without offloads is recorded by its id, as a root without a parent."""
+    emission = emit(with_handler(evt), Bottle(id="b1"))
+    row = only()
+    assert (row.id, row.event, row.sender) == (emission.id, "order.placed", "Bottle:b1")
+    assert (row.root, row.parent, row.story["caused_in"]) == (None, None, None)
+    assert row.outcomes == {"shop.stock": "done"}
 
 
 def test_an_emission_that_nobody_hears_is_recorded(journal_on: object, evt: Event) -> None:
-    """That nothing became of it is worth knowing."""
+    """An emission without handlers is recorded."""
     emission = emit(evt, "ada")
     assert (only().id, only().outcomes) == (emission.id, {})
 
 
 def test_without_the_journal_nothing_is_recorded(evt: Event, app: Celery) -> None:
-    """But for what has a tracked delivery."""
-    emit(heard(evt), "ada")
+    """Without the journal only emissions with a tracked delivery are recorded."""
+    emit(with_handler(evt), "ada")
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
     tracked = emit(evt, "bob")
     assert journal.journal.flush(20)
-    assert [found.id for found in rows()] == [tracked.id]
+    assert [row.id for row in rows()] == [tracked.id]
 
 
 def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object, evt: Event, app: Celery) -> None:
-    """In the row that they have anyway."""
-    on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
+    """An emission with tracked deliveries is recorded once, in the row that they need anyway."""
+    on(with_handler(evt), name="shop.mail", offload=True)(lambda sender: None)
     emission = emit(evt, "ada")
     assert not journal.journal._entries
     assert only().id == emission.id
@@ -98,7 +98,7 @@ def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object
 def test_what_celery_runs_at_once_is_recorded(
     journal_on: object, evt: Event, make_app: Callable[..., Celery], delivery: str
 ) -> None:
-    """With `task_always_eager` nothing is tracked, and no row tells of it but the journal's."""
+    """With `task_always_eager` nothing is tracked, and the journal records the emission."""
     bind(make_app(task_always_eager=True))
     further = type(evt)("further")
     on(further, name="shop.count")(lambda sender: None)
@@ -113,7 +113,7 @@ def test_what_celery_runs_at_once_is_recorded(
 def test_what_celery_runs_at_once_and_raises_is_recorded(
     journal_on: object, evt: Event, make_app: Callable[..., Celery]
 ) -> None:
-    """With `task_eager_propagates` an emit raises what its handler does."""
+    """With `task_eager_propagates` an emission whose handler raises is recorded with the error."""
     bind(make_app(task_always_eager=True, task_eager_propagates=True))
 
     @on(evt, name="shop.mail", offload={"max_retries": 0})
@@ -126,21 +126,21 @@ def test_what_celery_runs_at_once_and_raises_is_recorded(
 
 
 def test_only_an_emission_with_offloads_is_recorded_as_rolled_back(journal_on: object, evt: Event, app: Celery) -> None:
-    """The offloads of an emission are gone with the transaction; inline handlers alone did run."""
+    """A rollback marks an emission with offloads; an emission with only inline handlers stays unmarked."""
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
-    inline = heard(Namespace().event("seen"))
+    inline = with_handler(Namespace().event("seen"))
     with pytest.raises(ZeroDivisionError), transaction():
         placed = emit(evt, "ada")
         seen = emit(inline, "ada")
         raise ZeroDivisionError
-    found = {each.id: each.story.get("rolled_back", False) for each in recorded(2)}
-    assert found == {placed.id: True, seen.id: False}
+    rolled_back = {row.id: row.story.get("rolled_back", False) for row in recorded(2)}
+    assert rolled_back == {placed.id: True, seen.id: False}
 
 
 @on_each_database
 def test_a_tracked_emissions_story_commits_with_the_callers_data(evt: Event, app: Celery) -> None:
-    """Nobody sees it before."""
-    on(heard(evt), name="shop.mail", offload=True)(lambda sender: None)
+    """The story of a tracked emission is visible to other connections after the caller's commit only."""
+    on(with_handler(evt), name="shop.mail", offload=True)(lambda sender: None)
     with transaction():
         emit(evt, "ada")
         assert rows_of_another_connection() == []
@@ -148,8 +148,8 @@ def test_a_tracked_emissions_story_commits_with_the_callers_data(evt: Event, app
 
 
 def test_a_stored_untracked_delivery_has_a_story_too(journal_on: object, evt: Event, app: Celery) -> None:
-    """The broker was away, and it waits in the outbox: its emission is told of like any other."""
-    on(heard(evt), name="shop.mail", offload={"delivery": "broker"})(lambda sender: None)
+    """An emission whose untracked delivery waits in the outbox, with its broker away, is recorded."""
+    on(with_handler(evt), name="shop.mail", offload={"delivery": "broker"})(lambda sender: None)
     publisher._failures, publisher._paused_until = 1, float("inf")
     emit(evt, "ada")
     assert journal.journal.flush(20)
@@ -158,36 +158,36 @@ def test_a_stored_untracked_delivery_has_a_story_too(journal_on: object, evt: Ev
 
 
 def test_an_emit_makes_no_query(journal_on: object, evt: Event, app: Celery) -> None:
-    """Another thread writes."""
-    heard(evt)
+    """The journal writes on a thread of its own; the emit makes no query."""
+    with_handler(evt)
     threads: set[int] = set()
     sqlalchemy_event.listen(engine(), "before_cursor_execute", lambda *_: threads.add(threading.get_ident()))
     emission = emit(evt, "ada")
-    mine = threading.get_ident() in threads
+    on_this_thread = threading.get_ident() in threads
     assert journal.journal.flush(20)
-    assert (mine, len(threads)) == (False, 1)
+    assert (on_this_thread, len(threads)) == (False, 1)
     assert only().id == emission.id
 
 
-def test_an_emit_does_not_wait_for_the_database(held: threading.Event, evt: Event) -> None:
-    """It has returned before anything is written."""
-    emissions = [emit(heard(evt), "ada") for _ in range(3)]
+def test_an_emit_does_not_wait_for_the_database(writes_allowed: threading.Event, evt: Event) -> None:
+    """An emit returns before its emission is written."""
+    emissions = [emit(with_handler(evt), "ada") for _ in range(3)]
     assert rows() == []
-    held.set()
-    assert [found.id for found in recorded(3)] == [emission.id for emission in emissions]
+    writes_allowed.set()
+    assert [row.id for row in recorded(3)] == [emission.id for emission in emissions]
 
 
 def test_a_database_that_is_away_is_waited_for(
     journal_on: object, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No emit fails; what was noted is written when it is back, and the log says when it was away."""
+    """No emit fails while the database is away; emissions are written later, and the log tells of the outage."""
     with monkeypatch.context() as patch:
         patch.setenv("NITRO_DB_URL", AWAY)
         reset()
-        emissions = [emit(heard(evt), "ada") for _ in range(3)]
+        emissions = [emit(with_handler(evt), "ada") for _ in range(3)]
         until(lambda: "nitro-journal failed and retries" in caplog.text)
     reset()
-    assert [found.id for found in recorded(3)] == [emission.id for emission in emissions]
+    assert [row.id for row in recorded(3)] == [emission.id for emission in emissions]
     until(lambda: "nitro-journal works again" in caplog.text)
     assert [record.levelname for record in caplog.records if record.name == "nitro.outbox"] == ["WARNING"] * 2
 
@@ -198,14 +198,14 @@ def test_an_engine_in_memory_is_left_to_the_program(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It has one connection: who wrote there from another thread would commit what is not finished. It is said once."""
+    """The journal does not write to an engine with one connection, where it would commit the program's open work."""
     use_engine(create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}))
     monkeypatch.setattr(journal_on, "_has_warned_of_memory", False, raising=False)
     Bottle.init_db()
     for _ in range(2):
         with pytest.raises(InterruptedError), transaction():
             Bottle(id="b1").save()
-            emit(heard(evt), "ada")
+            emit(with_handler(evt), "ada")
             assert journal_on.flush(20)
             raise InterruptedError
     assert Bottle.all() == []
@@ -213,28 +213,28 @@ def test_an_engine_in_memory_is_left_to_the_program(
 
 
 def test_what_is_too_much_is_dropped_aloud(
-    held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    writes_allowed: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Memory does not grow without end while the database is away; the log counts what is missing."""
+    """Emissions over the limit are dropped while the database is away, and the log counts them."""
     monkeypatch.setattr(journal, "MAX_PENDING_ENTRIES", 3)
-    emissions = [emit(heard(evt), "ada") for _ in range(5)]
-    held.set()
+    emissions = [emit(with_handler(evt), "ada") for _ in range(5)]
+    writes_allowed.set()
     until(lambda: "2 emissions are not in the journal" in caplog.text)
-    assert [found.id for found in rows()] == [emission.id for emission in emissions[:3]]
+    assert [row.id for row in rows()] == [emission.id for emission in emissions[:3]]
 
 
 def test_more_than_fits_at_once_is_written_in_turns(
-    held: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch
+    writes_allowed: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it, without waiting in between."""
+    """Emissions that exceed one batch are written in several, without a pause between them."""
     monkeypatch.setattr(journal, "WRITE_BATCH", 2)
-    emissions = [emit(heard(evt), "ada") for _ in range(7)]
-    held.set()
-    assert [found.id for found in recorded(7)] == [emission.id for emission in emissions]
+    emissions = [emit(with_handler(evt), "ada") for _ in range(7)]
+    writes_allowed.set()
+    assert [row.id for row in recorded(7)] == [emission.id for emission in emissions]
 
 
 def test_an_id_tells_when_its_emission_began(journal_on: object, evt: Event) -> None:
-    """And not when it ended or was written: rows are found by the time in their id."""
+    """The time in an id is the begin of its emission, not its end or its write."""
     inside: list[datetime] = []
 
     @on(evt, name="shop.stock")
@@ -248,7 +248,7 @@ def test_an_id_tells_when_its_emission_began(journal_on: object, evt: Event) -> 
 
 @on_each_database
 def test_any_text_can_be_recorded(journal_on: object) -> None:
-    """What a database could not store as it is keeps nothing else from being written."""
+    """Text that a database cannot store is escaped, and keeps no later emission from being written."""
     odd = Namespace().event("e\1%s" + "x" * 500)
 
     @on(odd, name="shop.ö\1%(x)s", on_error="log")
@@ -256,7 +256,7 @@ def test_any_text_can_be_recorded(journal_on: object) -> None:
         raise LookupError("a NUL \0, half a pair \ud800, 100 %, 'quotes' \"too\" \\ and\nlines")
 
     emit(odd, Bottle(id="b\0\ud800"))
-    emit(heard(Namespace().event("next")), "ada")
+    emit(with_handler(Namespace().event("next")), "ada")
     first, second = recorded(2)
     assert first.event == odd.name
     assert first.sender == "Bottle:b\\0\\ud800"
@@ -267,24 +267,24 @@ def test_any_text_can_be_recorded(journal_on: object) -> None:
 
 
 def test_a_sender_that_cannot_be_shown_is_recorded(journal_on: object, evt: Event) -> None:
-    """With what kept its field from being shown."""
-    emission = emit(heard(evt), Shy(id="s1"))
+    """A sender with a field that cannot be shown is recorded with the error of that field."""
+    emission = emit(with_handler(evt), Shy(id="s1"))
     assert (only().id, only().sender) == (emission.id, "Shy:s1 missing=<AttributeError>")
 
 
 def test_what_cannot_be_noted_fails_no_emit(
     journal_on: object, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is wrong with it: it is not in the journal, which the log says with its emission."""
+    """An emission that cannot be recorded fails no emit, and the log names it."""
     with monkeypatch.context() as patch:
         patch.setattr(journal, "report_of", lambda *_: 1 / 0)
-        emission = emit(heard(evt), "ada")
+        emission = emit(with_handler(evt), "ada")
     assert f"emission {emission.id} is not in the journal" in caplog.text
     following = emit(evt, "ada")
     assert only().id == following.id
 
 
 def rows_of_another_connection() -> list[Any]:
-    """What somebody else sees now."""
+    """Returns the emissions that another connection sees now."""
     with engine().connect() as connection:
         return list(connection.exec_driver_sql("SELECT id FROM nitro_emission"))

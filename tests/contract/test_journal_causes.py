@@ -1,4 +1,4 @@
-"""What caused an emission, as it is recorded; and for how long that is kept."""
+"""The recorded cause of an emission, and the time for which emissions are kept."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from nitro.infrastructure.outbox.claims import Claim
 
 pytestmark = pytest.mark.usefixtures("journal_on")
 
-EMITTED_WITH = ("emit", "emit_async")
+FUNCTIONS = ("emit", "emit_async")
 SOON = timedelta(minutes=1)
 
 
 @pytest.fixture
 def further() -> Event:
-    """What a handler emits."""
+    """The event that a handler emits."""
     return Namespace().event("further")
 
 
 def handlers_that_emit(further: Event) -> dict[str, Any]:
-    """One of each kind."""
+    """Returns a handler of each kind, by its name."""
 
     def sync(sender: object) -> None:
         emit(further)
@@ -55,18 +55,18 @@ def handlers_that_emit(further: Event) -> dict[str, Any]:
 
 
 def check_caused(first: Recorded, second: Recorded, handler: str) -> None:
-    """The second was emitted by a handler of the first."""
+    """Asserts that a handler of the first emission has emitted the second."""
     assert (second.parent, second.root, second.story["caused_in"]) == (first.id, first.root or first.id, handler)
 
 
-@pytest.mark.parametrize("way", EMITTED_WITH)
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("kind", ["sync", "generator", "coroutine", "awaiting", "threaded"])
-def test_the_handler_that_emitted_is_recorded(evt: Event, further: Event, way: str, kind: str) -> None:
-    """With parent and root, of whatever kind it is, among others."""
+def test_the_handler_that_emitted_is_recorded(evt: Event, further: Event, function: str, kind: str) -> None:
+    """The handler that emits is recorded with parent and root, among others and of any kind."""
     on(evt, name="shop.before", priority=5)(lambda sender: None)
     on(evt, name="shop.cause")(handlers_that_emit(further)[kind])
     on(evt, name="shop.after", priority=-5)(lambda sender: None)
-    if way == "emit":
+    if function == "emit":
         emit(evt)
         assert drain(20)
     else:
@@ -81,7 +81,7 @@ def test_the_handler_that_emitted_is_recorded(evt: Event, further: Event, way: s
 def test_the_handler_of_a_worker_is_recorded(
     evt: Event, further: Event, app: Celery, work: Callable[..., Any], delivery: str, kind: str
 ) -> None:
-    """Over processes as within one."""
+    """The handler that emits in a worker is recorded as the cause."""
     on(evt, name="shop.cause", offload={"delivery": delivery})(handlers_that_emit(further)[kind])
     on(further, name="shop.end")(lambda sender: None)
     work(app).only(emit(evt))
@@ -91,7 +91,7 @@ def test_the_handler_of_a_worker_is_recorded(
 
 
 def test_the_root_is_the_first_of_all(evt: Event, further: Event) -> None:
-    """However long the chain is; the parent is the one right before."""
+    """The root of a chain is its first emission; the parent is the emission right before."""
     third = Namespace().event("third")
     on(evt, name="shop.first")(lambda sender: emit(further) and None)
     on(further, name="shop.second")(lambda sender: emit(third) and None)
@@ -103,7 +103,7 @@ def test_the_root_is_the_first_of_all(evt: Event, further: Event) -> None:
 
 
 def test_a_condition_is_no_handler(evt: Event, further: Event) -> None:
-    """What it emits has a parent, and no handler that ran before is blamed for it."""
+    """The emission of a condition has a parent and no handler as its cause."""
     on(evt, name="shop.before", priority=5)(lambda sender: None)
     on(evt, name="shop.asked", condition=lambda sender: emit(further) is not None)(lambda sender: None)
     emit(evt)
@@ -112,11 +112,11 @@ def test_a_condition_is_no_handler(evt: Event, further: Event) -> None:
 
 
 def test_what_no_handler_emits_has_no_cause(evt: Event, further: Event) -> None:
-    """After an emission as before it."""
+    """An emission outside of handlers has no cause, also after another emission."""
     on(evt, name="shop.before")(lambda sender: None)
     emit(evt)
     emit(further)
-    assert [(found.parent, found.root, found.story["caused_in"]) for found in recorded(2)] == [(None, None, None)] * 2
+    assert [(row.parent, row.root, row.story["caused_in"]) for row in recorded(2)] == [(None, None, None)] * 2
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ def shop(evt: Event, app: Celery) -> Event:
     return evt
 
 
-def taken(event: Event) -> Claim:
-    """The run of the one delivery of a fresh emission."""
+def claimed(event: Event) -> Claim:
+    """Emits, and returns the claim of the one delivery."""
     started = claims.claim(emit(event).id, "shop.mail", "boot/1")
     assert isinstance(started, Claim)
     return started
@@ -135,19 +135,19 @@ def taken(event: Event) -> Claim:
 
 @pytest.mark.usefixtures("database_kind")
 def test_old_emissions_are_forgotten(evt: Event, further: Event, app: Celery) -> None:
-    """But for those that somebody looks at still: with an open delivery, a dead letter or one that is done."""
+    """Old emissions are deleted, unless they have an open, dead or done delivery."""
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
-    opened, dead, done = emit(evt), taken(evt), taken(evt)
+    opened, dead, done = emit(evt), claimed(evt), claimed(evt)
     claims.dead_letter(dead, "no mail")
     claims.finish(done)
     emit(further)
     recorded(4)
     assert retention.purge_emissions(datetime.now(UTC) + SOON) == 1
-    assert {found.id for found in rows()} == {opened.id, dead.emission, done.emission}
+    assert {row.id for row in rows()} == {opened.id, dead.emission, done.emission}
 
 
 def test_what_is_not_old_is_kept(further: Event) -> None:
-    """By the time of its emission."""
+    """Emissions that are younger than the given time are kept."""
     emit(further)
     recorded()
     assert retention.purge_emissions(datetime.now(UTC) - SOON) == 0
@@ -155,7 +155,7 @@ def test_what_is_not_old_is_kept(further: Event) -> None:
 
 
 def test_they_are_forgotten_a_few_at_a_time(further: Event) -> None:
-    """In short transactions."""
+    """Each call deletes a limited number of emissions, so that its transaction is short."""
     for _ in range(5):
         emit(further)
     recorded(5)
@@ -163,7 +163,7 @@ def test_they_are_forgotten_a_few_at_a_time(further: Event) -> None:
 
 
 def test_a_worker_forgets_by_itself(further: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Now and then, what is older than closed deliveries are kept."""
+    """A worker's sweep deletes emissions that are older than the retention period."""
     monkeypatch.setattr(retention, "_last_sweep_at", float("-inf"))
     emit(further)
     recorded()
@@ -175,19 +175,19 @@ def test_a_worker_forgets_by_itself(further: Event, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("states", "left", "says"), [([], 1, "deleted from the journal: 2\n"), (["--state", "cancelled"], 4, "")]
+    ("states", "remaining", "message"), [([], 1, "deleted from the journal: 2\n"), (["--state", "cancelled"], 4, "")]
 )
 def test_purge_deletes_them_with_what_is_done(
-    shop: Event, further: Event, states: list[str], left: int, says: str
+    shop: Event, further: Event, states: list[str], remaining: int, message: str
 ) -> None:
-    """An operator who keeps what is done keeps the rest of the story."""
-    claims.finish(taken(shop))
+    """`outbox purge` deletes journal entries with the done deliveries, and keeps both otherwise."""
+    claims.finish(claimed(shop))
     opened = emit(shop)
     for _ in range(2):
         emit(further)
     recorded(4)
     purged = CliRunner().invoke(cli.nitro, ["outbox", "purge", "--before", "2999-12-31", "--yes", *states])
-    assert (purged.exit_code, purged.stdout.partition("\n")[2]) == (0, says)
-    assert len(rows()) == left
-    assert opened.id in {found.id for found in rows()}
+    assert (purged.exit_code, purged.stdout.partition("\n")[2]) == (0, message)
+    assert len(rows()) == remaining
+    assert opened.id in {row.id for row in rows()}
     assert operations.count_by_state()["queued"] == 1

@@ -1,4 +1,4 @@
-"""The journal of processes of their own: what they have noted is written by their end, and by nobody else."""
+"""Journals of several processes: each writes its own notes by its end, and no other process writes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stock(sender, **kwargs):
 HOLD = """
 from nitro.infrastructure.outbox import journal
 
-def hold():  # from now on nothing is written but by the end of a process
+def hold():  # a delay of an hour: from now on only the end of a process writes
     emit("warm-up")
     assert journal.journal.flush(20)
     journal.BATCH_DELAY_SECONDS = 3600.0
@@ -36,67 +36,67 @@ hold()
 
 
 def events(folder: Path) -> list[str]:
-    """The events of what is recorded in the database of a folder, the earliest first."""
-    asked = "SELECT event FROM nitro_emission WHERE event <> 'warm-up' ORDER BY id"
-    return [str(row[0]) for row in _asked(folder, asked)]
+    """Returns the recorded events of the database in a folder, the earliest first."""
+    query = "SELECT event FROM nitro_emission WHERE event <> 'warm-up' ORDER BY id"
+    return [str(row[0]) for row in _select(folder, query)]
 
 
-def _asked(folder: Path, query: str) -> list[Any]:
+def _select(folder: Path, query: str) -> list[Any]:
     with sqlite3.connect(folder / "nitro.db") as connection:
         return list(connection.execute(query))
 
 
 def test_a_process_with_inline_handlers_only_is_recorded(fresh_process: Process, tmp_path: Path) -> None:
-    """From its first emission, without a word more than the setting; it prints nothing of its own."""
-    ended = fresh_process(HANDLERS + "emit('order.placed', 'ada')\nemit('order.placed', 'bob')", NITRO_JOURNAL="on")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout == "reserved for ada\nreserved for bob\n"
+    """With the setting alone a process is recorded from its first emission, and prints nothing more."""
+    process = fresh_process(HANDLERS + "emit('order.placed', 'ada')\nemit('order.placed', 'bob')", NITRO_JOURNAL="on")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == "reserved for ada\nreserved for bob\n"
     assert events(tmp_path) == ["order.placed"] * 2
 
 
 @pytest.mark.parametrize("environ", [{}, {"NITRO_JOURNAL": "off"}, {"NITRO_JOURNAL": ""}])
 def test_without_the_setting_nothing_is_loaded(fresh_process: Process, tmp_path: Path, environ: dict[str, str]) -> None:
-    """Neither a database is made, nor celery and SQL imported for it."""
+    """Without the setting no database is created, and neither Celery nor SQLAlchemy is imported."""
     source = "emit('order.placed', 'ada')\nimport sys\nprint({'celery', 'sqlalchemy'} & set(sys.modules))"
-    ended = fresh_process(HANDLERS + source, **environ)
-    assert (ended.returncode, ended.stdout) == (0, "reserved for ada\nset()\n")
+    process = fresh_process(HANDLERS + source, **environ)
+    assert (process.returncode, process.stdout) == (0, "reserved for ada\nset()\n")
     assert not (tmp_path / "nitro.db").exists()
 
 
 def test_another_setting_is_an_error(fresh_process: Process) -> None:
-    """Where the first handler is declared; it names the setting, its value and what is allowed."""
-    ended = fresh_process("print('begun')" + HANDLERS + "emit('order.placed', 'ada')", NITRO_JOURNAL="maybe")
-    assert (ended.returncode, ended.stdout) == (1, "begun\n")
-    assert '@on("order.placed"' in ended.stderr
+    """A wrong value raises at the first handler; the error names the setting, its value and the allowed ones."""
+    process = fresh_process("print('begun')" + HANDLERS + "emit('order.placed', 'ada')", NITRO_JOURNAL="maybe")
+    assert (process.returncode, process.stdout) == (1, "begun\n")
+    assert '@on("order.placed"' in process.stderr
     assert (
-        ended.stderr.splitlines()[-1]
+        process.stderr.splitlines()[-1]
         == "nitro.errors.SettingError: NITRO_JOURNAL='maybe' is not allowed; give one of off, on"
     )
 
 
-@pytest.mark.parametrize("way", ["emit", "emit_async"])
-def test_awaited_or_not_it_is_recorded(fresh_process: Process, tmp_path: Path, way: str) -> None:
-    """Whichever comes first in a process."""
+@pytest.mark.parametrize("function", ["emit", "emit_async"])
+def test_awaited_or_not_it_is_recorded(fresh_process: Process, tmp_path: Path, function: str) -> None:
+    """The first emission of a process is recorded, by `emit` and by `emit_async`."""
     calls = {
         "emit": "emit('order.placed', 'ada')",
         "emit_async": "import asyncio\nfrom nitro import emit_async\nasyncio.run(emit_async('order.placed', 'ada'))",
     }
-    fresh_process(HANDLERS + calls[way], NITRO_JOURNAL="on")
+    fresh_process(HANDLERS + calls[function], NITRO_JOURNAL="on")
     assert events(tmp_path) == ["order.placed"]
 
 
 def test_a_script_that_fails_is_recorded(fresh_process: Process, tmp_path: Path) -> None:
-    """What it had emitted before, and why that raised."""
+    """The emissions of a script that fails are recorded, with the error of the failing one."""
     failing = "@on('order.paid', name='shop.books')\ndef books(sender):\n    raise LookupError('no book')\n"
-    ended = fresh_process(HANDLERS + failing + "emit('order.placed')\nemit('order.paid')", NITRO_JOURNAL="on")
-    assert ended.returncode == 1
+    process = fresh_process(HANDLERS + failing + "emit('order.placed')\nemit('order.paid')", NITRO_JOURNAL="on")
+    assert process.returncode == 1
     assert events(tmp_path) == ["order.placed", "order.paid"]
-    ((story,),) = _asked(tmp_path, "SELECT story FROM nitro_emission WHERE event = 'order.paid'")
+    ((story,),) = _select(tmp_path, "SELECT story FROM nitro_emission WHERE event = 'order.paid'")
     assert json.loads(story)["error"] == "LookupError: no book"
 
 
 def test_what_async_handlers_emit_at_the_end_is_recorded(fresh_process: Process, tmp_path: Path) -> None:
-    """The exit waits for them, and then for the journal."""
+    """The exit waits for async handlers, and then for the journal."""
     late = (
         "import asyncio, threading\n"
         "@on('order.paid', name='shop.mail')\n"
@@ -105,22 +105,22 @@ def test_what_async_handlers_emit_at_the_end_is_recorded(fresh_process: Process,
         "        await asyncio.sleep(0.01)\n"
         "    emit('order.placed', sender)\n"
     )
-    ended = fresh_process(HANDLERS + HOLD + late + "emit('order.paid', 'ada')", NITRO_JOURNAL="on")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    process = fresh_process(HANDLERS + HOLD + late + "emit('order.paid', 'ada')", NITRO_JOURNAL="on")
+    assert (process.returncode, process.stderr) == (0, "")
     assert events(tmp_path) == ["order.paid", "order.placed"]
 
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_what_an_exit_function_emits_is_recorded(fresh_process: Process, tmp_path: Path, warm: bool) -> None:
-    """Also in one that runs after everything else, be it the first emission of all."""
+    """An emission of an `atexit` function that runs last is recorded, also as the first of all."""
     late = "import atexit\natexit.register(lambda: emit('order.placed', 'ada'))\n"
-    ended = fresh_process(late + HANDLERS + (HOLD if warm else ""), NITRO_JOURNAL="on")
-    assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "reserved for ada\n")
+    process = fresh_process(late + HANDLERS + (HOLD if warm else ""), NITRO_JOURNAL="on")
+    assert (process.returncode, process.stderr, process.stdout) == (0, "", "reserved for ada\n")
     assert events(tmp_path) == ["order.placed"]
 
 
 def test_a_forked_child_writes_its_own_notes_only(fresh_process: Process, tmp_path: Path) -> None:
-    """Those of its parent, which is killed here before it writes any, are not the child's to write."""
+    """A forked child writes its own notes, and no notes of its parent."""
     forking = (
         "import os, sys\n"
         "emit('of.parent')\n"
@@ -132,13 +132,13 @@ def test_a_forked_child_writes_its_own_notes_only(fresh_process: Process, tmp_pa
         "os.waitpid(child, 0)\n"
         "os._exit(7)\n"
     )
-    ended = fresh_process(HANDLERS + HOLD + forking, NITRO_JOURNAL="on")
-    assert ended.returncode == 7
+    process = fresh_process(HANDLERS + HOLD + forking, NITRO_JOURNAL="on")
+    assert process.returncode == 7
     assert events(tmp_path) == ["of.child"]
 
 
 def test_a_child_of_multiprocessing_writes_its_notes(fresh_process: Process, tmp_path: Path) -> None:
-    """Where functions of atexit do not run; the parent writes its own."""
+    """A child of multiprocessing, which runs no `atexit` functions, writes its own notes."""
     children = (
         "import multiprocessing\n"
         "def work():\n"
@@ -149,25 +149,25 @@ def test_a_child_of_multiprocessing_writes_its_notes(fresh_process: Process, tmp
         "child.start()\n"
         "child.join()\n"
     )
-    ended = fresh_process(HANDLERS + HOLD + children, NITRO_JOURNAL="on")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    process = fresh_process(HANDLERS + HOLD + children, NITRO_JOURNAL="on")
+    assert (process.returncode, process.stderr) == (0, "")
     assert sorted(events(tmp_path)) == ["of.child", "of.parent"]
 
 
 def test_a_database_that_stays_away_does_not_keep_a_process_for_ever(fresh_process: Process) -> None:
-    """After 5 s, here shortened, what it has noted is given up, and the log says how much that is."""
+    """After 5 s, here shortened, the exit drops the notes, and the log counts them."""
     loaded = "from nitro.infrastructure.outbox import journal\n"
     shorter = f"{loaded}print(journal.EXIT_WAIT_SECONDS)\njournal.EXIT_WAIT_SECONDS = 0.2\n"
     away = {"NITRO_JOURNAL": "on", "NITRO_DB_URL": "postgresql://postgres@127.0.0.1:9/away"}
-    began = monotonic()
-    ended = fresh_process(HANDLERS + shorter + "emit('order.placed', 'ada')", **away)
-    assert monotonic() - began < PATIENCE
-    assert (ended.returncode, ended.stdout) == (0, "5.0\nreserved for ada\n")
-    assert "1 emissions are not in the journal: the database does not take them" in ended.stderr
+    started_at = monotonic()
+    process = fresh_process(HANDLERS + shorter + "emit('order.placed', 'ada')", **away)
+    assert monotonic() - started_at < PATIENCE
+    assert (process.returncode, process.stdout) == (0, "5.0\nreserved for ada\n")
+    assert "1 emissions are not in the journal: the database does not take them" in process.stderr
 
 
 def test_an_outdated_database_is_said(fresh_process: Process) -> None:
-    """A server's tables are made by `nitro init`: emits go on, the log says what to do."""
+    """Emits succeed with tables of another version, and the log names the version."""
     shorter = "from nitro.infrastructure.outbox import journal\njournal.EXIT_WAIT_SECONDS = 0.2\n"
     older = (
         "from sqlalchemy import update\n"
@@ -178,6 +178,6 @@ def test_an_outdated_database_is_said(fresh_process: Process) -> None:
         "    connection.execute(update(schema_versions).values(version=99, usable_from=99))\n"
         "reset()\n"
     )
-    ended = fresh_process(HANDLERS + shorter + older + "emit('order.placed', 'ada')", NITRO_JOURNAL="on")
-    assert (ended.returncode, ended.stdout) == (0, "reserved for ada\n")
-    assert "are of version 99" in ended.stderr
+    process = fresh_process(HANDLERS + shorter + older + "emit('order.placed', 'ada')", NITRO_JOURNAL="on")
+    assert (process.returncode, process.stdout) == (0, "reserved for ada\n")
+    assert "are of version 99" in process.stderr

@@ -1,4 +1,4 @@
-"""`NITRO_JOURNAL=on`: what is emitted in a transaction that is rolled back is recorded as that: contract section 10."""
+"""`NITRO_JOURNAL=on`: emissions of a rolled-back transaction are recorded as rolled back: contract section 10."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ DELIVERIES = ["at-least-once", "exactly-once", "broker", "at-most-once"]
 
 
 class Stop(Exception):
-    """What ends a block."""
+    """The error that ends a block."""
 
 
 class Crate(Entity, table=True):
-    """Something to emit about."""
+    """A sender."""
 
     __tablename__ = "journal_crate"
 
 
 @pytest.fixture(params=DELIVERIES)
-def heard(request: pytest.FixtureRequest, journal_on: object, evt: Event, app: Celery) -> Event:
-    """An event with an inline and an offloaded handler, of each delivery in turn; somebody is stored already."""
+def placed(request: pytest.FixtureRequest, journal_on: object, evt: Event, app: Celery) -> Event:
+    """An event with an inline and an offloaded handler, of each delivery in turn; one crate is stored."""
     on(evt, name="shop.stock")(lambda sender, **kwargs: None)
     on(evt, offload={"delivery": request.param}, name="shop.mail")(lambda sender, **kwargs: None)
     Crate(id="c0").save()
@@ -42,7 +42,7 @@ def heard(request: pytest.FixtureRequest, journal_on: object, evt: Event, app: C
 
 
 def by_error(evt: Event) -> Emission:
-    """An exception leaves the block after the emit."""
+    """Emits in a block that ends with an exception."""
     with pytest.raises(Stop), transaction():
         emission = emit(evt, "ada")
         raise Stop
@@ -50,7 +50,7 @@ def by_error(evt: Event) -> Emission:
 
 
 def by_savepoint(evt: Event) -> Emission:
-    """An inner block fails, and the outer one goes on."""
+    """Emits in an inner block that fails, inside an outer one that commits."""
     with transaction():
         Crate(id="c1").save()
         with pytest.raises(Stop), transaction():
@@ -60,7 +60,7 @@ def by_savepoint(evt: Event) -> Emission:
 
 
 def by_outer_savepoint(evt: Event) -> Emission:
-    """A block fails after one in it has ended well."""
+    """Emits in an inner block that succeeds, inside an outer one that fails."""
     with transaction(), pytest.raises(Stop), transaction():
         with transaction():
             emission = emit(evt, "ada")
@@ -69,7 +69,7 @@ def by_outer_savepoint(evt: Event) -> Emission:
 
 
 def by_own_session(evt: Event) -> Emission:
-    """The user's own session is rolled back."""
+    """Emits in the user's own session, which is rolled back."""
     with Session(engine()) as session:
         session.add(crate := Crate(id="c1"))
         session.flush()
@@ -80,7 +80,7 @@ def by_own_session(evt: Event) -> Emission:
 
 
 def by_closing(evt: Event) -> Emission:
-    """The user's own session is closed without a commit."""
+    """Emits in the user's own session, which is closed without a commit."""
     with Session(engine()) as session:
         session.add(crate := Crate(id="c1"))
         session.flush()
@@ -88,85 +88,85 @@ def by_closing(evt: Event) -> Emission:
 
 
 def by_failing_commit(evt: Event) -> Emission:
-    """The commit is refused by the database."""
+    """Emits in a block whose commit the database refuses."""
     with pytest.raises(IntegrityError), transaction() as session:
         emission = emit(evt, "ada")
         session.add(Crate(id="c0"))
     return emission
 
 
-WAYS = [by_error, by_savepoint, by_outer_savepoint, by_own_session, by_closing, by_failing_commit]
+ROLLBACKS = [by_error, by_savepoint, by_outer_savepoint, by_own_session, by_closing, by_failing_commit]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_was_rolled_back_is_recorded_once(heard: Event, way: Callable[[Event], Emission]) -> None:
-    """With its inline handlers, and as never queued."""
-    emission = way(heard)
-    (found,) = recorded()
-    assert found.id == emission.id
-    assert found.outcomes == {"shop.stock": "done", "shop.mail": "dropped"}
-    assert found.story["rolled_back"] is True
+@pytest.mark.parametrize("roll_back", ROLLBACKS)
+def test_what_was_rolled_back_is_recorded_once(placed: Event, roll_back: Callable[[Event], Emission]) -> None:
+    """A rolled-back emission is recorded once, with its inline handlers done and its offload dropped."""
+    emission = roll_back(placed)
+    (row,) = recorded()
+    assert row.id == emission.id
+    assert row.outcomes == {"shop.stock": "done", "shop.mail": "dropped"}
+    assert row.story["rolled_back"] is True
     assert operations.read_deliveries() == []
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_people_are_told(heard: Event, way: Callable[[Event], Emission]) -> None:
-    """Whoever asks what became of the emission."""
-    emission = way(heard)
+@pytest.mark.parametrize("roll_back", ROLLBACKS)
+def test_people_are_told(placed: Event, roll_back: Callable[[Event], Emission]) -> None:
+    """The history of a rolled-back emission says that it was rolled back."""
+    emission = roll_back(placed)
     recorded()
-    (told,) = history.trees_by_id(emission.id)
-    assert told.rolled_back
+    (tree,) = history.trees_by_id(emission.id)
+    assert tree.rolled_back
 
 
-def test_what_is_committed_is_recorded_once_and_as_that(heard: Event, journal_on: journal.Journal) -> None:
-    """By the row of its delivery, or by the journal."""
+def test_what_is_committed_is_recorded_once_and_as_that(placed: Event, journal_on: journal.Journal) -> None:
+    """A committed emission is recorded once, by its delivery or by the journal, and not as rolled back."""
     with transaction():
-        emission = emit(heard, "ada")
+        emission = emit(placed, "ada")
     assert journal_on.flush(PATIENCE)
-    (found,) = recorded()
-    assert (found.id, found.story.get("rolled_back", False)) == (emission.id, False)
-    assert "dropped" not in found.outcomes.values()
+    (row,) = recorded()
+    assert (row.id, row.story.get("rolled_back", False)) == (emission.id, False)
+    assert "dropped" not in row.outcomes.values()
 
 
-def test_a_rollback_beside_a_commit_is_told_from_it(heard: Event) -> None:
-    """A part of a transaction, and the rest."""
+def test_a_rollback_beside_a_commit_is_told_from_it(placed: Event) -> None:
+    """An emission in a failed inner block is rolled back; the rest of the transaction is committed."""
     with transaction():
-        kept = emit(heard, "ada")
+        committed = emit(placed, "ada")
         with pytest.raises(Stop), transaction():
-            undone = emit(heard, "bob")
+            undone = emit(placed, "bob")
             raise Stop
-        later = emit(heard, "eve")
-    found = {each.id: each.story.get("rolled_back", False) for each in recorded(3)}
-    assert found == {kept.id: False, undone.id: True, later.id: False}
+        later = emit(placed, "eve")
+    rolled_back = {row.id: row.story.get("rolled_back", False) for row in recorded(3)}
+    assert rolled_back == {committed.id: False, undone.id: True, later.id: False}
 
 
-def test_what_commits_by_itself_is_not_asked_about_a_later_rollback(heard: Event, journal_on: journal.Journal) -> None:
-    """It had no transaction to wait for."""
-    emission = emit(heard, "ada")
+def test_what_commits_by_itself_is_not_asked_about_a_later_rollback(placed: Event, journal_on: journal.Journal) -> None:
+    """An emission outside of a transaction is not rolled back by a later block."""
+    emission = emit(placed, "ada")
     with pytest.raises(Stop), transaction():
         raise Stop
     assert journal_on.flush(PATIENCE)
-    (found,) = recorded()
-    assert (found.id, found.story.get("rolled_back", False)) == (emission.id, False)
+    (row,) = recorded()
+    assert (row.id, row.story.get("rolled_back", False)) == (emission.id, False)
 
 
-def test_emit_async_is_recorded_too(heard: Event) -> None:
-    """Of a transaction around it."""
+def test_emit_async_is_recorded_too(placed: Event) -> None:
+    """An `emit_async` in a rolled-back transaction is recorded as rolled back."""
 
     async def rolled_back() -> Emission:
         with pytest.raises(Stop), transaction():
-            emission = await emit_async(heard, "ada")
+            emission = await emit_async(placed, "ada")
             raise Stop
         return emission
 
     emission = asyncio.run(rolled_back())
-    (found,) = recorded()
-    assert (found.id, found.story["rolled_back"]) == (emission.id, True)
+    (row,) = recorded()
+    assert (row.id, row.story["rolled_back"]) == (emission.id, True)
 
 
 @pytest.fixture
-def held(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A database that takes nothing from the journal until this is set."""
+def writes_allowed(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """An event that blocks every write of the journal until it is set."""
     go, insert = threading.Event(), journal._insert_entries
 
     def wait(notes: list[Any]) -> None:
@@ -179,16 +179,16 @@ def held(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterat
     assert journal_on.flush(PATIENCE)
 
 
-def test_no_rollback_waits_for_the_journal(heard: Event, held: threading.Event) -> None:
-    """It is noted when the journal comes to it."""
-    emission = by_savepoint(heard)
+def test_no_rollback_waits_for_the_journal(placed: Event, writes_allowed: threading.Event) -> None:
+    """A rollback returns before the journal has written it."""
+    emission = by_savepoint(placed)
     assert rows() == []
-    held.set()
-    assert [each.id for each in recorded()] == [emission.id]
+    writes_allowed.set()
+    assert [row.id for row in recorded()] == [emission.id]
 
 
 def test_without_the_journal_a_rollback_leaves_nothing(evt: Event, app: Celery) -> None:
-    """As before."""
+    """Without the journal a rolled-back emission leaves no row."""
     on(evt, offload=True, name="shop.mail")(lambda sender, **kwargs: None)
     by_error(evt)
     assert rows() == []

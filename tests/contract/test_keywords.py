@@ -21,7 +21,7 @@ Work = Callable[..., Any]
 @pytest.mark.parametrize("weak", [False, True])
 @pytest.mark.parametrize("emitting", ["emit", "emit_async"])
 def test_any_keyword_reaches_an_inline_handler(evt: Event, weak: bool, emitting: str) -> None:
-    """The names that Nitro uses itself clash with none of the user's."""
+    """Keywords may have the names that Nitro uses itself."""
 
     def handler(sender: object, /, **kwargs: Any) -> Any:
         return kwargs
@@ -33,7 +33,7 @@ def test_any_keyword_reaches_an_inline_handler(evt: Event, weak: bool, emitting:
 
 @pytest.mark.parametrize("weak", [False, True])
 def test_any_keyword_reaches_a_method(evt: Event, weak: bool) -> None:
-    """Nor does a bound method's own first parameter get in the way."""
+    """A keyword may have the name of a bound method's own first parameter."""
 
     class Service:
         def handle(self, sender: object, /, **kwargs: Any) -> Any:
@@ -45,7 +45,7 @@ def test_any_keyword_reaches_a_method(evt: Event, weak: bool) -> None:
 
 
 def test_any_keyword_reaches_an_offloaded_handler(evt: Event, app: Celery, work: Work) -> None:
-    """They travel inside the payload, where Celery does not take them for its own."""
+    """Keywords are inside the payload, so that Celery does not take them for its own."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: Any, /, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ def test_name_of_a_positional_only_parameter_is_free(evt: Event, app: Celery, wo
 
 
 def test_positional_only_parameter_is_checked_at_the_emit(evt: Event, app: Celery) -> None:
-    """Its name is no way to give it, and the emitter is told."""
+    """A positional-only parameter that is given by name raises at the emit."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: Any, total: Any, /) -> None: ...

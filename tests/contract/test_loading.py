@@ -24,7 +24,7 @@ APP = "from celery import Celery\nfrom nitro.infrastructure.offload import bind\
 Project = Callable[..., "Nitro"]
 Nitro = Callable[..., subprocess.CompletedProcess[str]]
 
-HOW = {
+CONFIGURATIONS = {
     "include": 'app = bind(Celery("shop", broker="memory://", include=["warehouse.mailing"]))',
     "imports": 'app = bind(Celery("shop", broker="memory://"))\napp.conf.imports = ("warehouse.mailing",)',
     "unbound": (
@@ -61,7 +61,7 @@ HOW = {
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Writes files, and gives what runs `celery -A shop nitro …` beside them."""
+    """A function that writes a project and returns a function that runs `celery -A shop nitro …` in it."""
 
     def write(shop: str, mailing: str = HANDLERS, **environ: str) -> Nitro:
         (tmp_path / "warehouse").mkdir()
@@ -69,13 +69,19 @@ def project(tmp_path: Path) -> Project:
         (tmp_path / "warehouse" / "mailing.py").write_text(mailing)
         (tmp_path / "config.py").write_text('broker_url = "memory://"\nimports = ["warehouse.mailing"]\n')
         (tmp_path / "shop.py").write_text(APP + dedent(shop))
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
-        kept["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
+        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
 
-        def run(*arguments: str, of: str = "nitro") -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "celery", "-A", "shop", of, *arguments]
+        def run(*arguments: str, subcommand: str = "nitro") -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "celery", "-A", "shop", subcommand, *arguments]
             return subprocess.run(
-                command, cwd=tmp_path, env=kept | environ, capture_output=True, text=True, check=False, timeout=60
+                command,
+                cwd=tmp_path,
+                env=environment | environ,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
             )
 
         return run
@@ -83,32 +89,32 @@ def project(tmp_path: Path) -> Project:
     return write
 
 
-@pytest.mark.parametrize("how", HOW)
-def test_handlers_of_modules_that_the_app_imports_are_known(project: Project, how: str) -> None:
-    """However the app says which modules these are."""
-    listed = project(HOW[how])("handlers", "--json")
-    assert listed.returncode == 0, listed.stderr
-    assert [(row["event"], row["handler"]) for row in json.loads(listed.stdout)] == [
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_handlers_of_modules_that_the_app_imports_are_known(project: Project, configuration: str) -> None:
+    """Commands know the handlers, in whichever setting the app names its modules."""
+    process = project(CONFIGURATIONS[configuration])("handlers", "--json")
+    assert process.returncode == 0, process.stderr
+    assert [(row["event"], row["handler"]) for row in json.loads(process.stdout)] == [
         ("order.placed", "warehouse.mailing.mail")
     ]
-    assert "no handler is declared" not in listed.stderr
+    assert "no handler is declared" not in process.stderr
 
 
 @pytest.mark.parametrize("command", [("explain", "order.placed"), ("graph",), ("doctor",)])
 def test_each_command_knows_them(project: Project, command: tuple[str, ...]) -> None:
-    """What an emit would do, the picture, and whether a worker knows them."""
-    done = project(HOW["include"])(*command)
-    assert done.returncode == 0, done.stderr
-    assert ("warehouse.mailing.mail" in done.stdout) or command == ("doctor",)
-    assert "no handler is declared" not in done.stdout + done.stderr
+    """`explain` and `graph` show the handler, and `doctor` finds it."""
+    process = project(CONFIGURATIONS["include"])(*command)
+    assert process.returncode == 0, process.stderr
+    assert ("warehouse.mailing.mail" in process.stdout) or command == ("doctor",)
+    assert "no handler is declared" not in process.stdout + process.stderr
 
 
 @pytest.mark.parametrize("command", ["handlers", "graph"])
 def test_no_handler_at_all_is_a_warning(project: Project, command: str) -> None:
-    """An empty list alone could mean that all is well."""
-    done = project('app = bind(Celery("shop", broker="memory://"))')(command)
-    assert done.returncode == 0
-    assert "warning: no handler is declared" in done.stderr
+    """An app without a handler is a warning, because an empty list could be taken for a correct one."""
+    process = project('app = bind(Celery("shop", broker="memory://"))')(command)
+    assert process.returncode == 0
+    assert "warning: no handler is declared" in process.stderr
 
 
 BROKEN = {
@@ -123,48 +129,48 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize("how", ["include", "autodiscover"])
-def test_a_module_that_cannot_be_imported_is_named(project: Project, kind: str, how: str) -> None:
-    """In one line, with the error."""
+@pytest.mark.parametrize("configuration", ["include", "autodiscover"])
+def test_a_module_that_cannot_be_imported_is_named(project: Project, kind: str, configuration: str) -> None:
+    """A module that cannot be imported is named with its error, without a traceback."""
     source, error = BROKEN[kind]
-    done = project(HOW[how], source)("handlers")
-    assert done.returncode == 1
-    assert error in done.stderr
-    assert "mailing.py" in done.stderr
-    assert "Traceback" not in done.stderr
+    process = project(CONFIGURATIONS[configuration], source)("handlers")
+    assert process.returncode == 1
+    assert error in process.stderr
+    assert "mailing.py" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_a_module_that_is_not_there_is_named(project: Project) -> None:
-    """By the name that was given."""
-    done = project('app = bind(Celery("shop", broker="memory://", include=["warehouse.mailings"]))')("handlers")
-    assert done.returncode == 1
-    assert "warehouse.mailings" in done.stderr
-    assert "Traceback" not in done.stderr
+    """A module that does not exist is named as the app names it."""
+    process = project('app = bind(Celery("shop", broker="memory://", include=["warehouse.mailings"]))')("handlers")
+    assert process.returncode == 1
+    assert "warehouse.mailings" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_doctor_finds_a_module_that_cannot_be_imported(project: Project) -> None:
-    """And checks all else."""
-    done = project(HOW["include"], "raise RuntimeError('no licence')\n")("doctor", "--json")
-    assert done.returncode == 1
-    found = {each["check"]: each for each in json.loads(done.stdout)}
-    assert found["handlers"]["verdict"] == "wrong"
-    assert "no licence" in found["handlers"]["found"]
-    assert found["database"]["verdict"] == "fine"
+    """`doctor` reports the module that cannot be imported, and makes all other checks."""
+    process = project(CONFIGURATIONS["include"], "raise RuntimeError('no licence')\n")("doctor", "--json")
+    assert process.returncode == 1
+    checks = {check["check"]: check for check in json.loads(process.stdout)}
+    assert checks["handlers"]["verdict"] == "wrong"
+    assert "no licence" in checks["handlers"]["found"]
+    assert checks["database"]["verdict"] == "fine"
 
 
 @pytest.mark.parametrize("command", [("tail", "--once"), ("outbox", "list")])
 def test_what_is_recorded_is_told_although_a_module_cannot_be_imported(
     project: Project, command: tuple[str, ...]
 ) -> None:
-    """Whoever is on call sees it, with a warning."""
-    done = project(HOW["include"], "raise RuntimeError('no licence')\n")(*command)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    """Commands that show recorded emissions and deliveries succeed with a module that cannot be imported."""
+    process = project(CONFIGURATIONS["include"], "raise RuntimeError('no licence')\n")(*command)
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_a_worker_can_be_asked_before_its_handlers_are_loaded_here(project: Project) -> None:
-    """`celery inspect` knows the question, although this process imports no module of handlers."""
-    done = project('app = Celery("shop", broker="memory://", include=["warehouse.mailing"])')(
-        "nitro_outbox", of="inspect"
+    """`celery inspect nitro_outbox` exists in a process that imports no module of handlers."""
+    process = project('app = Celery("shop", broker="memory://", include=["warehouse.mailing"])')(
+        "nitro_outbox", subcommand="inspect"
     )
-    assert "No nodes replied" in done.stderr + done.stdout
+    assert "No nodes replied" in process.stderr + process.stdout

@@ -38,28 +38,28 @@ def clean(database_kind: str, app: Celery) -> None:
 
 
 @pytest.fixture
-def told() -> Event:
+def notified() -> Event:
     """An event with an offloaded handler."""
-    made = Event("told")
-    on(made, offload=True, name="shop.told")(lambda sender, **kwargs: None)
-    return made
+    event = Event("notified")
+    on(event, offload=True, name="shop.notified")(lambda sender, **kwargs: None)
+    return event
 
 
 def stored() -> tuple[list[str], int]:
-    """The ids of the coupons, and how many deliveries there are."""
+    """Returns the ids of the coupons, and the number of deliveries."""
     with database.engine().connect() as connection:
         return sorted(connection.scalars(select(Coupon.id))), len(connection.execute(select(deliveries.c.id)).all())
 
 
 def duplicate() -> None:
-    """A row that is there already."""
+    """Inserts a row that exists already."""
     current = current_transaction()
     assert current is not None
     current.session.execute(text("INSERT INTO logged_failures_coupon (id, note) VALUES ('c0', '')"))
 
 
 def broken_flush() -> None:
-    """An INSERT by the session, which it does not survive without a savepoint."""
+    """Flushes a failing INSERT, after which the session is unusable without a savepoint."""
     current = current_transaction()
     assert current is not None
     current.session.add_all([Coupon(id="d", note="1"), Coupon(id="d", note="2")])
@@ -67,14 +67,14 @@ def broken_flush() -> None:
 
 
 def wrong_sql() -> None:
-    """What aborts a transaction of PostgreSQL."""
+    """Executes a statement that aborts a transaction of PostgreSQL."""
     current = current_transaction()
     assert current is not None
     current.session.execute(text("SELECT * FROM nowhere"))
 
 
 def own_error() -> None:
-    """One that has nothing to do with the database."""
+    """Raises an error that has nothing to do with the database."""
     raise LookupError("no such thing")
 
 
@@ -82,12 +82,12 @@ FAILURES = pytest.mark.parametrize("failure", [duplicate, broken_flush, wrong_sq
 
 
 @FAILURES
-def test_a_sync_handler_is_undone_alone(evt: Event, told: Event, failure: Callable[[], None]) -> None:
-    """What it saved and emitted is gone; the rest of the emission and of the block goes on."""
+def test_a_sync_handler_is_undone_alone(evt: Event, notified: Event, failure: Callable[[], None]) -> None:
+    """Saves and emissions of a failed handler are undone; the rest of the emission and of the block continues."""
 
     @on(evt, on_error="log", name="shop.failing", priority=1)
     def failing(sender: Coupon) -> None:
-        emit(told, Coupon(id="gone").save())
+        emit(notified, Coupon(id="gone").save())
         failure()
 
     @on(evt)
@@ -105,15 +105,15 @@ def test_a_sync_handler_is_undone_alone(evt: Event, told: Event, failure: Callab
 
 @FAILURES
 def test_async_handlers_of_equal_priority_are_undone_each_alone(
-    evt: Event, told: Event, failure: Callable[[], None]
+    evt: Event, notified: Event, failure: Callable[[], None]
 ) -> None:
-    """They share the transaction, so that their savepoints do not overlap."""
+    """Async handlers of one transaction run in turn, so that their savepoints do not overlap."""
 
     def connect(number: int) -> None:
         @on(evt, on_error="log", name=f"shop.h{number}")
         async def handler(sender: Coupon) -> int:
             await asyncio.sleep(0)
-            await emit_async(told, Coupon(id=f"h{number}").save())
+            await emit_async(notified, Coupon(id=f"h{number}").save())
             await asyncio.sleep(0)
             if number % 2:
                 failure()
@@ -140,7 +140,7 @@ def test_async_handlers_of_equal_priority_are_undone_each_alone(
 
 
 def test_a_sync_generator_and_a_function_that_returns_a_coroutine_are_undone_too(evt: Event) -> None:
-    """Every kind of handler."""
+    """Every kind of handler that fails is undone alone."""
 
     @on(evt, on_error="log", name="shop.generator")
     def generator(sender: Coupon) -> Iterator[int]:
@@ -170,7 +170,7 @@ def test_a_sync_generator_and_a_function_that_returns_a_coroutine_are_undone_too
 
 
 def test_emissions_of_concurrent_tasks_share_a_transaction(evt: Event) -> None:
-    """Their handlers take turns, also those that emit themselves."""
+    """Handlers of concurrent tasks run in turn, also handlers that emit."""
     inner = Event("inner")
 
     @on(inner, on_error="log")
@@ -195,7 +195,7 @@ def test_emissions_of_concurrent_tasks_share_a_transaction(evt: Event) -> None:
 
 
 def test_a_handler_inside_a_handler_is_undone_alone(evt: Event) -> None:
-    """A savepoint in a savepoint; the outer one commits."""
+    """A failing handler in a handler is undone in its own savepoint, and the outer handler commits."""
     inner = Event("inner")
 
     @on(inner, on_error="log", name="shop.inner")
@@ -214,7 +214,7 @@ def test_a_handler_inside_a_handler_is_undone_alone(evt: Event) -> None:
 
 
 def test_a_handler_that_cancels_keeps_what_it_wrote(evt: Event) -> None:
-    """It has not failed."""
+    """The writes of a handler that cancels stay, because it has not failed."""
 
     @on(evt, on_error="log")
     def cancelling(sender: Coupon) -> bool:
@@ -226,15 +226,15 @@ def test_a_handler_that_cancels_keeps_what_it_wrote(evt: Event) -> None:
     assert stored()[0] == ["c0", "kept"]
 
 
-def test_a_session_of_the_users_own_is_protected_too(evt: Event, told: Event) -> None:
-    """An emit about an entity in it joins it, and so do its handlers."""
+def test_a_session_of_the_users_own_is_protected_too(evt: Event, notified: Event) -> None:
+    """An emit about an entity joins its session, and so do the savepoints of its handlers."""
 
     @on(evt, on_error="log", name="shop.failing")
     def failing(coupon: Coupon) -> None:
         session = object_session(coupon)
         assert session is not None
         session.add(gone := Coupon(id="gone"))
-        emit(told, gone)
+        emit(notified, gone)
         session.execute(text("SELECT * FROM nowhere"))
 
     with Session(database.engine()) as session:
@@ -249,7 +249,7 @@ def test_a_session_of_the_users_own_is_protected_too(evt: Event, told: Event) ->
 @pytest.mark.parametrize("awaited", [False, True])
 @pytest.mark.parametrize("failing", ["flush", "sql"])
 def test_a_session_that_has_only_read_is_usable_afterwards(evt: Event, failing: str, awaited: bool) -> None:
-    """It is open, so that what breaks its transaction would reach all that follows."""
+    """An open session that has only read stays usable after a handler's failing statement."""
     Coupon(id="c0").save()
 
     @on(evt, on_error="log", name="shop.failing")
@@ -268,10 +268,12 @@ def test_a_session_that_has_only_read_is_usable_afterwards(evt: Event, failing: 
         assert session.scalars(select(Coupon.id)).all() == ["c0"]
 
 
-def test_a_handlers_savepoint_is_no_reason_to_wait_for_a_session_that_has_only_read(evt: Event, told: Event) -> None:
-    """Nobody will commit it: what is emitted about it commits by itself, in the handler and after it."""
+def test_a_handlers_savepoint_is_no_reason_to_wait_for_a_session_that_has_only_read(
+    evt: Event, notified: Event
+) -> None:
+    """Emissions about a session that has only read commit by themselves, in the handler and after it."""
     Coupon(id="c0").save()
-    on(evt, on_error="log")(lambda coupon: emit(told, coupon))
+    on(evt, on_error="log")(lambda coupon: emit(notified, coupon))
     on(evt, offload=True, name="shop.queued")(lambda sender: None)
     with Session(database.engine()) as session:
         emit(evt, session.scalars(select(Coupon)).one())
@@ -279,7 +281,7 @@ def test_a_handlers_savepoint_is_no_reason_to_wait_for_a_session_that_has_only_r
 
 
 def test_a_handler_may_end_the_users_transaction(evt: Event) -> None:
-    """A commit inside the handler is one of the whole, as without a savepoint."""
+    """A commit inside a handler commits the whole transaction, as without a savepoint."""
 
     @on(evt, on_error="log")
     def committing(coupon: Coupon) -> None:
@@ -297,7 +299,7 @@ def test_a_handler_may_end_the_users_transaction(evt: Event) -> None:
 
 
 def test_a_database_error_that_the_handler_swallows_does_not_reach_the_rest(evt: Event) -> None:
-    """What it wrote before is gone with it, so that it has failed."""
+    """A handler that suppresses a database error counts as failed, because its writes are undone."""
 
     @on(evt, on_error="log", name="shop.swallowing")
     def swallowing(sender: Coupon) -> None:
@@ -312,7 +314,7 @@ def test_a_database_error_that_the_handler_swallows_does_not_reach_the_rest(evt:
 
 
 def test_what_the_emitter_cannot_write_is_no_failure_of_the_handler(evt: Event) -> None:
-    """It is raised to the emitter."""
+    """Pending writes of the emitter that fail raise in the emitter, and no handler runs."""
     ran: list[object] = []
     on(evt, on_error="log")(lambda sender: ran.append(sender))
     with pytest.raises(exc.DBAPIError), transaction() as session:
@@ -323,22 +325,22 @@ def test_what_the_emitter_cannot_write_is_no_failure_of_the_handler(evt: Event) 
 
 
 def test_a_handler_runs_in_a_transaction_that_is_broken_already(evt: Event) -> None:
-    """It tells somebody of the failure; there is nothing left to keep."""
-    told_of: list[object] = []
-    on(evt, on_error="log")(lambda sender: told_of.append(sender))
+    """A handler runs in a transaction that can only be rolled back, for example to report the failure."""
+    senders: list[object] = []
+    on(evt, on_error="log")(lambda sender: senders.append(sender))
     with pytest.raises(exc.DBAPIError), transaction():
         try:
             broken_flush()
         except exc.DBAPIError:
             assert emit(evt, "ada").failed == {}
             raise
-    assert told_of == ["ada"]
+    assert senders == ["ada"]
 
 
 def test_after_a_failure_in_sql_the_handler_runs_as_well(evt: Event) -> None:
-    """On PostgreSQL the session does not know that its transaction is aborted."""
-    told_of: list[object] = []
-    on(evt, on_error="log")(lambda sender: told_of.append(sender))
+    """A handler runs after failed SQL, although PostgreSQL has aborted the transaction."""
+    senders: list[object] = []
+    on(evt, on_error="log")(lambda sender: senders.append(sender))
     with pytest.raises(exc.DBAPIError), transaction():
         Coupon(id="c0").save()
         try:
@@ -346,12 +348,12 @@ def test_after_a_failure_in_sql_the_handler_runs_as_well(evt: Event) -> None:
         except exc.DBAPIError:
             emit(evt, "ada")
             raise
-    assert told_of == ["ada"]
+    assert senders == ["ada"]
 
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """All that is sent to the database inside."""
+    """Yields the list of all statements that are sent to the database inside."""
     sent: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -366,7 +368,7 @@ def statements() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("on_error", ["raise", "log"])
 def test_outside_of_a_transaction_the_database_is_not_asked(evt: Event, on_error: Any) -> None:
-    """Nor is it by a handler that raises."""
+    """Outside of a transaction an emit sends no statement, whatever `on_error` is."""
     on(evt, on_error=on_error)(lambda sender: None)
     coupon = Coupon(id="c0").save()
     with statements() as sent:
@@ -385,15 +387,15 @@ def async_url() -> str:
 
 
 @pytest.mark.parametrize("adopted", [False, True], ids=["own", "adopted"])
-def test_an_async_session_is_protected_too(evt: Event, told: Event, adopted: bool) -> None:
-    """Async handlers that ask the database in it, each in a savepoint of its own."""
+def test_an_async_session_is_protected_too(evt: Event, notified: Event, adopted: bool) -> None:
+    """Async handlers that write in an AsyncSession each have their own savepoint."""
 
     def connect(number: int) -> None:
         @on(evt, on_error="log", name=f"shop.h{number}")
         async def handler(coupon: Coupon, session: AsyncSession) -> int:
             session.add(Coupon(id=f"h{number}"))
             await session.flush()
-            await emit_async(told, coupon)
+            await emit_async(notified, coupon)
             if number % 2:
                 await session.execute(text("SELECT * FROM nowhere"))
             return number
@@ -428,12 +430,12 @@ def test_an_async_session_is_protected_too(evt: Event, told: Event, adopted: boo
 
 
 @pytest.mark.parametrize("awaits", [False, True], ids=["emit", "emit_async"])
-def test_what_a_sync_handler_adds_to_an_async_session_is_taken_back(evt: Event, told: Event, awaits: bool) -> None:
-    """It cannot wait for the session, so that all it can do is add to it."""
+def test_what_a_sync_handler_adds_to_an_async_session_is_taken_back(evt: Event, notified: Event, awaits: bool) -> None:
+    """Additions of a failed sync handler to an AsyncSession are undone."""
 
     @on(evt, on_error="log", name="shop.failing")
     def failing(sender: Coupon) -> None:
-        emit(told, Coupon(id="gone").save())
+        emit(notified, Coupon(id="gone").save())
         raise LookupError("no such thing")
 
     on(evt)(lambda sender: Coupon(id="next").save())

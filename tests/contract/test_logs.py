@@ -1,4 +1,4 @@
-"""The log: what an emission says of itself at DEBUG, what failures say, and that no text of a user's forges a line."""
+"""The log: lines of emissions at DEBUG, lines of failures, and escaped text that cannot forge a line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nitro.infrastructure.logs import escape_text, exception_line, get_logger
 NAME = "nitro.events"
 FORGED = "CRITICAL:root:all is lost"
 EVIL = f"shop\n{FORGED}\x1bc\r\x85\u2028\u202e"
-"""A line that passes for another one, and what clears a terminal, breaks a line for some readers or turns it round."""
+"""Text that forges a line, clears a terminal, breaks lines for some readers and reverses the direction of text."""
 
 Work = Callable[..., Any]
 
@@ -33,7 +33,7 @@ class Logged(Entity):
 
 
 class Written(Entity, table=True):
-    """One that is gone when its handler asks for it."""
+    """An entity whose row is gone when its handler reads it."""
 
     __tablename__ = "logs_written"
 
@@ -47,7 +47,7 @@ def debug(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
 
 @pytest.fixture
 def output() -> Iterator[io.StringIO]:
-    """What the logger writes through an ordinary handler of the standard library."""
+    """Text that the logger writes through a StreamHandler of the standard library."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
@@ -58,23 +58,23 @@ def output() -> Iterator[io.StringIO]:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The lines of the events' logger."""
+    """Returns the messages of the events' logger."""
     return [record.getMessage() for record in caplog.records if record.name == NAME]
 
 
 def only(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
-    """The only record of the events' logger."""
+    """Returns the only record of the events' logger."""
     (record,) = [record for record in caplog.records if record.name == NAME]
     return record
 
 
-def told(record: logging.LogRecord) -> dict[str, Any]:
-    """The facts for formatters that write JSON."""
+def json_facts(record: logging.LogRecord) -> dict[str, Any]:
+    """Returns the facts of a record for formatters that write JSON."""
     return {name: value for name, value in vars(record).items() if name.startswith("nitro_")}
 
 
 def test_an_emission_is_one_line_at_debug(evt: Event, debug: pytest.LogCaptureFixture) -> None:
-    """Event and sender, how many handlers did what, and the id by which it is found elsewhere."""
+    """An emission is one line with event, sender, counts of handlers and id."""
     on(evt, priority=3, name="shop.fine")(lambda sender: None)
     on(evt, priority=2, condition=lambda sender: False, name="shop.skipped")(lambda sender: None)
     on(evt, priority=1, on_error="log", name="shop.failing")(lambda sender: 1 / 0)
@@ -86,7 +86,7 @@ def test_an_emission_is_one_line_at_debug(evt: Event, debug: pytest.LogCaptureFi
 
 
 def test_it_counts_what_is_queued(evt: Event, queue: Any, debug: pytest.LogCaptureFixture) -> None:
-    """Every offloaded handler that becomes a task."""
+    """The line counts every offloaded handler that becomes a task."""
     for name in ("shop.a", "shop.b"):
         on(evt, offload=True, name=name)(lambda sender: None)
     emission = emit(evt)
@@ -95,15 +95,15 @@ def test_it_counts_what_is_queued(evt: Event, queue: Any, debug: pytest.LogCaptu
 
 
 def test_it_has_its_facts_apart(evt: Event, debug: pytest.LogCaptureFixture) -> None:
-    """A formatter that writes JSON need not parse the line."""
+    """A record has the facts as attributes, so that a JSON formatter need not parse the line."""
     emission = emit(evt, Logged(id="o1"))
     record = only(debug)
     assert record.levelno == logging.DEBUG
-    assert told(record) == {"nitro_event": evt.name, "nitro_sender": "Logged:o1", "nitro_emission": emission.id}
+    assert json_facts(record) == {"nitro_event": evt.name, "nitro_sender": "Logged:o1", "nitro_emission": emission.id}
 
 
 def test_it_says_who_has_cancelled(evt: Event, queue: Any, debug: pytest.LogCaptureFixture) -> None:
-    """And nothing was queued."""
+    """The line names the handler that cancelled, and counts nothing as queued."""
     on(evt, offload=True, name="shop.mail")(lambda sender: None)
     on(evt, name="shop.gate")(lambda sender: False)
     emission = emit(evt)
@@ -112,7 +112,7 @@ def test_it_says_who_has_cancelled(evt: Event, queue: Any, debug: pytest.LogCapt
 
 
 def facts_of(emission: str) -> dict[str, str]:
-    """What a line about `shop.handler` tells to formatters that write JSON."""
+    """Returns the facts of a record about `shop.handler`."""
     return {
         "nitro_handler": "shop.handler",
         "nitro_event": "order.placed",
@@ -121,9 +121,9 @@ def facts_of(emission: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("how", ["emit", "emit_async"])
-def test_it_says_what_was_raised(evt: Event, debug: pytest.LogCaptureFixture, how: str) -> None:
-    """The class of the exception; its message and traceback are the caller's to log."""
+@pytest.mark.parametrize("function", ["emit", "emit_async"])
+def test_it_says_what_was_raised(evt: Event, debug: pytest.LogCaptureFixture, function: str) -> None:
+    """The line has the class of the exception, and neither its message nor its traceback."""
 
     @on(evt, name="shop.handler")
     def handler(sender: object) -> None:
@@ -133,13 +133,13 @@ def test_it_says_what_was_raised(evt: Event, debug: pytest.LogCaptureFixture, ho
         await emit_async(evt)
 
     with pytest.raises(ValueError, match="secret"):
-        emit(evt) if how == "emit" else asyncio.run(emitted())
+        emit(evt) if function == "emit" else asyncio.run(emitted())
     assert ": 1 ran, 0 skipped, 0 failed, 0 queued, raised ValueError (emission " in lines(debug)[0]
     assert "secret" not in debug.text
 
 
 def test_emit_async_is_one_line_when_all_have_ended(evt: Event, debug: pytest.LogCaptureFixture) -> None:
-    """Async handlers are counted like others."""
+    """`emit_async` logs its line after its async handlers have ended, and counts them."""
     seen: list[list[str]] = []
 
     @on(evt, name="shop.handler")
@@ -156,7 +156,7 @@ def test_emit_async_is_one_line_when_all_have_ended(evt: Event, debug: pytest.Lo
 
 
 def test_an_emission_inside_another_has_its_line_first(evt: Event, debug: pytest.LogCaptureFixture) -> None:
-    """Lines come in the order in which emissions end."""
+    """Lines are logged in the order in which emissions end."""
     further = Namespace().event("order.paid")
     on(evt)(lambda sender: emit(further) and None)
     emit(evt)
@@ -164,7 +164,7 @@ def test_an_emission_inside_another_has_its_line_first(evt: Event, debug: pytest
 
 
 def test_at_info_an_emission_says_nothing(evt: Event, caplog: pytest.LogCaptureFixture) -> None:
-    """What goes well is no news."""
+    """An emission logs nothing at INFO."""
     on(evt)(lambda sender: False)
     with caplog.at_level(logging.INFO, NAME):
         emit(evt)
@@ -175,7 +175,7 @@ def test_at_info_an_emission_says_nothing(evt: Event, caplog: pytest.LogCaptureF
 def test_debug_can_be_turned_on_and_off_while_it_runs(
     evt: Event, caplog: pytest.LogCaptureFixture, name: str | None
 ) -> None:
-    """At this logger or above it; the next emit does as it is told."""
+    """DEBUG at this logger or above takes effect at the next emit, on and off."""
     on(evt)(lambda sender: None)
     emit(evt)
     emit(evt)
@@ -191,7 +191,7 @@ def test_debug_can_be_turned_on_and_off_while_it_runs(
 
 
 def test_logging_disabled_is_disabled(evt: Event, debug: pytest.LogCaptureFixture) -> None:
-    """`logging.disable` turns it off and on as well."""
+    """`logging.disable` switches the line off, and on again."""
     on(evt)(lambda sender: None)
     emit(evt)
     earlier = logging.root.manager.disable
@@ -204,12 +204,12 @@ def test_logging_disabled_is_disabled(evt: Event, debug: pytest.LogCaptureFixtur
     assert len(lines(debug)) == 2
 
 
-@pytest.mark.parametrize("how", ["emit", "emit_async"])
+@pytest.mark.parametrize("function", ["emit", "emit_async"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_handler_that_fails_and_stops_nothing_is_one_line(
-    evt: Event, caplog: pytest.LogCaptureFixture, how: str, kind: str
+    evt: Event, caplog: pytest.LogCaptureFixture, function: str, kind: str
 ) -> None:
-    """Handler, event, sender and emission, in the line and apart, with the traceback below."""
+    """The line names handler, event, sender and emission, also as attributes, with the traceback below."""
 
     def sync(sender: Logged) -> None:
         raise ValueError("no stock")
@@ -221,7 +221,7 @@ def test_a_handler_that_fails_and_stops_nothing_is_one_line(
     on(evt, on_error="log", name="shop.handler")(chosen[kind])
 
     async def emitted() -> Emission:
-        emission = emit(evt, Logged(id="o1")) if how == "emit" else await emit_async(evt, Logged(id="o1"))
+        emission = emit(evt, Logged(id="o1")) if function == "emit" else await emit_async(evt, Logged(id="o1"))
         while not emission.failed:
             await asyncio.sleep(0)
         return emission
@@ -232,7 +232,7 @@ def test_a_handler_that_fails_and_stops_nothing_is_one_line(
     assert record.getMessage() == (
         f"handler shop.handler of event order.placed by Logged:o1 failed (emission {emission.id})"
     )
-    assert told(record) == facts_of(emission.id)
+    assert json_facts(record) == facts_of(emission.id)
     assert record.exc_info is not None
     assert record.exc_info[1] is emission.failed["shop.handler"]
 
@@ -241,7 +241,7 @@ def test_a_handler_that_fails_and_stops_nothing_is_one_line(
 def test_a_condition_that_raises_is_one_line(
     evt: Event, queue: Any, caplog: pytest.LogCaptureFixture, offload: bool
 ) -> None:
-    """It says that the handler is skipped."""
+    """The line of a condition that raises says that its handler is skipped."""
     on(evt, condition=lambda sender: sender.total > 1, offload=offload, name="shop.handler")(lambda sender: None)
     emission = emit(evt, Logged(id="o1"))
     record = only(caplog)
@@ -250,36 +250,36 @@ def test_a_condition_that_raises_is_one_line(
         "condition of handler shop.handler of event order.placed by Logged:o1 raised; it is skipped"
         f" (emission {emission.id})"
     )
-    assert told(record) == facts_of(emission.id)
+    assert json_facts(record) == facts_of(emission.id)
     assert record.exc_info is not None
 
 
-def assert_is_one_line(written: str) -> None:
-    """No reader takes it for more than one, and a terminal shows it as it is."""
-    assert written.endswith("\n")
-    assert written[:-1].isprintable(), written
-    assert r"shop\nCRITICAL" in written
+def assert_is_one_line(text: str) -> None:
+    """Asserts that the text is one line of printable characters."""
+    assert text.endswith("\n")
+    assert text[:-1].isprintable(), text
+    assert r"shop\nCRITICAL" in text
 
 
 @pytest.mark.parametrize("where", ["event", "sender", "canceller"])
 def test_no_name_breaks_the_line_of_an_emission(
     evt: Event, debug: pytest.LogCaptureFixture, output: io.StringIO, where: str
 ) -> None:
-    """An id may come from whoever fills in a form."""
+    """Names of events, senders and handlers are escaped, because an id may come from a form."""
     event = Namespace().event(EVIL) if where == "event" else evt
     on(event, name=EVIL if where == "canceller" else "shop.gate")(lambda sender: False)
     emit(event, Logged(id=EVIL) if where == "sender" else Logged(id="o1"))
     assert_is_one_line(output.getvalue())
 
 
-@pytest.mark.parametrize("what", ["handler", "condition"])
+@pytest.mark.parametrize("source", ["handler", "condition"])
 @pytest.mark.parametrize("where", ["event", "sender", "handler"])
 def test_no_name_breaks_the_line_of_a_failure(
-    evt: Event, caplog: pytest.LogCaptureFixture, output: io.StringIO, where: str, what: str
+    evt: Event, caplog: pytest.LogCaptureFixture, output: io.StringIO, where: str, source: str
 ) -> None:
-    """The traceback below it is indented, line by line."""
+    """Names are escaped, and each line of the traceback below is indented."""
     event = Namespace().event(EVIL) if where == "event" else evt
-    condition = (lambda sender: 1 / 0) if what == "condition" else None
+    condition = (lambda sender: 1 / 0) if source == "condition" else None
     name = EVIL if where == "handler" else "shop.handler"
     on(event, name=name, on_error="log", condition=condition)(lambda sender: 1 / 0)
     emit(event, Logged(id=EVIL) if where == "sender" else Logged(id="o1"))
@@ -290,7 +290,7 @@ def test_no_name_breaks_the_line_of_a_failure(
 
 
 def test_no_name_breaks_the_line_of_what_its_loop_has_cancelled(evt: Event, output: io.StringIO) -> None:
-    """An async handler that nobody waits for, when its event loop is closed."""
+    """The name of an async handler that a closing loop cancels is escaped."""
     on(evt, name=EVIL)(lambda sender: asyncio.sleep(60))
 
     async def main() -> None:
@@ -305,7 +305,7 @@ def test_no_name_breaks_the_line_of_what_its_loop_has_cancelled(evt: Event, outp
 def test_no_name_breaks_the_line_of_what_was_not_dispatched(
     evt: Event, queue: Any, open_transaction: Any, output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a commit, when nothing can be raised any more."""
+    """The names of handlers that were not dispatched after a commit are escaped."""
 
     def away() -> None:
         raise DispatchError(evt.name, [EVIL], OSError("away"))
@@ -320,23 +320,23 @@ def test_no_name_breaks_the_line_of_what_was_not_dispatched(
 
 
 def test_nothing_that_a_logger_of_ours_says_breaks_a_line(output: io.StringIO) -> None:
-    """Whoever writes the line need not think of it; what has a sign of per cent in it stays as it is."""
+    """The logger escapes every message, and a percent sign in it stays."""
     get_logger(NAME).warning("the database is away: %s", EVIL + "\x00100 %")
     assert_is_one_line(output.getvalue())
     assert output.getvalue().endswith(r"\x00100 %" + "\n")
 
 
 def test_the_facts_apart_are_as_they_are(evt: Event, debug: pytest.LogCaptureFixture) -> None:
-    """Who writes JSON escapes for himself, and wants to search for the value."""
+    """Attributes of a record are not escaped: a JSON formatter does so itself."""
     emit(evt, Logged(id=EVIL))
-    assert told(only(debug))["nitro_sender"] == f"Logged:{EVIL}"
+    assert json_facts(only(debug))["nitro_sender"] == f"Logged:{EVIL}"
 
 
 @pytest.mark.parametrize("what", ["message", "note", "cause", "member"])
 def test_no_exception_forges_a_line(
     evt: Event, caplog: pytest.LogCaptureFixture, output: io.StringIO, what: str
 ) -> None:
-    """Its message may have as many lines as it likes, and so may its notes, its cause and what a group holds."""
+    """Message, notes, cause and members of an exception cannot forge a line."""
 
     @on(evt, on_error="log", name="shop.handler")
     def handler(sender: object) -> None:
@@ -356,7 +356,7 @@ def test_no_exception_forges_a_line(
 
 
 def test_a_traceback_is_shown_once(evt: Event, caplog: pytest.LogCaptureFixture, output: io.StringIO) -> None:
-    """However many handlers write it."""
+    """Each log handler writes the traceback once."""
     on(evt, on_error="log", name="shop.handler")(lambda sender: 1 / 0)
     emit(evt)
     assert output.getvalue().count("ZeroDivisionError") == 1
@@ -364,20 +364,20 @@ def test_a_traceback_is_shown_once(evt: Event, caplog: pytest.LogCaptureFixture,
 
 
 def test_lines_without_an_exception_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
-    """A logger that is asked for twice has one filter."""
+    """`get_logger` adds one filter to a logger, which leaves lines without an exception alone."""
     logger = get_logger("nitro.test")
     assert get_logger("nitro.test") is logger
     assert len(logger.filters) == 1
     with caplog.at_level(logging.INFO, "nitro.test"):
         logger.info("fine", exc_info=False)
-        logger.info("no exception", exc_info=True)  # noqa: LOG014  # that is what is tested
+        logger.info("no exception", exc_info=True)  # noqa: LOG014  # the case under test
     assert [record.getMessage() for record in caplog.records] == ["fine", "no exception"]
 
 
 def test_a_handler_that_is_skipped_in_a_worker_is_one_line(
     evt: Event, app: Celery, work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its name may be anything, and so may the id of the row that is gone."""
+    """The line of a handler that is skipped in a worker has an escaped name and id."""
     on(evt, offload={"entity": "reload", "on_missing": "skip"}, name=EVIL)(lambda sender: None)
     Written.init_db()
     row = Written(id=EVIL).save()
@@ -390,7 +390,7 @@ def test_a_handler_that_is_skipped_in_a_worker_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("text", "written"),
+    ("text", "escaped"),
     [
         ("order.placed", "order.placed"),
         ("größe 'ä' \\n \"x\"", "größe 'ä' \\n \"x\""),
@@ -399,13 +399,13 @@ def test_a_handler_that_is_skipped_in_a_worker_is_one_line(
         ("", ""),
     ],
 )
-def test_what_is_printable_stays_and_the_rest_is_escaped(text: str, written: str) -> None:
-    """As Python writes it."""
-    assert escape_text(text) == written
+def test_what_is_printable_stays_and_the_rest_is_escaped(text: str, escaped: str) -> None:
+    """`escape_text` escapes characters as Python does, and keeps printable ones."""
+    assert escape_text(text) == escaped
 
 
 class Amount(BaseModel):
-    """What refuses a text, with a message of many lines, indented ones among them."""
+    """A model whose validation error has several lines, indented ones among them."""
 
     cents: int
 
@@ -470,8 +470,8 @@ def _silent() -> None:
     ],
 )
 def test_a_traceback_says_one_line_in_the_end(fails: Callable[[], None], first: str, shortened: bool) -> None:
-    """Of the exception that came through, the first line of its message; also where the begin was cut off."""
-    with pytest.raises(Exception) as raised:  # noqa: PT011  # which one is not the matter
+    """`exception_line` returns the exception's first line, also of a traceback without its beginning."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # any exception
         fails()
     text = "".join(traceback.format_exception(raised.value))
     cut = text.index("File") if shortened else 0
@@ -489,5 +489,5 @@ def test_a_traceback_says_one_line_in_the_end(fails: Callable[[], None], first: 
     ],
 )
 def test_a_reason_without_a_traceback_says_its_first_line(text: str, first: str) -> None:
-    """A delivery may have ended for other reasons than an exception of its handler."""
+    """`exception_line` returns the first line of a text that is no traceback."""
     assert exception_line(text) == first

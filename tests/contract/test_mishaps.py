@@ -1,4 +1,4 @@
-"""What goes wrong beside a handler: it is said, and it does not undo what was done."""
+"""Failures outside of handlers: they are logged and undo nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, Envelope
 def test_publishing_that_fails_after_the_commit_is_logged(
     evt: Event, queue: Any, open_transaction: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a commit nothing can raise any more, whatever it is."""
+    """Any error of publishing after a commit is logged, because it can be raised to no caller."""
 
     def fail(names: list[str]) -> None:
         raise RuntimeError("disk full")
@@ -33,7 +33,7 @@ def test_publishing_that_fails_after_the_commit_is_logged(
 
 @pytest.mark.parametrize("envelope", [{"emission": "e1"}, {"emission": "e1", "colour": "red"}, "text", 7])
 def test_a_message_of_another_version_is_unreadable(offloading: None, envelope: object) -> None:
-    """The error names the handler, so that it can be found among the workers' failures."""
+    """An unreadable message raises an error that names the handler."""
     with pytest.raises(PayloadUnreadable, match=r"shop\.mail"):
         Envelope.read({ENVELOPE_KEY: envelope}, "shop.mail")
 
@@ -41,7 +41,7 @@ def test_a_message_of_another_version_is_unreadable(offloading: None, envelope: 
 def test_progress_that_cannot_be_shown_fails_no_handler(
     evt: Event, app: Celery, work: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A backend that is away for a moment costs a step on a screen, not the effect."""
+    """A result backend that is away costs a progress report and fails no handler."""
     backend = type(app.backend)
     store = backend.store_result
 

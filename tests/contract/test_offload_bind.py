@@ -1,4 +1,4 @@
-"""`bind`: what it sets in an app, and what it leaves alone: contract section 2."""
+"""`bind`: settings that it adds to an app, and settings that it leaves alone: contract section 2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nitro.infrastructure.offload.broker import is_embedded
 
 pytestmark = pytest.mark.usefixtures("offloading")
 
-OTHERS = (
+TASK_ATTRIBUTES = (
     "acks_late",
     "reject_on_worker_lost",
     "serializer",
@@ -85,18 +85,18 @@ CONFIGURED = [configured_by_constructor, configured_by_conf, configured_by_objec
 
 
 def facts_of(app: Celery) -> dict[str, Any]:
-    """All settings of an app, and what they make of its own task."""
+    """Returns all settings of an app, and their effect on its own task."""
 
     @app.task(name="shop.plain", shared=False)
     def plain() -> None: ...
 
-    attributes = {name: getattr(app.tasks["shop.plain"], name) for name in OTHERS}
+    attributes = {name: getattr(app.tasks["shop.plain"], name) for name in TASK_ATTRIBUTES}
     settings = {name: deepcopy(value) for name, value in dict(app.conf).items() if not name.startswith("__")}
     return {"conf": settings, "task": attributes}
 
 
 def test_bind_returns_the_app(celery_app: Callable[..., Celery]) -> None:
-    """`app = bind(Celery(...))` is one line."""
+    """`bind` returns its app, so that `app = bind(Celery(...))` is one line."""
     app = celery_app("shop", broker="memory://")
     assert bind(app) is app
 
@@ -104,7 +104,7 @@ def test_bind_returns_the_app(celery_app: Callable[..., Celery]) -> None:
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("configure", CONFIGURED, ids=lambda function: function.__name__)
 def test_bind_changes_nothing(celery_app: Callable[..., Celery], configure: Any, settings: dict[str, Any]) -> None:
-    """Every setting, and what it makes of other tasks, is as it would be without `bind`."""
+    """All settings, and the attributes of other tasks, are the same with and without `bind`."""
     before = facts_of(configure(celery_app, settings))
     assert facts_of(bind(configure(celery_app, settings))) == before
 
@@ -113,14 +113,14 @@ def test_bind_changes_nothing(celery_app: Callable[..., Celery], configure: Any,
 def test_a_broker_of_the_environment_is_one(
     celery_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Celery looks there first."""
+    """A broker in Celery's environment variables is used, as without `bind`."""
     monkeypatch.setenv(name, REDIS)
     before = facts_of(celery_app("shop"))
     assert facts_of(bind(celery_app("shop"))) == before
 
 
 def test_bind_before_the_configuration_changes_nothing(celery_app: Callable[..., Celery]) -> None:
-    """The order of the two lines does not matter."""
+    """`bind` before the configuration has the same result as after it."""
     before = facts_of(configured_by_object(celery_app, SETTINGS["list"]))
     app = bind(celery_app("shop"))
     app.config_from_object(SETTINGS["list"])
@@ -131,25 +131,25 @@ def test_bind_before_the_configuration_changes_nothing(celery_app: Callable[...,
 def test_a_running_worker_changes_nothing(
     celery_app: Callable[..., Celery], evt: Event, work_for_a_while: Callable[..., Any], settings: dict[str, Any]
 ) -> None:
-    """A worker that has run a handler leaves all settings and other tasks as one without `bind` does."""
+    """A worker that has run a handler has the same settings and other tasks as a worker without `bind`."""
     results = {"result_backend": "cache+memory://", "worker_hijack_root_logger": False}
     other = configured_by_object(celery_app, {**settings, **results})
     with work_for_a_while(other):
         pass
     app = bind(configured_by_object(celery_app, {**settings, **results}))
-    ran = on(evt, offload={"ignore_result": False}, name="shop.handler")(lambda sender: None)
+    handler = on(evt, offload={"ignore_result": False}, name="shop.handler")(lambda sender: None)
     with work_for_a_while(app) as outcomes:
         outcomes.only(emit(evt))
-    assert ran.task.acks_late is True
-    mine, others = facts_of(app), facts_of(other)
-    for facts in (mine, others):
-        del facts["conf"]["include"]  # in which a worker of Celery notes the modules of all tasks
-    assert mine == others
+    assert handler.task.acks_late is True
+    bound_facts, other_facts = facts_of(app), facts_of(other)
+    for facts in (bound_facts, other_facts):
+        del facts["conf"]["include"]  # Celery's worker adds the modules of all tasks
+    assert bound_facts == other_facts
 
 
 @pytest.mark.parametrize("early", [False, None], ids=["said", "by default"])
 def test_handlers_are_acknowledged_late(celery_app: Callable[..., Celery], evt: Event, early: bool | None) -> None:
-    """What the promises need is set on their own tasks."""
+    """Tasks of handlers are acknowledged late and sent as JSON, whatever the settings of the app."""
     settings = {**IN_MEMORY, **({} if early is None else SETTINGS["early"]), "task_serializer": "yaml"}
     bind(configured_by_object(celery_app, settings))
     task = on(evt, offload=True, name="shop.handler")(lambda sender: None).task
@@ -157,7 +157,7 @@ def test_handlers_are_acknowledged_late(celery_app: Callable[..., Celery], evt: 
 
 
 def test_options_that_were_given_win(celery_app: Callable[..., Celery], evt: Event) -> None:
-    """By the registration, and by annotations."""
+    """Options of the registration and annotations win over Nitro's defaults."""
     bind(configured_by_object(celery_app, {**IN_MEMORY, "task_annotations": {"*": {"reject_on_worker_lost": False}}}))
     task = on(evt, offload={"acks_late": False}, name="shop.handler")(lambda sender: None).task
     assert (task.acks_late, task.reject_on_worker_lost) == (False, False)
@@ -165,7 +165,7 @@ def test_options_that_were_given_win(celery_app: Callable[..., Celery], evt: Eve
 
 @pytest.mark.parametrize("configure", CONFIGURED[1:], ids=lambda function: function.__name__)
 def test_an_empty_broker_is_none(celery_app: Callable[..., Celery], configure: Any) -> None:
-    """`broker_url=os.environ.get("BROKER")` of a machine without it."""
+    """A `broker_url` of None, as of a missing environment variable, counts as no broker."""
     app = bind(configure(celery_app, {"broker_url": None}))
     assert is_embedded(app)
 
@@ -180,7 +180,7 @@ def test_app_without_a_broker_gets_the_one_of_the_settings(
 
 
 def test_app_without_anything_gets_the_embedded_broker(celery_app: Callable[..., Celery], tmp_path: Path) -> None:
-    """No setting and no server: a folder under `NITRO_HOME`, and results beside it."""
+    """Without a setting and a server the broker is a folder under `NITRO_HOME`, with results beside it."""
     app = bind(celery_app("shop"))
     app.send_task("shop.plain")
     assert len(list((tmp_path / "home/queue").iterdir())) == 1
@@ -195,27 +195,27 @@ LATER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", LATER.values(), ids=LATER)
 def test_a_broker_that_is_named_later_is_the_one(celery_app: Callable[..., Celery], settings: dict[str, Any]) -> None:
-    """Also when the settings have been read before, and nothing is left of what Nitro has lent."""
+    """A broker that the app names later replaces Nitro's, with all settings that belong to it."""
     before = celery_app("shop")
     app = bind(celery_app("shop"))
     for each in (before, app):
         assert each.conf.timezone is None
         each.conf.update(settings)
-    assert {name: app.conf[name] for name in UNLENT} == {name: before.conf[name] for name in UNLENT}
+    assert {name: app.conf[name] for name in BROKER_SETTINGS} == {name: before.conf[name] for name in BROKER_SETTINGS}
     assert app.connection_for_write().transport.driver_type == "memory"
 
 
-UNLENT = ("broker_transport", "broker_transport_options", "result_backend", "database_engine_options")
+BROKER_SETTINGS = ("broker_transport", "broker_transport_options", "result_backend", "database_engine_options")
 
 
 def test_a_connection_of_the_users_own_leads_where_it_says(celery_app: Callable[..., Celery]) -> None:
-    """An app that names no broker, and connects to one or another by itself."""
+    """`app.connection(url)` leads to that URL, although the app names no broker."""
     app = bind(celery_app("shop"))
     assert app.connection("memory://").transport.driver_type == "memory"
 
 
 def test_app_that_gets_a_broker_keeps_the_rest(celery_app: Callable[..., Celery]) -> None:
-    """Only what names the broker and its results is put in."""
+    """Nitro adds the settings of broker and results to an app without a broker, and no others."""
     before = facts_of(celery_app("shop"))
     after = facts_of(bind(celery_app("shop")))
     changed = {name for name in after["conf"] if after["conf"][name] != before["conf"].get(name)}
@@ -224,38 +224,38 @@ def test_app_that_gets_a_broker_keeps_the_rest(celery_app: Callable[..., Celery]
 
 
 def test_bind_checks_the_settings(celery_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong value is an error at start."""
+    """A wrong setting of Nitro's raises at `bind`."""
     monkeypatch.setenv("NITRO_DELIVERY", "twice")
     with pytest.raises(SettingError, match="NITRO_DELIVERY"):
         bind(celery_app("shop", broker="memory://"))
 
 
 def test_bind_keeps_the_task_class(celery_app: Callable[..., Celery], evt: Event) -> None:
-    """Handlers are tasks of the user's own class, others are untouched."""
+    """Handlers and other tasks are instances of the app's task class."""
 
-    class Mine(Task):
+    class OwnTask(Task):
         greeting = "hello"
 
-    app = bind(celery_app("shop", broker="memory://", task_cls=Mine))
+    app = bind(celery_app("shop", broker="memory://", task_cls=OwnTask))
     handler = on(evt, offload=True, name="shop.handler")(lambda sender: None)
 
     @app.task(name="shop.plain", shared=False)
     def untouched() -> None: ...
 
-    assert app.task_cls is Mine
-    assert isinstance(app.tasks["shop.handler"], Mine)
+    assert app.task_cls is OwnTask
+    assert isinstance(app.tasks["shop.handler"], OwnTask)
     assert handler.task.greeting == "hello"
-    assert isinstance(app.tasks["shop.plain"], Mine)
+    assert isinstance(app.tasks["shop.plain"], OwnTask)
 
 
 def test_own_base_of_a_handler(celery_app: Callable[..., Celery], evt: Event) -> None:
-    """`Offload(base=…)` is Celery's option for one task."""
+    """`Offload(base=…)` sets the task class of one handler, as in Celery."""
 
-    class Mine(Task):
+    class OwnTask(Task):
         greeting = "hello"
 
     bind(celery_app("shop", broker="memory://"))
-    assert on(evt, offload={"base": Mine}, name="shop.handler")(lambda sender: None).task.greeting == "hello"
+    assert on(evt, offload={"base": OwnTask}, name="shop.handler")(lambda sender: None).task.greeting == "hello"
 
 
 def test_bind_takes_an_engine(celery_app: Callable[..., Celery], tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_bind_takes_an_engine(celery_app: Callable[..., Celery], tmp_path: Path)
 def test_a_worker_that_would_refuse_handlers_does_not_start(
     celery_app: Callable[..., Celery], evt: Event, queue: str
 ) -> None:
-    """It says what to do; its messages stay where they are."""
+    """A worker that does not accept JSON exits with instructions before it takes messages of handlers."""
     app = bind(configured_by_object(celery_app, {**IN_MEMORY, "accept_content": ["yaml"]}))
     on(evt, offload={"queue": queue}, name="shop.mail")(lambda sender: None)
     with pytest.raises(SystemExit, match=r"accept_content of the app 'shop' is yaml.*shop\.mail are JSON: add 'json'"):
@@ -285,7 +285,7 @@ def test_a_worker_that_would_refuse_handlers_does_not_start(
 def test_a_worker_that_gets_what_it_accepts_starts(
     celery_app: Callable[..., Celery], evt: Event, queue: str, accepted: str
 ) -> None:
-    """Of handlers nothing comes into its queues, or it takes JSON."""
+    """A worker starts if it accepts JSON, or if its queues hold no handlers."""
     app = bind(configured_by_object(celery_app, {**IN_MEMORY, "accept_content": [accepted]}))
     on(evt, offload=True, name="shop.mail")(lambda sender: None)
     assert app.Worker(queues=[queue], pool="solo")

@@ -1,4 +1,4 @@
-"""A real broker's round trips, and a broker that is away: contract sections 1 and 7."""
+"""Round trips to a real broker, and a broker that is away: contract sections 1 and 7."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ UNTRACKED = ("broker", "at-most-once")
 
 
 def offloaded(evt: Event, *names: str, **options: Any) -> None:
-    """Connect an offloaded handler of each name."""
+    """Connects an offloaded handler of each name."""
     for name in names:
         on(evt, offload=options or True, name=name)(lambda sender: None)
 
 
 def states() -> dict[str, str]:
-    """The state of every row, by handler."""
+    """Returns the state of every row, by handler."""
     return {entry.handler: entry.state for entry in operations.read_deliveries()}
 
 
 @pytest.fixture
 def redis_app(offloading: None) -> Iterator[Celery]:
-    """A bound app on an empty database of a real Redis; skips where none answers."""
+    """A bound app on an empty database of a real Redis; the test is skipped without a server."""
     server = Redis(db=DATABASE, socket_connect_timeout=2)
     try:
         server.flushdb()
@@ -60,7 +60,7 @@ def redis_app(offloading: None) -> Iterator[Celery]:
 
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What is sent to Redis, an item for each time something is."""
+    """Commands that are sent to Redis, an item for each send."""
     trips: list[bytes] = []
     send = Connection.send_packed_command
 
@@ -83,7 +83,7 @@ def silent_port() -> Iterator[int]:
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port on which nobody listens."""
+    """A port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -96,7 +96,7 @@ def closed_port() -> int:
 def test_emission_is_one_round_trip_to_redis(
     evt: Event, redis_app: Celery, round_trips: list[bytes], handlers: int, delivery: str
 ) -> None:
-    """All tasks of an emission go in one command."""
+    """All messages of an emission are one command to Redis."""
     offloaded(evt, *(f"shop.{number}" for number in range(handlers)), delivery=delivery)
     emit(evt)
     assert publisher.drain(PATIENCE)
@@ -112,7 +112,7 @@ def test_emission_is_one_round_trip_to_redis(
 
 @pytest.mark.server
 def test_redis_gets_all_messages(evt: Event, redis_app: Celery) -> None:
-    """Nothing of a batch is left behind, and the first handler's is taken first."""
+    """Redis gets all messages of a batch in the order of the handlers."""
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
     asyncio.run(emit_async(evt))
@@ -120,8 +120,8 @@ def test_redis_gets_all_messages(evt: Event, redis_app: Celery) -> None:
     with redis_app.connection_for_read() as connection:
         channel = connection.default_channel
         assert channel._size("celery") == 6
-        taken = [channel.basic_get("celery", no_ack=True).headers["task"] for _ in range(6)]
-    assert taken == ["shop.a", "shop.b", "shop.c"] * 2
+        names = [channel.basic_get("celery", no_ack=True).headers["task"] for _ in range(6)]
+    assert names == ["shop.a", "shop.b", "shop.c"] * 2
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
@@ -130,7 +130,7 @@ def test_redis_gets_all_messages(evt: Event, redis_app: Celery) -> None:
 def test_what_an_unreachable_broker_cannot_take_waits_in_the_outbox(
     evt: Event, offloading: None, closed_port: int, scheme: str, emitting: str, delivery: str
 ) -> None:
-    """Nothing is raised, and nothing is lost: certainly nothing was sent, so that every promise allows it."""
+    """Messages for an unreachable broker are stored with every delivery, because none of them was sent."""
     bound(f"{scheme}://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a", "shop.b", delivery=delivery)
     emission = emit(evt) if emitting == "emit" else asyncio.run(emit_async(evt))
@@ -159,7 +159,7 @@ def test_broker_down_may_ask_for_the_error(
 def test_silent_broker_is_not_waited_for(
     evt: Event, offloading: None, silent_port: int, scheme: str, delivery: str
 ) -> None:
-    """While connecting to a frozen broker hangs, nothing has been sent: it is withdrawn and stored."""
+    """While the connection to a silent broker hangs, the message is withdrawn and stored."""
     bound(f"{scheme}://127.0.0.1:{silent_port}/")
     offloaded(evt, "shop.a", delivery=delivery)
     emit(evt)
@@ -170,7 +170,7 @@ def test_silent_broker_is_not_waited_for(
 def test_what_gathers_while_the_broker_is_busy_leaves_together(
     evt: Event, redis_app: Celery, round_trips: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many emits there were meanwhile; a message that is refused is told to its own only."""
+    """Messages that gather while the broker is busy are one batch; a refused one fails alone."""
     offloaded(evt, "shop.a")
     refused = Namespace().event("refused")
     offloaded(refused, "shop.wrong", queue="wrong")
@@ -179,11 +179,11 @@ def test_what_gathers_while_the_broker_is_busy_leaves_together(
     Redis(db=DATABASE).set("wrong", "no list")
     free, publish = threading.Event(), BrokerConnection.publish
 
-    def held(self: BrokerConnection, batch: Batch) -> Any:
+    def wait_and_publish(self: BrokerConnection, batch: Batch) -> Any:
         assert free.wait(PATIENCE)
         return publish(self, batch)
 
-    monkeypatch.setattr(BrokerConnection, "publish", held)
+    monkeypatch.setattr(BrokerConnection, "publish", wait_and_publish)
     emit(evt)
     until(lambda: publisher._queue.busy_seconds() and not len(publisher._queue))
     emissions = [emit(evt) for _ in range(5)]
@@ -209,7 +209,7 @@ def test_what_gathers_while_the_broker_is_busy_leaves_together(
 
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A broker that takes a message and does not answer until the event is set."""
+    """An event; until it is set, the broker accepts a message and does not answer."""
     released = threading.Event()
 
     def hang(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -226,7 +226,7 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def test_tracked_emit_returns_while_the_broker_hangs(
     evt: Event, app: Celery, blocked: threading.Event, delivery: str
 ) -> None:
-    """Its row is written, and that is all it waits for."""
+    """A tracked emit waits for its row only."""
     offloaded(evt, "shop.a", delivery=delivery)
     for _ in range(3):
         emit(evt)
@@ -235,7 +235,7 @@ def test_tracked_emit_returns_while_the_broker_hangs(
 
 
 def test_unknown_outcome_of_a_broker_delivery_is_stored(evt: Event, app: Celery, blocked: threading.Event) -> None:
-    """It may have left; twice is allowed, not at all is not."""
+    """A message with delivery `broker` that may have been sent is stored, because it may run twice."""
     offloaded(evt, "shop.a", delivery="broker")
     emit(evt)
     assert not blocked.is_set()
@@ -243,7 +243,7 @@ def test_unknown_outcome_of_a_broker_delivery_is_stored(evt: Event, app: Celery,
 
 
 def test_unknown_outcome_of_an_at_most_once_delivery_raises(evt: Event, app: Celery, blocked: threading.Event) -> None:
-    """It may have left, so that it must not be sent again; the emitter is told."""
+    """A message with delivery `at-most-once` that may have been sent raises, because it must not run twice."""
     offloaded(evt, "shop.a", delivery="at-most-once")
     with pytest.raises(DispatchError, match=r"shop\.a"):
         emit(evt)
@@ -251,7 +251,7 @@ def test_unknown_outcome_of_an_at_most_once_delivery_raises(evt: Event, app: Cel
 
 
 def test_what_waits_behind_a_hanging_message_is_stored(evt: Event, app: Celery, blocked: threading.Event) -> None:
-    """The second one was not taken up yet, so that it has certainly not left."""
+    """A message behind a hanging one is stored, because it was certainly not sent."""
     second = Namespace().event("second")
     offloaded(evt, "shop.a")
     offloaded(second, "shop.b", delivery="at-most-once")
@@ -263,7 +263,7 @@ def test_what_waits_behind_a_hanging_message_is_stored(evt: Event, app: Celery, 
 def test_when_storing_fails_too_the_emit_raises(
     evt: Event, offloading: None, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither sent nor stored: each handler is named."""
+    """The error of messages that were neither sent nor stored names each handler."""
     bound(f"redis://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a", "shop.b", delivery="broker")
 
@@ -280,7 +280,7 @@ def test_when_storing_fails_too_the_emit_raises(
 def test_everything_leaves_when_the_broker_is_back(
     evt: Event, redis_app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that has emitted relays it; no worker is needed for that."""
+    """The emitter's own relay publishes the stored messages, without a worker."""
     offloaded(evt, "shop.a", "shop.b")
     emissions = [emit(evt)]
     assert publisher.drain(PATIENCE)
@@ -293,8 +293,8 @@ def test_everything_leaves_when_the_broker_is_back(
         channel = connection.default_channel
         until(lambda: channel._size("celery") >= 4, within=2 * PATIENCE)
         messages = [channel.basic_get("celery", no_ack=True) for _ in range(4)]
-    wanted = {task_id for emission in emissions for task_id in emission.offloaded.values()}
-    assert {message.headers["id"] for message in messages} == wanted
+    task_ids = {task_id for emission in emissions for task_id in emission.offloaded.values()}
+    assert {message.headers["id"] for message in messages} == task_ids
 
 
 def _refuse(self: Connection) -> Any:
@@ -307,7 +307,7 @@ def _break(self: Connection, *args: Any, **kwargs: Any) -> None:
 
 
 def test_inline_handlers_have_run_when_the_broker_is_away(evt: Event, offloading: None, closed_port: int) -> None:
-    """The error comes from the last step; it says nothing about what happened before."""
+    """Inline handlers have run before publishing raises."""
     bound(f"redis://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a", delivery="broker", broker_down="raise")
     ran: list[str] = []
@@ -325,7 +325,7 @@ class Buggy(Task):
 
 
 def test_a_message_that_cannot_be_published_is_an_error(evt: Event, make_app: Callable[..., Celery]) -> None:
-    """A bug in the user's own task class is no broker that is away; the error names its cause."""
+    """A bug in the user's task class is not taken for a broker that is away, and is the error's cause."""
     bind(make_app(task_cls=Buggy))
     offloaded(evt, "shop.a", delivery="broker")
     with pytest.raises(DispatchError, match=r"shop\.a") as caught:
@@ -335,7 +335,7 @@ def test_a_message_that_cannot_be_published_is_an_error(evt: Event, make_app: Ca
 
 
 def test_a_tracked_message_that_cannot_be_published_is_tried_later(evt: Event, make_app: Callable[..., Celery]) -> None:
-    """Its row says why; it does not keep others from leaving."""
+    """A tracked message that cannot be published waits with its error, and the publisher stays ready."""
     bind(make_app(task_cls=Buggy))
     offloaded(evt, "shop.a")
     emit(evt)
@@ -350,7 +350,7 @@ def test_a_tracked_message_that_cannot_be_published_is_tried_later(evt: Event, m
 def test_a_payload_that_rabbitmq_would_refuse_is_an_error_at_emit(
     evt: Event, offloading: None, closed_port: int
 ) -> None:
-    """It would close the channel of whoever publishes next; a tracked one stays in the database and may be large."""
+    """A payload over RabbitMQ's limit raises at the emit; a tracked one stays in the database."""
     bound(f"amqp://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a", delivery="broker")
     with pytest.raises(PayloadError, match=r"shop\.a.*max_message_size|shop\.a.*RabbitMQ takes"):
@@ -366,7 +366,7 @@ def test_a_payload_that_rabbitmq_would_refuse_is_an_error_at_emit(
 def test_one_that_the_broker_refuses_keeps_no_other_from_leaving(
     evt: Event, offloading: None, broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own row says why and is tried later; the broker is not taken for dead."""
+    """A refused message is tried later, and the broker does not count as down."""
     queue = f"nitro-refused-{os.getpid()}"
     app = on_server(broker)
     with app.connection_for_write() as connection:
@@ -386,10 +386,10 @@ def test_one_that_the_broker_refuses_keeps_no_other_from_leaving(
         channel.queue_delete(f"{queue}.wrong")
 
 
-def test_the_courier_survives_a_database_that_is_away_too(
+def test_the_publisher_survives_a_database_that_is_away_too(
     evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be put back is found when its lease is over; the next emit leaves."""
+    """A message that cannot be put back is left to its lease, and the next emit is published."""
     offloaded(evt, "shop.a")
 
     def away(*args: Any, **kwargs: Any) -> None:
@@ -411,7 +411,7 @@ def test_the_courier_survives_a_database_that_is_away_too(
 def test_tracked_delivery_over_a_server_needs_a_database(
     evt: Event, offloading: None, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker elsewhere could not read the emitter's `nitro.db`; the way out is named."""
+    """A tracked delivery needs a database that workers can read; the error names the alternatives."""
     monkeypatch.delenv("NITRO_DB_URL")
     bound(f"redis://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a")

@@ -18,49 +18,52 @@ Work = Callable[..., Any]
 
 @pytest.fixture
 def inner() -> Event:
-    """What a handler emits."""
+    """The event that a handler emits."""
     return Namespace().event("order.billed")
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "async with emit_async", "generator"])
 def test_emit_in_a_worker_knows_its_parent(evt: Event, inner: Event, app: Celery, work: Work, kind: str) -> None:
-    """Root and parent travel with the message to the handler's thread or loop."""
-    found: list[Any] = []
+    """An emit in a worker records parent and root, on the handler's thread and on its loop."""
+    inner_emissions: list[Any] = []
 
     def sync(sender: Any) -> None:
-        found.append(emit(inner))
+        inner_emissions.append(emit(inner))
 
     async def on_loop(sender: Any) -> None:
-        found.append(emit(inner))
+        inner_emissions.append(emit(inner))
 
     async def awaited(sender: Any) -> None:
-        found.append(await emit_async(inner))
+        inner_emissions.append(await emit_async(inner))
 
     def generator(sender: Any) -> Any:
-        yield found.append(emit(inner))
+        yield inner_emissions.append(emit(inner))
 
     kinds = {"sync": sync, "async": on_loop, "async with emit_async": awaited, "generator": generator}
     on(evt, offload=True, name="shop.outer")(kinds[kind])
     outer = emit(evt)
     work(app).only(outer)
-    assert [(emission.parent, emission.root) for emission in found] == [(outer.id, outer.id)]
+    assert [(emission.parent, emission.root) for emission in inner_emissions] == [(outer.id, outer.id)]
 
 
 def test_root_is_the_first_of_a_chain_over_workers(evt: Event, inner: Event, app: Celery, work: Work) -> None:
-    """A handler that is queued by a handler finds the beginning of it all."""
+    """The root of a chain of offloaded handlers is its first emission."""
     third = Namespace().event("third")
-    found: list[Any] = []
-    on(evt, offload=True, name="shop.first")(lambda sender: found.append(emit(inner)))
-    on(inner, offload=True, name="shop.second")(lambda sender: found.append(emit(third)))
+    inner_emissions: list[Any] = []
+    on(evt, offload=True, name="shop.first")(lambda sender: inner_emissions.append(emit(inner)))
+    on(inner, offload=True, name="shop.second")(lambda sender: inner_emissions.append(emit(third)))
     outer = emit(evt)
     worker = work(app)
     worker.only(outer)
-    worker.only(found[0])
-    assert [(emission.parent, emission.root) for emission in found] == [(outer.id, outer.id), (found[0].id, outer.id)]
+    worker.only(inner_emissions[0])
+    assert [(emission.parent, emission.root) for emission in inner_emissions] == [
+        (outer.id, outer.id),
+        (inner_emissions[0].id, outer.id),
+    ]
 
 
 def test_offload_by_an_inline_handler_knows_its_parent(evt: Event, inner: Event, app: Celery, work: Work) -> None:
-    """An emission that was nested in the emitter keeps its root in the worker."""
+    """A nested emission of the emitter keeps its root in the worker."""
     roots: list[Any] = []
 
     @on(inner, offload=True, name="shop.second")
@@ -77,26 +80,26 @@ def test_offload_by_an_inline_handler_knows_its_parent(evt: Event, inner: Event,
 
 
 def test_next_task_has_no_cause_left_over(evt: Event, inner: Event, app: Celery, work: Work) -> None:
-    """Tasks of the app that run on the same thread afterwards are nobody's children."""
+    """A task that runs later on the same thread has no cause."""
     on(evt, offload=True, name="shop.outer")(lambda sender: None)
-    found: list[Any] = []
+    inner_emissions: list[Any] = []
 
     @app.task(name="shop.plain", shared=False)
     def plain() -> None:
-        found.append(emit(inner))
-        found.append(current_delivery())
+        inner_emissions.append(emit(inner))
+        inner_emissions.append(current_delivery())
 
     worker = work(app)
     worker.only(emit(evt))
     worker.of(plain.delay().id)
-    assert (found[0].parent, found[1]) == (None, None)
+    assert (inner_emissions[0].parent, inner_emissions[1]) == (None, None)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_async_inline_handlers_of_a_worker_are_not_lost(
     evt: Event, inner: Event, app: Celery, work: Work, kind: str
 ) -> None:
-    """What an emit in a worker starts has finished when the task has."""
+    """Async inline handlers of an emit in a worker finish before the task does."""
     ran: list[str] = []
 
     @inner.connect
@@ -119,7 +122,7 @@ def test_async_inline_handlers_of_a_worker_are_not_lost(
 def test_async_inline_handlers_of_their_own_emits_are_not_lost(
     evt: Event, inner: Event, app: Celery, work: Work
 ) -> None:
-    """It holds for those that they start in turn."""
+    """Async inline handlers that emit have their own async handlers finished before the task ends."""
     third = Namespace().event("third")
     ran: list[str] = []
 
@@ -141,7 +144,7 @@ def test_async_inline_handlers_of_their_own_emits_are_not_lost(
 def test_async_inline_handlers_of_an_async_handlers_emits_are_not_lost(
     evt: Event, inner: Event, app: Celery, work: Work
 ) -> None:
-    """Also where all of them run on the worker's loop."""
+    """Nested async handlers finish before the task does, also when all run on the worker's loop."""
     third = Namespace().event("third")
     ran: list[str] = []
 
@@ -165,7 +168,7 @@ def test_async_inline_handlers_of_an_async_handlers_emits_are_not_lost(
 
 
 def test_async_inline_handlers_survive_a_failing_handler(evt: Event, inner: Event, app: Celery, work: Work) -> None:
-    """They were started before it failed, and take no part in its failure."""
+    """Async inline handlers finish although the handler that emitted fails."""
     ran: list[str] = []
 
     @inner.connect
@@ -183,20 +186,20 @@ def test_async_inline_handlers_survive_a_failing_handler(evt: Event, inner: Even
 
 
 def test_concurrent_handlers_do_not_mix_up_their_causes(evt: Event, inner: Event, app: Celery, work: Work) -> None:
-    """Handlers that are inside at once on one loop each have their own emission as the cause."""
-    found: dict[str, Any] = {}
+    """Handlers that run at once on one loop each have their own emission as the cause."""
+    inner_emissions: dict[str, Any] = {}
     meet = threading.Barrier(2)
 
     @on(evt, offload={"max_retries": 0}, name="shop.outer")
     async def outer(sender: str) -> None:
         await asyncio.to_thread(meet.wait, 10)
-        found[sender] = emit(inner)
+        inner_emissions[sender] = emit(inner)
 
     emissions = {sender: emit(evt, sender) for sender in ("ada", "bob")}
     worker = work(app, pool="threads", concurrency=2)
     for emission in emissions.values():
         worker.only(emission)
-    assert {sender: emission.parent for sender, emission in found.items()} == {
+    assert {sender: emission.parent for sender, emission in inner_emissions.items()} == {
         sender: emission.id for sender, emission in emissions.items()
     }
 
@@ -204,16 +207,16 @@ def test_concurrent_handlers_do_not_mix_up_their_causes(evt: Event, inner: Event
 def test_delivery_names_its_parent(evt: Event, inner: Event, app: Celery, work: Work) -> None:
     """`Delivery.parent` is the emission whose handler emitted; the first of a chain has none."""
     deliveries: list[Any] = []
-    found: list[Any] = []
+    inner_emissions: list[Any] = []
 
     def outer(sender: Any) -> None:
         deliveries.append(current_delivery())
-        found.append(emit(inner))
+        inner_emissions.append(emit(inner))
 
     on(evt, offload=True, name="shop.outer")(outer)
     on(inner, offload=True, name="shop.inner")(lambda sender: deliveries.append(current_delivery()))
     emission = emit(evt)
     worker = work(app)
     worker.only(emission)
-    worker.only(found[0])
+    worker.only(inner_emissions[0])
     assert [delivery.parent for delivery in deliveries] == [None, emission.id]

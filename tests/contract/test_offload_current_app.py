@@ -1,4 +1,4 @@
-"""Which Celery app queues handlers where none is bound: contract section 2."""
+"""The Celery app that queues handlers where none is bound: contract section 2."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("offloading")
 
 
 def queued_by(emitted: Event) -> int:
-    """How many messages are in the queues of the memory broker after an emit."""
+    """Emits, and returns the number of messages in the queues of the memory broker."""
     emit(emitted)
     return sum(queue.qsize() for queue in memory.Channel.queues.values())
 
 
 def test_bound_app_wins_over_the_current_one(celery_app: Callable[..., Celery], evt: Event) -> None:
-    """Explicit is better than current."""
+    """A bound app wins over Celery's current one."""
     bound = bind(celery_app("bound", broker="memory://", set_as_current=False))
     celery_app("current", broker="memory://")
     assert apps.current_app() is bound
@@ -44,7 +44,7 @@ def test_current_app_needs_no_line(celery_app: Callable[..., Celery], evt: Event
 
 
 def test_current_app_stays_as_it_is(celery_app: Callable[..., Celery], evt: Event) -> None:
-    """Without `bind` an app keeps all settings, Celery's own defaults too, in emitters as in its workers."""
+    """Without `bind` an app keeps all its settings, Celery's defaults included."""
     app = celery_app("current", broker="memory://")
     before = dict(app.conf)
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
@@ -63,27 +63,27 @@ def test_current_app_may_come_after_the_handlers(celery_app: Callable[..., Celer
 def test_current_app_is_found_in_another_thread(celery_app: Callable[..., Celery], evt: Event) -> None:
     """A web server's threads use the app that the main thread has made."""
     app = celery_app("current", broker="memory://")
-    found: list[Celery] = []
-    thread = threading.Thread(target=lambda: found.append(apps.current_app()))
+    found_apps: list[Celery] = []
+    thread = threading.Thread(target=lambda: found_apps.append(apps.current_app()))
     thread.start()
     thread.join()
-    assert found == [app]
+    assert found_apps == [app]
 
 
 def test_default_app_is_found_in_another_thread_among_several(celery_app: Callable[..., Celery]) -> None:
-    """In a worker with threads the app that it runs is meant, whatever other apps the program has made."""
+    """In another thread the default app is used, as in a worker with threads, and no other app."""
     worker_app = celery_app("worker", broker="memory://")
     celery_app("other", broker="memory://")
     worker_app.set_default()
-    found: list[Celery] = []
-    thread = threading.Thread(target=lambda: found.append(apps.current_app()))
+    found_apps: list[Celery] = []
+    thread = threading.Thread(target=lambda: found_apps.append(apps.current_app()))
     thread.start()
     thread.join()
-    assert found == [worker_app]
+    assert found_apps == [worker_app]
 
 
 def test_own_app_otherwise(tmp_path: Path) -> None:
-    """Without any app of the user's there is one made from the settings, always the same."""
+    """Without an app of the user's Nitro makes one from its settings, always the same."""
     app = apps.current_app()
     assert app is apps.current_app()
     assert is_embedded(app)
@@ -91,7 +91,7 @@ def test_own_app_otherwise(tmp_path: Path) -> None:
 
 
 def test_own_app_is_not_made_current() -> None:
-    """Nitro does not get in the way of code that uses Celery's current app."""
+    """Nitro's own app does not become Celery's current app."""
     from celery import _state
 
     apps.current_app()
@@ -107,53 +107,53 @@ def test_own_app_reads_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_own_app_for_all_threads() -> None:
-    """Threads that emit first at the same time share it."""
-    ready, found = threading.Barrier(4), []
+    """Threads that first emit at the same time share Nitro's own app."""
+    ready, found_apps = threading.Barrier(4), []
 
     def look() -> None:
         ready.wait()
-        found.append(apps.current_app())
+        found_apps.append(apps.current_app())
 
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(map(id, found))) == 1
+    assert len(set(map(id, found_apps))) == 1
 
 
 def test_rabbitmq_of_the_own_app_is_a_quorum_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replicated queue, behind an exchange with which countdowns work."""
+    """Nitro's own app uses a replicated queue on RabbitMQ, with an exchange that supports countdowns."""
     monkeypatch.setenv("NITRO_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//")
     conf = apps.current_app().conf
     assert (conf.task_default_queue_type, conf.task_default_exchange_type) == ("quorum", "topic")
 
 
 def queues_in_use() -> set[str]:
-    """The queues of the memory broker that hold a message."""
+    """Returns the queues of the memory broker that hold a message."""
     return {name for name, queue in memory.Channel.queues.items() if queue.qsize()}
 
 
 @pytest.fixture
 def two_apps(celery_app: Callable[..., Celery], evt: Event) -> list[Celery]:
     """A library's app and then the shop's, which is the current one here; each has a queue of its own name."""
-    apps_made = []
+    created = []
     for name in ("library", "shop"):
         app = celery_app(name, broker="memory://")
         app.conf.task_default_queue = name
-        apps_made.append(app)
+        created.append(app)
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
-    return apps_made
+    return created
 
 
 def test_emit_async_queues_through_the_current_app(two_apps: list[Celery], evt: Event) -> None:
-    """The app is chosen where something is emitted, not on the thread that publishes it."""
+    """The app is chosen on the thread that emits, not on the thread that publishes."""
     asyncio.run(emit_async(evt))
     assert queues_in_use() == {"shop"}
 
 
 def test_commit_on_a_loop_queues_through_the_current_app(two_apps: list[Celery], evt: Event) -> None:
-    """Nor does it change when a commit lets the messages go."""
+    """The app stays the emitter's when a commit publishes the messages."""
 
     async def main() -> None:
         with transaction():
@@ -164,7 +164,7 @@ def test_commit_on_a_loop_queues_through_the_current_app(two_apps: list[Celery],
 
 
 def test_app_that_changes_before_the_commit_is_not_used(two_apps: list[Celery], evt: Event) -> None:
-    """What was emitted under one app leaves through it."""
+    """Messages are published through the app that was current at the emit."""
     with transaction():
         emit(evt)
         two_apps[0].set_current()
@@ -172,7 +172,7 @@ def test_app_that_changes_before_the_commit_is_not_used(two_apps: list[Celery], 
 
 
 def test_several_apps_and_none_current_is_an_error(two_apps: list[Celery], evt: Event) -> None:
-    """A thread from which it cannot be told is not left to chance: the message names the apps and the way out."""
+    """With several apps and none current the error names the apps and `bind(app)`."""
     with ThreadPoolExecutor(1) as thread, pytest.raises(DeclarationError, match=r"'library', 'shop'.*bind\(app\)"):
         thread.submit(emit, evt).result()
     assert queues_in_use() == set()

@@ -41,18 +41,18 @@ class Service:
 
 @pytest.mark.parametrize("offload", [True, Offload(), {}, Offload(queue="mail"), {"queue": "mail"}])
 def test_decorating_returns_the_very_same_function(evt: Event, offload: Any) -> None:
-    """An offloaded function is still that function, and gains its task."""
+    """`on` returns the offloaded function itself, which then has its task."""
     assert on(evt, offload=offload)(handler) is handler
     assert handler.task.name == f"{__name__}.handler"  # type: ignore[attr-defined]
 
 
 def test_offloaded_function_can_be_called(evt: Event) -> None:
-    """Calling it runs it here, as before."""
+    """A call of an offloaded function runs it in the caller."""
     assert on(evt, offload=True, name="shop.handler")(lambda sender: f"hello {sender}")("ada") == "hello ada"
 
 
 def test_unknown_option_suggests_the_nearest(evt: Event) -> None:
-    """A typing error is found when the module is imported, and the message helps."""
+    """An unknown option raises at import, and the message suggests the nearest one."""
     with pytest.raises(UnknownOption, match="'quueue'; did you mean 'queue'"):
         on(evt, offload={"quueue": "mail"})(handler)
     with pytest.raises(UnknownOption, match="'max_retry'; did you mean 'max_retries'"):
@@ -61,7 +61,7 @@ def test_unknown_option_suggests_the_nearest(evt: Event) -> None:
 
 
 def test_wrong_value_names_option_and_value(evt: Event) -> None:
-    """The message says which option has which value."""
+    """The error of a wrong value names the option and the value."""
     with pytest.raises(DeclarationError, match="max_retries='many'"):
         on(evt, offload={"max_retries": "many"})(handler)
     assert not evt.receivers
@@ -69,7 +69,7 @@ def test_wrong_value_names_option_and_value(evt: Event) -> None:
 
 @pytest.mark.parametrize("offload", ["queue", 3, [("queue", "mail")], object()])
 def test_offload_is_true_options_or_a_dict(evt: Event, offload: Any) -> None:
-    """Anything else is an error that says what is allowed."""
+    """A value for `offload` other than True, options or a dict raises an error."""
     with pytest.raises(DeclarationError, match="neither True"):
         on(evt, offload=offload)(handler)
 
@@ -97,7 +97,7 @@ def test_false_means_inline(evt: Event, offload: Any) -> None:
 )
 @pytest.mark.parametrize("name", [None, "shop.handler"])
 def test_what_a_worker_could_not_find_is_an_error(evt: Event, function: Any, why: str, name: str | None) -> None:
-    """The message says why, and a name does not help."""
+    """A callable that a worker could not import raises with the reason, also with a name."""
     with pytest.raises(NotOffloadable, match=why):
         on(evt, offload=True, name=name)(function)
     assert not evt.receivers
@@ -105,7 +105,7 @@ def test_what_a_worker_could_not_find_is_an_error(evt: Event, function: Any, why
 
 @pytest.mark.parametrize("kind", ["nested function", "lambda"])
 def test_local_function_needs_a_name(evt: Event, kind: str) -> None:
-    """A nested function or a lambda has no name that a worker could know, until it is given one."""
+    """A nested function or a lambda can be offloaded only with a name."""
 
     def nested(sender: Any) -> None: ...
 
@@ -116,7 +116,7 @@ def test_local_function_needs_a_name(evt: Event, kind: str) -> None:
 
 
 def test_static_method_can_be_offloaded(evt: Event, app: Celery, sent: Sent) -> None:
-    """It is a function at a place that can be imported."""
+    """A static method can be offloaded, because a worker can import it."""
     on(evt, offload=True)(Service.static)
     assert list(emit(evt).offloaded) == [f"{__name__}.Service.static"]
 
@@ -136,7 +136,7 @@ def test_given_name_is_the_name_of_the_task(evt: Event, app: Celery) -> None:
 
 
 def test_two_functions_of_one_name_are_an_error(evt: Event) -> None:
-    """A worker could not tell them apart; both are named with their places."""
+    """The error of two functions of one name has both with their places."""
     on(evt, offload=True, name="shop.handler")(handler)
     with pytest.raises(DuplicateHandler, match=r"handler \(.*:\d+\) and waiting \(.*:\d+\)"):
         on(Event("other"), offload=True, name="shop.handler")(waiting)
@@ -144,7 +144,7 @@ def test_two_functions_of_one_name_are_an_error(evt: Event) -> None:
 
 
 def test_one_function_may_hear_several_events(evt: Event, app: Celery, sent: Sent) -> None:
-    """It is one task, queued by each of them."""
+    """A function on several events is one task, which each of them queues."""
     other = Event("other")
     on(evt, offload=True)(on(other, offload=True)(handler))
     assert list(emit(evt).offloaded) == list(emit(other).offloaded) == [f"{__name__}.handler"]
@@ -167,7 +167,7 @@ def test_message_options_may_differ_between_events(evt: Event, app: Celery, sent
     ids=lambda options: next(iter(options)),
 )
 def test_task_options_may_not_differ_between_events(evt: Event, options: dict[str, Any]) -> None:
-    """They belong to the one Celery task; the message names them."""
+    """Options of the one Celery task may not differ; the error names them."""
     on(evt, offload=True)(handler)
     with pytest.raises(OptionConflict, match=next(iter(options))):
         on(Event("other"), offload=options)(handler)
@@ -180,13 +180,13 @@ def test_equal_task_options_on_two_events_are_fine(evt: Event) -> None:
 
 
 def test_weak_and_offloaded_exclude_each_other(evt: Event) -> None:
-    """A worker keeps its handlers; the message says so."""
+    """`weak=True` with `offload` raises, because a worker keeps its handlers."""
     with pytest.raises(DeclarationError, match="weak"):
         on(evt, weak=True, offload=True)(handler)
 
 
 def test_handler_connected_later_becomes_a_task_at_once(evt: Event, app: Celery) -> None:
-    """An app that is already in use learns of a new handler."""
+    """A handler that is connected after the app is finalized becomes a task at once."""
     app.finalize()
     on(evt, offload=True, name="shop.late")(handler)
     assert "shop.late" in app.tasks
@@ -207,7 +207,7 @@ def test_disconnected_handler_is_not_queued(evt: Event, app: Celery, sent: Sent)
 
 
 def test_key_of_the_options_that_is_no_text_is_an_error(evt: Event) -> None:
-    """A dict whose keys are not the names of options is told so at import."""
+    """A key of the options that is no text raises at import."""
     with pytest.raises(UnknownOption, match="option 1"):
         on(evt, offload={"queue": "mail", 1: 2})(handler)
     assert not evt.receivers
@@ -220,7 +220,7 @@ FINALIZED_TWICE = """
     from celery._state import connect_on_app_finalize
     from nitro import on
 
-    begun, waits = Event(), Event()
+    started, waits = Event(), Event()
 
     class App(Celery):
         def finalize(self, auto=False):
@@ -230,7 +230,7 @@ FINALIZED_TWICE = """
 
     @connect_on_app_finalize
     def hold(app):
-        begun.set()
+        started.set()
         waits.wait(30)
 
     @on("placed", offload=True, name="shop.mail")
@@ -239,20 +239,20 @@ FINALIZED_TWICE = """
     app = App("shop", broker="memory://")
     finalizing = Thread(target=app.finalize, daemon=True)
     finalizing.start()
-    begun.wait(30)
-    found = []
-    asking = Thread(target=lambda: found.append("shop.mail" in app.tasks), daemon=True)
+    started.wait(30)
+    answers = []
+    asking = Thread(target=lambda: answers.append("shop.mail" in app.tasks), daemon=True)
     asking.start()
     for thread in (finalizing, asking):
         thread.join(10)
         print("hangs" if thread.is_alive() else "over")
-    print(found)
+    print(answers)
 """
 
 
 def test_one_thread_may_ask_for_the_tasks_while_another_finalizes_the_app(
     fresh_process: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """A handler's task is made without the lock with which kombu guards `app.tasks`: neither thread waits for ever."""
-    ran = fresh_process(FINALIZED_TWICE)
-    assert ran.stdout.splitlines() == ["over", "over", "[True]"], ran.stdout + ran.stderr
+    """A handler's task is made without the lock that kombu holds around `app.tasks`, so no thread hangs."""
+    process = fresh_process(FINALIZED_TWICE)
+    assert process.stdout.splitlines() == ["over", "over", "[True]"], process.stdout + process.stderr

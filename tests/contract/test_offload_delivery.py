@@ -1,4 +1,4 @@
-"""`current_delivery()`: what a running handler may know of itself, contract section 7."""
+"""`current_delivery()`: facts that a running handler can read about itself, contract section 7."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_current_delivery_knows_the_emission(evt: Event, app: Celery, work: Work
 
 
 def test_idempotency_key_is_stable_and_differs_between_handlers(evt: Event, app: Celery, work: Work) -> None:
-    """A receiver of an external effect can tell a repetition from a second effect."""
+    """The idempotency key is the same at each attempt, and another for each handler."""
     attempts: list[str] = []
 
     def flaky(sender: Any) -> str:
@@ -61,7 +61,7 @@ def test_idempotency_key_is_stable_and_differs_between_handlers(evt: Event, app:
 def test_deadline_is_that_of_the_time_limit(
     evt: Event, make_app: Callable[..., Celery], app: Celery, work: Work, place: str
 ) -> None:
-    """Whoever set the soft or hard limit, the handler can see when it will strike."""
+    """The deadline follows from the time limit of the option, the setting or the message."""
     app.conf.task_soft_time_limit = 60 if place == "setting" else None
 
     def handler(sender: Any) -> str:
@@ -82,7 +82,7 @@ def test_deadline_is_that_of_the_time_limit(
 
 
 def test_there_is_no_deadline_without_a_limit(evt: Event, app: Celery, work: Work) -> None:
-    """None says that nothing will interrupt the handler."""
+    """Without a time limit the deadline is None."""
     on(evt, offload=True, name="shop.handler")(lambda sender: current_delivery().deadline is None)  # type: ignore[union-attr]
     assert work(app).only(emit(evt)) is True
 
@@ -95,7 +95,7 @@ def test_current_delivery_is_none_outside_of_a_worker(evt: Event) -> None:
 
 
 def test_current_delivery_is_known_to_async_handlers(evt: Event, app: Celery, work: Work) -> None:
-    """The context follows the handler onto the loop, each its own."""
+    """Async handlers on one loop each read their own delivery."""
 
     @on(evt, offload=True, name="shop.handler")
     async def handler(sender: Any) -> str:

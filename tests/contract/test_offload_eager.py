@@ -1,4 +1,4 @@
-"""`task_always_eager`: handlers run where they are emitted, as Celery's tests want it."""
+"""`task_always_eager`: offloaded handlers run in the emitter, as Celery's tests want it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nitro.infrastructure.offload import bind, current_delivery
 
 @pytest.fixture
 def eager(make_app: Callable[..., Celery]) -> Celery:
-    """A bound app that runs tasks at once, and whose broker nobody can reach."""
+    """A bound app that runs tasks at once, with a broker that cannot be reached."""
     return bind(make_app(task_always_eager=True, broker_url="redis://127.0.0.1:1/0"))
 
 
 def test_handler_runs_at_once(evt: Event, eager: Celery) -> None:
-    """No broker is needed, not even reachable."""
+    """A handler runs in the emit, without a broker."""
     ran: list[Any] = []
     on(evt, offload=True, name="shop.handler")(lambda sender, **kwargs: ran.append((sender, kwargs)))
     emit(evt, "ada", tags={1, 2})
@@ -29,7 +29,7 @@ def test_handler_runs_at_once(evt: Event, eager: Celery) -> None:
 
 
 def test_handler_gets_what_a_worker_would_give_it(evt: Event, eager: Celery) -> None:
-    """Arguments go through the codec: a copy arrives, and what cannot travel is found out."""
+    """Arguments go through the codec: a handler gets a copy, and an unsupported value raises."""
     ran: list[Any] = []
     on(evt, offload=True, name="shop.handler")(lambda sender, **kwargs: ran.append(kwargs["items"]))
     items = [1]
@@ -41,7 +41,7 @@ def test_handler_gets_what_a_worker_would_give_it(evt: Event, eager: Celery) -> 
 
 
 def test_task_id_is_the_promised_one(evt: Event, eager: Celery) -> None:
-    """The ids in `Emission.offloaded` are those that the handlers ran under."""
+    """`Emission.offloaded` has the ids of the tasks that ran."""
     seen: list[str] = []
     on(evt, offload=True, name="shop.handler")(lambda sender: seen.append(handler.task.request.id))
     handler: Any = next(iter(evt.receivers.values()))
@@ -63,7 +63,7 @@ def test_async_handler_runs_without_a_loop(evt: Event, eager: Celery) -> None:
 
 @pytest.mark.parametrize("emitting", ["emit", "emit_async"])
 def test_async_handler_runs_inside_a_loop(evt: Event, eager: Celery, emitting: str) -> None:
-    """A running loop does not get in its way."""
+    """An async handler runs although the emitter's thread has a running loop."""
     ran: list[Any] = []
 
     @on(evt, offload=True, name="shop.handler")
@@ -82,7 +82,7 @@ def test_async_handler_runs_inside_a_loop(evt: Event, eager: Celery, emitting: s
 
 
 def test_failure_stays_in_the_task(evt: Event, eager: Celery) -> None:
-    """As in a worker, a failing handler does not reach the emitter; the others run."""
+    """A failing handler does not reach the emitter, as in a worker, and the others run."""
     ran: list[Any] = []
 
     @on(evt, offload={"max_retries": 0}, name="shop.failing")
@@ -96,7 +96,7 @@ def test_failure_stays_in_the_task(evt: Event, eager: Celery) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, ConnectionError])
 def test_eager_propagation_raises_the_handlers_own_error(evt: Event, eager: Celery, error: type[Exception]) -> None:
-    """With `task_eager_propagates` a test sees the exception itself, also one that a broker could have raised."""
+    """With `task_eager_propagates` an emit raises the handler's exception, also one of a broker's class."""
     eager.conf.task_eager_propagates = True
 
     @on(evt, offload={"max_retries": 0}, name="shop.failing")
@@ -124,12 +124,12 @@ def test_retries_happen_at_once(evt: Event, eager: Celery) -> None:
 
 
 def test_cause_is_known(evt: Event, eager: Celery) -> None:
-    """What a handler emits knows the emission that queued it."""
+    """The emission of a handler has the handler's own emission as its parent."""
     inner = Event("inner")
-    found = []
-    on(evt, offload=True, name="shop.handler")(lambda sender: found.append(emit(inner)))
+    inner_emissions = []
+    on(evt, offload=True, name="shop.handler")(lambda sender: inner_emissions.append(emit(inner)))
     outer = emit(evt)
-    assert [(emission.parent, emission.root) for emission in found] == [(outer.id, outer.id)]
+    assert [(emission.parent, emission.root) for emission in inner_emissions] == [(outer.id, outer.id)]
     assert emit(inner).parent is None
 
 
@@ -155,14 +155,14 @@ async def inner(sender):
     ids=["emit", "call", "apply"],
 )
 def test_async_handler_reaches_another_one(fresh_process: Callable[..., Any], reaching: str) -> None:
-    """The loop that runs the outer handler is not the one that the inner one would wait for."""
+    """An async handler can run another one, because the inner one does not wait for the outer one's loop."""
     outer = f"@on('order.placed', offload=True, name='shop.outer')\nasync def outer(sender):\n    {reaching}\n"
-    ended = fresh_process(NESTED + outer + "emit('order.placed', 'ada')\n")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "inner ada\n", "")
+    process = fresh_process(NESTED + outer + "emit('order.placed', 'ada')\n")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "inner ada\n", "")
 
 
 def test_handler_on_a_running_loop_starts_an_async_one(fresh_process: Callable[..., Any]) -> None:
-    """A sync handler that runs on a loop's thread leaves an async inline one to that loop, and returns."""
+    """A sync handler on a loop's thread starts an async inline one on that loop, and returns."""
     source = """
 @on("order.placed", offload=True, name="shop.outer")
 def outer(sender):
@@ -178,12 +178,12 @@ async def main():
 
 asyncio.run(main())
 """
-    ended = fresh_process(NESTED + source)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "emitted\npaid ada\n", "")
+    process = fresh_process(NESTED + source)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "emitted\npaid ada\n", "")
 
 
 def test_generator_shows_no_progress(evt: Event, eager: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Celery has it, what runs eagerly leaves nothing in the result backend and sends no event to the broker."""
+    """An eager generator stores no progress in the result backend and sends no event, as in Celery."""
     ran: list[Any] = []
     shown: list[Any] = []
     monkeypatch.setattr(eager.backend, "store_result", lambda *facts, **_options: shown.append(facts))

@@ -1,4 +1,4 @@
-"""Brokers that are named otherwise than by one URL, and several of which some are away: contract sections 2 and 7."""
+"""Brokers that are not named by one URL, and lists with servers that are away: contract sections 2 and 7."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ DRIVERS: dict[str, tuple[dict[str, Any], str]] = {
 def test_the_kind_of_broker_is_asked_of_the_connection(
     celery_app: Callable[..., Celery], settings: dict[str, Any], driver: str
 ) -> None:
-    """However the app names it."""
+    """The driver follows from the connection, in whichever settings the app names its broker."""
     app = celery_app("shop")
     app.config_from_object(settings)
     assert driver_of(bind(app)) == driver
@@ -62,14 +62,14 @@ def test_the_kind_of_broker_is_asked_of_the_connection(
 def test_the_kind_of_broker_may_come_from_the_environment(
     celery_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """It comes before the settings, as in Celery."""
+    """Celery's environment variables win over the settings."""
     monkeypatch.setenv(name, "redis://a")
     assert driver_of(bind(celery_app("shop", broker="memory://"))) == "redis"
 
 
 @pytest.mark.parametrize("name", ["broker_url", "broker_write_url", "broker_transport"])
 def test_a_change_of_the_broker_is_seen(celery_app: Callable[..., Celery], name: str) -> None:
-    """The answer is kept only as long as it is true."""
+    """The driver is determined again after a change of the settings."""
     app = bind(celery_app("shop", broker="amqp://a"))
     assert driver_of(app) == "amqp"
     app.conf.broker_url = None
@@ -84,40 +84,40 @@ def servers() -> Iterator[list[OwnRedis]]:
         yield [stack.enter_context(own_redis()) for _ in range(3)]
 
 
-def listed(servers: list[OwnRedis]) -> list[str]:
+def as_list(servers: list[OwnRedis]) -> list[str]:
     return [server.url for server in servers]
 
 
-def joined(servers: list[OwnRedis]) -> str:
-    return ";".join(listed(servers))
+def as_text(servers: list[OwnRedis]) -> str:
+    return ";".join(as_list(servers))
 
 
 @pytest.fixture(params=["at-least-once", "broker"])
 def place(evt: Event, request: pytest.FixtureRequest) -> Callable[[], object]:
-    """Emits something for one handler of that delivery."""
+    """A function that emits an event for one handler of that delivery."""
     on(evt, offload={"delivery": request.param}, name="shop.handler")(lambda sender: None)
     return lambda: emit(evt)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time-outs of a second, so that a test need not wait for three of five."""
+    """Sets time-outs of one second instead of five."""
     options = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
     monkeypatch.setattr("nitro.infrastructure.offload.broker.TRANSPORT_OPTIONS", {"redis": options})
 
 
 @pytest.mark.server
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("put_away", [OwnRedis.freeze, OwnRedis.end], ids=["frozen", "dead"])
-@pytest.mark.parametrize("written", [listed, joined])
+@pytest.mark.parametrize("disable", [OwnRedis.freeze, OwnRedis.end], ids=["frozen", "dead"])
+@pytest.mark.parametrize("form", [as_list, as_text])
 def test_what_is_emitted_leaves_through_a_server_that_answers(
-    celery_app: Callable[..., Celery], servers: list[OwnRedis], place: Any, written: Any, put_away: Any
+    celery_app: Callable[..., Celery], servers: list[OwnRedis], place: Any, form: Any, disable: Any
 ) -> None:
-    """The last of the list, when those before it are away from the start."""
+    """Messages go to the last server of the list when the others are away from the start."""
     for server in servers[:2]:
-        put_away(server)
+        disable(server)
     app = celery_app("shop")
-    app.conf.broker_url = written(servers)
+    app.conf.broker_url = form(servers)
     bind(app)
     for _ in range(5):
         place()
@@ -126,19 +126,19 @@ def test_what_is_emitted_leaves_through_a_server_that_answers(
 
 @pytest.mark.server
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("put_away", [OwnRedis.freeze, OwnRedis.end], ids=["frozen", "dead"])
+@pytest.mark.parametrize("disable", [OwnRedis.freeze, OwnRedis.end], ids=["frozen", "dead"])
 def test_the_publisher_moves_on_when_its_server_goes_away(
-    celery_app: Callable[..., Celery], servers: list[OwnRedis], place: Any, put_away: Any
+    celery_app: Callable[..., Celery], servers: list[OwnRedis], place: Any, disable: Any
 ) -> None:
-    """From each to the next one."""
+    """The publisher connects to the next server each time that its own goes away."""
     app = celery_app("shop")
-    app.conf.broker_url = listed(servers)
+    app.conf.broker_url = as_list(servers)
     bind(app)
     place()
     assert publisher.drain(10)
     for server, other in pairwise(servers):
         assert server.length(QUEUE) == 1
-        put_away(server)
+        disable(server)
         place()
         until(lambda server=other: server.length(QUEUE) == 1)  # type: ignore[misc]  # mypy knows no default of a lambda
 
@@ -148,10 +148,10 @@ def test_the_publisher_moves_on_when_its_server_goes_away(
 def test_a_call_of_the_task_finds_a_server_that_answers(
     celery_app: Callable[..., Celery], servers: list[OwnRedis], evt: Event
 ) -> None:
-    """`handler.task.delay()` has no row to wait in."""
+    """`handler.task.delay()`, which has no row to wait in, finds a server that answers."""
     servers[0].freeze()
     app = celery_app("shop")
-    app.conf.broker_url = listed(servers[:2])
+    app.conf.broker_url = as_list(servers[:2])
     bind(app)
     on(evt, offload=True, name="shop.handler")(lambda sender: None).task.delay("ada")
     assert servers[1].length(QUEUE) == 1
@@ -162,16 +162,16 @@ def test_a_call_of_the_task_finds_a_server_that_answers(
 def test_a_list_of_queues_is_asked_of_a_server_that_answers(
     celery_app: Callable[..., Celery], servers: list[OwnRedis]
 ) -> None:
-    """Also when only reading has a list."""
+    """Queue sizes come from a server that answers, also when only `broker_read_url` is a list."""
     servers[0].freeze()
     app = celery_app("shop")
-    app.config_from_object({"broker_read_url": listed(servers), "broker_write_url": servers[1].url})
+    app.config_from_object({"broker_read_url": as_list(servers), "broker_write_url": servers[1].url})
     assert queue_sizes(bind(app), [QUEUE]) == {QUEUE: 0}
 
 
 @pytest.mark.server
 def test_the_second_server_of_rabbitmq_is_found(celery_app: Callable[..., Celery], place: Any) -> None:
-    """A list whose first server is down."""
+    """Messages go to the second server of RabbitMQ when the first is down."""
     app = celery_app("shop")
     app.conf.broker_url = ["amqp://guest:guest@127.0.0.1:1//", PLACES["amqp"][0]]
     app.conf.task_default_queue = "nitro-failover"

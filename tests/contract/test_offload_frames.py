@@ -1,4 +1,4 @@
-"""What RabbitMQ is sent: the messages that Celery would make, in as few writes as possible."""
+"""Messages to RabbitMQ: equal to Celery's, in as few writes as possible."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.server
 
 PATIENCE = 20.0
 QUEUE = f"nitro-frames-{os.getpid()}"
-OF_ONE = {"id", "root_id", "correlation_id", "kwargsrepr"}
+PER_MESSAGE = {"id", "root_id", "correlation_id", "kwargsrepr"}
 
 
 @pytest.fixture
@@ -44,19 +44,19 @@ def channel(server: Celery) -> Iterator[Any]:
 
 
 def offloaded(evt: Event, *names: str, **options: Any) -> None:
-    """Connect offloaded handlers of one queue; unconfirmed unless said otherwise."""
+    """Connects offloaded handlers of one queue, with delivery `at-most-once` by default."""
     for name in names:
         on(evt, offload={"delivery": "at-most-once", "queue": QUEUE, **options}, name=name)(lambda sender, **kw: None)
 
 
-def taken(channel: Any, count: int) -> list[Any]:
-    """So many messages, the first one first."""
+def receive(channel: Any, count: int) -> list[Any]:
+    """Returns that number of messages, the first one first."""
     until(lambda: channel.queue_declare(QUEUE, passive=True).message_count >= count)
     return [channel.message_to_python(channel.basic_get(QUEUE, no_ack=True)) for _ in range(count)]
 
 
-def watched(evt: Event, *args: Any) -> Emission:
-    """Emit while somebody watches, so that Celery makes the messages."""
+def emit_by_celery(evt: Event, *args: Any) -> Emission:
+    """Emits with a subscriber of Celery's signal, so that Celery makes the messages."""
 
     def watch(**_signal: Any) -> None: ...
 
@@ -68,9 +68,9 @@ def watched(evt: Event, *args: Any) -> Emission:
 
 
 def common(facts: dict[str, Any]) -> dict[str, Any]:
-    """Headers or properties without what belongs to one message."""
-    left_there = {"argsrepr"} if "content_type" in facts else set()  # by Celery, beside the headers
-    return {name: fact for name, fact in facts.items() if name not in OF_ONE | left_there}
+    """Returns headers or properties without the facts of a single message."""
+    copied = {"argsrepr"} if "content_type" in facts else set()  # Celery copies it from the headers
+    return {name: fact for name, fact in facts.items() if name not in PER_MESSAGE | copied}
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "broker"])
@@ -87,13 +87,13 @@ def common(facts: dict[str, Any]) -> dict[str, Any]:
 def test_rabbitmq_gets_what_celery_would_give_it(
     evt: Event, channel: Any, delivery: str, options: dict[str, Any]
 ) -> None:
-    """All headers, properties and parts of the body are the same, but for what belongs to one message."""
+    """Headers, properties and body equal Celery's, but for the facts of a single message."""
     offloaded(evt, "shop.a", delivery=delivery, **options)
-    emissions = [emitting(evt, "ädä") for emitting in (emit, emit, watched)]
+    emissions = [emitting(evt, "ädä") for emitting in (emit, emit, emit_by_celery)]
     assert publisher.drain(PATIENCE)
-    messages = taken(channel, 3)
-    made, templated, celerys = messages
-    for one, other in ((made, celerys), (templated, celerys)):
+    messages = receive(channel, 3)
+    first, templated, by_celery = messages
+    for one, other in ((first, by_celery), (templated, by_celery)):
         assert common(one.headers) == common(other.headers)
         assert common(one.properties | {"application_headers": None}) == common(
             other.properties | {"application_headers": None}
@@ -109,12 +109,12 @@ def test_rabbitmq_gets_what_celery_would_give_it(
 
 
 def test_the_messages_of_an_emission_are_one_write(evt: Event, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the handlers; Celery makes none of them."""
+    """The messages of an emission are one write, in the order of the handlers, and none is Celery's."""
     names = ("shop.a", "shop.b", "shop.c")
     offloaded(evt, *names)
     emit(evt)
     assert publisher.drain(PATIENCE)
-    taken(channel, 3)
+    receive(channel, 3)
     writes, write = list[Any](), TCPTransport.write
 
     def noted(self: Any, data: Any) -> None:
@@ -126,22 +126,22 @@ def test_the_messages_of_an_emission_are_one_write(evt: Event, channel: Any, mon
         patched.setattr(TCPTransport, "write", noted)
         emit(evt)
     assert len(writes) == 1
-    assert [message.headers["task"] for message in taken(channel, 3)] == list(names)
+    assert [message.headers["task"] for message in receive(channel, 3)] == list(names)
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "broker"])
 def test_a_message_may_be_larger_than_a_frame(evt: Event, channel: Any, delivery: str) -> None:
-    """It arrives whole, and so does what comes after it."""
+    """A message larger than a frame arrives whole, and so does the next one."""
     offloaded(evt, "shop.a", "shop.b", delivery=delivery)
     for text in ("first", "x" * 3 * MAX_BUFFERED_BYTES, "last"):
         emit(evt, text)
         assert publisher.drain(PATIENCE)
-    payloads = [message.payload[1][ENVELOPE_KEY]["payload"] for message in taken(channel, 6)]
+    payloads = [message.payload[1][ENVELOPE_KEY]["payload"] for message in receive(channel, 6)]
     assert [len(payload) > 3 * MAX_BUFFERED_BYTES for payload in payloads] == [False, False, True, True, False, False]
 
 
 def test_a_queue_that_is_refused_keeps_nothing_from_leaving_that_was_published_before(evt: Event, channel: Any) -> None:
-    """A failed declaration closes the channel, and what has gathered on it goes first; it may not be sent again."""
+    """Gathered messages are sent before a failing declaration closes their channel."""
     channel.queue_declare(f"{QUEUE}.wrong", durable=False, auto_delete=True)
     offloaded(evt, "shop.good", priority=1)
     offloaded(evt, "shop.wrong", queue=f"{QUEUE}.wrong")
@@ -149,40 +149,40 @@ def test_a_queue_that_is_refused_keeps_nothing_from_leaving_that_was_published_b
         with suppress(DispatchError):
             emit(evt)
         assert publisher.drain(PATIENCE)
-    assert [message.headers["task"] for message in taken(channel, 2)] == ["shop.good"] * 2
+    assert [message.headers["task"] for message in receive(channel, 2)] == ["shop.good"] * 2
     channel.queue_delete(f"{QUEUE}.wrong")
 
 
 def test_what_was_dropped_is_not_waited_for(channel: Any) -> None:
-    """The server counts what it gets; confirms of later messages are still told apart."""
+    """A dropped message is not waited for, and confirms of later messages are counted correctly."""
     channel.queue_declare(QUEUE)
     with channel.connection.client.clone() as connection:
-        own = connection.channel()
-        frames = frames_of(own)
+        publishing = connection.channel()
+        frames = frames_of(publishing)
         assert frames is not None
-        confirms = PublisherConfirms(own)
+        confirms = PublisherConfirms(publishing)
         for task_id in ("dropped", "kept"):
-            own.basic_publish(amqp.Message("x", correlation_id=task_id), "", QUEUE)
+            publishing.basic_publish(amqp.Message("x", correlation_id=task_id), "", QUEUE)
             if task_id == "dropped":
                 confirms.drop(frames.discard())
         frames.flush()
         confirms.wait(PATIENCE)
     assert confirms.confirmed == {"kept"}
-    assert len(taken(channel, 1)) == 1
+    assert len(receive(channel, 1)) == 1
 
 
 def test_a_closed_channel_is_an_error_of_the_connection(channel: Any) -> None:
-    """And no reason to connect anew behind the back of whoever publishes."""
+    """A closed channel raises a connection error, and is not replaced silently."""
     with channel.connection.client.clone() as connection:
-        own = connection.channel()
-        frames = Frames(own)
-        own.basic_publish(amqp.Message("x"), "", QUEUE)
-        own.collect()
+        publishing = connection.channel()
+        frames = Frames(publishing)
+        publishing.basic_publish(amqp.Message("x"), "", QUEUE)
+        publishing.collect()
         with pytest.raises(amqp.RecoverableConnectionError):
             frames.flush()
 
 
 def test_a_channel_that_waits_for_each_message_is_left_alone(server: Celery) -> None:
-    """As the setting `confirm_publish` of kombu has it."""
+    """Frames are not used with kombu's `confirm_publish`, where each message is waited for."""
     with server.connection_for_write(transport_options={"confirm_publish": True}) as connection:
         assert frames_of(connection.channel()) is None

@@ -1,4 +1,4 @@
-"""What nobody waits for gathers a moment while others have just left; who waits is not kept waiting."""
+"""Tracked messages gather for a moment after a batch was sent; an emit that waits is not delayed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PATIENCE = 20.0
 
 
 @pytest.fixture(autouse=True)
-def lingering(offloading: None, flights: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On a server, to which a first flight has just left; what follows lingers until it is told."""
+def lingering(offloading: None, batch_sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that a first batch has just been sent to; later messages linger until a drain."""
     app = on_server("redis")
     first = Namespace().event("first")
     offloaded(first, "shop.first", "at-least-once")
     emit(first)
     assert publisher.drain(PATIENCE)
     monkeypatch.setattr(queue, "LINGER_SECONDS", 10 * PATIENCE)
-    flights.clear()
+    batch_sizes.clear()
     yield
     assert publisher.drain(PATIENCE)
     _purge(app)
@@ -40,33 +40,33 @@ def _purge(app: Celery) -> None:
 
 
 def offloaded(evt: Event, name: str, delivery: str) -> None:
-    """Connect an offloaded handler."""
+    """Connects an offloaded handler."""
     on(evt, offload={"delivery": delivery}, name=name)(lambda sender: None)
 
 
-def test_tracked_emits_that_follow_one_another_leave_together(evt: Event, flights: list[int]) -> None:
-    """They wait for nobody; here until a drain wants them gone."""
+def test_tracked_emits_that_follow_one_another_leave_together(evt: Event, batch_sizes: list[int]) -> None:
+    """Tracked messages linger and leave as one batch, here at a drain."""
     offloaded(evt, "shop.a", "at-least-once")
     for _ in range(3):
         emit(evt)
-    assert flights == []
+    assert batch_sizes == []
     assert publisher.drain(PATIENCE)
-    assert flights == [3]
+    assert batch_sizes == [3]
 
 
-def test_an_emit_that_waits_takes_them_along(evt: Event, flights: list[int]) -> None:
-    """At once."""
+def test_an_emit_that_waits_takes_them_along(evt: Event, batch_sizes: list[int]) -> None:
+    """An emit that waits for the broker sends lingering messages along at once."""
     offloaded(evt, "shop.a", "at-least-once")
     emit(evt)
     urgent = Namespace().event("urgent")
     offloaded(urgent, "shop.urgent", "broker")
     emit(urgent)
-    until(lambda: sum(flights) == 2)
-    assert flights == [2]
+    until(lambda: sum(batch_sizes) == 2)
+    assert batch_sizes == [2]
 
 
-def test_many_do_not_wait_for_more(evt: Event, flights: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flight is never larger than it may be."""
+def test_many_do_not_wait_for_more(evt: Event, batch_sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full batch is sent at once, and is never larger than the limit."""
     monkeypatch.setattr(queue, "MAX_MERGED_MESSAGES", 2)
     offloaded(evt, "shop.a", "at-least-once")
     threads = [threading.Thread(target=emit, args=(evt,)) for _ in range(4)]
@@ -74,5 +74,5 @@ def test_many_do_not_wait_for_more(evt: Event, flights: list[int], monkeypatch: 
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    until(lambda: sum(flights) == 4)
-    assert max(flights) == 2
+    until(lambda: sum(batch_sizes) == 4)
+    assert max(batch_sizes) == 2

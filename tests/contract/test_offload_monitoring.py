@@ -1,4 +1,4 @@
-"""What Flower, `celery events` and `inspect` show of a handler: contract section 5."""
+"""Facts about a handler in Flower, `celery events` and `inspect`: contract section 5."""
 
 import ast
 import importlib
@@ -35,7 +35,7 @@ def handler(evt: Event, app: Celery) -> Any:
 
 
 def shown(emission: Emission, sent: Sent) -> dict[str, str]:
-    """The readable arguments of the one message, as Flower parses them."""
+    """Returns the readable arguments of the one message, as Flower parses them."""
     (message,) = sent()
     assert message.headers["argsrepr"] == "()"
     parsed: dict[str, str] = ast.literal_eval(message.headers["kwargsrepr"])
@@ -49,7 +49,7 @@ def test_arguments_are_a_dict_literal_of_facts(evt: Event, handler: Any, sent: S
 
 
 def test_field_values_stay_hidden(evt: Event, handler: Any, sent: Sent) -> None:
-    """Of sender and arguments nothing is shown but class and id."""
+    """Readable arguments show class and id of the sender, and no value."""
     emission = emit(evt, Secretive(id="s1", email="secret"), "secret", card="secret", other=Secretive(email="secret"))
     assert "secret" not in str(shown(emission, sent))
 
@@ -63,7 +63,7 @@ def test_class_may_show_fields(evt: Event, handler: Any, sent: Sent) -> None:
 
 @pytest.mark.parametrize("key", ["s1", "a b", "a=b", "é 1"])
 def test_a_sender_that_shows_fields_is_found_by_its_id(evt: Event, handler: Any, sent: Sent, key: str) -> None:
-    """By Flower's own search, and by what it shows, too."""
+    """Flower's search finds a sender by its id and by the fields that it shows."""
     search = importlib.import_module("flower.utils.search").TaskSearchEngine()
     emit(evt, Showing(id=key, status="paid x=1"))
     (message,) = sent()
@@ -73,7 +73,7 @@ def test_a_sender_that_shows_fields_is_found_by_its_id(evt: Event, handler: Any,
 
 
 def test_a_field_that_cannot_be_shown_fails_no_emit(evt: Event, handler: Any, sent: Sent) -> None:
-    """It is shown as what it raised."""
+    """A field that cannot be shown is replaced by the class of its error."""
     sender = Showing(id="s1", status="paid")
     del sender.__dict__["status"]
     assert shown(emit(evt, sender), sent)["fields"] == "status=<AttributeError>"
@@ -81,12 +81,12 @@ def test_a_field_that_cannot_be_shown_fails_no_emit(evt: Event, handler: Any, se
 
 @pytest.mark.parametrize(("sender", "text"), [("secret", "str"), (None, "NoneType"), ({"a": "secret"}, "dict")])
 def test_other_senders_are_shown_by_their_class(evt: Event, handler: Any, sent: Sent, sender: Any, text: str) -> None:
-    """A value that is no entity may be anything, a password included."""
+    """A sender that is no entity is shown by its class, because its value may be a password."""
     assert shown(emit(evt, sender), sent)["sender"] == text
 
 
 def test_no_sender_is_shown_as_any(evt: Event, handler: Any, sent: Sent) -> None:
-    """The name under which the user knows it."""
+    """An emission without a sender is shown with `ANY`, the name that users know."""
     assert shown(emit(evt), sent)["sender"] == "ANY"
 
 
@@ -99,7 +99,7 @@ def test_direct_call_is_readable_too(evt: Event, handler: Any, sent: Sent) -> No
 
 
 def test_it_stays_readable_on_retries(evt: Event, app: Celery, work: Work) -> None:
-    """The second attempt shows what the first one did."""
+    """The second attempt shows the same readable arguments as the first."""
     seen: list[tuple[str, str]] = []
 
     @on(evt, offload={"retry_backoff": False, "default_retry_delay": 0}, name="shop.flaky")

@@ -1,4 +1,4 @@
-"""What of Celery's options, routes, annotations and signals reaches an offloaded handler: contract section 3."""
+"""Celery's options, routes, annotations and signals for an offloaded handler: contract section 3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Sent = Callable[..., list[Any]]
 
 
 def offloaded(evt: Event, *names: str, **options: Any) -> None:
-    """Connect an offloaded handler of each name."""
+    """Connects an offloaded handler of each name."""
     for name in names:
         on(evt, offload=options or True, name=name)(_named(name))
 
@@ -30,7 +30,7 @@ def _named(name: str) -> Any:
 
 
 def test_typing_false_skips_the_check_of_arguments(evt: Event, app: Celery, sent: Sent) -> None:
-    """Celery's own option says that the handler will cope."""
+    """With Celery's `typing=False` an emit does not check the arguments."""
     on(evt, offload={"typing": False}, name="shop.lenient")(lambda sender: None)
     emit(evt, "ada", amount=3)
     assert len(sent()) == 1
@@ -59,7 +59,7 @@ def test_message_options_pass_through(evt: Event, app: Celery, sent: Sent) -> No
 
 
 def test_task_options_pass_through(evt: Event, app: Celery) -> None:
-    """All of Celery's task options are those of the task."""
+    """The task has all of Celery's task options that the registration gives."""
     options = {
         "rate_limit": "5/m",
         "time_limit": 50,
@@ -119,10 +119,10 @@ def test_task_annotations_are_honoured(evt: Event, make_app: Any) -> None:
     assert (app.tasks["shop.a"].rate_limit, app.tasks["shop.b"].rate_limit) == ("7/m", None)
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_task_sent_event_is_honoured(evt: Event, make_app: Any, wanted: bool) -> None:
+@pytest.mark.parametrize("enabled", [True, False])
+def test_task_sent_event_is_honoured(evt: Event, make_app: Any, enabled: bool) -> None:
     """With `task_send_sent_event` Flower sees a handler from the moment it is queued."""
-    app = bind(make_app(task_send_sent_event=wanted))
+    app = bind(make_app(task_send_sent_event=enabled))
     offloaded(evt, "shop.a")
     with app.connection_for_read() as connection:
         queue = app.events.Receiver(connection).queue(connection.default_channel)
@@ -130,4 +130,4 @@ def test_task_sent_event_is_honoured(evt: Event, make_app: Any, wanted: bool) ->
         emission = emit(evt)
         message = queue.get(no_ack=True)
     seen = [(message.payload["type"], message.payload["name"], message.payload["uuid"])] if message else []
-    assert seen == ([("task-sent", *item) for item in emission.offloaded.items()] if wanted else [])
+    assert seen == ([("task-sent", *item) for item in emission.offloaded.items()] if enabled else [])

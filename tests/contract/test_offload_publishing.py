@@ -19,7 +19,7 @@ Sent = Callable[..., list[Any]]
 
 
 def offloaded(evt: Event, *names: str, **options: Any) -> None:
-    """Connect an offloaded handler of each name."""
+    """Connects an offloaded handler of each name."""
     for name in names:
         on(evt, offload=options or True, name=name)(_named(name))
 
@@ -39,18 +39,20 @@ def test_every_offloaded_handler_becomes_one_task(evt: Event, app: Celery, sent:
     assert [message.name for message in sent()] == ["shop.urgent", "shop.first", "shop.second"]
 
 
-def test_emission_is_published_as_one_flight(evt: Event, app: Celery, flights: list[int]) -> None:
-    """However many handlers there are, the broker is asked once."""
+def test_emission_is_published_as_one_batch(evt: Event, app: Celery, batch_sizes: list[int]) -> None:
+    """All messages of an emission are one batch."""
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
-    assert flights == [3]
+    assert batch_sizes == [3]
 
 
-def test_nothing_is_asked_of_the_broker_without_offloaded_handlers(evt: Event, app: Celery, flights: list[int]) -> None:
-    """An event with inline handlers only does not know that there is a broker."""
+def test_nothing_is_asked_of_the_broker_without_offloaded_handlers(
+    evt: Event, app: Celery, batch_sizes: list[int]
+) -> None:
+    """An event with inline handlers only publishes no batch."""
     evt.connect(lambda sender: None)
     emit(evt)
-    assert flights == []
+    assert batch_sizes == []
 
 
 def test_offloaded_maps_handlers_to_task_ids(evt: Event, app: Celery, sent: Sent) -> None:
@@ -61,7 +63,7 @@ def test_offloaded_maps_handlers_to_task_ids(evt: Event, app: Celery, sent: Sent
 
 
 def test_task_ids_follow_from_emission_and_handler(evt: Event, app: Celery, sent: Sent) -> None:
-    """They are UUIDs that differ by handler and by emission."""
+    """Task ids are UUIDs that differ by handler and by emission."""
     offloaded(evt, "shop.a", "shop.b")
     ids = [*emit(evt).offloaded.values(), *emit(evt).offloaded.values()]
     assert len(set(map(UUID, ids))) == 4
@@ -84,7 +86,7 @@ def test_ids_are_known_before_anything_is_published(evt: Event, app: Celery) -> 
 
 
 def test_sender_and_arguments_travel(evt: Event, app: Celery, sent: Sent) -> None:
-    """What was emitted is what the handler will get."""
+    """The payload has the sender and the arguments of the emit."""
     offloaded(evt, "shop.a")
     emit(evt, "ada", (1, 2), when=datetime(2026, 1, 2, tzinfo=UTC))
     payload = sent()[0].payload
@@ -93,7 +95,7 @@ def test_sender_and_arguments_travel(evt: Event, app: Celery, sent: Sent) -> Non
 
 
 def test_message_is_json_in_celerys_protocol(evt: Event, app: Celery, sent: Sent) -> None:
-    """No pickle: any worker of Celery's protocol 2 can take the message."""
+    """Messages are JSON of Celery's protocol 2, without pickle."""
     offloaded(evt, "shop.a")
     emit(evt)
     message = sent()[0]
@@ -102,7 +104,7 @@ def test_message_is_json_in_celerys_protocol(evt: Event, app: Celery, sent: Sent
 
 @pytest.mark.parametrize("emitting", ["emit", "emit_async"])
 def test_cancelled_emission_publishes_nothing(evt: Event, app: Celery, sent: Sent, emitting: str) -> None:
-    """A False anywhere stops every offloaded handler."""
+    """A False of an inline handler keeps every offloaded handler from being queued."""
     on(evt, offload=True, priority=9, name="shop.a")(_named("shop.a"))
     on(evt)(lambda sender: False)
     emission = emit(evt) if emitting == "emit" else asyncio.run(emit_async(evt))
@@ -112,7 +114,7 @@ def test_cancelled_emission_publishes_nothing(evt: Event, app: Celery, sent: Sen
 
 @pytest.mark.parametrize("emitting", ["emit", "emit_async"])
 def test_failed_emission_publishes_nothing(evt: Event, app: Celery, sent: Sent, emitting: str) -> None:
-    """An inline handler that raises keeps the offloaded ones from leaving."""
+    """An inline handler that raises keeps offloaded handlers from being queued."""
     offloaded(evt, "shop.a")
 
     @on(evt)
@@ -125,14 +127,14 @@ def test_failed_emission_publishes_nothing(evt: Event, app: Celery, sent: Sent, 
 
 
 def test_emit_async_publishes(evt: Event, app: Celery, sent: Sent) -> None:
-    """Offloaded handlers leave when the inline ones have been awaited."""
+    """Offloaded handlers are queued after the inline handlers have been awaited."""
     offloaded(evt, "shop.a", "shop.b")
     emission = asyncio.run(emit_async(evt))
     assert {message.name: message.id for message in sent()} == emission.offloaded
 
 
 def test_payload_error_publishes_nothing(evt: Event, app: Celery, sent: Sent) -> None:
-    """One value that cannot travel keeps all handlers from leaving."""
+    """A value that the codec does not support keeps all handlers from being queued."""
     offloaded(evt, "shop.a", "shop.b")
     with pytest.raises(PayloadError):
         emit(evt, lambda: None)
@@ -141,7 +143,7 @@ def test_payload_error_publishes_nothing(evt: Event, app: Celery, sent: Sent) ->
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_wrong_signature_publishes_nothing(evt: Event, app: Celery, sent: Sent, kind: str) -> None:
-    """A handler that does not take the arguments is found out at emit, by name, and not in the worker."""
+    """A handler that does not take the arguments raises at the emit, by name, and not in the worker."""
     offloaded(evt, "shop.a")
 
     def plain(sender: Any, total: int) -> None: ...
@@ -155,7 +157,7 @@ def test_wrong_signature_publishes_nothing(evt: Event, app: Celery, sent: Sent, 
 
 
 def test_wrong_signature_of_a_lambda_is_found_out(evt: Event, app: Celery, sent: Sent) -> None:
-    """A lambda has a signature too."""
+    """The arguments of a lambda are checked at the emit, too."""
     on(evt, offload=True, name="shop.strict")(lambda sender, total: None)
     with pytest.raises(EmitError, match=r"shop\.strict does not take"):
         emit(evt, "ada", amount=3)
@@ -164,7 +166,7 @@ def test_wrong_signature_of_a_lambda_is_found_out(evt: Event, app: Celery, sent:
 
 
 def test_condition_of_an_offloaded_handler_is_asked_after_the_inline_ones(evt: Event, app: Celery, sent: Sent) -> None:
-    """It sees what the inline handlers have done; False skips this handler only."""
+    """The condition of an offloaded handler runs after inline handlers, and False skips that handler only."""
     order: list[str] = []
 
     def condition(sender: Any) -> bool:
@@ -188,7 +190,7 @@ def test_glob_handlers_are_queued(default: Any, app: Celery, sent: Sent) -> None
 
 
 def test_function_that_matches_twice_is_queued_once(default: Any, app: Celery, sent: Sent) -> None:
-    """It runs once, by its first registration."""
+    """A function with two matching registrations is queued once, by the first."""
     function = _named("shop.a")
     on("order.*", offload={"queue": "first"}, name="shop.a")(function)
     on("order.paid", offload={"queue": "second"}, name="shop.a")(function)
@@ -205,7 +207,7 @@ def test_muted_event_queues_nothing(evt: Event, app: Celery, sent: Sent) -> None
 
 
 def test_explain_says_what_would_be_queued(evt: Event, app: Celery, sent: Sent) -> None:
-    """Delivery and payload size of each, and nothing leaves."""
+    """`explain` gives delivery and payload size, and publishes nothing."""
     offloaded(evt, "shop.a", delivery="broker")
     (verdict,) = evt.explain("ada", total=3)
     assert (verdict.where, verdict.delivery) == ("queue", "broker")

@@ -24,7 +24,7 @@ Sent = Callable[..., list[Any]]
 
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes a module `offload_shop` and imports it, or imports it again."""
+    """A function that writes a module `offload_shop` and imports it, or imports it again."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(source: str, name: str = "offload_shop") -> ModuleType:
@@ -32,8 +32,8 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         importlib.invalidate_caches()
         sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
         try:
-            known = sys.modules.get(name)
-            return importlib.import_module(name) if known is None else importlib.reload(known)
+            loaded = sys.modules.get(name)
+            return importlib.import_module(name) if loaded is None else importlib.reload(loaded)
         finally:
             sys.dont_write_bytecode = before
 
@@ -63,7 +63,7 @@ def test_reload_replaces_handlers(evt: Event, app: Celery, sent: Sent, default: 
 def test_reload_may_move_a_handler_to_another_event(
     app: Celery, sent: Sent, default: Namespace, write_module: Any
 ) -> None:
-    """The old definition hears nothing any more, on whatever event it was."""
+    """After a reload the old definition is disconnected from its event."""
     source = """
         from nitro.infrastructure.events import on
 
@@ -78,7 +78,7 @@ def test_reload_may_move_a_handler_to_another_event(
 
 
 def test_reload_may_change_task_options(app: Celery, default: Namespace, write_module: Any) -> None:
-    """A redefinition brings its own options along."""
+    """The options of a redefinition replace the earlier ones."""
     source = """
         from nitro.infrastructure.events import on
 
@@ -157,7 +157,7 @@ TRACING = """
 
 
 def test_shared_decorator_does_not_hide_two_functions(app: Celery, default: Namespace, write_module: Any) -> None:
-    """Functions of two modules are told apart beneath their decorator, and the message names where they are written."""
+    """Functions of two modules with one decorator are told apart, and the error names their own places."""
     write_module(TRACING, name="offload_shop_tracing")
     write_module(SENDING, name="offload_shop_mail")
     with pytest.raises(DuplicateHandler) as caught:
@@ -180,7 +180,7 @@ TWICE = """
 
 
 def test_one_name_twice_in_a_module_is_no_redefinition(app: Celery, default: Namespace, write_module: Any) -> None:
-    """At the first import the second function would silently drop the first, so it is an error."""
+    """A second function of one name in a module raises, because it would silently replace the first."""
     with pytest.raises(DuplicateHandler, match=r"offload_shop\.handler"):
         write_module(TWICE)
 
@@ -201,7 +201,7 @@ def test_reload_after_an_edit_that_moves_lines_replaces(app: Celery, default: Na
 
 @pytest.mark.parametrize("offload", [True, False])
 def test_static_method_is_its_function(evt: Event, app: Celery, offload: bool) -> None:
-    """`@on` above `@staticmethod` connects what the class then has: once, and it can be disconnected by that."""
+    """`@on` above `@staticmethod` connects the function of the class once, and `disconnect` finds it."""
 
     class Effects:
         @on(evt, offload=offload, name="shop.static")

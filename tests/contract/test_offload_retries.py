@@ -16,7 +16,7 @@ AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
 
 
 def failing(runs: list[int], error: type[Exception] = ValueError, times: int = 99) -> Any:
-    """A handler that notes the number of each attempt and fails so many times."""
+    """Returns a handler that notes the number of each attempt and fails that many times."""
 
     def handler(sender: Any) -> str:
         delivery = current_delivery()
@@ -38,7 +38,7 @@ def test_failure_is_retried_until_it_succeeds(evt: Event, app: Celery, work: Wor
 
 
 def test_async_failure_is_retried(evt: Event, app: Celery, work: Work) -> None:
-    """Which kind of function failed makes no difference."""
+    """An async handler that fails is retried like a sync one."""
     runs: list[int] = []
     fails = failing(runs, times=1)
 
@@ -60,7 +60,7 @@ def test_max_retries_ends_the_attempts(evt: Event, app: Celery, work: Work) -> N
 
 
 def test_default_is_ten_retries_with_backoff_and_jitter(evt: Event, app: Celery) -> None:
-    """The numbers that the contract names are those of the Celery task."""
+    """The Celery task has the default numbers that the contract names."""
     handler = on(evt, offload=True, name="shop.handler")(failing([]))
     names = ("autoretry_for", "max_retries", "retry_backoff", "retry_backoff_max", "retry_jitter")
     assert [getattr(handler.task, name) for name in names] == [(Exception,), 10, True, 600, True]
@@ -96,7 +96,7 @@ def test_backoff_grows_to_ten_minutes(evt: Event, app: Celery, monkeypatch: Any,
     ],
 )
 def test_expected_exception_is_not_retried(evt: Event, app: Celery, work: Work, options: dict[str, Any]) -> None:
-    """What `throws` expects, or Celery's other options exclude, fails at the first attempt."""
+    """An exception that `throws` expects, or that Celery's options exclude, fails at the first attempt."""
     runs: list[int] = []
     on(evt, offload=AT_ONCE | options, name="shop.handler")(failing(runs, KeyError))
     emission = emit(evt)
@@ -140,14 +140,14 @@ def test_retry_without_a_sender_stays_without_one(evt: Event, app: Celery, work:
 
 
 def test_tasks_acknowledge_late_and_reject_when_a_worker_is_lost(evt: Event, make_app: Callable[..., Celery]) -> None:
-    """The promise of a delivery holds, whatever the app's own tasks do."""
+    """Tasks of handlers are acknowledged late, whatever the settings of the app."""
     bind(make_app(task_acks_late=False, task_reject_on_worker_lost=False))
     handler = on(evt, offload=True, name="shop.handler")(failing([]))
     assert (handler.task.acks_late, handler.task.reject_on_worker_lost) == (True, True)
 
 
 def unacknowledged(app: Celery) -> int:
-    """How many messages of running tasks the broker still keeps."""
+    """Returns the number of messages of running tasks that the broker still keeps."""
     from celery.worker import state
 
     return sum(not request.acknowledged for request in state.active_requests)
@@ -159,7 +159,7 @@ def unacknowledged(app: Celery) -> int:
 def test_message_is_kept_while_its_handler_runs_unless_at_most_once(
     evt: Event, app: Celery, work: Work, delivery: Any, kept: int
 ) -> None:
-    """At-most-once is acknowledged before the handler starts, the others when it has finished."""
+    """An at-most-once message is acknowledged before its handler starts, and any other after its end."""
     seen: list[int] = []
 
     @on(evt, offload=Offload(delivery=delivery), name="shop.handler")
@@ -170,15 +170,15 @@ def test_message_is_kept_while_its_handler_runs_unless_at_most_once(
     assert seen == [kept]
 
 
-@pytest.mark.parametrize("how", ["registration", "setting"])
+@pytest.mark.parametrize("source", ["registration", "setting"])
 def test_at_most_once_is_never_retried(
-    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch, how: str
+    evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """Its handler runs once, whatever the retry options of the task say."""
+    """A handler with delivery `at-most-once` runs once, whatever the retry options of its task."""
     runs: list[int] = []
-    if how == "setting":
+    if source == "setting":
         monkeypatch.setenv("NITRO_DELIVERY", "at-most-once")
-    options = AT_ONCE | ({"delivery": "at-most-once"} if how == "registration" else {})
+    options = AT_ONCE | ({"delivery": "at-most-once"} if source == "registration" else {})
     on(evt, offload=options, name="shop.handler")(failing(runs))
     emission = emit(evt)
     assert work(app).state(emission) == "FAILURE"
@@ -186,7 +186,7 @@ def test_at_most_once_is_never_retried(
 
 
 def test_at_most_once_is_not_retried_in_eager_mode(evt: Event, make_app: Callable[..., Celery]) -> None:
-    """Tests that run tasks eagerly see the same number of attempts."""
+    """A handler with delivery `at-most-once` runs once in eager mode, too."""
     bind(make_app(task_always_eager=True))
     runs: list[int] = []
     on(evt, offload=AT_ONCE | {"delivery": "at-most-once"}, name="shop.handler")(failing(runs))
@@ -195,7 +195,7 @@ def test_at_most_once_is_not_retried_in_eager_mode(evt: Event, make_app: Callabl
 
 
 def test_delivery_belongs_to_the_registration(evt: Event, app: Celery, work: Work) -> None:
-    """One function may be retried on one event and not on another."""
+    """A function may be retried on one event and run at most once on a second one."""
     runs: list[int] = []
     function = failing(runs, times=2)
     other = Event("other")
@@ -208,7 +208,7 @@ def test_delivery_belongs_to_the_registration(evt: Event, app: Celery, work: Wor
 
 
 class Patient(Task):
-    """A task class of the user's own with its own idea of retries."""
+    """A task class of the user's own with its own retry attributes."""
 
     max_retries = 1
     default_retry_delay = 0
@@ -223,7 +223,7 @@ class Patient(Task):
 
 
 def test_task_class_of_the_app_decides_on_retries(evt: Event, make_app: Callable[..., Celery], work: Work) -> None:
-    """What the user's `task_cls` overrides wins over Nitro's retry defaults."""
+    """Attributes of the user's `task_cls` win over Nitro's retry defaults."""
     app = bind(make_app(task_cls=Patient))
     runs: list[int] = []
     on(evt, offload={"default_retry_delay": 0}, name="shop.handler")(failing(runs))
@@ -232,7 +232,7 @@ def test_task_class_of_the_app_decides_on_retries(evt: Event, make_app: Callable
 
 
 def test_option_of_the_handler_wins_over_the_task_class(evt: Event, make_app: Callable[..., Celery]) -> None:
-    """What is written at the handler is meant for it."""
+    """An option of the handler wins over the attribute of the task class."""
     bind(make_app(task_cls=Patient))
     assert on(evt, offload={"max_retries": 7}, name="shop.handler")(failing([])).task.max_retries == 7
 
@@ -257,7 +257,7 @@ def test_hooks_of_the_task_class_run(evt: Event, make_app: Callable[..., Celery]
     on(evt, offload=True, name="shop.fine")(lambda sender: "fine")
     on(evt, offload={"max_retries": 0}, name="shop.failing")(failing([]))
     emission = emit(evt)
-    with_hooks = work(app)
+    worker = work(app)
     for task_id in emission.offloaded.values():
-        with_hooks.of(task_id)
+        worker.of(task_id)
     assert sorted(Patient.finished) == [("failure", "shop.failing"), ("success", "shop.fine")]

@@ -24,8 +24,8 @@ def key(app: Celery, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def ran(evt: Event, key: str) -> list[Any]:
-    """What the handler `shop.handler` was called with."""
+def calls(evt: Event, key: str) -> list[Any]:
+    """Senders that the handlers were called with."""
     calls: list[Any] = []
     on(evt, offload=True, name="shop.handler")(lambda sender, **kwargs: calls.append(sender))
     on(evt, offload=True, name="shop.other")(lambda sender, **kwargs: calls.append(("other", sender)))
@@ -38,17 +38,17 @@ def refused(app: Celery, work: Work, name: str, args: Any = (), kwargs: Any = No
     return type(work(app).of(task_id)).__name__ == "SignatureRefused"
 
 
-def test_signed_message_is_accepted(evt: Event, app: Celery, work: Work, ran: list[Any]) -> None:
-    """Emitter and worker that share a key understand each other."""
+def test_signed_message_is_accepted(evt: Event, app: Celery, work: Work, calls: list[Any]) -> None:
+    """A worker accepts messages that are signed with its own key."""
     emission = emit(evt, "ada")
     worker = work(app)
     for task_id in emission.offloaded.values():
         worker.of(task_id)
-    assert sorted(map(str, ran)) == ["('other', 'ada')", "ada"]
+    assert sorted(map(str, calls)) == ["('other', 'ada')", "ada"]
 
 
 def test_signed_message_is_accepted_at_its_retry(evt: Event, app: Celery, work: Work, key: str) -> None:
-    """The signature travels with a retry."""
+    """A retry keeps the signature of its message."""
     runs: list[str] = []
 
     @on(evt, offload={"retry_backoff": False, "default_retry_delay": 0}, name="shop.flaky")
@@ -63,7 +63,7 @@ def test_signed_message_is_accepted_at_its_retry(evt: Event, app: Celery, work: 
 
 
 def test_delay_chain_and_eager_apply_are_signed(evt: Event, app: Celery, work: Work, key: str) -> None:
-    """Calls of the task by itself are signed too, a result that a chain puts before them included."""
+    """Direct calls of the task are signed, also with a chain's result before their arguments."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(*args: str) -> list[str]:
@@ -75,24 +75,24 @@ def test_delay_chain_and_eager_apply_are_signed(evt: Event, app: Celery, work: W
 
 
 def test_eager_apply_needs_no_signature(evt: Event, app: Celery, key: str) -> None:
-    """`.task.apply()` runs here and crosses no broker."""
+    """`.task.apply()` runs without a broker and needs no signature."""
     handler = on(evt, offload=True, name="shop.handler")(lambda sender: sender)
     assert handler.task.apply(("ada",)).get() == "ada"
 
 
-def test_unsigned_emission_is_refused(evt: Event, app: Celery, work: Work, ran: list[Any], sent: Sent) -> None:
+def test_unsigned_emission_is_refused(evt: Event, app: Celery, work: Work, calls: list[Any], sent: Sent) -> None:
     """A message without a signature does not reach the handler."""
     emit(evt, "ada")
     envelope = sent()[0].kwargs[ENVELOPE_KEY]
     del envelope["signature"]
     assert refused(app, work, "shop.handler", kwargs={ENVELOPE_KEY: envelope})
-    assert ran == []
+    assert calls == []
 
 
-def test_plain_arguments_are_refused(app: Celery, work: Work, ran: list[Any]) -> None:
-    """A message that carries no emission at all is unsigned as well, and is not signed by a retry."""
+def test_plain_arguments_are_refused(app: Celery, work: Work, calls: list[Any]) -> None:
+    """A message without an emission counts as unsigned, and a retry does not sign it."""
     assert refused(app, work, "shop.handler", args=("mallory",))
-    assert ran == []
+    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -100,54 +100,54 @@ def test_plain_arguments_are_refused(app: Celery, work: Work, ran: list[Any]) ->
     [("payload", '{"nitro":1}'), ("emission", "0"), ("event", "x"), ("bare", True), ("root", "0"), ("signature", "ü")],
 )
 def test_tampered_message_is_refused(
-    evt: Event, app: Celery, work: Work, ran: list[Any], sent: Sent, fact: str, value: Any
+    evt: Event, app: Celery, work: Work, calls: list[Any], sent: Sent, fact: str, value: Any
 ) -> None:
     """Each fact of a message is covered by its signature."""
     emit(evt, "ada")
     envelope = sent()[0].kwargs[ENVELOPE_KEY] | {fact: value}
     assert refused(app, work, "shop.handler", kwargs={ENVELOPE_KEY: envelope})
-    assert ran == []
+    assert calls == []
 
 
-def test_added_arguments_are_refused(evt: Event, app: Celery, work: Work, ran: list[Any], sent: Sent) -> None:
-    """Nobody can put a sender of their own before the signed one."""
+def test_added_arguments_are_refused(evt: Event, app: Celery, work: Work, calls: list[Any], sent: Sent) -> None:
+    """A sender that is added before the signed one is refused."""
     emit(evt, "ada")
     message = sent()[0]
     assert refused(app, work, "shop.handler", args=("mallory",), kwargs=message.kwargs)
-    assert ran == []
+    assert calls == []
 
 
 def test_message_for_another_handler_is_refused(
-    evt: Event, app: Celery, work: Work, ran: list[Any], sent: Sent
+    evt: Event, app: Celery, work: Work, calls: list[Any], sent: Sent
 ) -> None:
-    """A signed body cannot be replayed to a handler that it was not meant for."""
+    """A signed body cannot be sent to another handler."""
     emit(evt, "ada")
     bodies = {message.name: message.kwargs for message in sent()}
     assert refused(app, work, "shop.handler", kwargs=bodies["shop.other"])
-    assert ran == []
+    assert calls == []
 
 
 def test_message_signed_with_another_key_is_refused(
-    evt: Event, app: Celery, work: Work, ran: list[Any], sent: Sent, monkeypatch: pytest.MonkeyPatch
+    evt: Event, app: Celery, work: Work, calls: list[Any], sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only who has the key can sign."""
+    """A message that is signed with another key is refused."""
     monkeypatch.setenv("NITRO_SIGNING_KEY", "battery staple")
     emit(evt, "ada")
     message = sent()[0]
     monkeypatch.setenv("NITRO_SIGNING_KEY", "correct horse")
     assert refused(app, work, "shop.handler", kwargs=message.kwargs)
-    assert ran == []
+    assert calls == []
 
 
-def test_refusal_is_final(app: Celery, work: Work, ran: list[Any], caplog: pytest.LogCaptureFixture) -> None:
-    """A forged message fails at once; it is not tried ten more times."""
+def test_refusal_is_final(app: Celery, work: Work, calls: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A forged message fails at once and is not retried."""
     with caplog.at_level(logging.INFO, "celery.app.trace"):
         assert refused(app, work, "shop.handler", args=("mallory",))
     assert not [record for record in caplog.records if "retry" in record.getMessage().lower()]
 
 
 def test_without_a_key_messages_carry_no_signature(evt: Event, app: Celery, sent: Sent) -> None:
-    """Signing is opt-in."""
+    """Without a key messages have no signature."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     emit(evt, "ada")
     assert "signature" not in sent()[0].kwargs[ENVELOPE_KEY]
