@@ -254,7 +254,7 @@ def test_a_replay_keeps_it(shop: Event) -> None:
 
 
 def test_a_run_that_was_taken_over_records_nothing(shop: Event) -> None:
-    """A run whose delivery was claimed next_run cannot write to the history."""
+    """A run whose delivery was claimed again cannot write to the history."""
     first = run_of(shop)
     claims.record_losses(claims.is_run_of_worker("boot"), "its worker died")
     next_run()

@@ -53,7 +53,7 @@ def at_once(work: Callable[[], int]) -> list[int]:
 
 
 def all_of(purge: Callable[[], int]) -> Callable[[], int]:
-    """Returns a function that purges until no row is row_counts, and returns the number of deleted rows."""
+    """Returns a function that purges until no row is left, and returns the number of deleted rows."""
 
     def work() -> int:
         return sum(iter(purge, 0))

@@ -205,8 +205,7 @@ def test_priority_and_conditions_decide(
     use = (
         f"class Sale:\n    total = {total}\n    def is_valid(self): return {valid}\n"
         "emission = emit('order-placed', Sale())\n"
-        "skipped = [name.rpartition('.')[2] for name in emission.skipped]\
-"
+        "skipped = [name.rpartition('.')[2] for name in emission.skipped]\n"
         "report((emission.cancelled_by or '').rpartition('.')[2], skipped)"
     )
     cancelled_by, skipped_names, _ = seed(block("# Higher priority executes first"), use)

@@ -371,7 +371,7 @@ class Run:
             if ticket in own.session and not inspect(ticket).expired and ticket.id in self.committed
         ]
         waits = own.model.explicit or own.model.has_written
-        # The contract leaves open whether an emit waits for a session without `begin()` whose savepoint was rolled back.
+        # The contract leaves open whether an emit waits for a session without `begin()` after an undone savepoint.
         is_defined = self.may_wait_for(own) if waits else not own.model.scopes
         model = self.block_around or (own.model if waits else None)
         if stored and is_defined and self.may_write(model):

@@ -212,7 +212,7 @@ def test_a_relay_gives_each_message_its_own(evt: Event, app: Celery, work: Work,
 
 @pytest.mark.parametrize("delivery", ["broker", "at-least-once", "exactly-once"])
 def test_each_retry_finds_it(evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str) -> None:
-    """Each retry by Celery or by the row finds the value of the emit, without changes by saved attempts."""
+    """Each retry by Celery or by the row finds the value of the emit, without changes by earlier attempts."""
     values: list[tuple[int, str]] = []
 
     @on(evt, offload={"delivery": delivery, **AT_ONCE}, name="shop.handler")
@@ -322,7 +322,7 @@ def test_none_is_a_value(evt: Event, app: Celery, work: Work, tenant: Variable) 
 def test_an_emission_without_it_does_not_find_that_of_another(
     evt: Event, app: Celery, work: Work, sent: Sent, tenant: Variable, delivery: str
 ) -> None:
-    """A value is not values by another emission of the same handler."""
+    """A value is not found by another emission of the same handler."""
     on(evt, offload={"delivery": delivery}, name="shop.handler")(reader_of(tenant))
     worker = work(app)
     assert worker.only(within(tenant, "t1", emit, evt)) == "t1"
@@ -379,7 +379,7 @@ def test_what_json_does_not_bring_back_is_an_error_at_the_emit(
 
 
 def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
-    """The error rolls the transaction back, with its saved emits."""
+    """The error rolls the transaction back, with its earlier emits."""
     on(evt, offload=True, name="shop.handler")(reader_of(tenant))
 
     def both() -> None:
@@ -467,7 +467,7 @@ def tenants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_variable_of_a_module_that_is_loaded_again_takes_the_place_of_the_older(
     evt: Event, app: Celery, sent: Sent, tenants: Any, tmp_path: Path, how: str
 ) -> None:
-    """A variable of a reloaded module replaces the saved variable of that module."""
+    """A variable of a reloaded module replaces the earlier variable of that module."""
     older = tenants.tenant
     if how == "edited and reloaded":
         (tmp_path / "tenants.py").write_text(f"# which tenant it is\n{TENANTS}")

@@ -145,7 +145,7 @@ def test_to_register_asks_no_database(app: Celery, monkeypatch: pytest.MonkeyPat
 
 
 def test_two_scrapes_differ_by_what_was_emitted_between(evt: Event, app: Celery, outbox: Samples, sent: Sent) -> None:
-    """A scrape shows the present deliveries and nothing of an saved scrape."""
+    """A scrape shows the present deliveries and nothing of an earlier scrape."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     before = states(outbox())
     emit(evt)
