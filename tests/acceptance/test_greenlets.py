@@ -147,9 +147,7 @@ def effects(project: Project) -> Counter[str]:
 
 
 def test_handlers_of_each_kind_run_side_by_side(project: Project, worker: Worker) -> None:
-    """Async handlers on the loop, sync handlers with their own loop, transactions and emits run concurrently, once
-    each.
-    """
+    """Async handlers, sync handlers with their own loop, transactions and emits run concurrently, once each."""
     emit(project, "placed", 25)
     kinds = ("confirm", "ship", "book", "tell", "note")
     until(lambda: all(effects(project)[kind] >= 25 for kind in kinds), within=60)

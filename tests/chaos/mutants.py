@@ -20,9 +20,7 @@ class Mutant:
     stack: str
 
     def __call__(self, run: Run) -> Outcome:
-        """Runs the scenario until it reports a lost or double effect, at most `CHANCES` times; otherwise the outcome is
-        wrong.
-        """
+        """Runs the scenario up to `CHANCES` times; the outcome is wrong unless a run loses or repeats an effect."""
         for seed in range(run.seed, run.seed + CHANCES):
             chance = replace(run, mutant=self.name, seed=seed, folder=run.folder / str(seed))
             found = SCENARIOS[self.scenario](chance)

@@ -119,9 +119,7 @@ class World:
         return True
 
     def judge(self, outcome: Outcome, within: float, aside: str = "") -> Outcome:
-        """Waits until no delivery is open, and records lost and double effects; `aside` names an event that is left
-        out.
-        """
+        """Waits until no delivery is open, and records lost and double effects, without those of the event `aside`."""
         rested = self.rests(within)
         balance = self.ledger.balance(aside)
         outcome.events, outcome.lost, outcome.double = balance.events, len(balance.lost), balance.double

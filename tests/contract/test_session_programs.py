@@ -362,9 +362,7 @@ class Run:
             await self.emit(own.model, ticket, new=ticket)
 
     async def again(self, how: str, own: UserSession) -> None:
-        """Emits about an entity that the session has committed; the emit waits for a session that was begun or has
-        written.
-        """
+        """Emits about an entity that the session has committed; a begun or written session is waited for."""
         stored = [
             ticket
             for ticket in own.added
@@ -460,9 +458,7 @@ class Run:
         return self.block_around is None or self.block_around is own.model
 
     def may_have_savepoint(self, own: UserSession) -> bool:
-        """Whether a savepoint is inside the user's transaction, because a statement was sent in it if the driver needs
-        one.
-        """
+        """Whether a savepoint is inside the user's transaction; `legacy` drivers need a statement before it."""
         sent = self.tickets if self.place.awaits else self.tickets | self.tasks
         return not self.place.legacy or any(sent.intersection(scope.ids) for scope in own.model.scopes)
 

@@ -1,6 +1,4 @@
-"""Sentry shows a handler of a worker in the trace of its emit; each test runs in a new process, as Sentry patches
-Celery.
-"""
+"""Sentry shows a worker's handler in the trace of its emit; tests run in new processes, as Sentry patches Celery."""
 
 from __future__ import annotations
 
