@@ -1,4 +1,4 @@
-"""A headless Chromium: what a page holds when its scripts have run, and a picture of it."""
+"""A headless Chromium returns the HTML of a page after its scripts, or saves a picture of it."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from pathlib import Path
 
 import pytest
 
-WITHIN = 60
-"""Seconds."""
-SCRIPTS = 5000
-"""Milliseconds, of the page's own clock, for its scripts and what they load."""
+TIMEOUT_SECONDS = 60
+"""Seconds that Chromium may run."""
+SCRIPT_MILLISECONDS = 5000
+"""Milliseconds of the page's own clock for its scripts and their requests."""
 
 
 def chromium() -> str:
-    """The browser; skips, or fails where that is not allowed, when there is none."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        say = pytest.fail if os.environ.get("NITRO_TEST_SERVERS") == "required" else pytest.skip
-        say("MISSING BROWSER: no chromium; install the Debian package chromium")
-    return found
+    """Returns the browser's path; without a browser it skips the test, or fails it if servers are required."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        report = pytest.fail if os.environ.get("NITRO_TEST_SERVERS") == "required" else pytest.skip
+        report("MISSING BROWSER: no chromium; install the Debian package chromium")
+    return path
 
 
-def loaded(address: str, profile: Path) -> str:
-    """The page as it is in the browser, as HTML."""
+def html_of(address: str, profile: Path) -> str:
+    """Returns the page's HTML after its scripts."""
     return _run(address, profile, "--dump-dom")
 
 
-def picture(address: str, profile: Path, file: Path, size: str) -> None:
-    """Save what is seen of the page in a window of that size, such as `1200,800`."""
+def save_picture(address: str, profile: Path, file: Path, size: str) -> None:
+    """Saves a picture of the page in a window of this size, such as `1200,800`."""
     _run(address, profile, f"--screenshot={file}", f"--window-size={size}", "--hide-scrollbars")
 
 
 def _run(address: str, profile: Path, *options: str) -> str:
-    how = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}")
-    command = [chromium(), *how, f"--virtual-time-budget={SCRIPTS}", *options, address]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, check=True)
-    return ended.stdout
+    settings = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}")
+    command = [chromium(), *settings, f"--virtual-time-budget={SCRIPT_MILLISECONDS}", *options, address]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
+    return process.stdout

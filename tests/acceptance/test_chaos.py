@@ -1,4 +1,4 @@
-"""The short form of each chaos scenario: real processes, real faults, and nothing lost or done twice."""
+"""The short form of each chaos scenario finds no lost and no repeated effect after real faults of real processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chaos.scenarios import SCENARIOS, Run, Scenario
 from tests.chaos.server import MissingServer
 from tests.chaos.servers import Servers, own
 
-LEFT_TO_THE_FULL_SIZE = {
+FULL_SIZE_ONLY = {
     "emitter_kills": ("redis", "rabbitmq"),
     "relay_kills": ("embedded", "rabbitmq"),
     "broker_faults": ("rabbitmq",),
@@ -29,23 +29,26 @@ LEFT_TO_THE_FULL_SIZE = {
     "memory_hog": ("embedded", "redis"),
     "clock": ("redis", "rabbitmq"),
 }
-"""Stacks on which the short form shows little that it does not show on another."""
+"""Stacks on which the short form adds little to the other stacks."""
 
 
-BY_CONTRACT = ("no-ledger", "no-fence")
-"""Mutants that a short run finds only by luck; `tests/contract/test_outbox_mutants.py` finds them each time."""
+FOUND_BY_CONTRACT_TESTS = ("no-ledger", "no-fence")
+"""Mutants that a short run finds by chance only; `tests/contract/test_outbox_mutants.py` finds them each time."""
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
-    """Servers of one's own, which may be killed; not under pytest's folder, which their users may not enter."""
+    """Servers of the module, which may be killed.
+
+    Their folder is outside of pytest's, which the servers' users may not enter.
+    """
     with TemporaryDirectory(prefix="chaos-") as folder, own(Path(folder)) as running:
         yield running
 
 
-def marked(name: str, stack: str, *what: object) -> object:
-    """A parameter set that is marked when it needs a server."""
-    return pytest.param(*what, stack, marks=[] if stack == "embedded" else [pytest.mark.server], id=f"{name}-{stack}")
+def marked(name: str, stack: str, *values: object) -> object:
+    """Returns a parameter set, marked if its stack needs a server."""
+    return pytest.param(*values, stack, marks=[] if stack == "embedded" else [pytest.mark.server], id=f"{name}-{stack}")
 
 
 @pytest.fixture
@@ -60,11 +63,11 @@ def run(servers: Servers, tmp_path: Path, stack_name: str) -> Run:
         marked(each.name, stack, each)
         for each in SCENARIOS.values()
         for stack in each.stacks
-        if stack not in LEFT_TO_THE_FULL_SIZE.get(each.name, ())
+        if stack not in FULL_SIZE_ONLY.get(each.name, ())
     ],
 )
 def test_nothing_is_lost_or_done_twice(scenario: Scenario, run: Run) -> None:
-    """Whatever is killed, frozen, emptied or set wrong."""
+    """No scenario loses or repeats an effect, whatever is killed, frozen, emptied or set wrong."""
     try:
         outcome = scenario(run)
     except MissingServer as error:
@@ -74,10 +77,10 @@ def test_nothing_is_lost_or_done_twice(scenario: Scenario, run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("mutant", "stack_name"),
-    [marked(each.name, each.stack, each) for each in MUTANTS.values() if each.name not in BY_CONTRACT],
+    [marked(each.name, each.stack, each) for each in MUTANTS.values() if each.name not in FOUND_BY_CONTRACT_TESTS],
 )
 def test_a_missing_safeguard_is_found_out(mutant: Mutant, run: Run) -> None:
-    """A scenario that passes without the safeguard that it is about would prove nothing."""
+    """Each mutant makes its scenario fail; otherwise the scenario would prove nothing."""
     try:
         outcome = mutant(run)
     except MissingServer as error:

@@ -1,4 +1,4 @@
-"""`python -m examples.shop.demo` shows the shop for real, and ends with 0 only if all of it happened."""
+"""`python -m examples.shop.demo` runs the shop with a real worker, and exits with 0 only if every effect was seen."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Run:
 
     @property
     def worker(self) -> int:
-        """Process id of its worker."""
-        found = re.search(r"process (\d+) +celery -A tasks worker", self.output)
-        assert found, self.output
-        return int(found[1])
+        """The process id of the demo's worker."""
+        match = re.search(r"process (\d+) +celery -A tasks worker", self.output)
+        assert match, self.output
+        return int(match[1])
 
     def part(self, heading: str) -> str:
-        """The lines of one part of the timeline."""
-        found = re.search(rf"^{heading}.*?(?=\n\n|\Z)", self.output, re.MULTILINE | re.DOTALL)
-        assert found, self.output
-        return found[0]
+        """Returns the lines of one part of the timeline."""
+        match = re.search(rf"^{heading}.*?(?=\n\n|\Z)", self.output, re.MULTILINE | re.DOTALL)
+        assert match, self.output
+        return match[0]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -84,37 +84,37 @@ def is_gone(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def demo() -> Run:
-    """One run of the demo as it is."""
+    """A finished run of the demo."""
     return end(start("-m", "examples.shop.demo"))
 
 
 @pytest.fixture(scope="module")
 def without_mail() -> Run:
-    """One run with a mail server that refuses all mails."""
+    """A finished run of the demo with a mail server that refuses all mails."""
     return end(start("-c", REFUSE_MAILS))
 
 
 def test_the_demo_succeeds(demo: Run) -> None:
-    """On a machine without servers or settings it ends with 0, and says what that means."""
+    """The demo exits with 0 on a machine without servers or settings, and explains its result."""
     assert demo.code == 0, demo.output
     assert "every side effect was seen exactly once" in demo.part("Result")
 
 
 def test_it_shows_what_ran_inline(demo: Run) -> None:
-    """Validation, audit, the alert for an order over 500 and the async handler are in the timeline."""
+    """The timeline shows validation, audit, the alert for an order over 500 and the async handler."""
     inline = re.findall(r"inline +(\w+)", demo.part("grace@example.com"))
     assert inline[:3] == ["validate", "audit", "high_value_alert"]
     assert inline[3:] == ["refresh_dashboard"]
 
 
 def test_it_shows_what_a_condition_skipped(demo: Run) -> None:
-    """The cheaper order raises no alert."""
+    """The timeline shows that a condition skipped the alert for the cheaper order."""
     assert re.search(r"skipped +high_value_alert +condition is false", demo.part("ada@example.com"))
 
 
 @pytest.mark.parametrize("customer", ["nobody", "spendthrift"])
 def test_it_shows_what_validation_cancelled(demo: Run, customer: str) -> None:
-    """An empty order and one that the customer cannot pay run nothing else, and queue nothing."""
+    """An empty order and one beyond the customer's credit are cancelled, and queue nothing."""
     part = demo.part(f"{customer}@example.com")
     assert re.search(r"cancelled +validate", part)
     assert "queued nothing" in part
@@ -122,31 +122,31 @@ def test_it_shows_what_validation_cancelled(demo: Run, customer: str) -> None:
 
 
 def test_it_shows_the_effects_of_valid_orders_only(demo: Run) -> None:
-    """Each of the two customers gets each effect; the others get none."""
+    """Each valid order has each effect; the cancelled ones have none."""
     effects = re.findall(r"effect +(\w+) +(\w+)@", demo.part("In the worker"))
     assert {(handler, name) for name in ("ada", "grace") for handler in HANDLERS} == set(effects)
     assert len(effects) == len(HANDLERS) * 2 + 1
 
 
 def test_the_effects_name_processes_of_the_worker(demo: Run) -> None:
-    """A side effect carries the id of the process that did it, which is not the demo's."""
+    """Each effect names a process of the worker."""
     pids = {int(pid) for pid in re.findall(r"in process (\d+)", demo.output)}
     assert pids
     assert demo.pid not in pids
 
 
 def test_it_prints_no_escapes_into_a_pipe(demo: Run) -> None:
-    """Colours are for a terminal."""
+    """Output to a pipe has no colours."""
     assert "\x1b" not in demo.output
 
 
 def test_it_leaves_no_worker(demo: Run) -> None:
-    """Its worker has ended with it."""
+    """The demo's worker has ended with it."""
     assert is_gone(demo.worker)
 
 
 def test_a_missing_effect_fails_the_demo(without_mail: Run) -> None:
-    """When mails are refused it ends with 1 and names both of them, and nothing that did happen."""
+    """The demo exits with 1 if mails are refused, and names the two missing effects."""
     assert without_mail.code == 1
     result = without_mail.part("Result")
     assert len(re.findall(r"failed +demo +send_confirmation for order \S+ is missing", result)) == 2
@@ -154,26 +154,26 @@ def test_a_missing_effect_fails_the_demo(without_mail: Run) -> None:
 
 
 def test_a_failed_demo_shows_the_workers_log(without_mail: Run) -> None:
-    """The end of the log says why."""
+    """A failed demo prints the end of the worker's log with the reason."""
     _, heading, log = without_mail.output.partition("\nThe end of the worker's log:\n")
     assert heading, without_mail.output
     assert "no mail today" in log
 
 
 def test_a_failed_demo_leaves_no_worker(without_mail: Run) -> None:
-    """Its worker has ended with it."""
+    """The worker of a failed demo has ended with it."""
     assert is_gone(without_mail.worker)
 
 
 def test_a_terminated_demo_leaves_no_worker() -> None:
-    """SIGTERM ends its worker too."""
+    """SIGTERM to the demo ends its worker too."""
     process = start("-m", "examples.shop.demo")
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    ended = end(process, first)
-    assert ended.code == 128 + signal.SIGTERM
-    assert is_gone(ended.worker)
+    run = end(process, first)
+    assert run.code == 128 + signal.SIGTERM
+    assert is_gone(run.worker)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def order() -> Order:
 
 @pytest.fixture
 def effects(order: Order) -> list[Effect]:
-    """All that placing it has, done by the worker."""
+    """All expected effects of the order, done by the worker."""
     return [
         Effect(handler=handler, order=order_id, item=item, worker=WORKER, details="")
         for handler, order_id, item in expected_effects(order)
@@ -194,17 +194,17 @@ def effects(order: Order) -> list[Effect]:
 
 
 def test_an_order_has_an_effect_for_each_item(order: Order) -> None:
-    """Three effects an order, and a withdrawal an item."""
+    """An order has three effects, and a withdrawal from stock for each item."""
     assert len(expected_effects(order)) == 3 + 2
 
 
 def test_complete_effects_have_no_fault(order: Order, effects: list[Effect]) -> None:
-    """Everything once, in the worker, is right."""
+    """Effects that each happened once in the worker have no fault."""
     assert find_faults(expected_effects(order), effects, EMITTER) == []
 
 
 def test_each_missing_effect_is_a_fault(order: Order, effects: list[Effect]) -> None:
-    """Whichever is missing, it is named."""
+    """Each missing effect is named as a fault."""
     for missing in effects:
         (fault,) = find_faults(
             expected_effects(order), [effect for effect in effects if effect is not missing], EMITTER
@@ -214,20 +214,20 @@ def test_each_missing_effect_is_a_fault(order: Order, effects: list[Effect]) -> 
 
 
 def test_a_repeated_effect_is_a_fault(order: Order, effects: list[Effect]) -> None:
-    """Twice is not exactly once."""
+    """A repeated effect is a fault."""
     (fault,) = find_faults(expected_effects(order), [*effects, effects[0]], EMITTER)
     assert "2 times" in fault
 
 
 def test_an_effect_of_a_cancelled_order_is_a_fault(order: Order, effects: list[Effect]) -> None:
-    """What nobody wanted must not have happened."""
+    """An effect of a cancelled order is a fault."""
     unwanted = Effect(handler="notify_webhook", order="cancelled", worker=WORKER, details="")
     (fault,) = find_faults(expected_effects(order), [*effects, unwanted], EMITTER)
     assert "should not" in fault
 
 
 def test_an_effect_in_the_emitter_is_a_fault(order: Order, effects: list[Effect]) -> None:
-    """An offloaded handler that ran in the demo itself was not offloaded."""
+    """An effect in the emitter's process is a fault."""
     assert len(find_faults(expected_effects(order), effects, WORKER)) == len(effects)
 
 
@@ -246,7 +246,7 @@ def test_an_effect_in_the_emitter_is_a_fault(order: Order, effects: list[Effect]
 def test_the_emission_is_judged(
     order: Order, valid: bool, cancelled_by: str | None, queued: tuple[str, ...], right: bool
 ) -> None:
-    """A valid order queues all four handlers; another is cancelled by validation and queues none."""
+    """A valid order must queue all four handlers; an invalid one must be cancelled by validation and queue none."""
     emission = Emission.of("order-placed")
     emission.cancelled_by = cancelled_by
     emission.offloaded.update({f"shop.{handler}": "task" for handler in queued})
@@ -255,7 +255,7 @@ def test_the_emission_is_judged(
 
 @pytest.mark.usefixtures("offloading")
 def test_the_stock_is_judged() -> None:
-    """The rows must hold what the valid orders leave: no more, and no less."""
+    """The stock must be what the valid orders leave."""
     sales = Sales.prepare()
     assert len(stock_faults(sales)) == 2
     for product in sales.products:

@@ -1,4 +1,4 @@
-"""The commands of the documentation do what the pages say, page by page, in a folder like a reader's."""
+"""The commands of the documentation work as their pages say, page by page, in a folder like a reader's."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pages import ROOT, Block, blocks, name_of, pages
 from worker import end, until
 
 DOCUMENTED = Path(__file__).parent / "documented"
-WITHIN = 60.0
-"""Seconds for a command, and for what it is to print."""
+TIMEOUT_SECONDS = 60.0
+"""Seconds for a command, and for its expected output."""
 
 
 def is_run(block: Block) -> bool:
@@ -37,11 +37,11 @@ PAGES = [page for page in pages() if any(is_run(block) for block in blocks(page)
 
 @dataclass
 class Reader:
-    """Somebody who does in a folder what a page says."""
+    """A folder in which the commands of a page are run."""
 
     folder: Path
     environ: dict[str, str]
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def follow(self, block: Block) -> None:
         """Saves the block's file, or executes its commands."""
@@ -56,18 +56,18 @@ class Reader:
                     self.execute(command, block.prints)
 
     def execute(self, command: str, prints: str | None) -> None:
-        """Executes a command, again and again where it has not printed yet what the page says."""
-        last = monotonic() + WITHIN
+        """Executes a command, repeatedly until it prints the text that the page shows."""
+        deadline = monotonic() + TIMEOUT_SECONDS
         while True:
-            done = self.run(re.sub(r"\bID\b", self.dead_letter, command))
-            if prints is None or prints in done.stdout or monotonic() > last:
+            process = self.run(re.sub(r"\bID\b", self.dead_letter, command))
+            if prints is None or prints in process.stdout or monotonic() > deadline:
                 break
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        assert prints is None or prints in done.stdout, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert process.returncode == 0, f"{command}\n{process.stdout}\n{process.stderr}"
+        assert prints is None or prints in process.stdout, f"{command}\n{process.stdout}\n{process.stderr}"
 
     def start(self, command: str, ready: str) -> None:
         """Starts a command in the background, and waits until it has printed a text."""
-        log = self.folder / f"{len(self.started)}.log"
+        log = self.folder / f"{len(self.processes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", f"exec {command}"],
@@ -77,16 +77,16 @@ class Reader:
                 stderr=output,
                 start_new_session=True,
             )
-        self.started.append(process)
+        self.processes.append(process)
 
         def is_ready() -> bool:
             assert process.poll() is None, f"{command}\n{log.read_text()}"
             return ready in log.read_text(errors="replace")
 
-        until(is_ready, WITHIN)
+        until(is_ready, TIMEOUT_SECONDS)
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command that asks at most once, and is answered yes."""
+        """Runs a command, and answers yes to its question."""
         return subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=self.folder,
@@ -94,44 +94,46 @@ class Reader:
             input="y\n",
             capture_output=True,
             text=True,
-            timeout=WITHIN,
+            timeout=TIMEOUT_SECONDS,
         )
 
-    def dead_letter(self, _found: re.Match[str]) -> str:
-        """The id of a dead letter, as soon as there is one: the page's placeholder ID."""
+    def dead_letter(self, _match: re.Match[str]) -> str:
+        """Returns the id of a dead letter as soon as one exists; it replaces the page's placeholder ID."""
         listing = shlex.join(["celery", "-A", "myapp", "nitro", "outbox", "list", "--state", "dead", "--json"])
-        return str(until(lambda: json.loads(self.run(listing).stdout or "[]"), WITHIN)[0]["id"])
+        return str(until(lambda: json.loads(self.run(listing).stdout or "[]"), TIMEOUT_SECONDS)[0]["id"])
 
 
 @contextmanager
 def reader(folder: Path) -> Iterator[Reader]:
-    """A reader with the installed programs, a free port for Flower, and the app of `documented`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NITRO_", "FLOWER_", "CELERY_"))}
+    """A reader with the installed programs, a free port for Flower and the app of `documented`."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("NITRO_", "FLOWER_", "CELERY_"))
+    }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    programs = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-    environ = {**kept, "PATH": programs, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FLOWER_PORT": port}
-    someone = Reader(folder, environ)
+    programs = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
+    environ = {**inherited, "PATH": programs, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FLOWER_PORT": port}
+    reader_of_page = Reader(folder, environ)
     for file in DOCUMENTED.glob("*.py"):
         shutil.copy(file, folder)
     try:
-        yield someone
+        yield reader_of_page
     finally:
-        end(*someone.started)
-        for process in someone.started:
+        end(*reader_of_page.processes)
+        for process in reader_of_page.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
-    """One after the other, in one folder: each ends with 0, or stays in the background, and prints what it should."""
-    with reader(tmp_path) as someone:
+    """The commands of a page run one after the other in one folder, and print what the page shows."""
+    with reader(tmp_path) as reader_of_page:
         for block in blocks(page):
-            someone.follow(block)
+            reader_of_page.follow(block)
 
 
 def test_there_are_pages_with_commands() -> None:
-    """The tutorial and the pages about deploying and being on call are among those that are run."""
+    """The tutorial and the pages about deploying and being on call have commands that are run."""
     assert {"tutorial.md", "deploy.md", "on-call.md", "own-app.md"} <= {page.name for page in PAGES}

@@ -1,4 +1,4 @@
-"""The quickstart does what its README says, with the README's own commands."""
+"""The quickstart works with the commands of its README."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """What the two commands of the README did.
+class QuickstartRun:
+    """The output of the README's two commands.
 
     Attributes:
-        printed: by the program.
-        invoice: what the worker wrote.
+        printed: the program's output.
+        invoice: the file that the worker wrote.
     """
 
     printed: str
@@ -36,21 +36,21 @@ class Tried:
 
 
 def commands() -> list[list[str]]:
-    """The README's commands; the variables before one are set by `env`."""
+    """Returns the README's commands, with `env` for the variables before a command."""
     blocks = re.findall(r"```sh\n(.*?)```", (QUICKSTART / "README.md").read_text(), re.DOTALL)
     return [["env", *shlex.split(line)] for block in blocks for line in block.splitlines()]
 
 
 def environ() -> dict[str, str]:
-    """A newcomer's environment: no setting of ours, and the programs of this interpreter first."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    """Returns a newcomer's environment: without Nitro's settings, and with this interpreter's programs first."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
+    return {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a fresh clone's, as far as the quickstart needs it."""
+    """A folder with the files of a new clone that the quickstart needs."""
     folder = tmp_path_factory.mktemp("newcomer")
     for name in ("examples", "tasks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -59,8 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tried(folder: Path) -> Iterator[Tried]:
-    """Both commands, the first in the background."""
+def quickstart_run(folder: Path) -> Iterator[QuickstartRun]:
+    """The output of both commands; the worker runs in the background."""
     start_worker, run_program = commands()
     log = folder / "worker.log"
     with log.open("wb") as output:
@@ -72,43 +72,43 @@ def tried(folder: Path) -> Iterator[Tried]:
         program = subprocess.run(run_program, cwd=folder, env=environ(), capture_output=True, text=True, timeout=60)
         assert program.returncode == 0, program.stderr
         invoice = until(lambda: "".join(path.read_text() for path in folder.glob("invoice-*.txt")))
-        yield Tried(printed=program.stdout, invoice=invoice, worker=worker)
+        yield QuickstartRun(printed=program.stdout, invoice=invoice, worker=worker)
     finally:
         end(worker.process)
 
 
 def pid_in(text: str) -> int:
-    """The process id that the handlers of the quickstart name."""
-    found = re.search(r"process (\d+)", text)
-    assert found, text
-    return int(found[1])
+    """Returns the process id in a text of a quickstart handler."""
+    match = re.search(r"process (\d+)", text)
+    assert match, text
+    return int(match[1])
 
 
 def test_the_quickstart_is_read_in_a_minute() -> None:
-    """Its one file has at most 40 lines."""
+    """The quickstart's only file has at most 40 lines."""
     (file,) = QUICKSTART.glob("[!_]*.py")
     assert len(file.read_text().splitlines()) <= 40
 
 
-def test_the_inline_handler_runs_in_the_program(tried: Tried) -> None:
-    """It has printed before the program ends."""
-    assert "thank you, ada@example.com" in tried.printed
+def test_the_inline_handler_runs_in_the_program(quickstart_run: QuickstartRun) -> None:
+    """The inline handler prints in the program."""
+    assert "thank you, ada@example.com" in quickstart_run.printed
 
 
-def test_the_offloaded_handler_runs_in_the_worker(tried: Tried) -> None:
-    """The worker knows it by the name under which a script that is run as `__main__` queues it."""
-    assert tried.invoice.endswith("48.00 due\n")
-    assert pid_in(tried.invoice) != pid_in(tried.printed)
-    assert os.getpgid(pid_in(tried.invoice)) == tried.worker.pid
+def test_the_offloaded_handler_runs_in_the_worker(quickstart_run: QuickstartRun) -> None:
+    """The worker knows the handler by the name under which the script queues it."""
+    assert quickstart_run.invoice.endswith("48.00 due\n")
+    assert pid_in(quickstart_run.invoice) != pid_in(quickstart_run.printed)
+    assert os.getpgid(pid_in(quickstart_run.invoice)) == quickstart_run.worker.pid
 
 
-def test_the_offloaded_handler_runs_once(tried: Tried, folder: Path) -> None:
-    """The program placed one order, so there is one invoice."""
+def test_the_offloaded_handler_runs_once(quickstart_run: QuickstartRun, folder: Path) -> None:
+    """The one order has one invoice."""
     assert len(list(folder.glob("invoice-*.txt"))) == 1
 
 
-def test_the_quickstart_needs_no_server(tried: Tried, folder: Path) -> None:
-    """What it has used are files beside it: the database, and the folder of the broker."""
+def test_the_quickstart_needs_no_server(quickstart_run: QuickstartRun, folder: Path) -> None:
+    """The quickstart uses a database file and a broker folder beside it, and no server."""
     assert (folder / "nitro.db").exists()
     assert (folder / ".nitro").is_dir()
-    assert "folder://" in tried.worker.text
+    assert "folder://" in quickstart_run.worker.text

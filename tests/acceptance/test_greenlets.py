@@ -1,4 +1,4 @@
-"""Workers whose threads are greenlets, `-P gevent` and `-P eventlet`: contract section 6."""
+"""Workers with greenlets, `-P gevent` and `-P eventlet`: contract section 6."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def pool(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def project(stack: Stack, pool: str, tmp_path: Path) -> Project:
-    """A project in a folder of its own, on the broker and the database of a stack."""
+    """A project in its own folder, on the broker and the database of a stack."""
     for name, source in {"green": APP, "effects": EFFECTS}.items():
         (tmp_path / f"{name}.py").write_text(dedent(source))
     broker = stack.project.environ.get("NITRO_BROKER_URL")
@@ -120,15 +120,18 @@ def project(stack: Stack, pool: str, tmp_path: Path) -> Project:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
         "PYTHONWARNINGS": "ignore",
     }
-    made = Project(folder=tmp_path, app="green", environ=environ, logs=tmp_path)
-    made.celery("nitro", "init")
-    made.python("-c", "import green, effects; effects.Note.init_db()")
-    return made
+    green = Project(folder=tmp_path, app="green", environ=environ, logs=tmp_path)
+    green.celery("nitro", "init")
+    green.python("-c", "import green, effects; effects.Note.init_db()")
+    return green
 
 
 @pytest.fixture
 def worker(project: Project, pool: str) -> Iterator[Worker]:
-    """A worker of a hundred greenlets; the factor is for Redis, where Celery's wait for a message is 2 s under them."""
+    """A worker of a hundred greenlets.
+
+    The prefetch multiplier is for Redis, where Celery waits up to 2 s for a message under greenlets.
+    """
     running = project.worker("green", "-P", pool, "-c", "100", "--prefetch-multiplier", "4")
     yield running
     end(running.process, within=0)
@@ -139,12 +142,12 @@ def emit(project: Project, event: str, times: int = 1) -> None:
 
 
 def effects(project: Project) -> Counter[str]:
-    found = project.folder / "done.txt"
-    return Counter(found.read_text().split()) if found.exists() else Counter()
+    file = project.folder / "done.txt"
+    return Counter(file.read_text().split()) if file.exists() else Counter()
 
 
 def test_handlers_of_each_kind_run_side_by_side(project: Project, worker: Worker) -> None:
-    """Async ones on one loop, sync ones that run a loop of their own, transactions and emits: each once."""
+    """Async handlers, sync handlers with their own loop, transactions and emits run concurrently, once each."""
     emit(project, "placed", 25)
     kinds = ("confirm", "ship", "book", "tell", "note")
     until(lambda: all(effects(project)[kind] >= 25 for kind in kinds), within=60)
@@ -153,7 +156,7 @@ def test_handlers_of_each_kind_run_side_by_side(project: Project, worker: Worker
 
 
 def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(project: Project, worker: Worker) -> None:
-    """Without a word in the log about its signal's handler."""
+    """A stopping worker finishes its running handler, and logs no error of its signal handler."""
     emit(project, "waited")
     until(lambda: effects(project)["begun"])
     worker.process.send_signal(signal.SIGTERM)
@@ -164,25 +167,25 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(project: Project, 
 
 @pytest.mark.parametrize("pool", ["gevent"], indirect=True)
 def test_a_hard_time_limit_is_a_failure_of_the_handler(project: Project, worker: Worker) -> None:
-    """As in a pool of processes: tried again by the options of its task, and dead in the end; eventlet has none."""
+    """A hard time limit under gevent is retried and then a dead letter, as in a process pool; eventlet has none."""
     emit(project, "stuck")
 
-    def died() -> list[Any]:
+    def dead_letters() -> list[Any]:
         dead = json.loads(project.celery("nitro", "outbox", "list", "--state", "dead", "--event", "stuck", "--json"))
         return dead if len(dead) == 2 else []
 
-    for delivery in until(died, within=60):
+    for delivery in until(dead_letters, within=60):
         assert (delivery["attempts"], delivery["error"]) == (2, "hard time limit of 1 s exceeded")
 
 
 @pytest.mark.server
 def test_a_driver_that_would_stop_all_greenlets_is_refused(tmp_path: Path) -> None:
-    """By the name of the pool, with what helps, in one line."""
+    """A blocking PostgreSQL driver is refused in one line that names the pool and the remedy."""
     (tmp_path / "green.py").write_text(dedent(APP).replace(', include=["effects"]', ""))
     environ = {"QUEUE": "q", "NITRO_DB_URL": f"{POSTGRESQL}/postgres", "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     project = Project(folder=tmp_path, app="green", environ=environ, logs=tmp_path)
-    ended: subprocess.Popen[bytes] = project.start("refused", "worker", "-P", "eventlet")
-    assert ended.wait(20) == 1
-    said = project.log("refused").read_text().splitlines()[-1]
-    assert said.startswith("Error: the eventlet pool")
-    assert "PSYCOPG_WAIT_FUNC=wait_selector" in said
+    process: subprocess.Popen[bytes] = project.start("refused", "worker", "-P", "eventlet")
+    assert process.wait(20) == 1
+    message = project.log("refused").read_text().splitlines()[-1]
+    assert message.startswith("Error: the eventlet pool")
+    assert "PSYCOPG_WAIT_FUNC=wait_selector" in message

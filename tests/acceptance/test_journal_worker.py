@@ -1,4 +1,4 @@
-"""`NITRO_JOURNAL=on` in a worker: what the processes of its pool note is recorded, whatever becomes of them."""
+"""`NITRO_JOURNAL=on` records the emissions of a worker's pool processes, even if a process ends at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mail(sender, *, last=False):
     emit("inline", sender)
     if not last:
         assert journal.journal.flush(20)
-        journal.GATHER = 3600.0  # nothing is written from now on, but by the end of the process
+        journal.BATCH_DELAY_SECONDS = 3600.0  # from now on, only the end of the process writes
 """
 EMITTER = "import shop, sys\nfrom nitro import emit\nemit('placed', sys.argv[1], last=sys.argv[1] == 'last')"
 
@@ -43,37 +43,37 @@ def project(tmp_path: Path) -> Project:
     return Project(folder=tmp_path, app="tasks", environ=environ, logs=tmp_path)
 
 
-def told(project: Project, query: str) -> list[str]:
-    """The first column of what a query gives."""
+def first_column(project: Project, query: str) -> list[str]:
+    """Returns the first column of a query's result."""
     with sqlite3.connect(project.folder / "nitro.db") as connection:
         return [str(row[0]) for row in connection.execute(query)]
 
 
-def done(project: Project) -> int:
-    """How many deliveries are done."""
-    return len(told(project, "SELECT id FROM nitro_delivery WHERE state = 'done'"))
+def count_done(project: Project) -> int:
+    """Returns the number of deliveries that are done."""
+    return len(first_column(project, "SELECT id FROM nitro_delivery WHERE state = 'done'"))
 
 
 @pytest.fixture(params=[("-P", "prefork", "-c", "1"), ("-P", "threads", "-c", "2"), ("-P", "solo")])
 def worker(project: Project, request: pytest.FixtureRequest) -> Iterator[Worker]:
-    """A worker of each pool whose process has written one note, and holds the next ones back."""
+    """A worker of each pool whose process has written one entry, and holds the next ones back."""
     worker = project.worker("journal", *request.param)
     try:
         project.python("-c", EMITTER, "first")
-        until(lambda: done(project) == 1)
+        until(lambda: count_done(project) == 1)
         yield worker
     finally:
         end(worker.process)
 
 
 def test_a_process_of_a_pool_writes_its_notes_before_it_ends(project: Project, worker: Worker) -> None:
-    """What its handlers have emitted inline is told of, although it ends right after."""
+    """A pool process writes the remaining entries of its journal before it ends."""
     project.python("-c", EMITTER, "last")
-    until(lambda: done(project) == 2)
+    until(lambda: count_done(project) == 2)
     recorded = "SELECT event FROM nitro_emission ORDER BY id"
-    assert told(project, recorded) == ["placed", "inline", "placed"]
+    assert first_column(project, recorded) == ["placed", "inline", "placed"]
     end(worker.process)
     assert worker.process.returncode == 0
-    assert told(project, recorded) == ["placed", "inline", "placed", "inline"]
+    assert first_column(project, recorded) == ["placed", "inline", "placed", "inline"]
     by = "SELECT json_extract(story, '$.caused_in') FROM nitro_emission WHERE event = 'inline'"
-    assert told(project, by) == ["shop.mail", "shop.mail"]
+    assert first_column(project, by) == ["shop.mail", "shop.mail"]

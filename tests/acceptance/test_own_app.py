@@ -1,4 +1,4 @@
-"""A project with a Celery app of its own: offloaded handlers use it, with `bind(app)` and without a line."""
+"""Offloaded handlers use the Celery app of a project, with `bind(app)` and without."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ EMIT = """
 """
 
 
-@pytest.fixture(params=["bind(app)", ""], ids=["bound", "without a line"])
+@pytest.fixture(params=["bind(app)", ""], ids=["bound", "not bound"])
 def project(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> Iterator[Project]:
-    """A running project in a folder of its own, which has two queues on the stack's broker."""
+    """A project in its own folder with a running worker and two queues on the stack's broker."""
     (tmp_path / "queue").mkdir()
     folders = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"}
     options = folders if stack.name == "embedded" else {}
@@ -76,17 +76,17 @@ def project(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> Ite
 
 
 def test_handlers_run_in_a_worker_of_the_own_app(project: Project) -> None:
-    """The handler runs in `celery -A proj worker`, through the queue that the app's routes say."""
+    """The handler runs in `celery -A proj worker`, through the queue of the app's routes."""
     pid, handler = project.python("place.py").split()
     assert handler == "shop.confirm"
-    written = until(lambda: effect.read_text() if (effect := project.folder / "confirmed.txt").exists() else "")
-    by, sender, rest = written.split(maxsplit=2)
+    text = until(lambda: effect.read_text() if (effect := project.folder / "confirmed.txt").exists() else "")
+    worker_pid, sender, rest = text.split(maxsplit=2)
     assert (sender, rest) == ("ada", "{'total': 5}")
-    assert by != pid
+    assert worker_pid != pid
 
 
 def test_the_apps_own_tasks_still_run(project: Project) -> None:
-    """A plain Celery task beside the handlers is called as ever."""
+    """A plain Celery task beside the handlers runs as before."""
     project.python("-c", "import proj; proj.plain.delay(7)")
-    written = until(lambda: effect.read_text() if (effect := project.folder / "plain.txt").exists() else "")
-    assert written.endswith(" 7")
+    text = until(lambda: effect.read_text() if (effect := project.folder / "plain.txt").exists() else "")
+    assert text.endswith(" 7")

@@ -1,4 +1,4 @@
-"""The wheel: it ships `nitro` and nothing else, and a project runs on what it installs."""
+"""The wheel contains only `nitro`, and a project runs on the installed wheel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ APP = """
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Runs programs in an empty folder, which has nothing of the repository on its path."""
+    """A project in an empty folder, without the repository on its path."""
     folder = tmp_path_factory.mktemp("wheel")
     return Project(folder=folder, app="proj", environ={"PYTHONPATH": ""}, logs=folder)
 
@@ -59,8 +59,8 @@ def installed(wheel: Path, builder: Project) -> Iterator[Project]:
     end(worker.process, within=0)
 
 
-def test_it_ships_only_nitro(wheel: Path) -> None:
-    """No `tasks`, no `celeryconfig`, no tests or examples; typed, with its plug-ins and its dispatcher."""
+def test_the_wheel_contains_only_nitro(wheel: Path) -> None:
+    """The wheel contains the typed package with its plug-ins and dispatcher, and no `tasks`, tests or examples."""
     files = ZipFile(wheel).namelist()
     metadata = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
     assert {file.partition("/")[0] for file in files} == {"nitro", metadata}

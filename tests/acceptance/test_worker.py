@@ -1,4 +1,4 @@
-"""A real worker on every stack: what it registers, runs, shows and leaves behind (contract, sections 4 to 6)."""
+"""A real worker on every stack registers, runs and shows handlers: contract, sections 4 to 6."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_every_handler_is_registered_under_its_own_name(stack: Stack, worker: Wo
 
 
 def test_the_worker_answers_a_ping(stack: Stack, worker: Worker) -> None:
-    """Control commands of the app work."""
+    """A control command of the app is answered."""
     answer = json.loads(stack.project.celery("inspect", "ping", "--json", "-t", "10", "-d", worker.name))
     assert answer == {worker.name: {"ok": "pong"}}
 
 
 def test_all_four_kinds_of_handlers_run_in_another_process(stack: Stack, worker: Worker, key: str) -> None:
-    """The effects land, and none of them in the emitter."""
+    """All four kinds of handlers run in another process than the emitter."""
     emitted = stack.emit("kinds", key)
     effects = stack.effect(key, 4)
     assert {effect["handler"].rpartition(".")[2] for effect in effects} == set(emitted["offloaded"])
@@ -36,14 +36,14 @@ def test_all_four_kinds_of_handlers_run_in_another_process(stack: Stack, worker:
 
 
 def test_a_handler_writes_a_row(stack: Stack, worker: Worker, key: str) -> None:
-    """The worker reaches the same database as the emitter."""
+    """The worker writes to the emitter's database."""
     emitted = stack.emit("recorded", key)
     [(pid,)] = until(lambda: stack.rows("SELECT pid FROM receipt WHERE id = :key", key=key))
     assert pid != emitted["pid"]
 
 
 def test_the_return_value_is_the_result(stack: Stack, worker: Worker, key: str) -> None:
-    """What a handler returns, or all that it yields, is in the result backend."""
+    """A handler's return value, or the list of its yielded values, is in the result backend."""
     offloaded = stack.emit("kinds", key)["offloaded"]
     assert {stack.ended(task_id) for task_id in offloaded.values()} == {"SUCCESS"}
     assert stack.result(offloaded["plain"]).result == "thanks, ada"
@@ -67,7 +67,7 @@ def test_items_that_were_not_loaded_load_in_the_worker(stack: Stack, worker: Wor
 
 
 def test_an_emit_in_a_handler_knows_its_root(stack: Stack, worker: Worker, key: str) -> None:
-    """Causation travels: the second worker task belongs to the first emission."""
+    """The handler of an emit inside a handler has the first emission as its root."""
     emitted = stack.emit("chained", key)
     effects = {effect["handler"].rpartition(".")[2]: effect for effect in stack.effect(key, 2)}
     assert effects["first"]["emission"] == emitted["id"]
@@ -75,7 +75,7 @@ def test_an_emit_in_a_handler_knows_its_root(stack: Stack, worker: Worker, key: 
 
 
 def test_handlers_of_a_thread_pool_share_one_loop_and_run_at_once(stack: Stack, threads: Worker, key: str) -> None:
-    """Eight coroutines meet at a barrier that only all eight together can pass."""
+    """Eight coroutines of a thread pool meet at a barrier for eight."""
     stack.emit("meeting", key, times=8)
     effects = stack.effect(key, 8)
     assert len({effect["loop"] for effect in effects}) == 1
@@ -83,7 +83,7 @@ def test_handlers_of_a_thread_pool_share_one_loop_and_run_at_once(stack: Stack, 
 
 
 def test_progress_is_in_the_result_backend(stack: Stack, worker: Worker, key: str) -> None:
-    """What a generator yields is readable while it still runs."""
+    """A yielded value is in the result backend while the generator runs."""
     result = stack.result(stack.emit("stepwise", key)["offloaded"]["stepwise"])
     until(lambda: result.state == "PROGRESS")
     assert result.info == {"step": 1, "value": "packed"}
@@ -93,7 +93,7 @@ def test_progress_is_in_the_result_backend(stack: Stack, worker: Worker, key: st
 
 
 def test_events_show_a_task_from_sent_to_succeeded(stack: Stack, worker: Worker, key: str) -> None:
-    """Monitoring sees progress too, under the handler's name, with readable arguments."""
+    """Celery's events show a task and its progress under the handler's name, with readable arguments."""
     events = [json.loads(line) for line in stack.project.python("-m", "project.watcher", key).splitlines()]
     seen = {event["type"]: event for event in events}
     assert {"task-sent", "task-received", "task-started", "task-progress", "task-succeeded"} <= set(seen)
@@ -105,28 +105,28 @@ def test_events_show_a_task_from_sent_to_succeeded(stack: Stack, worker: Worker,
 
 
 def test_signals_of_a_successful_task(stack: Stack, worker: Worker, key: str) -> None:
-    """Celery's own signals fire in the worker, with the handler's task as their sender."""
+    """Celery's signals of a successful task are sent in the worker, with the handler's task as sender."""
     task_id = stack.emit("kinds", key)["offloaded"]["coroutine"]
-    noted = stack.effect(f"{task_id}.signals", 3)
-    assert {effect["signal"] for effect in noted} == {"task_prerun", "task_success", "task_postrun"}
-    assert {effect["task"] for effect in noted} == {"project.handlers.coroutine"}
+    signals = stack.effect(f"{task_id}.signals", 3)
+    assert {effect["signal"] for effect in signals} == {"task_prerun", "task_success", "task_postrun"}
+    assert {effect["task"] for effect in signals} == {"project.handlers.coroutine"}
 
 
 def test_signals_of_a_failed_task(stack: Stack, worker: Worker, key: str) -> None:
-    """A handler that raises fails its task."""
+    """Celery's signals of a raising handler are those of a failed task."""
     task_id = stack.emit("hopeless", key)["offloaded"]["hopeless"]
-    noted = stack.effect(f"{task_id}.signals", 3)
-    assert {effect["signal"] for effect in noted} == {"task_prerun", "task_failure", "task_postrun"}
+    signals = stack.effect(f"{task_id}.signals", 3)
+    assert {effect["signal"] for effect in signals} == {"task_prerun", "task_failure", "task_postrun"}
     assert stack.ended(task_id) == "FAILURE"
     assert isinstance(stack.result(task_id).result, ConnectionError)
 
 
 def test_signals_of_a_retried_task(stack: Stack, worker: Worker, key: str) -> None:
-    """Each retry is announced, and the success at the end."""
+    """Each retry sends `task_retry`, and the last run `task_success`."""
     task_id = stack.emit("flaky", key)["offloaded"]["flaky"]
     assert stack.ended(task_id) == "SUCCESS"
-    noted = Counter(effect["signal"] for effect in stack.effect(f"{task_id}.signals", 9))
-    assert noted == {"task_prerun": 3, "task_retry": 2, "task_success": 1, "task_postrun": 3}
+    signals = Counter(effect["signal"] for effect in stack.effect(f"{task_id}.signals", 9))
+    assert signals == {"task_prerun": 3, "task_retry": 2, "task_success": 1, "task_postrun": 3}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_signals_of_a_retried_task(stack: Stack, worker: Worker, key: str) -> No
 def test_a_program_reaches_the_workers_same_task(
     stack: Stack, worker: Worker, key: str, arguments: list[object], handlers: str
 ) -> None:
-    """A module that is run as a program queues handlers under the name that the worker knows."""
+    """A module that is run as a program queues its handler under the name that the worker knows."""
     stack.project.python(*arguments, key, NITRO_HANDLERS=handlers)
     [effect] = stack.effect(key)
     assert effect["handler"] == "project.script.handle"

@@ -1,4 +1,4 @@
-"""The chaos harness: real processes and real faults, and a checker that knows what was committed.
+"""The chaos harness: real processes, real faults, and a checker that compares effects with committed events.
 
-`python -m tests.chaos --help` says how it is run.
+`python -m tests.chaos --help` lists its options.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: runs scenarios and mutants, prints what they have shown; exit code 1 if any is not right."""
+"""`python -m tests.chaos` runs scenarios and mutants and prints their outcomes; the exit code is 1 if any is wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _plan(arguments: argparse.Namespace) -> Iterator[tuple[Scenario | Mutant, str, int]]:
-    """What to run, on which stack, with which seed."""
+    """Yields the scenarios and mutants to run, each with its stack and seed."""
     wanted = arguments.scenarios or [*SCENARIOS, "mutants"]
     wanted = [name for given in wanted for name in (MUTANTS if given == "mutants" else [given])]
     for name in wanted:
@@ -57,7 +57,7 @@ def _outcomes(arguments: argparse.Namespace, servers: Servers, folder: Path) -> 
 
 
 def main() -> int:
-    """Run what was asked for; the exit code."""
+    """Runs the chosen scenarios, and returns the exit code."""
     arguments = _arguments()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:

@@ -1,4 +1,4 @@
-"""Crew: workers that are started again whenever they have ended."""
+"""A crew of workers that are started again whenever they have ended."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ THREADS = ("-P", "threads", "-c", "4")
 
 
 class Crew:
-    """So many workers of a world, each with the arguments of its pool.
+    """The workers of a world, each with the arguments of its pool.
 
     Attributes:
-        deaths: how many were found to have ended by themselves, or of a fault of their own.
+        deaths: number of workers that ended by themselves or by an armed fault.
     """
 
     def __init__(self, world: World, *pools: Sequence[object], environ: Mapping[str, str] | None = None) -> None:
@@ -28,13 +28,13 @@ class Crew:
         self.workers: list[Process] = [self._new(pool) for pool in pools]
 
     def ready(self) -> Crew:
-        """Wait until all take messages."""
+        """Waits until all workers take messages."""
         for worker in self.workers:
             until(lambda worker=worker: ready(worker), PATIENCE, f"{worker.name} is ready")  # type: ignore[misc]  # mypy knows no such lambda
         return self
 
     def tend(self) -> int:
-        """Start those again that have ended; how many."""
+        """Starts the ended workers again, and returns their number."""
         ended = [index for index, worker in enumerate(self.workers) if not worker.alive]
         self.deaths += len(ended)
         for index in ended:
@@ -42,23 +42,23 @@ class Crew:
         return len(ended)
 
     def disarm(self) -> None:
-        """Have those that are started from now on be without a fault."""
+        """Starts workers without a fault from now on."""
         self._environ.pop("CHAOS_AT", None)
 
     def renew(self, index: int, environ: Mapping[str, str] | None = None) -> Process:
-        """Start one in the place of one that has ended."""
+        """Starts a worker in the place of an ended one."""
         self.workers[index] = self._new(self._pools[index], environ)
         return self.workers[index]
 
     def kill_main(self, chance: random.Random) -> str:
-        """Kill the main process of one; its children are left to themselves."""
+        """Kills the main process of a worker, but not its children, and starts it again."""
         index = chance.randrange(len(self.workers))
         self.workers[index].kill()
         self.renew(index)
         return "main"
 
     def kill_child(self, chance: random.Random) -> str:
-        """Kill a process of a prefork pool; the main process of one where there is none."""
+        """Kills a process of a prefork pool, or the main process of a worker if no pool has processes."""
         children = [pid for worker in self.workers for pid in descendants(worker.pid)]
         if not children:
             return self.kill_main(chance)
@@ -66,7 +66,7 @@ class Crew:
         return "child"
 
     def end(self) -> None:
-        """Kill them all."""
+        """Kills all workers."""
         for worker in self.workers:
             worker.kill_all()
 

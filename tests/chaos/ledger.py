@@ -1,4 +1,4 @@
-"""Ledger: compares what the producer has committed with the effects that are found, and with the rows of the outbox."""
+"""The ledger compares the committed events with the effects and with the rows of the outbox."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HANDLERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """The comparison.
+    """The result of a comparison.
 
     Attributes:
-        lost: (key, handler) that were committed and have no effect.
-        double: effects beyond the first.
-        ghosts: (key, handler) with an effect that were never committed.
-        states: deliveries by their state.
-        events: committed ones.
+        lost: (key, handler) of committed events without an effect.
+        double: number of effects beyond the first of a handler.
+        ghosts: (key, handler) of effects without a committed event.
+        states: number of deliveries by state.
+        events: number of committed events.
     """
 
     lost: list[tuple[str, str]]
@@ -38,39 +38,39 @@ class Balance:
 
 
 class Ledger:
-    """What the database says, asked anew each time."""
+    """Queries of the database, executed anew at each call."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def rows(self, query: str, **values: object) -> list[tuple[object, ...]]:
-        """What a query gives."""
+        """Returns the rows of a query."""
         with self._engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(query), values)]
 
     def number(self, query: str, **values: object) -> int:
-        """The one number that a query gives."""
+        """Returns the only number of a query."""
         ((found,),) = self.rows(query, **values)
         assert isinstance(found, int)
         return found
 
     def effects(self) -> int:
-        """How many effects there are."""
+        """Returns the number of effects."""
         return self.number("SELECT count(*) FROM effect")
 
     def open(self) -> int:
-        """Deliveries that are neither done nor given up."""
+        """Returns the number of waiting, queued and running deliveries."""
         return self.number("SELECT count(*) FROM nitro_delivery WHERE state IN ('waiting', 'queued', 'running')")
 
     def free(self) -> int:
-        """Open deliveries that no transaction holds; SQLite holds none alone."""
+        """Returns the number of open deliveries that no transaction locks; SQLite cannot lock single rows."""
         if self._engine.dialect.name == "sqlite":
             return self.open()
         free = "SELECT 1 FROM nitro_delivery WHERE closed_at IS NULL FOR UPDATE SKIP LOCKED"
         return self.number(f"SELECT count(*) FROM ({free}) AS free")
 
     def balance(self, aside: str = "") -> Balance:
-        """Compare, now; events of one name may be left aside."""
+        """Compares events and effects now; `aside` names an event that is left out."""
         committed = self.rows("SELECT id, event FROM committed WHERE event <> :aside", aside=aside)
         counted = "SELECT key, handler, count(*) FROM effect WHERE handler <> :aside GROUP BY key, handler"
         found = self.rows(counted, aside=aside)

@@ -1,4 +1,4 @@
-"""Mutants: the library without one of its safeguards; the named scenario must find out, or it proves nothing."""
+"""Mutants: the library without one of its safeguards, which the named scenario must notice."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from tests.chaos.outcome import Outcome
 from tests.chaos.scenarios import SCENARIOS, Run
 
 CHANCES = 3
-"""Runs in one of which a mutant must be caught: where a kill falls is left to chance, and a short run has few."""
+"""The number of runs, one of which must catch the mutant, because a short run has few kills at random places."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A safeguard that is taken away, and the scenario on a stack that must fail then."""
+    """A missing safeguard, and the scenario and stack that must fail without it."""
 
     name: str
     scenario: str
     stack: str
 
     def __call__(self, run: Run) -> Outcome:
-        """Run the scenario, which must report something lost or done twice; what is left to chance has some chances."""
+        """Runs the scenario up to `CHANCES` times; the outcome is wrong unless a run loses or repeats an effect."""
         for seed in range(run.seed, run.seed + CHANCES):
             chance = replace(run, mutant=self.name, seed=seed, folder=run.folder / str(seed))
             found = SCENARIOS[self.scenario](chance)

@@ -1,4 +1,4 @@
-"""Outcome: what a scenario has shown on a stack, and what of it is not what it must be."""
+"""The outcome of a scenario on a stack, with the facts that are wrong."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ HEADINGS = ("SCENARIO", "STACK", "EVENTS", "HANDLERS", "LOST", "DOUBLE", "SECOND
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """The figures of one run.
+    """The figures of a run.
 
     Attributes:
-        handlers: of each event.
-        faults: how many of each kind were injected.
-        lost: committed, and without effect when the system had come to rest.
-        double: effects beyond the first of a handler.
-        figures: whatever else was measured.
-        wrong: what must not be, in words.
+        handlers: number of handlers of each event.
+        faults: number of injected faults by kind.
+        lost: number of committed events' effects that are missing when all deliveries are closed.
+        double: number of effects beyond the first of a handler.
+        figures: further measurements.
+        wrong: descriptions of the facts that are wrong.
     """
 
     scenario: str
@@ -36,24 +36,24 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether all is as it must be."""
+        """Whether no fact is wrong."""
         return not self.wrong
 
     def must(self, fact: bool, otherwise: str) -> None:
-        """Note what is wrong unless a fact holds."""
+        """Records a description as wrong unless the fact holds."""
         if not fact:
             self.wrong.append(otherwise)
 
 
 def as_table(outcomes: Iterable[Outcome]) -> str:
-    """One line for each, under headings."""
+    """Returns a table with a line for each outcome."""
     rows: list[Sequence[str]] = [HEADINGS, *(_cells(outcome) for outcome in outcomes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def as_json(outcomes: Iterable[Outcome]) -> str:
-    """An array of objects."""
+    """Returns a JSON array with an object for each outcome."""
     return json.dumps([{**asdict(outcome), "ok": outcome.ok} for outcome in outcomes], indent=2)
 
 

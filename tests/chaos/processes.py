@@ -1,4 +1,4 @@
-"""Processes that are started, frozen, thawed and killed; each in a group of its own, so that nothing is left over."""
+"""Processes that are started, frozen, thawed and killed, each in its own process group."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ T = TypeVar("T")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LOOK_AGAIN = 0.02
-"""Seconds between two looks at a fact."""
+"""Seconds between two checks of a fact."""
 
 
 class NotInTime(AssertionError):
-    """A fact that was waited for did not come."""
+    """A fact did not become true in time."""
 
 
 def until(fact: Callable[[], T], within: float, what: str) -> T:
-    """The first true value of `fact`.
+    """Waits for a true value of `fact`, and returns it.
 
     Raises:
         NotInTime: there was none within so many seconds.
@@ -40,7 +40,7 @@ def until(fact: Callable[[], T], within: float, what: str) -> T:
 
 @dataclass(slots=True)
 class Process:
-    """A process that was started, with the file that it writes to."""
+    """A started process with its log file."""
 
     name: str
     log: Path
@@ -48,39 +48,39 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its group too."""
+        """The process id, which is the id of its group too."""
         return self.popen.pid
 
     @property
     def text(self) -> str:
-        """All that it has written."""
+        """The whole output of the process."""
         return self.log.read_text(errors="replace")
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self.popen.poll() is None
 
     def kill(self) -> None:
-        """Kill it alone, and see it dead."""
+        """Kills the process without its group, and waits for its end."""
         _signal(os.kill, self.pid, signal.SIGKILL)
         self.popen.wait()
 
     def kill_all(self) -> None:
-        """Kill it and all of its group."""
+        """Kills the process with its group, and waits for its end."""
         _signal(os.killpg, self.pid, signal.SIGKILL)
         self.popen.wait()
 
     def freeze(self) -> None:
-        """Stop its group as a machine without time would."""
+        """Stops the group with SIGSTOP, like a machine that gets no CPU time."""
         _signal(os.killpg, self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Have its group go on."""
+        """Continues the group with SIGCONT."""
         _signal(os.killpg, self.pid, signal.SIGCONT)
 
     def ended(self, within: float) -> int:
-        """Its exit code.
+        """Waits for the end of the process, and returns its exit code.
 
         Raises:
             NotInTime: it has not ended within so many seconds.
@@ -99,7 +99,7 @@ def start(
     *,
     user: str | None = None,
 ) -> Process:
-    """Start a program in a session of its own; its output is added to `name`.log."""
+    """Starts a program in its own session; its output is appended to `name`.log."""
     log = logs / f"{name}.log"
     with log.open("ab") as file:
         popen = subprocess.Popen(
@@ -116,18 +116,18 @@ def start(
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without settings of Nitro's, and with what the project needs to be imported."""
+    """Returns this process's environment without Nitro's settings, and with the import paths of the project."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NITRO_", "CHAOS_"))}
     return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), **more}
 
 
 def python(*arguments: object) -> list[object]:
-    """The command that runs a module in this interpreter."""
+    """Returns the command that runs a module in this interpreter."""
     return [sys.executable, "-m", *arguments]
 
 
 def descendants(pid: int) -> list[int]:
-    """Its children, and theirs, as the kernel sees them now."""
+    """Returns the ids of all child processes and their children, as the kernel lists them now."""
     parents = dict(_parents())
     found, level = [], [pid]
     while level:
@@ -143,13 +143,13 @@ def is_stopped(pid: int) -> bool:
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
-    """Send a signal to each of these that is still there."""
+    """Sends a signal to each process that still exists."""
     for pid in pids:
         _signal(os.kill, pid, number)
 
 
 def tail(text: str, lines: int = 40) -> str:
-    """The end of a log."""
+    """Returns the end of a log."""
     return "\n".join(text.splitlines()[-lines:])
 
 
@@ -160,7 +160,7 @@ def _parents() -> Iterable[tuple[int, int]]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """State, parent and so on of a process; its name, which may hold blanks, is cut off (proc(5))."""
+    """Returns the fields of `/proc/PID/stat` from the state on; the name before it may contain blanks (proc(5))."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A server process of the harness's own, on a free port and in a folder of its own."""
+"""A server process of the harness, on a free port and in its own folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from tests.chaos.processes import Process, descendants, signal_all, until
 
 WITHIN = 60.0
-"""Seconds in which a server answers."""
+"""Seconds within which a server answers."""
 PLAIN = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
 
 
 class MissingServer(Exception):
-    """A program is not installed; says which."""
+    """A program is not installed; the message names it."""
 
 
 def needed(program: str) -> str:
-    """The path of an installed program.
+    """Returns the path of an installed program.
 
     Raises:
-        MissingServer: there is none.
+        MissingServer: it is not installed.
     """
     found = shutil.which(program)
     if found is None:
@@ -32,7 +32,7 @@ def needed(program: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Returns a port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -49,20 +49,20 @@ class Server:
         self.process: Process | None = None
 
     def launch(self) -> Process:
-        """Start the program."""
+        """Starts the program."""
         raise NotImplementedError
 
     def answers(self) -> bool:
-        """Whether it does what it is there for."""
+        """Whether the server answers a request."""
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Starts the server, and waits until it answers."""
         self.process = self.launch()
         until(lambda: self._is_alive() and self.answers(), WITHIN, f"{self.name} answers")
 
     def kill(self) -> None:
-        """Kill it and all of its children; it is seen dead."""
+        """Kills the server and its children, and waits until its port is free."""
         if self.process is not None:
             pids = self._pids()
             signal_all(pids, signal.SIGKILL)
@@ -71,15 +71,15 @@ class Server:
             until(lambda: not self._listens(), WITHIN, f"{self.name} is gone")
 
     def freeze(self) -> None:
-        """Stop it as it is; connections stand, and nothing answers."""
+        """Stops the server with SIGSTOP; its connections stay open without an answer."""
         signal_all(self._pids(), signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Have it go on."""
+        """Continues the server with SIGCONT."""
         signal_all(self._pids(), signal.SIGCONT)
 
     def close(self) -> None:
-        """End it and all that belongs to it."""
+        """Kills the server and its helper processes."""
         self.kill()
 
     def _pids(self) -> list[int]:

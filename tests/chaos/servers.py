@@ -1,4 +1,4 @@
-"""The servers of the harness: they are killed, frozen and emptied."""
+"""The servers of the harness, which are killed, frozen and emptied."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tests.chaos.server import PLAIN, MissingServer, Server, free_port, needed
 
 
 class Redis(Server):
-    """Redis that keeps nothing on disk, so that a kill loses all."""
+    """A Redis without persistence, so that a kill loses all messages."""
 
     name = "redis"
 
     @property
     def url(self) -> str:
-        """Where it is, for Celery."""
+        """The broker URL for Celery."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def launch(self) -> Process:
-        """Start it."""
+        """Starts the program."""
         only_here = ("--bind", "127.0.0.1", "--port", self.port, "--save", "", "--appendonly", "no")
         command = [needed("redis-server"), *only_here, "--dir", self.folder]
         return start(self.name, command, PLAIN, self.folder)
 
     def answers(self) -> bool:
-        """Whether it says PONG."""
+        """Whether the server answers PING."""
         try:
             with self._client() as client:
                 return bool(client.ping())
@@ -44,17 +44,17 @@ class Redis(Server):
             return False
 
     def size(self, queue: str) -> int:
-        """How many messages are ready."""
+        """Returns the number of ready messages."""
         with self._client() as client:
             return int(client.llen(queue))  # type: ignore[arg-type]  # the client is not async
 
     def empty(self, queue: str) -> None:
-        """FLUSHALL: queues, bindings, and what workers have not acknowledged."""
+        """Deletes queues, bindings and unacknowledged messages with FLUSHALL."""
         with self._client() as client:
             client.flushall()
 
     def delete(self, queue: str) -> None:
-        """DEL of the queue."""
+        """Deletes the queue with DEL."""
         with self._client() as client:
             client.delete(queue)
 
@@ -63,7 +63,7 @@ class Redis(Server):
 
 
 class RabbitMQ(Server):
-    """RabbitMQ as a node of its own, with a port mapper of its own."""
+    """A RabbitMQ node with its own port mapper."""
 
     name = "rabbitmq"
 
@@ -74,11 +74,11 @@ class RabbitMQ(Server):
 
     @property
     def url(self) -> str:
-        """Where it is, for Celery."""
+        """The broker URL for Celery."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
     def launch(self) -> Process:
-        """Start it; the port mapper, if it is not there, first."""
+        """Starts the node, and before it the port mapper if it is not running."""
         (self.folder / "plugins").write_text("[].\n")
         places = {
             "HOME": self.folder,
@@ -103,25 +103,25 @@ class RabbitMQ(Server):
         return start(self.name, [script if script.exists() else needed(script.name)], environ, self.folder)
 
     def answers(self) -> bool:
-        """Whether it opens a channel."""
+        """Whether the node opens a channel."""
         return self._do(lambda channel: True, otherwise=False)
 
     def close(self) -> None:
-        """Kill it and the port mapper."""
+        """Kills the node and the port mapper."""
         super().close()
         if self._mapper is not None:
             self._mapper.kill_all()
 
     def size(self, queue: str) -> int:
-        """How many messages are ready."""
+        """Returns the number of ready messages."""
         return self._do(lambda channel: channel.queue_declare(queue, passive=True).message_count, otherwise=0)
 
     def empty(self, queue: str) -> None:
-        """Purge the queue."""
+        """Purges the queue."""
         self._do(lambda channel: channel.queue_purge(queue), otherwise=0)
 
     def delete(self, queue: str) -> None:
-        """Delete the queue."""
+        """Deletes the queue."""
         self._do(lambda channel: channel.queue_delete(queue), otherwise=0)
 
     def _do(self, act: Callable[..., int], otherwise: int) -> int:
@@ -133,17 +133,17 @@ class RabbitMQ(Server):
 
 
 class PostgreSQL(Server):
-    """PostgreSQL in a folder of its own."""
+    """A PostgreSQL in its own folder."""
 
     name = "postgresql"
 
     @property
     def url(self) -> str:
-        """Where its databases are, without their name."""
+        """The URL without the name of a database."""
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}"
 
     def launch(self) -> Process:
-        """Start it; make its folder first, if it is not there."""
+        """Starts the server; the first start creates its data folder."""
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         if not binaries:
             raise MissingServer("MISSING SERVER: PostgreSQL is not installed in /usr/lib/postgresql")
@@ -160,7 +160,7 @@ class PostgreSQL(Server):
         return start(self.name, [binaries[-1] / "postgres", "-D", data, *options], PLAIN, self.folder, user=user)
 
     def answers(self) -> bool:
-        """Whether a query has an answer."""
+        """Whether the server answers a query."""
         engine = create_engine(f"{self.url}/postgres", connect_args={"connect_timeout": 5})
         try:
             with engine.connect() as connection:
@@ -171,7 +171,7 @@ class PostgreSQL(Server):
             engine.dispose()
 
     def create(self, name: str) -> str:
-        """The URL of a new database."""
+        """Creates a database, and returns its URL."""
         engine = create_engine(f"{self.url}/postgres", isolation_level="AUTOCOMMIT")
         try:
             with engine.connect() as connection:
@@ -185,14 +185,14 @@ Broker = Redis | RabbitMQ
 
 
 class Servers:
-    """One server of each kind, started when it is first wanted."""
+    """A server of each kind, started at its first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.running: dict[type[Server], Server] = {}
 
     def the(self, kind: type[Server]) -> Server:
-        """The server of this kind."""
+        """Returns the running server of this kind."""
         if kind not in self.running:
             folder = self.folder / kind.name
             folder.mkdir()
@@ -203,7 +203,7 @@ class Servers:
         return server
 
     def close(self) -> None:
-        """Kill them all."""
+        """Kills all servers."""
         for server in self.running.values():
             server.close()
         self.running.clear()
@@ -211,7 +211,7 @@ class Servers:
 
 @contextmanager
 def own(folder: Path) -> Iterator[Servers]:
-    """Servers for as long as the block lasts."""
+    """Provides servers for the block, and kills them at its end."""
     folder.chmod(0o755)  # PostgreSQL runs as a user of its own, who must be able to get in
     servers = Servers(folder)
     try:

@@ -1,4 +1,4 @@
-"""World: a broker and a database with the project's processes on them, and the ledger that judges them."""
+"""The world of a scenario: a broker, a database, the project's processes, and the ledger that judges them."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from tests.chaos.servers import Broker, PostgreSQL, RabbitMQ, Redis, Servers
 QUEUE = "nitro"
 STACKS = ("embedded", "redis", "rabbitmq")
 PATIENCE = 60.0
-"""Seconds in which processes start and end."""
+"""Seconds within which processes start and end."""
 
 
 class Messages(Protocol):
-    """A broker's queues, as a fault sees them."""
+    """The queues of a broker, as a fault uses them."""
 
     def size(self, queue: str) -> int:
-        """How many messages are ready."""
+        """Returns the number of ready messages."""
 
     def empty(self, queue: str) -> None:
-        """Lose all of them."""
+        """Deletes all messages of the queue."""
 
     def delete(self, queue: str) -> None:
-        """Lose the queue itself."""
+        """Deletes the queue."""
 
 
 @dataclass(slots=True)
 class Folder:
-    """The queues of the embedded broker: files."""
+    """The queues of the embedded broker, which are files."""
 
     path: Path
 
     def size(self, queue: str) -> int:
-        """How many messages are ready."""
+        """Returns the number of ready messages."""
         return len(list(self.path.glob(f"*.{queue}.msg")))
 
     def empty(self, queue: str) -> None:
-        """Delete the files."""
+        """Deletes the files."""
         for file in self.path.glob(f"*.{queue}.msg"):
             file.unlink(missing_ok=True)
 
@@ -57,10 +57,10 @@ class Folder:
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    """Where one scenario happens.
+    """The processes and servers of a scenario.
 
     Attributes:
-        stack: its name.
+        stack: the name of the stack.
         haste: whether the library's long waits are short.
         server: the broker, if it is a server.
     """
@@ -77,38 +77,38 @@ class World:
     processes: list[Process] = field(default_factory=list)
 
     def start(self, name: str, *arguments: object, environ: Mapping[str, str] | None = None) -> Process:
-        """Start `python -m` with these arguments."""
+        """Starts `python -m` with these arguments."""
         process = start(name, python(*arguments), environment({**self.environ, **(environ or {})}), self.folder)
         self.processes.append(process)
         return process
 
     def run(self, name: str, *arguments: object, within: float = PATIENCE) -> str:
-        """What `python -m` with these arguments writes; it must succeed."""
+        """Runs `python -m` with these arguments to its successful end, and returns its output."""
         process = self.start(name, *arguments)
         code = process.ended(within)
         assert code == 0, f"{arguments} ended with {code}:\n{tail(process.text)}"
         return process.text
 
     def worker(self, *arguments: object, environ: Mapping[str, str] | None = None) -> Process:
-        """Start a worker, which need not be ready yet, under a name that none has had."""
+        """Starts a worker under a new name, without waiting until it is ready."""
         self._workers += 1
         name = f"worker{self._workers}"
         node = ("worker", "-n", f"{name}@chaos", "-l", "INFO", "-Q", QUEUE, *arguments)
         return self.start(name, "celery", "-A", "tasks", *node, environ=environ)
 
     def emitter(self, name: str = "emitter", **options: object) -> Process:
-        """Start an emitter; see `victim.emitter` for the options."""
+        """Starts an emitter; `victim.emitter` lists the options."""
         return self.start(name, "victim.emitter", json.dumps(options))
 
     def facts(self, emitter: Process, within: float = 120.0) -> dict[str, Any]:
-        """What an emitter says at its end."""
+        """Waits for the end of an emitter, and returns its facts."""
         code = emitter.ended(within)
         assert code == 0, f"{emitter.name} ended with {code}:\n{tail(emitter.text)}"
         said = [line for line in emitter.text.splitlines() if line.startswith("{")]  # warnings may come after it
         return cast(dict[str, Any], json.loads(said[-1]))
 
     def rests(self, within: float) -> bool:
-        """Whether nothing is open any more, at last; not if for so many seconds there are no fewer than before."""
+        """Waits until no delivery is open; returns False if none is closed for so many seconds."""
         left = self.ledger.open()
         try:
             while left:
@@ -119,7 +119,7 @@ class World:
         return True
 
     def judge(self, outcome: Outcome, within: float, aside: str = "") -> Outcome:
-        """Wait for rest; count what is lost and what happened twice; events of one name may be left aside."""
+        """Waits until no delivery is open, and records lost and double effects, without those of the event `aside`."""
         rested = self.rests(within)
         balance = self.ledger.balance(aside)
         outcome.events, outcome.lost, outcome.double = balance.events, len(balance.lost), balance.double
@@ -131,13 +131,13 @@ class World:
         return outcome
 
     def end(self) -> None:
-        """Kill all processes and what they have started."""
+        """Kills all processes with their groups."""
         for process in self.processes:
             process.kill_all()
 
 
 def ready(worker: Process) -> bool:
-    """Whether a worker has said that it takes messages, in this life; its log is that of all its lives."""
+    """Whether a worker has reported that it is ready; its name is new, so its log has no earlier start."""
     assert worker.alive, f"{worker.name} ended:\n{tail(worker.text)}"
     return f"{worker.name}@chaos ready." in worker.text
 
@@ -152,7 +152,7 @@ def world(
     mutant: str | None = None,
     handlers: str = "victim.handlers",
 ) -> Iterator[World]:
-    """A world with empty queues and fresh tables; nothing of it is left at the end but its folder."""
+    """Opens a world with empty queues and new tables; its folder remains."""
     folder.mkdir(parents=True)
     server, database = _servers(servers, stack)
     environ = {
@@ -186,7 +186,7 @@ def world(
 
 
 def _servers(servers: Servers, stack: str) -> tuple[Broker | None, PostgreSQL | None]:
-    """The broker, with its queues empty, and the database server."""
+    """Returns the broker, with empty queues, and the database server."""
     if stack == "embedded":
         return None, None
     broker = servers.the(Redis if stack == "redis" else RabbitMQ)

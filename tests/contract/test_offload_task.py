@@ -51,13 +51,13 @@ def test_delay_calls_the_handler(app: Celery, work: Work, handler: Any) -> None:
 
 
 def test_delay_uses_the_codec(app: Celery, work: Work, handler: Any) -> None:
-    """What an emission can carry, a call of the task can carry too."""
+    """A call of the task carries every value that an emission can carry."""
     expected = repr(((Money(3), {1, 2}), {"when": WHEN}))
     assert work(app).of(handler.task.delay(Money(3), {1, 2}, when=WHEN).id) == expected
 
 
 def test_delay_of_what_cannot_travel_raises(handler: Any, sent: Sent) -> None:
-    """A payload error is raised where the task is called."""
+    """The call of the task raises the payload error."""
     with pytest.raises(PayloadError):
         handler.task.delay(object())
     assert sent() == []
@@ -65,7 +65,7 @@ def test_delay_of_what_cannot_travel_raises(handler: Any, sent: Sent) -> None:
 
 @pytest.mark.parametrize("name", ["strict.function", "strict.lambda"])
 def test_delay_checks_the_signature(evt: Event, app: Celery, sent: Sent, name: str) -> None:
-    """As with any Celery task, a wrong call is a TypeError of the caller."""
+    """A call with wrong arguments raises TypeError in the caller, as with any Celery task."""
 
     def function(sender: Any, total: int) -> None: ...
 
@@ -77,14 +77,14 @@ def test_delay_checks_the_signature(evt: Event, app: Celery, sent: Sent, name: s
 
 
 def test_apply_async_takes_options_of_the_message(handler: Any, sent: Sent) -> None:
-    """Celery's options of a call work as ever."""
+    """Celery's options of a call keep their meaning."""
     task_id = handler.task.apply_async(("ada",), {"total": 3}, queue="mail", task_id="chosen", headers={"a": "b"}).id
     (message,) = sent("mail")
     assert (task_id, message.id, message.headers["a"]) == ("chosen", "chosen", "b")
 
 
 def test_call_takes_the_options_of_the_first_registration(evt: Event, app: Celery, sent: Sent) -> None:
-    """A queue that was declared is that of direct calls too; an option of the call wins."""
+    """Direct calls use the declared queue; an option of the call overrides it."""
     handler = on(evt, offload=Offload(queue="mail"), name="shop.handler")(lambda sender: None)
     handler.task.delay("ada")
     handler.task.s("ada").apply_async()
@@ -93,14 +93,14 @@ def test_call_takes_the_options_of_the_first_registration(evt: Event, app: Celer
 
 
 def test_declared_countdown_holds_for_direct_calls(evt: Event, app: Celery, sent: Sent) -> None:
-    """As do the other options of the message."""
+    """A declared countdown applies to direct calls, like the other options of the message."""
     on(evt, offload=Offload(countdown=60), name="shop.handler")(lambda sender: None)
     app.tasks["shop.handler"].delay("ada")
     assert sent()[0].headers["eta"] is not None
 
 
 def test_calling_the_task_runs_it_here(handler: Any) -> None:
-    """As calling a Celery task does."""
+    """Calling the task object runs the handler in this process, as with a Celery task."""
     assert handler.task("ada", total=3) == "(('ada',), {'total': 3})"
 
 
@@ -110,17 +110,17 @@ def test_apply_runs_it_here_through_the_codec(handler: Any) -> None:
 
 
 def test_call_without_sender_gives_none(app: Celery, work: Work, handler: Any) -> None:
-    """A direct call passes on exactly what it was given."""
+    """A direct call without a sender passes only its own arguments."""
     assert work(app).of(handler.task.delay(total=3).id) == "((), {'total': 3})"
 
 
 def test_explicit_any_is_a_sender(app: Celery, work: Work, handler: Any) -> None:
-    """`ANY` travels like any sender."""
+    """`ANY` is passed like any other sender."""
     assert work(app).of(handler.task.delay(ANY).id) == repr(((ANY,), {}))
 
 
 def test_chain_puts_the_result_before(app: Celery, work: Work, handler: Any, plain: Any) -> None:
-    """In a canvas the result of the step before is the first argument, as of any task."""
+    """The result of the previous step becomes the first argument, as in any Celery chain."""
     result = chain(plain.s(2), handler.task.s("ada", total={5})).delay()
     assert work(app).of(result.id) == "((3, 'ada'), {'total': {5}})"
 
@@ -132,48 +132,48 @@ def test_immutable_signature_ignores_the_result(app: Celery, work: Work, handler
 
 
 def test_handlers_result_goes_to_the_next_step(app: Celery, work: Work, handler: Any) -> None:
-    """A handler may stand anywhere in a chain."""
+    """A handler's result is the first argument of the next step of a chain."""
     result = (handler.task.s("ada") | handler.task.s()).delay()
     assert work(app).of(result.id) == repr((("(('ada',), {})",), {}))
 
 
 def test_group_of_handler_and_plain_task(app: Celery, work: Work, handler: Any, plain: Any) -> None:
-    """A group mixes both."""
+    """A group can contain handlers and plain tasks."""
     result = group(handler.task.s("ada"), plain.s(2)).apply_async()
     worker = work(app)
     assert [worker.of(child.id) for child in result.children] == ["(('ada',), {})", 3]
 
 
 def test_chord_with_a_handler_as_its_body(app: Celery, work: Work, handler: Any, plain: Any) -> None:
-    """The results of the header are the first argument."""
+    """The results of the chord's header are the first argument of its body."""
     result = chord([plain.s(1), plain.s(2)])(handler.task.s(total=3))
     assert work(app).of(result.id) == "(([2, 3],), {'total': 3})"
 
 
 def test_link_calls_a_handler_with_the_result(evt: Event, app: Celery, work: Work, plain: Any) -> None:
-    """A handler may be the callback of another task."""
+    """A handler can be the `link` callback of another task."""
     import threading
 
-    got, called = [], threading.Event()
+    calls, called = [], threading.Event()
 
     @on(evt, offload=True, name="shop.callback")
     def callback(value: Any, **kwargs: Any) -> None:
-        got.append((value, kwargs))
+        calls.append((value, kwargs))
         called.set()
 
     work(app)
     plain.apply_async((2,), link=callback.task.s(reason="linked"))
     assert called.wait(10)
-    assert got == [(3, {"reason": "linked"})]
+    assert calls == [(3, {"reason": "linked"})]
 
 
 def test_signature_can_be_extended(app: Celery, work: Work, handler: Any) -> None:
-    """Arguments given later go before those of the signature, as Celery has it."""
+    """Arguments of the later call precede the arguments of the signature, as in Celery."""
     assert work(app).of(handler.task.s("ada").delay("bob").id) == "(('bob', 'ada'), {})"
 
 
 def test_delivery_of_a_direct_call_has_no_event(evt: Event, app: Celery, work: Work) -> None:
-    """There was no event, and nevertheless an emission id and a key of its own."""
+    """The delivery of a direct call has no event, but an emission id and an idempotency key."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: Any) -> Any:
@@ -185,7 +185,7 @@ def test_delivery_of_a_direct_call_has_no_event(evt: Event, app: Celery, work: W
 
 
 def test_direct_call_inside_a_handler_knows_its_cause(evt: Event, app: Celery, work: Work) -> None:
-    """A task that a handler queues by `.task.delay` belongs to the same tree."""
+    """A direct call inside a handler belongs to the tree of that handler's emission."""
     seen = []
 
     @on(Event("other"), offload=True, name="shop.inner")
@@ -204,7 +204,7 @@ def test_direct_call_inside_a_handler_knows_its_cause(evt: Event, app: Celery, w
 
 
 def test_stand_in_is_lazy(evt: Event, offloading: None, make_app: Callable[..., Celery]) -> None:
-    """It exists before there is an app, and finds the task in the app of the moment."""
+    """The stand-in exists before an app is bound, and looks its task up in the current app."""
     from nitro.infrastructure.offload import bind
 
     handler = on(evt, offload=True, name="shop.handler")(lambda sender: None)
@@ -215,21 +215,21 @@ def test_stand_in_is_lazy(evt: Event, offloading: None, make_app: Callable[..., 
 
 
 def test_unknown_attribute_is_an_attribute_error(handler: Any) -> None:
-    """The stand-in has what a task has, and nothing else."""
+    """An attribute that the task lacks raises AttributeError on the stand-in too."""
     with pytest.raises(AttributeError):
         _ = handler.task.no_such_thing
     assert not hasattr(handler.task, "__no_such_thing__")
 
 
 def test_calling_the_task_returns_what_the_handler_returns(evt: Event, app: Celery) -> None:
-    """A call here has no result backend in between, so nothing is dropped."""
+    """A call in this process returns the handler's own object, because no result backend is involved."""
     result = {1, 2}
     handler = on(evt, offload=True, name="shop.handler")(lambda sender: result)
     assert handler.task("ada") is result
 
 
 def test_assigning_to_the_stand_in_is_an_error(handler: Any) -> None:
-    """A setting that would reach no worker is not taken for one that does."""
+    """Assigning an attribute on the stand-in raises, because the value would reach no worker."""
     with pytest.raises(AttributeError):
         handler.task.rate_limit = "1/m"
     assert handler.task.rate_limit is None

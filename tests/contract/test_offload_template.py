@@ -1,4 +1,4 @@
-"""A message from a template is the one that Celery would have made; where it would not be, Celery makes it."""
+"""A message from a template equals the message that Celery would make; otherwise Celery makes it."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def receive(sender: Any, *args: Any, **kwargs: Any) -> None: ...
 
 
 def offloaded(evt: Event, name: str = "shop.a", **options: Any) -> None:
-    """Connect an offloaded handler; untracked unless said otherwise."""
+    """Connects an offloaded handler, untracked unless `delivery` is passed."""
     on(evt, offload={"delivery": "broker", **options}, name=name)(FunctionType(receive.__code__, globals(), name))
 
 
 @pytest.fixture
 def by_celery(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the handlers whose message Celery has made."""
+    """The names of the handlers whose messages Celery made."""
     names: list[str] = []
     publish = TaskMessage.publish
 
-    def noted(self: TaskMessage, *args: Any, **kwargs: Any) -> None:
+    def record_and_publish(self: TaskMessage, *args: Any, **kwargs: Any) -> None:
         names.append(self.handler)
         publish(self, *args, **kwargs)
 
-    monkeypatch.setattr(TaskMessage, "publish", noted)
+    monkeypatch.setattr(TaskMessage, "publish", record_and_publish)
     return names
 
 
-def watched(evt: Event, *args: Any, **kwargs: Any) -> Emission:
-    """Emit while somebody watches, so that Celery makes the messages."""
+def emit_with_receiver(evt: Event, *args: Any, **kwargs: Any) -> Emission:
+    """Emits while a receiver of `before_task_publish` is connected, so that Celery makes the messages."""
 
     def watch(**_signal: Any) -> None: ...
 
@@ -70,22 +70,22 @@ def watched(evt: Event, *args: Any, **kwargs: Any) -> Emission:
 def test_it_is_what_celery_would_make(
     evt: Event, app: Celery, sent: Sent, by_celery: list[str], delivery: str, options: dict[str, Any]
 ) -> None:
-    """But for what belongs to one message, all headers, properties and parts of the body are the same."""
+    """Headers, properties and body equal Celery's, except for the facts of the single message."""
     offloaded(evt, **{**options, "delivery": delivery})
     emit(evt, "ada", amount=3)
     emit(evt, "ada", amount=3)
-    emissions = [watched(evt, "ada", amount=3)]
-    made, templated, celerys = sent()
+    emissions = [emit_with_receiver(evt, "ada", amount=3)]
+    first, templated, reference = sent()
     assert by_celery == ["shop.a", "shop.a"], "the second one came from the template"
-    for one, other in ((made, celerys), (templated, celerys)):
-        assert _common(one.headers) == _common(other.headers)
-        assert one.headers.keys() == other.headers.keys()
-        assert _common(one.properties) == _common(other.properties)
-        left_there = {"argsrepr", "kwargsrepr"}  # by Celery, where nobody reads them
-        assert one.properties.keys() | left_there == other.properties.keys() | left_there
-        assert (one.args, one.embed) == (other.args, other.embed)
-        assert one.payload == other.payload
-    assert celerys.headers["id"] == emissions[0].offloaded["shop.a"]
+    for message in (first, templated):
+        assert _common(message.headers) == _common(reference.headers)
+        assert message.headers.keys() == reference.headers.keys()
+        assert _common(message.properties) == _common(reference.properties)
+        unread = {"argsrepr", "kwargsrepr"}  # Celery leaves them in the properties, where nothing reads them
+        assert message.properties.keys() | unread == reference.properties.keys() | unread
+        assert (message.args, message.embed) == (reference.args, reference.embed)
+        assert message.payload == reference.payload
+    assert reference.headers["id"] == emissions[0].offloaded["shop.a"]
 
 
 def _common(facts: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _common(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_message_has_its_own_facts(evt: Event, app: Celery, sent: Sent, by_celery: list[str]) -> None:
-    """Ids, and what monitoring shows."""
+    """Each message has its own ids and its own text for monitoring."""
     offloaded(evt)
     emissions = [emit(evt, name) for name in ("ada", "grace", "ada")]
     messages = sent()
@@ -110,15 +110,15 @@ def test_each_message_has_its_own_facts(evt: Event, app: Celery, sent: Sent, by_
 def test_one_body_for_all_handlers_of_an_emission(
     evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is serialised once."""
+    """The body of an emission is serialised once for all of its handlers."""
     from nitro.infrastructure.offload.publishing import templates
 
     bodies: list[Any] = []
-    serialised = templates._serialize_body
+    serialize_body = templates._serialize_body
 
     def counted(*body: Any) -> Any:
         bodies.append(body)
-        return serialised(*body)
+        return serialize_body(*body)
 
     monkeypatch.setattr(templates, "_serialize_body", counted)
     for name in ("shop.a", "shop.b", "shop.c"):
@@ -132,26 +132,26 @@ def test_one_body_for_all_handlers_of_an_emission(
 def test_a_serializer_of_the_users_own_writes_each_body(
     evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that goes by the name of kombu's JSON."""
-    written: list[Any] = []
+    """A serializer that the user registers under the name of kombu's JSON serialises each body."""
+    serialized: list[Any] = []
 
     def own(body: Any) -> str:
-        written.append(body)
+        serialized.append(body)
         return str(kombus_json(body))
 
-    kept = registry._encoders["json"]
-    monkeypatch.setitem(registry._encoders, "json", kept._replace(encoder=own))
+    encoder = registry._encoders["json"]
+    monkeypatch.setitem(registry._encoders, "json", encoder._replace(encoder=own))
     offloaded(evt)
     emit(evt, "ada")
     emit(evt, "grace")
     assert [message.payload.sender for message in sent()] == ["ada", "grace"]
-    assert len(written) == 2
+    assert len(serialized) == 2
 
 
 def test_each_handler_gets_its_own_signature(
     evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A body that is signed is made for one handler."""
+    """A signed body is made for a single handler."""
     monkeypatch.setenv("NITRO_SIGNING_KEY", "secret")
     offloaded(evt, "shop.a")
     offloaded(evt, "shop.b")
@@ -162,7 +162,7 @@ def test_each_handler_gets_its_own_signature(
 
 
 def test_options_of_two_registrations_do_not_mix(evt: Event, app: Celery, sent: Sent) -> None:
-    """One function that hears two events may have different options of the message on each."""
+    """A function that hears two events may have different message options for each."""
     other = Event("other")
     on(evt, offload={"delivery": "broker", "priority": 1}, name="shop.a")(receive)
     on(other, offload={"delivery": "broker", "priority": 2}, name="shop.a")(receive)
@@ -172,7 +172,7 @@ def test_options_of_two_registrations_do_not_mix(evt: Event, app: Celery, sent: 
 
 
 def test_routes_by_name_have_templates(evt: Event, make_app: Any, by_celery: list[str]) -> None:
-    """They give each message of a handler the same queue."""
+    """A route by name gives all messages of a handler the same queue, so that a template can make them."""
     app = bind(make_app(task_routes={"shop.mail.*": {"queue": "mail"}}))
     offloaded(evt, "shop.mail.send")
     for _ in range(3):
@@ -183,13 +183,13 @@ def test_routes_by_name_have_templates(evt: Event, make_app: Any, by_celery: lis
 
 
 def test_task_sent_events_come_from_the_template_too(evt: Event, make_app: Any, by_celery: list[str]) -> None:
-    """And say the same as Celery's; the setting may change."""
+    """Task-sent events from a template equal Celery's; changing the setting takes effect at the next emit."""
     app = bind(make_app(task_send_sent_event=True))
     offloaded(evt)
     with app.connection_for_read() as connection:
         queue = app.events.Receiver(connection).queue(connection.default_channel)
         queue.declare()
-        emissions = [emit(evt, "ada"), emit(evt, "ada"), watched(evt, "ada")]
+        emissions = [emit(evt, "ada"), emit(evt, "ada"), emit_with_receiver(evt, "ada")]
         app.conf.task_send_sent_event = False
         emit(evt, "ada")
         events = [message.payload for message in iter(lambda: queue.get(no_ack=True), None)]
@@ -201,32 +201,32 @@ def test_task_sent_events_come_from_the_template_too(evt: Event, make_app: Any, 
     own = {"uuid", "root_id", "kwargs", "clock", "timestamp"}
     facts = [{name: value for name, value in event.items() if name not in own} for event in events]
     assert facts[0] == facts[1] == facts[2]
-    assert by_celery == ["shop.a"] * 3, "the first, the watched one, and the first without an event"
+    assert by_celery == ["shop.a"] * 3, "the first, the one with a receiver, and the first without an event"
 
 
 class OwnTask(Task):  # type: ignore[type-arg]  # generic only in the stubs
-    """A task class that makes messages in a way of its own."""
+    """A task class that overrides `apply_async`."""
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         return super().apply_async(args, kwargs, **{**options, "priority": 9})
 
 
 class OwnShadow(Task):  # type: ignore[type-arg]  # the same
-    """A task class whose tasks are shown under other names."""
+    """A task class that overrides `shadow_name`."""
 
     def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
         return f"shadow of {self.name}"
 
 
 class OwnCelery(Celery):
-    """An app that sends in a way of its own."""
+    """An app class that overrides `send_task`."""
 
     def send_task(self, *args: Any, **options: Any) -> Any:
         return super().send_task(*args, **{**options, "priority": 9})
 
 
 class OwnAMQP(AMQP):
-    """Messages of a format of its own."""
+    """An AMQP class that overrides `as_task_v2`."""
 
     def as_task_v2(self, *args: Any, **options: Any) -> Any:
         message = super().as_task_v2(*args, **options)
@@ -235,12 +235,12 @@ class OwnAMQP(AMQP):
 
 
 def route_by_arguments(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **more: Any) -> Any:
-    """A route that is asked about each message."""
+    """Routes by the arguments of each message."""
     return {"queue": "celery", "priority": 9}
 
 
 def annotated(self: Any, *args: Any, **options: Any) -> Any:
-    """What an annotation puts in the place of `apply_async`."""
+    """Replaces `apply_async` by an annotation."""
     return super(type(self), self).apply_async(*args, **{**options, "priority": 9})
 
 
@@ -259,7 +259,7 @@ def annotated(self: Any, *args: Any, **options: Any) -> Any:
 def test_what_is_made_in_a_way_of_its_own_is_left_to_celery(
     evt: Event, make_app: Any, by_celery: list[str], conf: dict[str, Any]
 ) -> None:
-    """Each message goes through `apply_async`."""
+    """Celery makes each message through `apply_async` when the app's configuration overrides how messages are made."""
     bind(make_app(**conf))
     offloaded(evt)
     for _ in range(3):
@@ -271,7 +271,7 @@ def test_what_is_made_in_a_way_of_its_own_is_left_to_celery(
 def test_a_message_that_a_template_cannot_make_is_left_to_celery(
     evt: Event, app: Celery, by_celery: list[str], options: dict[str, Any]
 ) -> None:
-    """Times are reckoned for each message."""
+    """Celery makes each message with a countdown, an expiry or unhashable headers, because a template cannot."""
     offloaded(evt, **options)
     for _ in range(3):
         emit(evt, "ada")
@@ -279,8 +279,8 @@ def test_a_message_that_a_template_cannot_make_is_left_to_celery(
 
 
 @pytest.mark.parametrize("signal", ["before_task_publish", "after_task_publish", "task_sent"])
-def test_whoever_listens_hears_of_each_message(evt: Event, app: Celery, sent: Sent, signal: str) -> None:
-    """Also when he comes after the first ones; and his changes count."""
+def test_a_receiver_of_a_signal_hears_each_message(evt: Event, app: Celery, sent: Sent, signal: str) -> None:
+    """A receiver of a publish signal hears each message, even if it connects after the first emit."""
     offloaded(evt)
     emit(evt, "ada")
     emit(evt, "ada")
@@ -301,10 +301,10 @@ def test_whoever_listens_hears_of_each_message(evt: Event, app: Celery, sent: Se
 
 
 @pytest.mark.parametrize("place", [Celery, Task])
-def test_a_patched_celery_is_asked_each_time(
+def test_a_patched_celery_is_called_each_time(
     evt: Event, app: Celery, by_celery: list[str], monkeypatch: pytest.MonkeyPatch, place: Any
 ) -> None:
-    """As tracing libraries patch it."""
+    """A patch of Celery's `apply_async` or `send_task`, as tracing libraries make it, is called for each message."""
     name = "send_task" if place is Celery else "apply_async"
     original, seen = getattr(place, name), []
 
@@ -323,7 +323,7 @@ def test_a_patched_celery_is_asked_each_time(
 def test_an_app_of_its_own_class_makes_each_message(
     evt: Event, make_app: Any, by_celery: list[str], own: dict[str, Any]
 ) -> None:
-    """Whatever it does to them."""
+    """An app of a user's class makes each message itself."""
     conf = {"broker_url": "memory://", "result_backend": "cache+memory://"}
     app = bind(own.get("main", Celery)("own", set_as_current=False, amqp=own.get("amqp")))
     app.conf.update(conf)
@@ -334,7 +334,7 @@ def test_an_app_of_its_own_class_makes_each_message(
 
 
 def test_a_redefined_handler_has_a_template_of_its_own(evt: Event, app: Celery, sent: Sent) -> None:
-    """A reload may change what Celery makes of it."""
+    """A redefined handler gets a new template, because its options may have changed."""
     offloaded(evt, ignore_result=False)
     emit(evt, "ada")
     emit(evt, "ada")
@@ -348,7 +348,7 @@ def test_a_redefined_handler_has_a_template_of_its_own(evt: Event, app: Celery, 
 
 
 def test_a_queue_object_is_told_from_another(evt: Event, app: Celery, sent: Sent) -> None:
-    """Queues are compared by what they are."""
+    """Queue objects with different contents get different templates."""
     offloaded(evt, "shop.a", queue=Queue("first", routing_key="first"))
     offloaded(evt, "shop.b", queue=Queue("second", routing_key="second"))
     for _ in range(2):

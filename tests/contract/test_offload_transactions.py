@@ -1,4 +1,4 @@
-"""Offloads leave after the commit, and only then: contract section 7."""
+"""Offloads leave after the commit and never before it: contract section 7."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ def handler(evt: Event, app: Celery) -> Any:
 
 
 def test_nothing_leaves_before_the_commit(evt: Event, sent: Sent) -> None:
-    """Inside the block the ids are known already; the message leaves at its end."""
+    """Ids are known inside the block; the message leaves after its commit."""
     with transaction():
         emission = emit(evt, Parcel(id="p1").save())
         assert sent() == []
@@ -38,7 +38,7 @@ def test_nothing_leaves_before_the_commit(evt: Event, sent: Sent) -> None:
 
 
 def test_rollback_publishes_nothing(evt: Event, sent: Sent) -> None:
-    """Neither the row nor the message survives."""
+    """A rollback leaves neither a row nor a message."""
     with pytest.raises(ValueError, match="changed my mind"), transaction():
         emit(evt, Parcel(id="p1").save())
         raise ValueError("changed my mind")
@@ -47,7 +47,7 @@ def test_rollback_publishes_nothing(evt: Event, sent: Sent) -> None:
 
 
 def test_rollback_of_a_savepoint_publishes_only_the_outer(evt: Event, sent: Sent) -> None:
-    """What the inner block saved and emitted is gone, the rest leaves."""
+    """A rolled-back savepoint drops its own saves and emits; the outer emit leaves."""
     with transaction():
         emit(evt, Parcel(id="outer").save())
         with pytest.raises(ValueError, match="inner"), transaction():
@@ -57,7 +57,7 @@ def test_rollback_of_a_savepoint_publishes_only_the_outer(evt: Event, sent: Sent
 
 
 def test_inner_block_waits_for_the_outermost_commit(evt: Event, sent: Sent) -> None:
-    """There is one commit."""
+    """An emit of an inner block leaves after the outermost commit."""
     with transaction():
         with transaction():
             emit(evt, "ada")
@@ -66,13 +66,13 @@ def test_inner_block_waits_for_the_outermost_commit(evt: Event, sent: Sent) -> N
 
 
 def test_outside_of_a_transaction_it_leaves_at_once(evt: Event, sent: Sent) -> None:
-    """`save()` and `emit()` each for itself."""
+    """Without a transaction, the message leaves during the emit."""
     emit(evt, Parcel(id="p1").save())
     assert len(sent()) == 1
 
 
 def test_payload_error_is_raised_inside_the_transaction(evt: Event, sent: Sent) -> None:
-    """It can still roll everything back."""
+    """A payload error is raised inside the block and rolls it back."""
     with pytest.raises(TypeError), transaction():
         Parcel(id="p1").save()
         emit(evt, object())
@@ -81,7 +81,7 @@ def test_payload_error_is_raised_inside_the_transaction(evt: Event, sent: Sent) 
 
 
 def test_snapshot_in_a_transaction_is_that_of_the_emit(evt: Event, sent: Sent) -> None:
-    """The handler gets the entity as it was, not as it was committed."""
+    """The handler gets the entity as it was at the emit, not as it was at the commit."""
     with transaction():
         parcel = Parcel(id="p1", status="placed").save()
         emit(evt, parcel)
@@ -91,7 +91,7 @@ def test_snapshot_in_a_transaction_is_that_of_the_emit(evt: Event, sent: Sent) -
 
 
 def test_inline_handlers_run_before_the_commit(evt: Event, sent: Sent) -> None:
-    """What they save is rolled back together with the rest."""
+    """Entities that an inline handler saves are rolled back with the transaction."""
     evt.connect(lambda sender: Parcel(id="by-handler").save() and None)
     with pytest.raises(ValueError, match="too late"), transaction():
         emit(evt, "ada")
@@ -101,7 +101,7 @@ def test_inline_handlers_run_before_the_commit(evt: Event, sent: Sent) -> None:
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_emit_async_inside_a_transaction(evt: Event, sent: Sent, end: str) -> None:
-    """Awaiting joins the transaction in the same way."""
+    """`emit_async` joins the transaction like `emit`."""
 
     async def main() -> None:
         with transaction():
@@ -119,20 +119,20 @@ def test_emit_async_inside_a_transaction(evt: Event, sent: Sent, end: str) -> No
 
 
 def test_several_emits_of_a_transaction_keep_their_order(evt: Event, sent: Sent) -> None:
-    """First emitted, first queued."""
+    """Messages of a transaction leave in the order of their emits."""
     with transaction():
         emissions: list[Emission] = [emit(evt, number) for number in range(3)]
     assert [message.id for message in sent()] == [emission.offloaded["shop.handler"] for emission in emissions]
 
 
-def away(*args: Any, **kwargs: Any) -> None:
-    """What a broker that is away makes of a publication."""
+def refuse_connection(*args: Any, **kwargs: Any) -> None:
+    """Raises the error of a broker that cannot be reached."""
     raise OperationalError("connection refused")
 
 
 def test_after_a_commit_nothing_is_raised(evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that is away then costs nothing: the data is saved, and so is what was emitted."""
-    monkeypatch.setattr(app.tasks["shop.handler"], "apply_async", away)
+    """An unreachable broker raises nothing after the commit; data and emission are stored."""
+    monkeypatch.setattr(app.tasks["shop.handler"], "apply_async", refuse_connection)
     with transaction():
         emission = emit(evt, Parcel(id="p1").save())
     assert Parcel.get("p1") is not None
@@ -142,17 +142,17 @@ def test_after_a_commit_nothing_is_raised(evt: Event, app: Celery, monkeypatch: 
 def test_what_cannot_even_be_stored_after_a_commit_is_logged(
     evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An ERROR names the handler; there is nobody any more to raise to."""
+    """An ERROR names the handler, because no caller is left to raise to."""
     on(evt, offload={"delivery": "broker"}, name="shop.untracked")(lambda sender: None)
-    monkeypatch.setattr(app.tasks["shop.untracked"], "apply_async", away)
-    keep = inserts.insert_deliveries
+    monkeypatch.setattr(app.tasks["shop.untracked"], "apply_async", refuse_connection)
+    insert_rows = inserts.insert_deliveries
 
-    def insert(connection: Any, app: Celery, parcels: Any, *, queued: bool) -> None:
+    def insert_tracked(connection: Any, app: Celery, parcels: Any, *, queued: bool) -> None:
         if any(not parcel.is_tracked for parcel in parcels):
             raise OperationalError("database is away")
-        keep(connection, app, parcels, queued=queued)
+        insert_rows(connection, app, parcels, queued=queued)
 
-    monkeypatch.setattr(inserts, "insert_deliveries", insert)
+    monkeypatch.setattr(inserts, "insert_deliveries", insert_tracked)
     with transaction():
         emit(evt, Parcel(id="p1").save())
     assert Parcel.get("p1") is not None
@@ -163,17 +163,17 @@ def test_what_cannot_even_be_stored_after_a_commit_is_logged(
 def test_one_failed_batch_does_not_keep_the_next_from_leaving(
     evt: Event, app: Celery, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each emission of a transaction leaves for itself, and the one that failed is tried again."""
+    """Each emission of a transaction is published separately, and the failed one is retried."""
     task = app.tasks["shop.handler"]
-    publish, calls = task.apply_async, []
+    apply_async, calls = task.apply_async, []
 
-    def once_broken(*args: Any, **kwargs: Any) -> Any:
+    def fail_first(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs)
         if len(calls) == 1:
             raise LookupError("a bug")
-        return publish(*args, **kwargs)
+        return apply_async(*args, **kwargs)
 
-    monkeypatch.setattr(task, "apply_async", once_broken)
+    monkeypatch.setattr(task, "apply_async", fail_first)
     with transaction():
         emit(evt, "first")
         emit(evt, "second")

@@ -1,4 +1,4 @@
-"""In the worker: contract section 6, with a worker in a thread of this process."""
+"""Offloaded handlers in a worker thread of this process: contract section 6."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONCE = Offload(max_retries=0)
 
 
 def test_handler_is_called_with_sender_and_arguments(evt: Event, app: Celery, work: Work) -> None:
-    """What was emitted arrives equal, in another process or thread."""
+    """Sender and arguments arrive equal in the worker."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: Any, *args: Any, **kwargs: Any) -> str:
@@ -33,7 +33,7 @@ def test_handler_is_called_with_sender_and_arguments(evt: Event, app: Celery, wo
 
 
 def test_handler_runs_in_the_worker(evt: Event, app: Celery, work: Work) -> None:
-    """An offloaded handler takes no time of the emitter's thread."""
+    """An offloaded handler runs on another thread than the emit."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: Any) -> int:
@@ -50,7 +50,7 @@ def test_each_handler_is_a_task_of_its_own_name(evt: Event, app: Celery) -> None
 
 
 def test_async_handler_runs(evt: Event, app: Celery, work: Work) -> None:
-    """An `async def` handler is awaited, and what it returns is the result."""
+    """An `async def` handler is awaited, and its return value is the task's result."""
 
     @on(evt, offload=True, name="shop.handler")
     async def handler(sender: Any) -> str:
@@ -61,7 +61,7 @@ def test_async_handler_runs(evt: Event, app: Celery, work: Work) -> None:
 
 
 def test_async_handlers_share_one_loop(evt: Event, app: Celery, work: Work) -> None:
-    """The loop outlives a task, so that pooled clients do."""
+    """The event loop outlives a task, so that pooled clients survive."""
     loops = []
 
     @on(evt, offload=True, name="shop.handler")
@@ -76,7 +76,7 @@ def test_async_handlers_share_one_loop(evt: Event, app: Celery, work: Work) -> N
 
 
 def test_async_handlers_run_at_once_under_threads(evt: Event, app: Celery, work: Work) -> None:
-    """Handlers of a thread pool meet inside: none waits for another's end."""
+    """Async handlers of a thread pool run concurrently on the loop."""
     inside = 0
     all_inside: list[asyncio.Event] = []
 
@@ -99,7 +99,7 @@ def test_async_handlers_run_at_once_under_threads(evt: Event, app: Celery, work:
 def test_leftover_coroutine_is_cancelled_with_a_warning(
     evt: Event, app: Celery, work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a handler leaves running never leaks into the next task, and the log says whose it was."""
+    """A coroutine that a handler leaves running is cancelled, and a warning names the handler."""
     cancelled = threading.Event()
 
     async def forgotten() -> None:
@@ -130,7 +130,7 @@ def test_generator_is_drained_and_its_values_are_the_result(evt: Event, app: Cel
 
 
 def test_async_generator_is_drained(evt: Event, app: Celery, work: Work) -> None:
-    """The fourth kind of handler runs too."""
+    """An async generator handler is drained like a generator."""
 
     @on(evt, offload=True, name="shop.handler")
     async def handler(sender: Any) -> Any:
@@ -143,7 +143,7 @@ def test_async_generator_is_drained(evt: Event, app: Celery, work: Work) -> None
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_what_a_generator_yields_is_progress(evt: Event, app: Celery, work: Work, asynchronous: bool) -> None:
-    """While it runs, the result backend holds the last value and how many there were."""
+    """The result backend holds the last yielded value and the number of values while the handler runs."""
     seen: list[Any] = []
 
     def look() -> None:
@@ -163,10 +163,9 @@ def test_what_a_generator_yields_is_progress(evt: Event, app: Celery, work: Work
 
     on(evt, offload=True, name="shop.handler")(waiting if asynchronous else plain)
     ids: list[str] = []
-    started = work
     emission = emit(evt)
     ids += emission.offloaded.values()
-    started(app).only(emission)
+    work(app).only(emission)
     assert seen == [
         ("PROGRESS", {"step": 1, "value": "packed"}),
         ("PROGRESS", {"step": 2, "value": {"sent": 2}}),
@@ -174,7 +173,7 @@ def test_what_a_generator_yields_is_progress(evt: Event, app: Celery, work: Work
 
 
 def test_progress_that_json_cannot_carry_is_shown_as_text(evt: Event, app: Celery, work: Work) -> None:
-    """A value yielded for the log never fails the task."""
+    """A yielded value that JSON cannot carry is shown as text and does not fail the task."""
     seen = []
 
     @on(evt, offload=True, name="shop.handler")
@@ -189,7 +188,7 @@ def test_progress_that_json_cannot_carry_is_shown_as_text(evt: Event, app: Celer
 
 @pytest.mark.parametrize("result", [None, 3, "text", [1, {"a": None}], False])
 def test_result_that_json_carries_is_kept(evt: Event, app: Celery, work: Work, result: Any) -> None:
-    """The return value is the task's result; False cancels nothing there."""
+    """A return value that JSON carries is the task's result; False cancels nothing in a worker."""
     on(evt, offload=True, name="shop.handler")(lambda sender: result)
     emission = emit(evt)
     worker = work(app)
@@ -209,7 +208,7 @@ UNCARRIED = [object(), {1, 2}, {(1, 2): 3}, [lambda: None], 10**5000, Hostile()]
 def test_result_that_json_cannot_carry_becomes_none_with_a_warning(
     evt: Event, app: Celery, work: Work, caplog: pytest.LogCaptureFixture, result: Any
 ) -> None:
-    """An effect that is done is no failure because of what its handler returned."""
+    """A handler that ran to its end succeeds, although JSON cannot carry its return value."""
     on(evt, offload=True, name="shop.handler")(lambda sender: result)
     emission = emit(evt)
     worker = work(app)
@@ -219,7 +218,7 @@ def test_result_that_json_cannot_carry_becomes_none_with_a_warning(
 
 
 def test_cyclic_result_becomes_none(evt: Event, app: Celery, work: Work) -> None:
-    """A list that holds itself is one more thing that JSON cannot carry."""
+    """A list that contains itself becomes None, like other values that JSON cannot carry."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: Any) -> Any:
@@ -231,7 +230,7 @@ def test_cyclic_result_becomes_none(evt: Event, app: Celery, work: Work) -> None
 
 
 def test_raising_fails_the_task(evt: Event, app: Celery, work: Work) -> None:
-    """The state is FAILURE and the result is the exception, as of any task."""
+    """A raising handler's task has the state FAILURE and the exception as its result."""
 
     @on(evt, offload=ONCE, name="shop.handler")
     def handler(sender: Any) -> None:
@@ -244,7 +243,7 @@ def test_raising_fails_the_task(evt: Event, app: Celery, work: Work) -> None:
 
 
 def test_failure_in_one_handler_leaves_the_others_alone(evt: Event, app: Celery, work: Work) -> None:
-    """Side effects are independent of each other."""
+    """A failing handler leaves the other handlers of its emission unaffected."""
 
     @on(evt, offload=ONCE, name="shop.failing")
     def failing(sender: Any) -> None:
@@ -256,7 +255,7 @@ def test_failure_in_one_handler_leaves_the_others_alone(evt: Event, app: Celery,
 
 
 def test_other_tasks_of_the_app_work_as_before(evt: Event, app: Celery, work: Work) -> None:
-    """Binding an app changes nothing for tasks that are no handlers."""
+    """Binding an app leaves its tasks that are no handlers unchanged."""
 
     @app.task(name="shop.plain", shared=False)
     def plain(left: int, right: int = 1) -> int:
@@ -267,8 +266,8 @@ def test_other_tasks_of_the_app_work_as_before(evt: Event, app: Celery, work: Wo
     assert worker.of(plain.delay(2, right=3).id) == 5
 
 
-def test_task_of_a_fresh_context_survives_its_handler(evt: Event, app: Celery, work: Work) -> None:
-    """A pooled client starts its reader outside of the handler's context, and nobody ends it with the handler."""
+def test_task_of_a_new_context_survives_its_handler(evt: Event, app: Celery, work: Work) -> None:
+    """A task that a handler starts in a new context, as a pooled client does, is not cancelled with the handler."""
     readers: list[asyncio.Task[Any]] = []
 
     @on(evt, offload=ONCE, name="shop.pooled")

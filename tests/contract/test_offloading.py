@@ -1,4 +1,4 @@
-"""Declaring offloaded handlers, with the dispatcher that ships: contract section 3."""
+"""Declarations of offloaded handlers, with Nitro's own dispatcher: contract section 3."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def at_module_level(sender: object) -> None: ...
 
 @pytest.fixture(autouse=True)
 def publisher() -> Iterator[None]:
-    """The real dispatcher in the slot, no Celery app that hears of it, and no declaration left behind."""
+    """Installs the real dispatcher, without a Celery app that hears declarations; restores all declarations."""
     from nitro.infrastructure.events.ports import dispatcher_slot
     from nitro.infrastructure.offload import declarations
     from nitro.infrastructure.offload.dispatcher import CeleryDispatcher
 
-    declared = dict(declarations.declarations_by_name)
+    by_name = dict(declarations.declarations_by_name)
     with dispatcher_slot.replaced(CeleryDispatcher()), declarations.declaration_hooks.replaced():
         yield
     declarations.declarations_by_name.clear()
-    declarations.declarations_by_name.update(declared)
+    declarations.declarations_by_name.update(by_name)
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Iterator[Load]:
-    """Loads the source of a module, again and again from the same file."""
+    """Loads the source of a module; each call uses the same file name."""
     module = ModuleType("shop_handlers")
     module.__file__ = str(tmp_path / "shop_handlers.py")
     module.__dict__["evt"] = Namespace().event("order.placed")
@@ -63,7 +63,7 @@ def test_offloaded_function_gains_its_task(evt: Event) -> None:
     assert at_module_level.task.name == f"{__name__}.at_module_level"  # type: ignore[attr-defined]  # gained here
 
 
-def test_given_name_is_the_tasks_name(evt: Event) -> None:
+def test_explicit_name_is_the_tasks_name(evt: Event) -> None:
     """`name=` replaces `module.qualname`."""
     on(evt, offload=True, name="shop.mail")(at_module_level)
     assert at_module_level.task.name == "shop.mail"  # type: ignore[attr-defined]  # gained here
@@ -73,7 +73,7 @@ def test_given_name_is_the_tasks_name(evt: Event) -> None:
     ("option", "nearest"), [("queu", "queue"), ("max_retry", "max_retries"), ("delivry", "delivery")]
 )
 def test_unknown_option_suggests_the_nearest(evt: Event, option: str, nearest: str) -> None:
-    """A typing error is found at import, with the name that was meant."""
+    """A misspelt option raises at import and suggests the nearest name."""
     with pytest.raises(UnknownOption, match=nearest):
         on(evt, offload={option: 1}, name="shop.mail")(at_module_level)
     assert not evt.receivers
@@ -81,7 +81,7 @@ def test_unknown_option_suggests_the_nearest(evt: Event, option: str, nearest: s
 
 @pytest.mark.parametrize("offload", [{"delivery": "sometimes"}, {"entity": "copy"}, "yes", 1])
 def test_wrong_option_is_an_error_at_import(evt: Event, offload: object) -> None:
-    """What cannot be meant is refused where it is written."""
+    """An option with an impossible value raises at import."""
     with pytest.raises(DeclarationError):
         on(evt, offload=offload, name="shop.mail")(at_module_level)
     assert not evt.receivers
@@ -89,7 +89,7 @@ def test_wrong_option_is_an_error_at_import(evt: Event, offload: object) -> None
 
 @pytest.mark.parametrize("kind", ["nested", "lambda"])
 def test_local_function_needs_a_name(evt: Event, kind: str) -> None:
-    """A worker could not know it otherwise; the message says the way out."""
+    """A nested function or a lambda needs `name=`; the error says so."""
 
     def nested(sender: object) -> None: ...
 
@@ -108,26 +108,26 @@ def test_local_function_needs_a_name(evt: Event, kind: str) -> None:
     ],
 )
 def test_object_that_a_worker_lacks_cannot_be_offloaded(evt: Event, handler: Any, why: str) -> None:
-    """Not even with a name, and the message says why."""
+    """An object that a worker cannot import cannot be offloaded even with a name; the error gives the reason."""
     with pytest.raises(NotOffloadable, match=why):
         on(evt, offload=True, name="shop.mail")(handler)
 
 
 def test_weak_and_offload_exclude_each_other(evt: Event) -> None:
-    """A worker could not know that the emitter has forgotten the function."""
+    """`weak=True` with `offload` raises, because a worker cannot know that the emitter dropped the function."""
     with pytest.raises(DeclarationError, match="weak"):
         on(evt, offload=True, weak=True, name="shop.mail")(at_module_level)
 
 
 def test_two_functions_under_one_name_are_an_error(evt: Event, load: Load) -> None:
-    """One task cannot be two functions; the message names both places."""
+    """Two functions under one name raise an error that names both places."""
     on(evt, offload=True, name="shop.mail")(at_module_level)
     with pytest.raises(DuplicateHandler, match="at_module_level"):
         load("@on(evt, offload=True, name='shop.mail')\ndef other(sender): ...\n")
 
 
 def test_two_functions_of_one_file_under_one_name_are_an_error(load: Load) -> None:
-    """Living in one file does not make them one function."""
+    """Two functions of the same file under one name raise too."""
     with pytest.raises(DuplicateHandler):
         load(
             "@on(evt, offload=True, name='shop.mail')\ndef first(sender): ...\n"
@@ -136,7 +136,7 @@ def test_two_functions_of_one_file_under_one_name_are_an_error(load: Load) -> No
 
 
 def test_reload_replaces_the_handler(load: Load) -> None:
-    """A redefinition from the same file is heard once, on every event, as its new self."""
+    """A redefinition from the same file replaces the earlier function."""
     source = "@on(evt, offload=True)\ndef mail(sender): ...\n"
     old = load(source).mail
     module = load(source)
@@ -145,7 +145,7 @@ def test_reload_replaces_the_handler(load: Load) -> None:
 
 
 def test_differing_task_options_on_two_events_are_an_error(load: Load) -> None:
-    """Retries and limits belong to the one task of a function."""
+    """Different task options for one function on two events raise, because a function has one task."""
     with pytest.raises(OptionConflict, match="max_retries"):
         load(
             "@on('order.paid', offload={'max_retries': 1})\n"
@@ -155,7 +155,7 @@ def test_differing_task_options_on_two_events_are_an_error(load: Load) -> None:
 
 
 def test_differing_message_options_on_two_events_are_fine(load: Load, default: Namespace) -> None:
-    """Queue, countdown and delivery belong to the registration."""
+    """Message options such as queue, countdown and delivery may differ by registration."""
     module = load(
         "@on('order.paid', offload={'queue': 'slow', 'countdown': 3})\n"
         "@on(evt, offload={'queue': 'fast', 'delivery': 'broker'})\n"

@@ -1,4 +1,4 @@
-"""The order of an emission against a plain model, for random handlers: contract section 4."""
+"""Random handlers run in the order of a plain model: contract section 4."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = ("sync", "generator", "async", "async generator")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """A handler to be: `returns` is its result, or what it yields last; an exception is raised."""
+    """A handler to make: `returns` is its result or the last value that it yields; an exception is raised."""
 
     name: str
     kind: str
@@ -44,7 +44,7 @@ class Spec:
 
     @property
     def result(self) -> Any:
-        """What stands in the emission: of a generator, a list."""
+        """The handler's entry in the emission: a list for a generator."""
         if self.raises:
             return None
         return [0, self.returns] if "generator" in self.kind else self.returns
@@ -52,7 +52,7 @@ class Spec:
 
 @dataclass
 class Outcome:
-    """What can be seen of an emission."""
+    """The observable facts of an emission."""
 
     ran: list[str] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
@@ -62,7 +62,11 @@ class Outcome:
 
 
 def expected(specs: list[Spec], *, awaited: bool) -> Outcome:
-    """The model: priorities as groups when all is awaited, else one handler after the other, async ones aside."""
+    """Computes the model's outcome.
+
+    With `awaited`, handlers of equal priority form a group. Otherwise handlers run one by one and async handlers are
+    left out.
+    """
     outcome, ordered = Outcome(), sorted(specs, key=lambda spec: -spec.priority)
     inline = [spec for spec in ordered if not spec.offload and (awaited or not spec.is_async)]
     for _, group in groupby(inline, key=lambda spec: spec.priority if awaited else spec.name):
@@ -96,7 +100,7 @@ check = settings(max_examples=150, deadline=None, suppress_health_check=[HealthC
 
 
 def connect(evt: Event, spec: Spec, ran: list[str]) -> None:
-    """Make a handler of the spec."""
+    """Connects a handler as the spec describes it."""
 
     def begin() -> None:
         ran.append(spec.name)
@@ -132,7 +136,7 @@ def connect(evt: Event, spec: Spec, ran: list[str]) -> None:
 
 
 def observed(specs: list[Spec], queue: Any, emit: Callable[[Event], Emission]) -> tuple[Outcome, Emission | None]:
-    """What really happens."""
+    """Emits with these handlers and returns the actual outcome."""
     evt, outcome, emission = Namespace().event("order.placed"), Outcome(), None
     queue.batches.clear()
     for spec in specs:
@@ -152,7 +156,7 @@ def observed(specs: list[Spec], queue: Any, emit: Callable[[Event], Emission]) -
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Thousands of expected failures need no log."""
+    """Disables the log, because thousands of failures are expected."""
     logging.getLogger("nitro.events").disabled = True
     yield
     logging.getLogger("nitro.events").disabled = False
@@ -171,7 +175,7 @@ def test_emit_async_follows_the_model(queue: Any, specs: list[Spec]) -> None:
 @check
 @given(specs=handlers)
 def test_emit_follows_the_model(queue: Any, specs: list[Spec]) -> None:
-    """The same without awaiting, where async handlers take no part in the order."""
+    """`emit` follows the model too; async handlers take no part in its order."""
     seen, _ = observed(specs, queue, Event.emit)
     assert drain(10)
     by_name = {spec.name: spec for spec in specs}
@@ -182,7 +186,7 @@ def test_emit_follows_the_model(queue: Any, specs: list[Spec]) -> None:
 @check
 @given(specs=handlers)
 def test_emit_starts_the_async_handlers_before_its_end(queue: Any, specs: list[Spec]) -> None:
-    """Every async handler whose turn came is started once, none behind the one that cancelled or failed."""
+    """Each async handler that is reached is started once; handlers after a cancellation or a failure are not."""
     seen, _ = observed(specs, queue, Event.emit)
     assert drain(10)
     model = expected(specs, awaited=False)
@@ -197,7 +201,7 @@ def test_emit_starts_the_async_handlers_before_its_end(queue: Any, specs: list[S
 @check
 @given(specs=handlers)
 def test_reports_are_complete(queue: Any, specs: list[Spec]) -> None:
-    """Each handler that was reached is in exactly one report: it ran, was skipped, or was queued."""
+    """Each reached handler is in exactly one report: it ran, was skipped, or was queued."""
     seen, emission = observed(specs, queue, lambda evt: asyncio.run(evt.emit_async()))
     if emission is None or emission.cancelled_by:
         return

@@ -1,4 +1,4 @@
-"""What expires becomes a dead letter in time, read as Celery reads it, wherever its message is: contract section 7."""
+"""A delivery that expires becomes a dead letter in time, wherever its message is: contract section 7."""
 
 from __future__ import annotations
 
@@ -48,34 +48,34 @@ def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def handled(evt: Event, **offload: Any) -> Event:
-    """The same event, with an offloaded handler of these options."""
+    """Connects an offloaded handler with these options and returns the event."""
     on(evt, offload=offload or True, name=HANDLER)(lambda sender: None)
     return evt
 
 
 def naive(moment: datetime) -> datetime:
-    """The same in UTC, without an offset."""
+    """Returns the moment in UTC without an offset."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def expire_now() -> None:
-    """Let all that expires have expired."""
+    """Moves the expiry of all deliveries into the past."""
     with write_connection() as connection:
         connection.execute(deliveries.update().where(deliveries.c.expires_at.is_not(None)).values(expires_at=1.0))
 
 
 def only(state: str | None = None) -> operations.DeliveryRecord:
-    """The only delivery, when it has come into a state."""
-    return until(lambda: next(iter(found), None) if (found := in_state(state)) else None)
+    """Waits until the only delivery is in a state, and returns it."""
+    return until(lambda: next(iter(records), None) if (records := in_state(state)) else None)
 
 
 def in_state(state: str | None) -> list[operations.DeliveryRecord]:
-    """The deliveries in a state."""
+    """Returns the deliveries in a state."""
     return [entry for entry in operations.read_deliveries() if state in (None, entry.state)]
 
 
 def expires_at() -> float:
-    """When the only delivery expires."""
+    """Returns the time at which the only delivery expires."""
     with engine().connect() as connection:
         return float(connection.scalar(select(deliveries.c.expires_at)) or 0.0)
 
@@ -84,7 +84,7 @@ def expires_at() -> float:
 def test_a_time_is_read_as_celery_reads_it(
     zone: str, evt: Event, app: Celery, shape: Callable[[datetime], datetime]
 ) -> None:
-    """Without an offset it is UTC, whatever the time zone of the process."""
+    """An `expires` without an offset is UTC, whatever the time zone of the process."""
     moment = datetime.now(UTC) + SOON
     emit(handled(evt, expires=shape(moment)))
     assert expires_at() == pytest.approx(moment.timestamp(), abs=0.01)
@@ -93,40 +93,40 @@ def test_a_time_is_read_as_celery_reads_it(
 
 @pytest.mark.parametrize("promise", ["broker", "at-most-once"])
 def test_the_message_says_the_same_as_the_row(zone: str, evt: Event, app: Celery, sent: Sent, promise: str) -> None:
-    """An untracked one, sent at once or when the broker is back."""
+    """An untracked message carries the same expiry, whether it is sent at once or after an outage."""
     moment = datetime.now(UTC) + SOON
     emit(handled(evt, expires=naive(moment), delivery=promise))
     publisher._failures, publisher._paused_until = 1, float("inf")
     emit(evt)
     publisher._failures, publisher._paused_until = 0, 0.0
     only("published")
-    said = [datetime.fromisoformat(message.headers["expires"]) for message in sent()]
-    assert [abs(each - moment) < timedelta(seconds=0.01) for each in said] == [True, True]
+    expiries = [datetime.fromisoformat(message.headers["expires"]) for message in sent()]
+    assert [abs(each - moment) < timedelta(seconds=0.01) for each in expiries] == [True, True]
 
 
 def test_a_call_of_the_task_says_the_same(zone: str, evt: Event, app: Celery, sent: Sent) -> None:
-    """It is Celery's own."""
+    """A direct call of the task carries the same expiry."""
     moment = datetime.now(UTC) + SOON
     handler = on(evt, offload={"expires": naive(moment)}, name=HANDLER)(lambda sender: None)
     handler.task.delay("ada")
     handler.task.apply_async(("ada",), expires=naive(moment))
-    declared, given = (datetime.fromisoformat(message.headers["expires"]) for message in sent())
-    assert declared == given.replace(tzinfo=UTC) == moment
+    declared, passed = (datetime.fromisoformat(message.headers["expires"]) for message in sent())
+    assert declared == passed.replace(tzinfo=UTC) == moment
 
 
 def times_of(moment: datetime) -> list[Any]:
-    """A moment in each way in which Celery takes `eta`."""
+    """Returns a moment in each form that Celery takes as `eta`."""
     return [naive(moment), moment, naive(moment).isoformat(), moment.isoformat()]
 
 
-@pytest.mark.parametrize("way", range(len(times_of(datetime.now(UTC)))))
-def test_a_retry_at_a_time_is_due_at_it(zone: str, evt: Event, app: Celery, work: Work, way: int) -> None:
-    """As Celery reads `eta`."""
+@pytest.mark.parametrize("form", range(len(times_of(datetime.now(UTC)))))
+def test_a_retry_at_a_time_is_due_at_it(zone: str, evt: Event, app: Celery, work: Work, form: int) -> None:
+    """A retry is due at the time that Celery reads from `eta`."""
     moment = datetime.now(UTC) + SOON
 
     @on(evt, offload=True, name=HANDLER)
     def handler(sender: Any) -> None:
-        raise Retry("later", when=times_of(moment)[way])
+        raise Retry("later", when=times_of(moment)[form])
 
     work(app)
     emit(evt)
@@ -136,7 +136,7 @@ def test_a_retry_at_a_time_is_due_at_it(zone: str, evt: Event, app: Celery, work
 
 
 def test_what_has_expired_when_it_is_declared_is_a_dead_letter(evt: Event, app: Celery, sent: Sent) -> None:
-    """No worker need look at it."""
+    """A delivery that has expired at the emit becomes a dead letter without a worker."""
     emit(handled(evt, expires=datetime(2020, 1, 1)))
     Relay(app).step()
     assert (only().state, only().error) == ("dead", "expired before it started")
@@ -150,7 +150,7 @@ def test_what_expires_in_a_queue_that_nobody_reads_is_a_dead_letter(
     evt: Event,
     kind: str,
 ) -> None:
-    """Its message is there still, and comes to nothing when a worker takes it."""
+    """A delivery expires while its message waits in a queue without a consumer; a later claim of it is refused."""
     on_database(request, monkeypatch, kind)
     app = bind(make_app())
     emission = emit(handled(evt, expires=3600, queue="nobody"))
@@ -163,7 +163,7 @@ def test_what_expires_in_a_queue_that_nobody_reads_is_a_dead_letter(
 
 
 def test_what_expires_while_the_broker_is_away_is_a_dead_letter(evt: Event, app: Celery) -> None:
-    """A row needs no broker to be closed."""
+    """A delivery expires while the broker is unreachable."""
     emit(handled(evt, expires=3600, countdown=1800))
     expire_now()
     publisher._failures, publisher._paused_until = 1, float("inf")
@@ -173,7 +173,7 @@ def test_what_expires_while_the_broker_is_away_is_a_dead_letter(evt: Event, app:
 
 
 def test_what_no_worker_knows_expires(evt: Event, app: Celery) -> None:
-    """It waits for a worker that does, until then."""
+    """A delivery that waits for a worker with its handler expires."""
     emission = emit(handled(evt, expires=3600))
     claims.requeue_unknown(emission.id, HANDLER, 10, "unknown")
     expire_now()
@@ -182,7 +182,7 @@ def test_what_no_worker_knows_expires(evt: Event, app: Celery) -> None:
 
 
 def test_a_retry_does_not_outlive_its_delivery(evt: Event, app: Celery) -> None:
-    """It says that it has run, and of which error in its history."""
+    """A delivery that waits for a retry expires; its error and its history name the earlier run."""
     run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
     assert isinstance(run, Claim)
     claims.reschedule(run, 1800.0, "ValueError: no stock")
@@ -193,7 +193,7 @@ def test_a_retry_does_not_outlive_its_delivery(evt: Event, app: Celery) -> None:
 
 
 def test_a_run_goes_on_after_its_expiry(evt: Event, app: Celery) -> None:
-    """It has begun in time."""
+    """A run that started in time may finish after the expiry."""
     run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
     assert isinstance(run, Claim)
     expire_now()
@@ -203,7 +203,7 @@ def test_a_run_goes_on_after_its_expiry(evt: Event, app: Celery) -> None:
 
 
 def test_many_expire_together(evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some at a time, until none is left."""
+    """Many deliveries expire in batches until none is left."""
     monkeypatch.setattr(pending, "EXPIRY_BATCH", 2)
     handled(evt, expires=3600)
     for _ in range(5):
@@ -213,7 +213,7 @@ def test_many_expire_together(evt: Event, app: Celery, monkeypatch: pytest.Monke
 
 
 def test_what_is_replayed_does_not_expire_again(evt: Event, app: Celery) -> None:
-    """Somebody wants it to run now."""
+    """A replayed delivery has no expiry any more."""
     emit(handled(evt, expires=0))
     assert pending.close_expired() == 1
     assert operations.replay() == 1
@@ -221,7 +221,7 @@ def test_what_is_replayed_does_not_expire_again(evt: Event, app: Celery) -> None
 
 
 def test_the_class_of_a_task_may_say_when_it_expires(evt: Event, app: Celery, work: Work) -> None:
-    """Its row sees to it then too: in a message it would be taken for cancelled."""
+    """An expiry of the task class is kept in the row, because Celery would report an expired message as cancelled."""
     handled(evt, base=Expiring)
     emit(evt)
     assert publisher.drain(20)
@@ -230,7 +230,7 @@ def test_the_class_of_a_task_may_say_when_it_expires(evt: Event, app: Celery, wo
 
 
 def test_none_says_that_it_does_not_expire(evt: Event, app: Celery, work: Work) -> None:
-    """Whatever the class of its task says."""
+    """`expires=None` overrides the expiry of the task class."""
     handled(evt, base=Expiring, expires=None)
     emit(evt)
     work(app)

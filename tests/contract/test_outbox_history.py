@@ -28,23 +28,23 @@ def task_id(database_kind: str, evt: Event, app: Celery) -> str:
 
 
 def entry(task_id: str) -> DeliveryRecord:
-    """The delivery as it stands."""
-    (found,) = operations.read_deliveries(operations.has_id_in([task_id]))
-    return found
+    """Returns the delivery from the database."""
+    (record,) = operations.read_deliveries(operations.has_id_in([task_id]))
+    return record
 
 
-def begun(task_id: str) -> Claim:
-    """A run of it, published anew where it waits."""
-    mine = entry(task_id)
-    if mine.state == "waiting":
+def start_run(task_id: str) -> Claim:
+    """Starts a run of the delivery; a waiting delivery is published first."""
+    record = entry(task_id)
+    if record.state == "waiting":
         pending.take_due(10)
-    started = claims.claim(mine.emission, mine.handler, "boot/1")
-    assert isinstance(started, Claim)
-    return started
+    run = claims.claim(record.emission, record.handler, "boot/1")
+    assert isinstance(run, Claim)
+    return run
 
 
-def told(task_id: str) -> list[tuple[int, str]]:
-    """Number and reason of each run in its history."""
+def runs_with_reason(task_id: str) -> list[tuple[int, str]]:
+    """Returns number and reason of each run in the history."""
     return [(run.run, run.why) for run in entry(task_id).history]
 
 
@@ -53,8 +53,8 @@ def told(task_id: str) -> list[tuple[int, str]]:
     ["try later", 'a "quoted" \\ path', "50 % of {it}", "zwölf €", "it's", ":by :colon", "{}", "tab\there"],
 )
 def test_a_failed_run_keeps_its_reason(task_id: str, message: str) -> None:
-    """The exception's own line, whatever is in it, with when the run began and ended."""
-    claims.reschedule(begun(task_id), 0, TRACEBACK.format(f"ValueError: {message}"))
+    """A failed run keeps the exception's line, whatever its characters, and the run's begin and end."""
+    claims.reschedule(start_run(task_id), 0, TRACEBACK.format(f"ValueError: {message}"))
     (run,) = entry(task_id).history
     assert (run.run, run.why) == (1, f"ValueError: {message}")
     assert run.started is not None
@@ -62,98 +62,106 @@ def test_a_failed_run_keeps_its_reason(task_id: str, message: str) -> None:
 
 
 def test_a_message_of_many_lines_is_one_reason(task_id: str) -> None:
-    """Its first line; what a database cannot keep is escaped."""
-    claims.reschedule(begun(task_id), 0, TRACEBACK.format("ValueError: first\0\nsecond\n\nthird"))
-    assert told(task_id) == [(1, "ValueError: first\\0")]
+    """The reason of a message with several lines is its first line; characters that a database refuses are escaped."""
+    claims.reschedule(start_run(task_id), 0, TRACEBACK.format("ValueError: first\0\nsecond\n\nthird"))
+    assert runs_with_reason(task_id) == [(1, "ValueError: first\\0")]
 
 
 def test_each_run_has_its_place(task_id: str) -> None:
-    """Failed ones, one whose process died, and one that was cut short; the last one, which closes it, is not there."""
-    claims.reschedule(begun(task_id), 0, "ValueError: one")
-    run = begun(task_id)
+    """Failed, lost and interrupted runs are in the history; the run that closes the delivery is not."""
+    claims.reschedule(start_run(task_id), 0, "ValueError: one")
+    run = start_run(task_id)
     assert claims.record_losses(claims.is_run_in(run.emission, run.handler, "boot/1"), "its process died: SIGKILL") == 1
-    begun(task_id)
+    start_run(task_id)
     assert claims.requeue_runs("boot") == 1
-    claims.finish(begun(task_id))
-    assert told(task_id) == [
+    claims.finish(start_run(task_id))
+    assert runs_with_reason(task_id) == [
         (1, "ValueError: one"),
         (2, "its process died: SIGKILL"),
         (3, "cut short by a worker that stopped"),
     ]
 
 
-def test_a_run_that_took_too_long_is_told(task_id: str) -> None:
-    """Of a hard time limit the main process writes."""
-    run = begun(task_id)
+def test_a_run_that_took_too_long_is_recorded(task_id: str) -> None:
+    """A run that exceeded its hard time limit is recorded by the main process."""
+    run = start_run(task_id)
     claims.record_timeout(run.emission, run.handler, "boot/1", 0.0, "hard time limit of 1 s exceeded")
-    assert told(task_id) == [(1, "hard time limit of 1 s exceeded")]
+    assert runs_with_reason(task_id) == [(1, "hard time limit of 1 s exceeded")]
 
 
 def test_a_run_that_ends_well_writes_none(task_id: str) -> None:
-    """Nearly all do, and pay nothing for those that do not."""
-    claims.finish(begun(task_id))
-    assert told(task_id) == []
+    """A run that succeeds adds nothing to the history."""
+    claims.finish(start_run(task_id))
+    assert runs_with_reason(task_id) == []
 
 
 def test_it_does_not_grow_for_ever(task_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first runs are kept, and the column stays small."""
+    """A full history keeps its first runs, and its column stays small."""
     monkeypatch.setattr(states, "MAX_HISTORY_CHARACTERS", 300)
     for number in range(12):
-        claims.reschedule(begun(task_id), 0, f"ValueError: {number}")
-    kept: list[Any] = told(task_id)
-    assert kept[:2] == [(1, "ValueError: 0"), (2, "ValueError: 1")]
-    assert len(kept) < 6
+        claims.reschedule(start_run(task_id), 0, f"ValueError: {number}")
+    runs: list[Any] = runs_with_reason(task_id)
+    assert runs[:2] == [(1, "ValueError: 0"), (2, "ValueError: 1")]
+    assert len(runs) < 6
 
 
-def test_a_replayed_one_remembers(task_id: str) -> None:
-    """Why it died the first time is not forgotten."""
-    claims.reschedule(begun(task_id), 0, "ValueError: one")
-    claims.dead_letter(begun(task_id), "ValueError: two")
+def test_a_replayed_delivery_keeps_its_history(task_id: str) -> None:
+    """A replay keeps the history and adds the run that made the delivery a dead letter."""
+    claims.reschedule(start_run(task_id), 0, "ValueError: one")
+    claims.dead_letter(start_run(task_id), "ValueError: two")
     assert operations.replay(operations.has_id_in([task_id])) == 1
-    assert told(task_id) == [(1, "ValueError: one"), (2, "ValueError: two")]
+    assert runs_with_reason(task_id) == [(1, "ValueError: one"), (2, "ValueError: two")]
 
 
 @pytest.mark.parametrize("text", ["a\nb", 'a "quoted" \\ path', "\u2028", "x" * 10_000])
-def test_a_replayed_one_remembers_its_death(task_id: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When its last run began and ended, and the line that said why; however often, and however full its history is."""
+def test_a_replayed_delivery_records_its_dead_letter(task_id: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay records begin, end and reason of the last run, even if the history is full."""
     monkeypatch.setattr(states, "MAX_HISTORY_CHARACTERS", 10)
-    claims.reschedule(begun(task_id), 0, "ValueError: one")
+    claims.reschedule(start_run(task_id), 0, "ValueError: one")
     for _ in range(2):
-        claims.dead_letter(begun(task_id), f"ValueError: {text}")
+        claims.dead_letter(start_run(task_id), f"ValueError: {text}")
         dead = entry(task_id)
         operations.replay(operations.has_id_in([task_id]))
-        death = entry(task_id).history[-1]
-        assert (death.run, death.started, death.ended) == (dead.attempts, dead.started, dead.closed)
-        assert (death.outcome, death.why) == ("dead", f"ValueError: {text}".splitlines()[0][:300])
+        last = entry(task_id).history[-1]
+        assert (last.run, last.started, last.ended) == (dead.attempts, dead.started, dead.closed)
+        assert (last.outcome, last.why) == ("dead", f"ValueError: {text}".splitlines()[0][:300])
     assert [run.outcome for run in entry(task_id).history] == ["retried", "dead", "dead"]
 
 
-def test_what_died_after_its_last_run_is_told_of_too(task_id: str) -> None:
-    """That run is in the history already, and is not told of as if it had been another one."""
+def test_a_dead_letter_after_its_last_run_is_recorded_too(task_id: str) -> None:
+    """A delivery that became a dead letter after its last run records the dead letter beside that run."""
     for _ in range(claims.MAX_LOSSES):
-        begun(task_id)
+        start_run(task_id)
         claims.record_losses(claims.is_run_of_worker("boot"), "its worker died")
     assert entry(task_id).state == "dead"
     operations.replay(operations.has_id_in([task_id]))
-    *_, last, death = entry(task_id).history
-    assert (last.run, last.outcome, death.run, death.outcome) == (5, "retried", 5, "dead")
-    assert (death.started, death.why) == (None, "its worker died")
+    *_, last, dead = entry(task_id).history
+    assert (last.run, last.outcome, dead.run, dead.outcome) == (5, "retried", 5, "dead")
+    assert (dead.started, dead.why) == (None, "its worker died")
 
 
-def test_each_of_many_that_are_replayed_remembers(task_id: str, evt: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where they are more than are read at a time; what was done has nothing to remember."""
+def test_each_of_many_replayed_deliveries_keeps_its_history(
+    task_id: str, evt: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dead letters that are replayed in several batches each record their run; a done delivery has none to record."""
     monkeypatch.setattr(operations, "READ_BATCH", 2)
     ids = [task_id, *(emit(evt, "ada").offloaded["shop.mail"] for _ in range(4))]
     for number, each in enumerate(ids):
-        claims.dead_letter(begun(each), f"ValueError: {number}")
+        claims.dead_letter(start_run(each), f"ValueError: {number}")
     done = emit(evt, "ada").offloaded["shop.mail"]
-    claims.finish(begun(done))
+    claims.finish(start_run(done))
     assert operations.replay(operations.has_id_in([*ids, done])) == 6
-    assert [told(each) for each in (*ids, done)] == [*([(1, f"ValueError: {number}")] for number in range(5)), []]
+    assert [runs_with_reason(each) for each in (*ids, done)] == [
+        *([(1, f"ValueError: {number}")] for number in range(5)),
+        [],
+    ]
 
 
 def is_short(plan: str, index: str, kind: str) -> bool:
-    """Whether a plan uses this index; of an almost empty table PostgreSQL may take any other partial one."""
+    """Whether a plan uses this index.
+
+    PostgreSQL may take any other partial index of an almost empty table.
+    """
     if kind == "sqlite":
         return f"ix_nitro_delivery_{index}" in plan
     return "ix_nitro_delivery_" in plan and "nitro_delivery_pkey" not in plan
@@ -161,11 +169,11 @@ def is_short(plan: str, index: str, kind: str) -> bool:
 
 @pytest.mark.parametrize("states", [frozenset[str](), frozenset({"dead"})])
 def test_what_has_happened_is_found_by_indexes(task_id: str, database_kind: str, states: frozenset[str]) -> None:
-    """However many deliveries there are: who follows what happens asks twice a second."""
-    claims.dead_letter(begun(task_id), "ValueError: one")
+    """Changes are read by indexes, because `tail` asks for them twice a second."""
+    claims.dead_letter(start_run(task_id), "ValueError: one")
     operations.replay(operations.has_id_in([task_id]))
-    asked: list[tuple[str, Any]] = []
-    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
+    executed: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: executed.append((sql, values)))
     begin = datetime.now(UTC) - timedelta(minutes=1)
     keys, cut = history.changes_since(begin, HistoryFilter(states=states), 10)
     assert ({key[0] for key in keys}, cut) == ({entry(task_id).emission}, False)
@@ -173,19 +181,19 @@ def test_what_has_happened_is_found_by_indexes(task_id: str, database_kind: str,
     with engine().connect() as connection:
         if database_kind == "postgresql":
             connection.exec_driver_sql("SET enable_seqscan = off")
-        questions = [(sql, values) for sql, values in asked if "nitro_delivery" in sql and "LIMIT" in sql]
-        plans = [str(connection.exec_driver_sql(f"{explain} {sql}", values).all()) for sql, values in questions]
+        queries = [(sql, values) for sql, values in executed if "nitro_delivery" in sql and "LIMIT" in sql]
+        plans = [str(connection.exec_driver_sql(f"{explain} {sql}", values).all()) for sql, values in queries]
     for plan, index in zip(plans, ("open", "closed", "replayed"), strict=True):
         assert is_short(plan, index, database_kind)
 
 
 @pytest.mark.parametrize(("state", "index"), [("dead", "dead"), ("waiting", "open"), ("running", "open")])
 def test_what_is_listed_by_its_state_is_found_by_an_index(database_kind: str, state: str, index: str) -> None:
-    """However many deliveries are done; those of one event are not sought among all emissions."""
-    asked: list[tuple[str, Any]] = []
-    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: asked.append((sql, values)))
+    """Deliveries in a state are read by an index; the event of each is looked up without a scan of all emissions."""
+    executed: list[tuple[str, Any]] = []
+    event.listen(engine(), "before_cursor_execute", lambda _c, _k, sql, values, *_: executed.append((sql, values)))
     assert operations.read_deliveries(is_in_states([state]), operations.is_of_event("nothing"), limit=50) == []
-    sql, values = asked[-1]
+    sql, values = executed[-1]
     explain = "EXPLAIN QUERY PLAN" if database_kind == "sqlite" else "EXPLAIN"
     with engine().connect() as connection:
         if database_kind == "postgresql":

@@ -1,4 +1,4 @@
-"""The history of a delivery as workers write it, and whatever their handlers raise."""
+"""The history of a delivery as workers write it, for any error of a handler."""
 
 from __future__ import annotations
 
@@ -25,59 +25,59 @@ from waiting import until
 AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
 WORKER = "boot/1"
 LONG = timedelta(milliseconds=30)
-"""How long a handler runs, to be told from its begin and its end."""
+"""The run time of a handler, to distinguish the begin of a run from its end."""
 
 
 @pytest.fixture
 def shop(database_kind: str, evt: Event, app: Celery) -> Event:
-    """An event with a tracked handler, whose deliveries are kept in a database of each kind."""
+    """An event with a tracked handler, on a database of each kind."""
     on(evt, name="shop.mail", offload={"queue": "nobody's"})(lambda sender: None)
     return evt
 
 
 @pytest.fixture
 def app_on(database_kind: str, app: Celery) -> Celery:
-    """An app whose deliveries are kept in a database of each kind."""
+    """An app on a database of each kind."""
     return app
 
 
 def entry() -> DeliveryRecord:
-    """The only delivery."""
+    """Returns the only delivery."""
     (only,) = operations.read_deliveries()
     return only
 
 
 def run_of(event: Event) -> Claim:
-    """The first run of the one delivery of an emission."""
+    """Emits the event and returns the first run of its only delivery."""
     emit(event, "ada")
-    return again()
+    return next_run()
 
 
-def again() -> Claim:
-    """The next run of the only delivery."""
+def next_run() -> Claim:
+    """Starts the next run of the only delivery."""
     with write_connection() as connection:
         connection.execute(update(deliveries).values(state="queued"))
-    started = claims.claim(entry().emission, "shop.mail", WORKER)
-    assert isinstance(started, Claim)
-    return started
+    run = claims.claim(entry().emission, "shop.mail", WORKER)
+    assert isinstance(run, Claim)
+    return run
 
 
 def why(*, runs: int = 1) -> list[str]:
-    """Why each run did not close it."""
-    found = entry().history
-    assert len(found) == runs
-    return [run.why for run in found]
+    """Returns the reason of each run in the history."""
+    history = entry().history
+    assert len(history) == runs
+    return [run.why for run in history]
 
 
-def written() -> str:
-    """The history as it stands in the row."""
+def stored_history() -> str:
+    """Returns the history as text, as it is stored in the row."""
     with engine().connect() as connection:
         return str(connection.scalar(select(deliveries.c.history)) or "")
 
 
 @pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
 def test_each_run_that_failed_is_told_of(evt: Event, app_on: Celery, work: Callable[..., Any], delivery: str) -> None:
-    """By its number, with begin and end, and with the exception's own line; the one that succeeded is not."""
+    """Each failed run is recorded with number, begin, end and exception line; the run that succeeded is not."""
     ran: list[datetime] = []
 
     @on(evt, name="shop.mail", offload={"delivery": delivery, **AT_ONCE})
@@ -88,7 +88,7 @@ def test_each_run_that_failed_is_told_of(evt: Event, app_on: Celery, work: Calla
             raise ConnectionError(f"no mail at {len(ran)}\nthe second line")
 
     work(app_on)
-    began = datetime.now(UTC)
+    begin = datetime.now(UTC)
     emit(evt, "ada")
     until(lambda: entry().state == "done")
     history = entry().history
@@ -99,7 +99,7 @@ def test_each_run_that_failed_is_told_of(evt: Event, app_on: Celery, work: Calla
     slack = timedelta(milliseconds=5)  # of the database's clock
     for run, at in zip(history, ran, strict=False):
         assert run.started is not None
-        assert began - slack <= run.started <= at + slack
+        assert begin - slack <= run.started <= at + slack
         assert at + LONG - slack <= run.ended <= ran[run.run] + slack
     assert entry().attempts == 3
 
@@ -108,7 +108,7 @@ def test_each_run_that_failed_is_told_of(evt: Event, app_on: Celery, work: Calla
 def test_the_run_that_failed_for_good_is_told_of_by_the_row_itself(
     evt: Event, app_on: Celery, work: Callable[..., Any], retries: int
 ) -> None:
-    """In its error, with the traceback; the history has those before."""
+    """The final failure is in the delivery's error with its traceback; the history has the earlier runs."""
 
     @on(evt, name="shop.mail", offload={"max_retries": retries, **AT_ONCE})
     def mail(sender: str) -> None:
@@ -122,16 +122,16 @@ def test_the_run_that_failed_for_good_is_told_of_by_the_row_itself(
 
 
 def test_a_run_whose_process_died_is_told_of(shop: Event) -> None:
-    """By whoever has noticed it; also the last one, of which the delivery is dead."""
+    """A run whose process ended is recorded, including the run after which the delivery is a dead letter."""
     for run in range(1, claims.MAX_LOSSES + 1):
-        _ = run_of(shop) if run == 1 else again()
+        _ = run_of(shop) if run == 1 else next_run()
         assert claims.record_losses(claims.is_run_of_worker("boot"), f"its worker died {run} times") == 1
     assert why(runs=claims.MAX_LOSSES) == [f"its worker died {run} times" for run in range(1, 6)]
     assert entry().state == "dead"
 
 
 def test_what_was_no_run_is_not_told_of(shop: Event) -> None:
-    """A message that was lost, or that a worker did not know, has begun nothing."""
+    """A lost message, or one that a worker did not know, is not recorded as a run."""
     emission = emit(shop, "ada")
     claims.requeue_unknown(emission.id, "shop.mail", 9, "unknown to the worker that took it")
     with write_connection() as connection:
@@ -155,22 +155,22 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_any_text_survives(shop: Event, text: str) -> None:
-    """As it was, and as one line of JSON."""
+    """Any text of a reason is read back unchanged, and stored as one line of JSON in ASCII."""
     claims.reschedule(run_of(shop), 0.0, f"OSError: {text}")
     assert why() == [f"OSError: {text}".splitlines()[0]]
-    (line,) = written().split("\n")[:-1]
+    (line,) = stored_history().split("\n")[:-1]
     assert json.loads(line)["why"] == entry().history[0].why
     assert line.isascii()
 
 
 def test_what_no_database_can_keep_is_spelled_out(shop: Event) -> None:
-    """A NUL, and half a pair of surrogates."""
+    """A NUL and a lone surrogate are escaped."""
     claims.reschedule(run_of(shop), 0.0, "OSError: a\0b\ud800c")
     assert why() == [r"OSError: a\0b\ud800c"]
 
 
 def test_an_error_of_many_lines_is_told_by_its_own(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
-    """Not by the last line of its message, nor by those of what caused it or of its notes."""
+    """The reason is the exception's own line, and not a later line, a cause or a note."""
 
     @on(evt, name="shop.mail", offload={"max_retries": 1, **AT_ONCE})
     def mail(sender: str) -> None:
@@ -188,7 +188,7 @@ def test_an_error_of_many_lines_is_told_by_its_own(evt: Event, app_on: Celery, w
 
 
 def test_a_long_error_is_told_by_its_own_line(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
-    """Kept are its begin and its end, and the frames that it came through last, however long what had caused it."""
+    """A long error keeps the exception's begin and end and its last frames, however long its cause is."""
 
     @on(evt, name="shop.mail", offload={"max_retries": 1, **AT_ONCE})
     def mail(sender: str) -> None:
@@ -209,7 +209,7 @@ def test_a_long_error_is_told_by_its_own_line(evt: Event, app_on: Celery, work: 
 
 
 def test_several_errors_at_once_are_told_by_the_group(evt: Event, app_on: Celery, work: Callable[..., Any]) -> None:
-    """Such as those of an emit_async in a handler."""
+    """Several errors at once, as of `emit_async` in a handler, are recorded by their group."""
     inner = type(evt)("inner")
 
     @on(inner, name="shop.a")
@@ -232,39 +232,39 @@ def test_several_errors_at_once_are_told_by_the_group(evt: Event, app_on: Celery
 
 @pytest.mark.parametrize("text", ["x", "\u00e9", "😀", "\\", "\0"])
 def test_it_does_not_grow_without_end(shop: Event, text: str) -> None:
-    """The first runs are kept, each with as much of its reason as tells it apart."""
+    """A long history keeps the first runs, each with a shortened reason."""
     for run in range(1, 101):
-        claims.reschedule(run_of(shop) if run == 1 else again(), 0.0, f"{run}: {text * 10_000}")
+        claims.reschedule(run_of(shop) if run == 1 else next_run(), 0.0, f"{run}: {text * 10_000}")
     history = entry().history
     assert [run.run for run in history] == list(range(1, len(history) + 1))
     assert 1 < len(history) < 100
     assert max(len(run.why) for run in history) <= 600
-    assert len(written()) < 2 * MAX_HISTORY_CHARACTERS
+    assert len(stored_history()) < 2 * MAX_HISTORY_CHARACTERS
     assert entry().attempts == 100
 
 
 def test_a_replay_keeps_it(shop: Event) -> None:
-    """What went wrong before is not forgotten; the runs are counted on."""
+    """A replay keeps the history and continues the numbers of its runs."""
     claims.reschedule(run_of(shop), 0.0, "OSError: first")
-    claims.dead_letter(again(), "OSError: for good")
+    claims.dead_letter(next_run(), "OSError: for good")
     assert operations.replay(operations.has_id_in([entry().id])) == 1
     assert why(runs=2) == ["OSError: first", "OSError: for good"]
-    claims.reschedule(again(), 0.0, "OSError: third")
+    claims.reschedule(next_run(), 0.0, "OSError: third")
     assert [run.run for run in entry().history] == [1, 2, 3]
 
 
-def test_a_run_that_somebody_has_taken_over_notes_nothing(shop: Event) -> None:
-    """Only the latest run writes."""
+def test_a_run_that_was_taken_over_records_nothing(shop: Event) -> None:
+    """A run whose delivery was claimed again cannot write to the history."""
     first = run_of(shop)
     claims.record_losses(claims.is_run_of_worker("boot"), "its worker died")
-    again()
+    next_run()
     with pytest.raises(claims.DeliveryLost):
         claims.reschedule(first, 0.0, "OSError: too late")
     assert why() == ["its worker died"]
 
 
 def test_each_delivery_has_its_own(shop: Event) -> None:
-    """Those that are taken back together as well."""
+    """Each delivery of an emission has its own history, even if their runs are lost together."""
     on(shop, name="shop.books", offload={"queue": "nobody's"})(lambda sender: None)
     emission = emit(shop, "ada")
     for handler in ("shop.mail", "shop.books"):

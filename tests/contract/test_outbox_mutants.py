@@ -1,4 +1,4 @@
-"""The outbox without one of its safeguards: what each is for is seen when it is gone."""
+"""The outbox without one of its safeguards shows the fault that the safeguard prevents."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nitro.infrastructure.outbox.schema import deliveries
 
 
 @pytest.fixture(autouse=True)
-def made_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Statements that are made once are made by each test, of what it has put in place."""
+def rebuild_statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Builds the cached statements anew, so that they contain the test's patches."""
     monkeypatch.setattr(claims, "_START", CachedStatement(lambda dialect: claims._start_statement(dialect)))
     monkeypatch.setattr(claims, "_FINISH", CachedStatement(lambda dialect: claims._finish_statement(dialect)))
-    mine = claims._update_of_claim
-    mine.cache_clear()
+    update_of_claim = claims._update_of_claim
+    update_of_claim.cache_clear()
     yield
-    mine.cache_clear()
+    update_of_claim.cache_clear()
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def closed_by_the_first(emission: str) -> bool:
 def test_the_ledger_keeps_a_second_message_from_running(
     queued: str, monkeypatch: pytest.MonkeyPatch, mutant: bool
 ) -> None:
-    """A claim asks for the state `queued`; one that asks nothing starts what runs already."""
+    """A claim requires the state `queued`; a claim without this condition starts a running delivery again."""
     if mutant:
         monkeypatch.setattr(claims, "QUEUED", deliveries.c.state)
     assert claimed_twice(queued) is mutant
@@ -66,13 +66,13 @@ def test_the_ledger_keeps_a_second_message_from_running(
 
 @pytest.mark.parametrize("mutant", [False, True])
 def test_the_fence_keeps_an_old_run_from_closing(queued: str, monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
-    """Only the latest attempt closes a delivery; without that number the first one would."""
+    """Only the latest attempt closes a delivery; without the attempt number an earlier attempt would."""
     if mutant:
         monkeypatch.setattr(claims, "_update_of_claim", any_run)
     assert closed_by_the_first(queued) is mutant
 
 
 def any_run() -> Update:
-    """What is closed by who asks neither for the latest attempt nor for the state."""
+    """Returns an update that requires neither the latest attempt nor the state."""
     later = (deliveries.c.attempts >= bindparam("of_attempt")) | (deliveries.c.worker == bindparam("of_worker"))
     return update(deliveries).where(claims._has_key(*claims._KEY_PARAMETERS), later)

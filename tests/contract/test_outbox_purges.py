@@ -1,4 +1,4 @@
-"""Purges side by side: none deletes what another one does, and each counts what it has deleted: contract section 10."""
+"""Concurrent purges delete each row once, and each counts its own deletions: contract section 10."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ STATES = ("done", "published", "cancelled")
 def app_of_kind(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_app: Callable[..., Celery]
 ) -> Celery:
-    """An app whose deliveries are kept in a database of each kind in turn."""
+    """An app on a database of each kind."""
     on_database(request, monkeypatch, request.param)
     return bind(make_app())
 
 
-def left() -> tuple[int, int]:
-    """How many deliveries and emissions there are."""
+def row_counts() -> tuple[int, int]:
+    """Returns the numbers of deliveries and emissions."""
     with engine().connect() as connection:
         counts = [connection.scalar(select(func.count()).select_from(table)) or 0 for table in (deliveries, emissions)]
     return counts[0], counts[1]
 
 
 def at_once(work: Callable[[], int]) -> list[int]:
-    """What so many calls give that begin together."""
+    """Runs the function in several threads that start together, and returns the results."""
     begin = Barrier(PURGES)
 
-    def one(_number: int) -> int:
+    def call(_number: int) -> int:
         begin.wait()
         return work()
 
     with ThreadPoolExecutor(PURGES) as threads:
-        return list(threads.map(one, range(PURGES)))
+        return list(threads.map(call, range(PURGES)))
 
 
 def all_of(purge: Callable[[], int]) -> Callable[[], int]:
-    """Purge until nothing is left to do."""
+    """Returns a function that purges until no row is left, and returns the number of deleted rows."""
 
     def work() -> int:
         return sum(iter(purge, 0))
@@ -62,7 +62,7 @@ def all_of(purge: Callable[[], int]) -> Callable[[], int]:
 
 
 def test_purges_side_by_side_share_what_there_is(app_of_kind: Celery, evt: Event) -> None:
-    """Together they report as many as there were, and leave no emission to each other."""
+    """The counts of concurrent purges add up to the number of rows, and every emission is deleted."""
     for name in ("shop.a", "shop.b"):
         on(evt, offload={"countdown": 3600}, name=name)(lambda sender: None)
     for _ in range(MANY):
@@ -71,11 +71,11 @@ def test_purges_side_by_side_share_what_there_is(app_of_kind: Celery, evt: Event
         connection.execute(update(deliveries).values(state="done", closed_at=now()))
     deleted = at_once(all_of(lambda: retention.purge_deliveries(FUTURE, STATES, limit=7)))
     assert sum(deleted) == 2 * MANY
-    assert left() == (0, 0)
+    assert row_counts() == (0, 0)
 
 
 def test_the_journal_is_shared_too(app_of_kind: Celery) -> None:
-    """What it has recorded is counted once."""
+    """Concurrent purges of the journal count each emission once."""
     event = Namespace().event("seen")
     on(event, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     for _ in range(MANY):
@@ -83,22 +83,22 @@ def test_the_journal_is_shared_too(app_of_kind: Celery) -> None:
     with write_connection() as connection:
         connection.execute(deliveries.delete())
     assert sum(at_once(all_of(lambda: retention.purge_emissions(FUTURE, limit=7)))) == MANY
-    assert left() == (0, 0)
+    assert row_counts() == (0, 0)
 
 
 def test_a_purge_keeps_what_has_changed_meanwhile(app_of_kind: Celery, evt: Event) -> None:
-    """What is open again is no longer to be deleted."""
+    """A purge keeps open deliveries."""
     on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     emit(evt)
     assert retention.purge_deliveries(FUTURE, STATES) == 0
-    assert left() == (1, 1)
+    assert row_counts() == (1, 1)
 
 
 @pytest.mark.parametrize(("states", "deleted"), [(("done",), 1), (("published",), 1), (("done", "published"), 2)])
 def test_what_was_left_to_the_broker_is_a_state_of_its_own(
     app_of_kind: Celery, evt: Event, states: tuple[str, ...], deleted: int
 ) -> None:
-    """Only of a tracked delivery is it known that its handler has run."""
+    """An untracked delivery is `published` and not `done`, because the end of its handler is unknown."""
     on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     on(evt, offload={"countdown": 3600}, name="shop.b")(lambda sender: None)
     emit(evt)

@@ -1,4 +1,4 @@
-"""A row names the queue that its message is in, whatever has become of the routes: contract sections 7 and 14."""
+"""A row names the queue of its message, whatever happened to the routes: contract sections 7 and 14."""
 
 from __future__ import annotations
 
@@ -40,41 +40,41 @@ class OfClass(Task):
 
 
 class Elsewhere(Task):
-    """A task class that chooses a queue when it is published."""
+    """A task class that chooses the queue in `apply_async`."""
 
     abstract = True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Publish into a queue of its own choice."""
+        """Publishes into the queue `chosen`."""
         return super().apply_async(args, kwargs, **{**options, "queue": "chosen"})
 
 
 def release(make_app: MakeApp, evt: Event, offload: Any = True, **conf: Any) -> Celery:
-    """An app with these settings and the handler, as a deploy has it; what it emits goes through it."""
+    """Returns a bound app with these settings and the handler, as one release of an application."""
     on(evt, offload=offload, name=HANDLER)(handle)
     return bind(make_app(**conf))
 
 
 def age(seconds: float) -> None:
-    """Let time pass for all rows."""
+    """Moves the times of all rows into the past."""
     older = {"due_at": deliveries.c.due_at - seconds, "published_at": deliveries.c.published_at - seconds}
     with write_connection() as connection:
         connection.execute(deliveries.update().values(older))
 
 
 def in_queues() -> dict[str, int]:
-    """How many messages lie in each queue of the broker."""
+    """Returns the number of messages in each queue of the broker."""
     assert publisher.drain(PATIENCE)
-    return {name: found for name, queue in memory.Channel.queues.items() if (found := queue.qsize())}
+    return {name: size for name, queue in memory.Channel.queues.items() if (size := queue.qsize())}
 
 
 def named_queues() -> list[str]:
-    """The queues that the rows name."""
+    """Returns the queue names of the rows."""
     return [entry.queue for entry in operations.read_deliveries()]
 
 
 def handle(sender: object) -> None:
-    """Take what is sent."""
+    """The offloaded handler."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +85,7 @@ def test_what_waits_goes_by_the_routes_of_today(
     evt: Event,
     kind: str,
 ) -> None:
-    """After a deploy that has moved a handler into another queue its row names that queue."""
+    """A release that moves a handler to another queue publishes its waiting deliveries there; their rows name it."""
     on_database(request, monkeypatch, kind)
     release(make_app, evt, {"countdown": 3600}, task_routes={"shop.*": {"queue": "old"}})
     for _ in range(MANY):
@@ -98,7 +98,7 @@ def test_what_waits_goes_by_the_routes_of_today(
 
 
 def test_a_change_of_routes_multiplies_nothing(make_app: MakeApp, evt: Event) -> None:
-    """A broker that has lost its messages gets each of them once more, into the queue that is looked after then."""
+    """A lost message is published once more, into the queue of the current routes."""
     release(make_app, evt, task_routes={"shop.*": {"queue": "old"}})
     for _ in range(MANY):
         emit(evt)
@@ -114,7 +114,7 @@ def test_a_change_of_routes_multiplies_nothing(make_app: MakeApp, evt: Event) ->
 
 
 def test_two_releases_side_by_side_multiply_nothing(make_app: MakeApp, evt: Event) -> None:
-    """The relay of each looks after the rows of the other."""
+    """The relays of two releases do not publish each other's queued messages again."""
     old = release(make_app, evt, task_routes={"shop.*": {"queue": "old"}})
     new = make_app(task_routes={"shop.*": {"queue": "new"}})
     for _ in range(MANY):
@@ -128,12 +128,12 @@ def test_two_releases_side_by_side_multiply_nothing(make_app: MakeApp, evt: Even
 
 
 def by_emission(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_more: Any) -> dict[str, str]:
-    """Route each emission into a queue of its own."""
+    """Routes each emission into its own queue."""
     return {"queue": kwargs["__nitro__"]["emission"]}
 
 
 def test_a_router_may_go_by_the_message(make_app: MakeApp, evt: Event) -> None:
-    """It is asked with what it will be asked with when the message leaves."""
+    """A router gets the same arguments for the row as for the message."""
     release(make_app, evt, task_routes=(by_emission,))
     emitted = [emit(evt).id, emit(evt).id]
     assert in_queues() == dict.fromkeys(emitted, 1)
@@ -141,8 +141,8 @@ def test_a_router_may_go_by_the_message(make_app: MakeApp, evt: Event) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at-once", "by-a-relay"])
-def test_a_router_that_changes_its_mind_is_believed_at_last(make_app: MakeApp, evt: Event, late: bool) -> None:
-    """The row names the queue that the message went to, and not the one that was foreseen."""
+def test_a_router_that_changes_its_answer_is_followed(make_app: MakeApp, evt: Event, late: bool) -> None:
+    """The row names the queue that the message went to, even if the router first named another queue."""
     turns = cycle(["first", "second", "third"])
     app = release(make_app, evt, {"countdown": 3600 if late else 0}, task_routes=(lambda *_, **__: next(turns),))
     for _ in range(MANY):
@@ -150,21 +150,21 @@ def test_a_router_that_changes_its_mind_is_believed_at_last(make_app: MakeApp, e
     if late:
         age(3600)
         assert Relay(app).step() == MANY
-    found = in_queues()
-    assert sum(found.values()) == MANY
-    assert {name: named_queues().count(name) for name in found} == found
+    sizes = in_queues()
+    assert sum(sizes.values()) == MANY
+    assert {name: named_queues().count(name) for name in sizes} == sizes
 
 
 @pytest.mark.parametrize("base", [OfClass, Elsewhere])
 def test_a_task_class_may_choose_the_queue(make_app: MakeApp, evt: Event, base: type[Task]) -> None:
-    """By an attribute, or when it publishes."""
+    """A task class chooses the queue by its attribute or in `apply_async`."""
     release(make_app, evt, {"base": base})
     emit(evt)
     assert in_queues() == dict.fromkeys(named_queues(), 1)
 
 
 def test_a_watched_message_is_noted_too(make_app: MakeApp, evt: Event) -> None:
-    """Somebody who hears of each message changes nothing."""
+    """A receiver of `before_task_publish` does not change the queue in the row."""
     watcher = before_task_publish.connect(lambda **_: None, weak=False)
     turns = cycle(["first", "second", "third"])
     release(make_app, evt, task_routes=(lambda *_, **__: next(turns),))
@@ -188,7 +188,7 @@ def test_a_watched_message_is_noted_too(make_app: MakeApp, evt: Event) -> None:
 def test_an_exchange_leads_to_the_queue_that_is_bound_to_it(
     make_app: MakeApp, evt: Event, route: dict[str, str], queue: str
 ) -> None:
-    """As the app declares it; also where the route names another queue besides."""
+    """A message to an exchange goes to the queue that the app binds to it, even if the route names another queue."""
     app = release(make_app, evt, task_routes={"shop.*": route}, task_queues=TOPICS)
     with app.connection_for_write() as connection:
         for each in app.amqp.queues.values():
@@ -199,7 +199,7 @@ def test_an_exchange_leads_to_the_queue_that_is_bound_to_it(
 
 
 def test_a_queue_may_have_several_bindings(make_app: MakeApp, evt: Event) -> None:
-    """Each of them leads to it."""
+    """Each binding of a queue leads to it."""
     direct = Exchange("direct", type="direct")
     several = Queue("several", [binding(direct, routing_key="one"), binding(direct, routing_key="two")])
     release(make_app, evt, {"exchange": "direct", "routing_key": "two"}, task_queues=[Queue("celery"), several])
@@ -218,24 +218,24 @@ def test_a_queue_may_have_several_bindings(make_app: MakeApp, evt: Event) -> Non
 def test_queues_that_the_app_does_not_have_are_not_taken_for_empty(
     make_app: MakeApp, evt: Event, conf: dict[str, Any]
 ) -> None:
-    """Nobody can be asked about them: a message is taken for lost only when it has been there for very long."""
+    """A message in a queue that the app does not declare counts as lost only after the longest lease."""
     release(make_app, evt, **conf)
 
-    def none(queues: Iterable[str]) -> Mapping[str, int]:
+    def probe_empty(queues: Iterable[str]) -> Mapping[str, int]:
         return dict.fromkeys(queues, 0)
 
     emit(evt)
     assert publisher.drain(PATIENCE)
     age(MAX_LEASE_SECONDS - 60)
-    assert pending.requeue_lost(none) == 0
+    assert pending.requeue_lost(probe_empty) == 0
     age(120)
-    assert pending.requeue_lost(none) == 1
+    assert pending.requeue_lost(probe_empty) == 1
 
 
 def test_a_queue_that_is_gone_is_left_to_the_routes(
     make_app: MakeApp, evt: Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A release without it, which makes none, publishes what an older one has left for it."""
+    """A message for a queue that the release no longer has is published by the current routes."""
     release(make_app, evt, {"queue": "gone", "countdown": 3600})
     emit(evt)
     age(3600)
@@ -247,7 +247,7 @@ def test_a_queue_that_is_gone_is_left_to_the_routes(
 
 
 def test_a_route_that_fails_keeps_no_other_from_leaving(make_app: MakeApp, evt: Event) -> None:
-    """Its row says why, and is tried again."""
+    """A failing route affects its own delivery, which keeps the error and is retried."""
     release(make_app, evt, {"countdown": 3600})
     on(evt, offload={"countdown": 3600}, name="shop.b")(lambda sender: None)
     emit(evt)
@@ -256,13 +256,13 @@ def test_a_route_that_fails_keeps_no_other_from_leaving(make_app: MakeApp, evt: 
         task_create_missing_queues=False, task_queues=[Queue("celery")], task_routes={HANDLER: {"queue": "missing"}}
     )
     assert Relay(bind(later)).step() == 1
-    failed, left = sorted(operations.read_deliveries(), key=lambda entry: entry.handler)
-    assert (failed.state, left.state) == ("waiting", "queued")
+    failed, queued = sorted(operations.read_deliveries(), key=lambda entry: entry.handler)
+    assert (failed.state, queued.state) == ("waiting", "queued")
     assert "missing" in str(failed.error)
 
 
 def test_a_queue_of_the_handler_stays_with_the_delivery(make_app: MakeApp, evt: Event) -> None:
-    """A new `queue=` is for what is emitted with it: the old one is still where the message is."""
+    """A delivery keeps the handler's queue of its emit after the handler's `queue=` has changed."""
     app = release(make_app, evt, {"queue": "before"})
     emit(evt)
     evt.disconnect(handle)
@@ -276,7 +276,7 @@ def test_a_queue_of_the_handler_stays_with_the_delivery(make_app: MakeApp, evt: 
 def test_a_worker_of_another_app_relays_to_the_broker_of_the_bound_one(
     make_app: MakeApp, evt: Event, work: Callable[..., Any]
 ) -> None:
-    """It runs its own tasks, and the rows go where the emitter would have sent them."""
+    """A worker of another app publishes rows through the bound app, while it runs its own tasks."""
     release(make_app, evt, {"countdown": 0.01}, task_default_queue="mine")
     work(make_app(task_default_queue="others"))
     emit(evt)
@@ -285,5 +285,5 @@ def test_a_worker_of_another_app_relays_to_the_broker_of_the_bound_one(
 
 
 def states() -> list[str]:
-    """Of all deliveries."""
+    """Returns the states of all deliveries."""
     return [entry.state for entry in operations.read_deliveries()]

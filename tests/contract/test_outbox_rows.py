@@ -1,4 +1,4 @@
-"""What an emit writes into the outbox, and when: contract section 7."""
+"""Rows of the outbox, as an emit writes them: contract section 7."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SKEW = 1.0
 
 
 class Cargo(Entity, table=True):
-    """Something to emit about."""
+    """An entity to emit about."""
 
     __tablename__ = "outbox_cargo"
 
@@ -41,29 +41,29 @@ class Cargo(Entity, table=True):
 
 
 def offloaded(evt: Event, *names: str, **options: Any) -> None:
-    """Connect an offloaded handler of each name."""
+    """Connects an offloaded handler under each name."""
     for name in names:
         on(evt, offload=options or True, name=name)(lambda sender, **kwargs: None)
 
 
 @pytest.fixture
 def statements(app: Celery) -> Iterator[list[str]]:
-    """The SQL that is executed, but for what begins and ends transactions."""
+    """The executed SQL statements, without the begin and the end of transactions."""
     executed: list[str] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         executed.append(statement)
 
-    event.listen(engine(), "before_cursor_execute", note)
+    event.listen(engine(), "before_cursor_execute", record)
     yield executed
-    event.remove(engine(), "before_cursor_execute", note)
+    event.remove(engine(), "before_cursor_execute", record)
 
 
 def payloads() -> list[tuple[str | None, str | None]]:
-    """The two payloads of each emission."""
+    """Returns the two payloads of each emission."""
     with engine().connect() as connection:
-        found = connection.execute(select(emissions.c.snapshot, emissions.c.reload))
-        return [(row.snapshot, row.reload) for row in found]
+        rows = connection.execute(select(emissions.c.snapshot, emissions.c.reload))
+        return [(row.snapshot, row.reload) for row in rows]
 
 
 INSERTS = {"sqlite": [["nitro_emission"], ["nitro_delivery"]], "postgresql": [["nitro_emission", "nitro_delivery"]]}
@@ -75,59 +75,59 @@ INSERTS = {"sqlite": [["nitro_emission"], ["nitro_delivery"]], "postgresql": [["
 def test_an_emission_is_two_inserts(
     evt: Event, app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, handlers: int, kind: str
 ) -> None:
-    """However many handlers there are: one for the payload, one for the deliveries; on PostgreSQL in one statement."""
+    """An emission inserts its payload once and all deliveries at once; PostgreSQL needs a single statement."""
     on_database(request, monkeypatch, kind)
     offloaded(evt, *(f"shop.{number}" for number in range(handlers)))
     emit(evt, "ada")
     statements = request.getfixturevalue("statements")
     emit(evt, "bob")
-    written = [
+    tables = [
         re.findall(r"INSERT INTO (?:\w+\.)?(\w+)", statement) for statement in statements if "BEGIN" not in statement
     ]
-    assert written == INSERTS[kind]
+    assert tables == INSERTS[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_holds_all_that_its_message_needs(
     evt: Event, app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """On every database: when it is due, until when, how it travels; a name may have any character."""
+    """A row has due time, expiry, mode and options on every database; a handler name may contain any character."""
     on_database(request, monkeypatch, kind)
     offloaded(evt, "shop.böse\"'%s:name", entity="reload", queue="mail", countdown=60, expires=90.5, priority=3)
     offloaded(evt, "shop.plain")
-    began = time.time()
+    begin = time.time()
     emit(evt, 'a "quoted" %s sender')
-    ended = time.time()
+    end = time.time()
     with engine().connect() as connection:
-        put_off, plain = connection.execute(select(deliveries).order_by(deliveries.c.due_at.desc())).all()
-    assert (put_off.handler, put_off.mode, put_off.queue) == ("shop.böse\"'%s:name", "reload", "mail")
-    assert json.loads(put_off.options) == {"queue": "mail", "priority": 3}
-    assert (put_off.state, put_off.publications, put_off.published_at) == ("waiting", 0, None)
-    assert began + 60 - SKEW <= put_off.due_at <= ended + 60 + SKEW
-    assert began + 90.5 - SKEW <= put_off.expires_at <= ended + 90.5 + SKEW
+        delayed, plain = connection.execute(select(deliveries).order_by(deliveries.c.due_at.desc())).all()
+    assert (delayed.handler, delayed.mode, delayed.queue) == ("shop.böse\"'%s:name", "reload", "mail")
+    assert json.loads(delayed.options) == {"queue": "mail", "priority": 3}
+    assert (delayed.state, delayed.publications, delayed.published_at) == ("waiting", 0, None)
+    assert begin + 60 - SKEW <= delayed.due_at <= end + 60 + SKEW
+    assert begin + 90.5 - SKEW <= delayed.expires_at <= end + 90.5 + SKEW
     assert (plain.handler, plain.mode, plain.options, plain.expires_at) == ("shop.plain", "snapshot", None, None)
     assert (plain.state, plain.publications) == ("queued", 1)
-    assert began - SKEW <= plain.published_at <= ended + SKEW
+    assert begin - SKEW <= plain.published_at <= end + SKEW
     assert plain.due_at > plain.published_at
     assert [bool(payload) for payload in payloads()[0]] == [True, True]
 
 
 def test_an_emit_in_a_transaction_commits_with_it(evt: Event, app: Celery, statements: list[str]) -> None:
-    """No transaction of its own: the rows are in the user's."""
+    """The rows of an emit are in the user's transaction, and invisible outside before its commit."""
     offloaded(evt, "shop.a")
     with transaction():
         emit(evt, Cargo(id="c1").save())
-        assert registry_in_another_connection() == []
+        assert committed_rows() == []
     assert len(operations.read_deliveries()) == 1
 
 
-def registry_in_another_connection() -> list[operations.DeliveryRecord]:
-    """What others can see of the outbox at this moment."""
+def committed_rows() -> list[operations.DeliveryRecord]:
+    """Returns the committed rows of the outbox."""
     return operations.read_deliveries()
 
 
 def test_payload_is_stored_once(evt: Event, app: Celery) -> None:
-    """Not once a handler."""
+    """The payload is stored once for all handlers of an emission."""
     offloaded(evt, "shop.a", "shop.b")
     emit(evt, "ada", text="x" * 100)
     ((snapshot, reload),) = payloads()
@@ -137,7 +137,7 @@ def test_payload_is_stored_once(evt: Event, app: Celery) -> None:
 
 
 def test_each_mode_has_its_payload(evt: Event, app: Celery) -> None:
-    """A handler that reads its entities again gets another payload than one that wants them as they were."""
+    """A handler with `entity="reload"` gets another payload than a handler with `entity="snapshot"`."""
     offloaded(evt, "shop.a")
     offloaded(evt, "shop.b", entity="reload")
     emit(evt, Cargo(id="c1", status="placed").save())
@@ -148,7 +148,7 @@ def test_each_mode_has_its_payload(evt: Event, app: Celery) -> None:
 
 
 def test_message_of_a_tracked_delivery_carries_no_payload(evt: Event, app: Celery, sent: Sent) -> None:
-    """Nothing personal is in the broker; the row's identity is."""
+    """The message of a tracked delivery carries the emission's id and no payload."""
     offloaded(evt, "shop.a")
     emission = emit(evt, "ada", email="alice@example.com")
     (message,) = sent()
@@ -161,7 +161,7 @@ def test_message_of_a_tracked_delivery_carries_no_payload(evt: Event, app: Celer
 def test_untracked_deliveries_need_no_database(
     evt: Event, app: Celery, sent: Sent, statements: list[str], delivery: str
 ) -> None:
-    """While the broker answers."""
+    """Untracked deliveries execute no SQL while the broker answers."""
     offloaded(evt, "shop.a", delivery=delivery)
     emit(evt, "ada")
     assert len(sent()) == 1
@@ -171,7 +171,7 @@ def test_untracked_deliveries_need_no_database(
 def test_an_async_session_commits_the_rows(
     evt: Event, app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are written as the last thing in its transaction; after a rollback there are none."""
+    """Rows are committed with an async session's transaction; its rollback leaves none."""
     offloaded(evt, "shop.a")
     Cargo.init_db()
     database = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'nitro.db'}")
@@ -193,7 +193,7 @@ def test_an_async_session_commits_the_rows(
 
 
 def test_a_savepoint_of_an_async_session_takes_its_rows(evt: Event, app: Celery, tmp_path: Path) -> None:
-    """Only what the inner block has emitted is gone."""
+    """A rolled-back savepoint of an async session drops only its own rows."""
     offloaded(evt, "shop.a")
     Cargo.init_db()
     database = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'nitro.db'}")
@@ -214,7 +214,7 @@ def test_a_savepoint_of_an_async_session_takes_its_rows(evt: Event, app: Celery,
 
 
 def test_countdown_waits_in_the_row(evt: Event, app: Celery, sent: Sent) -> None:
-    """It survives a restart of everything: nothing is in the broker before its time."""
+    """A delivery with a countdown waits in its row; no message is in the broker before it is due."""
     offloaded(evt, "shop.a", countdown=3600)
     before = datetime.now(UTC)
     emit(evt)
@@ -226,7 +226,7 @@ def test_countdown_waits_in_the_row(evt: Event, app: Celery, sent: Sent) -> None
 
 
 def test_queue_of_the_handler_is_kept(evt: Event, app: Celery) -> None:
-    """A relay in another process publishes to it; a queue object is kept by its name."""
+    """The row keeps the handler's queue, and of a queue object the name."""
     offloaded(evt, "shop.a", queue="mail")
     on(evt, offload=Offload(queue=Queue("post")), name="shop.b")(lambda sender: None)
     emit(evt)
@@ -237,7 +237,7 @@ def test_queue_of_the_handler_is_kept(evt: Event, app: Celery) -> None:
 
 
 def test_options_that_are_not_json_are_an_error(evt: Event, app: Celery) -> None:
-    """Raised where it is emitted; it names the handler, and nothing is kept."""
+    """Options that are not JSON raise at the emit; the error names the handler, and no row is left."""
     offloaded(evt, "shop.a", headers={"when": datetime.now(UTC)})
     with pytest.raises(OptionNotSerializable, match=r"shop\.a"):
         emit(evt)
@@ -245,7 +245,7 @@ def test_options_that_are_not_json_are_an_error(evt: Event, app: Celery) -> None
 
 
 def test_a_rolled_back_row_is_not_published(evt: Event, app: Celery, sent: Sent) -> None:
-    """Neither row nor message."""
+    """A rolled-back emission leaves neither a row nor a message."""
     offloaded(evt, "shop.a")
     with pytest.raises(ZeroDivisionError), transaction():
         emit(evt, "ada")

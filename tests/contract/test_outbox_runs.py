@@ -1,4 +1,4 @@
-"""What becomes of a tracked delivery in a worker: contract section 7."""
+"""Tracked deliveries in a worker: contract section 7."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
 
 
 class Ledger(Entity, table=True):
-    """What an exactly-once handler writes."""
+    """The rows that an exactly-once handler writes."""
 
     __tablename__ = "outbox_ledger"
 
@@ -46,19 +46,19 @@ class Ledger(Entity, table=True):
 
 
 def entry(state: str | None = None) -> operations.DeliveryRecord:
-    """The only delivery; when it has come to a state, if one is given."""
+    """Waits until the only delivery is in this state, if a state is passed, and returns it."""
 
-    def found() -> operations.DeliveryRecord | None:
+    def in_state() -> operations.DeliveryRecord | None:
         (only,) = operations.read_deliveries()
         return only if state in (None, only.state) else None
 
-    reached = until(found)
-    assert reached is not None
-    return reached
+    record = until(in_state)
+    assert record is not None
+    return record
 
 
 def publish_again(app: Celery, sent: Sent) -> None:
-    """Put each message that is in the queue there twice, as a broker may deliver it."""
+    """Publishes each queued message twice, as a broker may deliver it."""
     for message in sent():
         for _ in range(2):
             app.send_task(message.name, kwargs=message.kwargs, task_id=message.id, headers={"nitro_delivery": "x"})
@@ -69,7 +69,7 @@ def publish_again(app: Celery, sent: Sent) -> None:
 def test_a_delivery_is_closed_when_its_handler_has_finished(
     evt: Event, app: Celery, work: Work, delivery: str, kind: str
 ) -> None:
-    """Whatever kind of function it is."""
+    """A tracked delivery is done when its handler has finished, for every kind of function."""
     ran: list[str] = []
 
     def sync(sender: str) -> None:
@@ -100,7 +100,7 @@ def test_a_delivery_is_closed_when_its_handler_has_finished(
 
 @pytest.mark.parametrize("delivery", TRACKED)
 def test_a_message_that_comes_twice_runs_once(evt: Event, app: Celery, work: Work, sent: Sent, delivery: str) -> None:
-    """Its row is closed, so that the second one is dropped, and the result of the first one stays."""
+    """The second message of a closed delivery is dropped, and the first result stays."""
     ran: list[str] = []
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: ran.append(sender) or "done")
     emission = emit(evt, "ada")
@@ -114,7 +114,7 @@ def test_a_message_that_comes_twice_runs_once(evt: Event, app: Celery, work: Wor
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_exactly_once_writes_in_the_transaction_of_its_delivery(evt: Event, app: Celery, work: Work, kind: str) -> None:
-    """What a run that fails has written is rolled back; what stays is of the run that closed the row."""
+    """A failed run's writes are rolled back; the writes of the run that closed the row stay."""
     seen: list[bool] = []
 
     def save() -> None:
@@ -132,8 +132,8 @@ def test_exactly_once_writes_in_the_transaction_of_its_delivery(evt: Event, app:
         await asyncio.sleep(0)
         save()
 
-    chosen: dict[str, Any] = {"sync": sync, "async": coroutine}
-    on(evt, offload={"delivery": "exactly-once", **AT_ONCE}, name="shop.handler")(chosen[kind])
+    functions: dict[str, Any] = {"sync": sync, "async": coroutine}
+    on(evt, offload={"delivery": "exactly-once", **AT_ONCE}, name="shop.handler")(functions[kind])
     work(app)
     emit(evt, "ada")
     assert (entry("done").attempts, entry().retries) == (3, 2)
@@ -142,7 +142,7 @@ def test_exactly_once_writes_in_the_transaction_of_its_delivery(evt: Event, app:
 
 
 def test_exactly_once_emits_in_its_transaction(evt: Event, app: Celery, work: Work) -> None:
-    """A run that fails has emitted nothing."""
+    """A failed exactly-once run leaves no emission."""
     further = Namespace().event("further")
     on(further, offload={"queue": "elsewhere"}, name="shop.further")(lambda sender: None)
 
@@ -156,14 +156,14 @@ def test_exactly_once_emits_in_its_transaction(evt: Event, app: Celery, work: Wo
 
     work(app)
     emit(evt, "ada")
-    until(lambda: sorted(found.state for found in operations.read_deliveries()) == ["done", "queued"])
+    until(lambda: sorted(record.state for record in operations.read_deliveries()) == ["done", "queued"])
 
 
 @pytest.mark.parametrize("delivery", TRACKED)
 def test_a_run_that_was_taken_over_does_not_close(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch, delivery: str
 ) -> None:
-    """Another run has begun: what an exactly-once handler wrote is rolled back, and the row is the other's."""
+    """A run whose delivery was claimed again cannot close it; its exactly-once writes are rolled back."""
 
     def take_over(place: str) -> None:
         if place == "claimed by a worker":
@@ -187,7 +187,7 @@ def test_a_run_that_was_taken_over_does_not_close(
 
 @pytest.mark.parametrize("delivery", TRACKED)
 def test_what_fails_for_good_is_a_dead_letter(evt: Event, app: Celery, work: Work, delivery: str) -> None:
-    """With its error, and where it was raised."""
+    """A delivery whose retries are used up becomes a dead letter with error and traceback."""
 
     @on(evt, offload={"delivery": delivery, "max_retries": 1, **AT_ONCE}, name="shop.handler")
     def failing(sender: str) -> None:
@@ -211,7 +211,7 @@ def test_any_text_of_an_error_can_be_kept(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    """Also one that the database could not store as it is."""
+    """An error text that the database cannot store is escaped."""
     on_database(request, monkeypatch, kind)
     app = bind(make_app())
 
@@ -225,7 +225,7 @@ def test_any_text_of_an_error_can_be_kept(
 
 
 def test_an_error_that_cannot_be_told_is_a_dead_letter(evt: Event, app: Celery, work: Work) -> None:
-    """It is the one that the handler has raised, and not the one that asking for its message raises."""
+    """An exception whose `str()` fails is recorded under its own class."""
 
     class Unspeakable(Exception):
         def __str__(self) -> str:
@@ -243,7 +243,7 @@ def test_an_error_that_cannot_be_told_is_a_dead_letter(evt: Event, app: Celery, 
 def test_a_run_whose_wrapper_swallows_the_error_is_closed(
     evt: Event, make_app: Callable[..., Celery], work: Work
 ) -> None:
-    """A task class of the user's own has dealt with it; the row does not stay open."""
+    """A run whose error a user's task class swallows is closed as done, and its writes are rolled back."""
 
     class Swallowing(Task):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -266,7 +266,7 @@ def test_a_run_whose_wrapper_swallows_the_error_is_closed(
 
 
 def test_an_eager_task_inside_a_run_keeps_its_own_retries(evt: Event, app: Celery, work: Work) -> None:
-    """It is another task: what it does is none of the row's business."""
+    """An eager task inside a run has its own retries, which do not affect the delivery."""
     tries: list[int] = []
 
     @app.task(bind=True, max_retries=2, default_retry_delay=0, shared=False, name="shop.inner")
@@ -285,7 +285,7 @@ def test_an_eager_task_inside_a_run_keeps_its_own_retries(evt: Event, app: Celer
 
 
 def test_an_expected_error_is_a_dead_letter_at_once(evt: Event, app: Celery, work: Work) -> None:
-    """What `throws` names is not retried."""
+    """An exception that `throws` names is not retried."""
 
     @on(evt, offload={"throws": (KeyError,), **AT_ONCE}, name="shop.handler")
     def failing(sender: str) -> None:
@@ -297,7 +297,7 @@ def test_an_expected_error_is_a_dead_letter_at_once(evt: Event, app: Celery, wor
 
 
 def test_a_retry_is_kept_in_the_row(evt: Event, app: Celery, work: Work, sent: Sent) -> None:
-    """Nothing is published before its time; Celery shows RETRY."""
+    """A retry waits in the row and is published when it is due; Celery shows RETRY."""
 
     @on(evt, offload={"retry_backoff": 300, "retry_jitter": False}, name="shop.handler")
     def failing(sender: str) -> None:
@@ -305,12 +305,12 @@ def test_a_retry_is_kept_in_the_row(evt: Event, app: Celery, work: Work, sent: S
 
     worker = work(app)
     emission = emit(evt, "ada")
-    put_off = until(lambda: entry().retries and entry())
-    assert (put_off.state, put_off.retries) == ("waiting", 1)
-    assert "ConnectionError: away" in str(put_off.error)
-    assert put_off.due is not None
-    assert put_off.started is not None
-    assert 290 < (put_off.due - put_off.started).total_seconds() < 320
+    delayed = until(lambda: entry().retries and entry())
+    assert (delayed.state, delayed.retries) == ("waiting", 1)
+    assert "ConnectionError: away" in str(delayed.error)
+    assert delayed.due is not None
+    assert delayed.started is not None
+    assert 290 < (delayed.due - delayed.started).total_seconds() < 320
     until(lambda: app.AsyncResult(emission.offloaded["shop.handler"]).state == "RETRY")
     assert worker is not None
 
@@ -319,7 +319,7 @@ def test_a_retry_is_kept_in_the_row(evt: Event, app: Celery, work: Work, sent: S
 def test_celerys_own_exceptions_close_the_row(
     evt: Event, app: Celery, work: Work, raised: Exception, state: str
 ) -> None:
-    """A handler may ignore or reject its task as any Celery task may."""
+    """`Ignore` and `Reject` close the row, as they end any Celery task."""
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: str) -> None:
@@ -331,7 +331,7 @@ def test_celerys_own_exceptions_close_the_row(
 
 
 def test_what_has_expired_is_a_dead_letter(evt: Event, app: Celery, work: Work) -> None:
-    """It never runs."""
+    """An expired delivery becomes a dead letter and never runs."""
     ran: list[str] = []
     on(evt, offload=Offload(expires=0), name="shop.handler")(lambda sender: ran.append(sender))
     work(app)
@@ -341,7 +341,7 @@ def test_what_has_expired_is_a_dead_letter(evt: Event, app: Celery, work: Work) 
 
 
 def test_a_message_without_a_row_is_parked(evt: Event, app: Celery, work: Work, sent: Sent) -> None:
-    """It is never dropped without a trace: it becomes a dead letter that says what is missing."""
+    """A message without a row becomes a dead letter that says so."""
     ran: list[str] = []
     on(evt, offload=True, name="shop.handler")(lambda sender: ran.append(sender))
     emit(evt, "ada")
@@ -357,7 +357,7 @@ def test_a_message_without_a_row_is_parked(evt: Event, app: Celery, work: Work, 
 def test_a_message_that_names_anything_cannot_forge_a_line(
     evt: Event, app: Celery, work: Work, sent: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is parked is told in one line, whatever emission its message names."""
+    """A parked message is logged in one line, whatever its emission id contains."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     emit(evt, "ada")
     (message,) = sent()
@@ -370,7 +370,7 @@ def test_a_message_that_names_anything_cannot_forge_a_line(
 
 
 def test_a_payload_of_another_version_is_parked(evt: Event, app: Celery, work: Work) -> None:
-    """After its retries; it can be replayed when the workers have been updated."""
+    """A payload of an unknown version becomes a dead letter after its retries."""
     on(evt, offload={"max_retries": 1, **AT_ONCE, "queue": "celery"}, name="shop.handler")(lambda sender: None)
     emit(evt, "ada")
     with write_connection() as connection:
@@ -381,7 +381,7 @@ def test_a_payload_of_another_version_is_parked(evt: Event, app: Celery, work: W
 
 @pytest.mark.parametrize("state", ["dead", "done"])
 def test_a_replay_runs_again_under_the_same_key(evt: Event, app: Celery, work: Work, state: str) -> None:
-    """The receiver of an external effect sees the same idempotency key."""
+    """A replayed delivery has the same idempotency key."""
     keys: list[str] = []
 
     @on(evt, offload={"max_retries": 0}, name="shop.handler")
@@ -402,7 +402,7 @@ def test_a_replay_runs_again_under_the_same_key(evt: Event, app: Celery, work: W
 
 
 def test_cancel_stops_what_has_not_started(evt: Event, app: Celery, work: Work) -> None:
-    """Its message is in the queue already; the handler never runs."""
+    """A cancelled delivery never runs, although its message is queued already."""
     ran: list[str] = []
     on(evt, offload=True, name="shop.a")(lambda sender: ran.append("a"))
     on(evt, offload=True, name="shop.b")(lambda sender: ran.append("b"))
@@ -410,14 +410,14 @@ def test_cancel_stops_what_has_not_started(evt: Event, app: Celery, work: Work) 
     assert cancel(emission.id, "shop.a") == 1
     work(app).of(emission.offloaded["shop.b"])
     assert ran == ["b"]
-    assert {found.handler: found.state for found in operations.read_deliveries()} == {
+    assert {record.handler: record.state for record in operations.read_deliveries()} == {
         "shop.a": "cancelled",
         "shop.b": "done",
     }
 
 
 def test_cancel_of_a_whole_emission_counts(evt: Event, app: Celery) -> None:
-    """All handlers; the second time there is nothing left to cancel, which is no error."""
+    """`cancel` of an emission cancels all deliveries; a second call cancels none and raises nothing."""
     for name in ("shop.a", "shop.b"):
         on(evt, offload=True, name=name)(lambda sender: None)
     emission = emit(evt, "ada")
@@ -425,7 +425,7 @@ def test_cancel_of_a_whole_emission_counts(evt: Event, app: Celery) -> None:
 
 
 def test_cancel_takes_part_in_a_transaction(evt: Event, app: Celery) -> None:
-    """Rolled back, it has cancelled nothing."""
+    """A rolled-back `cancel` cancels nothing."""
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     emission = emit(evt, "ada")
     with pytest.raises(ZeroDivisionError), transaction():
@@ -435,21 +435,21 @@ def test_cancel_takes_part_in_a_transaction(evt: Event, app: Celery) -> None:
 
 
 def test_cancel_of_an_untracked_delivery_raises(evt: Event, app: Celery) -> None:
-    """It has no row; the error says how to stop it."""
+    """`cancel` of an untracked delivery raises, and the error names revoke."""
     on(evt, offload={"delivery": "broker"}, name="shop.a")(lambda sender: None)
     with pytest.raises(NotTracked, match="revoke"):
         cancel(emit(evt, "ada").id)
 
 
 def test_cancel_of_an_unknown_handler_raises(evt: Event, app: Celery) -> None:
-    """The emission is tracked, but for another handler."""
+    """`cancel` of a handler without a delivery raises, although the emission is tracked."""
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     with pytest.raises(NotTracked, match=r"shop\.b"):
         cancel(emit(evt, "ada").id, "shop.b")
 
 
 def test_revoke_cancels_what_has_not_started(evt: Event, app: Celery, work: Work) -> None:
-    """Celery's own word for it; a row outlives the worker that was told."""
+    """Celery's revoke cancels the row of a delivery that has not started."""
     on(evt, offload={"countdown": 3600}, name="shop.a")(lambda sender: None)
     emission = emit(evt, "ada")
     work(app)
@@ -460,34 +460,34 @@ def test_revoke_cancels_what_has_not_started(evt: Event, app: Celery, work: Work
 def test_a_database_that_is_away_delays_a_run(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the claim nor the close gives up; the handler runs once."""
+    """A database outage delays claim and close; the handler runs once."""
     ran: list[str] = []
-    away = {"claim": 2, "finish": 2}
+    failures = {"claim": 2, "finish": 2}
 
-    def unsteady(name: str) -> Any:
+    def failing_first(name: str) -> Any:
         real = getattr(claims, name)
 
-        def act(*args: Any, **kwargs: Any) -> Any:
-            if away[name]:
-                away[name] -= 1
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if failures[name]:
+                failures[name] -= 1
                 raise OperationalError("SELECT 1", {}, Exception("the database is away"))
             return real(*args, **kwargs)
 
-        return act
+        return call
 
-    for name in away:
-        monkeypatch.setattr(claims, name, unsteady(name))
+    for name in failures:
+        monkeypatch.setattr(claims, name, failing_first(name))
     monkeypatch.setattr(attempts, "RETRY_SECONDS", 0.01)
     on(evt, offload=True, name="shop.a")(lambda sender: ran.append(sender))
     work(app)
     emit(evt, "ada")
     assert entry("done").attempts == 1
     assert ran == ["ada"]
-    assert away == {"claim": 0, "finish": 0}
+    assert failures == {"claim": 0, "finish": 0}
 
 
 def test_the_app_may_wrap_every_run(evt: Event, make_app: Callable[..., Celery], work: Work) -> None:
-    """A task class of the user's own with a `__call__` sees a tracked run too."""
+    """A user's task class with `__call__` wraps tracked runs too."""
     around: list[str] = []
 
     class Wrapped(Task):
@@ -509,7 +509,7 @@ def test_the_app_may_wrap_every_run(evt: Event, make_app: Callable[..., Celery],
 def test_stored_untracked_deliveries_leave_later_with_their_payload(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker was away at the emit: the row waits, and then says no more than that the message has left."""
+    """An untracked delivery of a broker outage waits in a row, which is `published` once the message is sent."""
     ran: list[Any] = []
     on(evt, offload={"delivery": "broker"}, name="shop.a")(lambda sender, **kwargs: ran.append((sender, kwargs)))
     publisher._failures, publisher._paused_until = 1, float("inf")
@@ -522,7 +522,7 @@ def test_stored_untracked_deliveries_leave_later_with_their_payload(
 
 
 def test_a_forged_message_runs_nothing_that_was_not_committed(evt: Event, app: Celery, work: Work, sent: Sent) -> None:
-    """The payload comes from the row: what a message claims of it is not asked."""
+    """The payload comes from the row, so that a forged message runs nothing that was not committed."""
     ran: list[str] = []
     on(evt, offload=True, name="shop.a")(lambda sender: ran.append(sender))
     emit(evt, "ada")
@@ -539,7 +539,7 @@ def test_a_forged_message_runs_nothing_that_was_not_committed(evt: Event, app: C
 def test_a_run_that_nobody_knows_of_is_taken_back(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker lives, but no task of it is about that run: it does not stay `running` for ever."""
+    """A run that no task of its live worker belongs to is counted as lost."""
     monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.1)
     on(evt, offload={"queue": "elsewhere"}, name="shop.a")(lambda sender: None)
     emission = emit(evt, "ada")
@@ -552,16 +552,16 @@ def test_a_run_that_nobody_knows_of_is_taken_back(
 def test_a_run_that_takes_long_is_not_taken_back(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker knows of it."""
-    looks: list[int] = []
+    """A long run that its worker knows is not taken back."""
+    checks: list[int] = []
     monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.05)
     running = claims.running_attempts
-    monkeypatch.setattr(claims, "running_attempts", lambda boot: looks.append(1) or running(boot))
+    monkeypatch.setattr(claims, "running_attempts", lambda boot: checks.append(1) or running(boot))
 
     @on(evt, offload=True, name="shop.a")
     def handler(sender: str) -> None:
-        before = len(looks)
-        until(lambda: len(looks) > before + 3)
+        before = len(checks)
+        until(lambda: len(checks) > before + 3)
 
     work(app, pool="threads")
     emit(evt, "ada")
@@ -569,16 +569,16 @@ def test_a_run_that_takes_long_is_not_taken_back(
 
 
 def test_a_worker_that_has_ended_leaves_nothing_behind(evt: Event, app: Celery, work_for_a_while: Any) -> None:
-    """Neither a thread nor a place in the census, however it was told to end."""
+    """A worker that has ended leaves neither a thread nor a row in the table of workers."""
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     with work_for_a_while(app) as worker:
         worker.only(emit(evt, "ada"))
-        until(lambda: census_size() == 1)
-    assert census_size() == 0
+        until(lambda: count_workers() == 1)
+    assert count_workers() == 0
     assert not {"nitro-supervisor", "nitro-relay"} & {thread.name for thread in threading.enumerate()}
 
 
-def census_size() -> int:
-    """How many workers count themselves as alive."""
+def count_workers() -> int:
+    """Returns the number of workers with a row in the table of workers."""
     with engine().connect() as connection:
         return int(connection.scalar(select(func.count()).select_from(workers)) or 0)

@@ -27,14 +27,15 @@ from nitro.infrastructure.outbox.schema import schema_versions
 
 NAMES = {"nitro_delivery", "nitro_emission", "nitro_schema", "nitro_worker"}
 SOON = 10.0
-"""Seconds in which what waits for no lock is done on the slowest machine; SQLite waits 30 for one."""
+"""Seconds within which work that waits for no lock ends on the slowest machine; SQLite waits 30 s for a lock."""
 
 
 def offloaded(evt: Event) -> None:
     on(evt, offload=True, name="shop.a")(lambda sender, **kwargs: None)
 
 
-def emptied(place: Engine) -> None:
+def drop_schemas(place: Engine) -> None:
+    """Drops all schemas of a PostgreSQL database and creates an empty `public`."""
     with place.begin() as connection:
         names = connection.scalars(text("SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information)'")).all()
         for name in names:
@@ -44,20 +45,20 @@ def emptied(place: Engine) -> None:
 
 @pytest.fixture
 def server(database_server: str, monkeypatch: pytest.MonkeyPatch, app: Celery) -> Iterator[Engine]:
-    """A PostgreSQL database without any table, which this process uses."""
+    """A PostgreSQL database without tables, used by this process."""
     monkeypatch.setenv("NITRO_DB_URL", database_server)
     reset()
     place = create_engine(database_server)
-    emptied(place)
+    drop_schemas(place)
     yield place
     reset()
-    emptied(place)
+    drop_schemas(place)
     place.dispose()
 
 
 @pytest.fixture(params=KINDS)
 def empty(request: pytest.FixtureRequest, app: Celery, tmp_path: Path) -> Engine:
-    """A database of each kind without any table, which this process uses, as a stranger connects to it."""
+    """A database of each kind without tables, used by this process; the engine is a second one."""
     if request.param == "sqlite":
         return create_engine(f"sqlite:///{tmp_path / 'nitro.db'}")
     server: Engine = request.getfixturevalue("server")
@@ -65,41 +66,38 @@ def empty(request: pytest.FixtureRequest, app: Celery, tmp_path: Path) -> Engine
 
 
 def shape(place: Engine) -> Any:
-    """The columns and indexes of the outbox's tables."""
-    seen = inspect(place)
-    columns = {(name, column["name"]): str(column["type"]) for name in NAMES for column in seen.get_columns(name)}
+    """Returns the columns and indexes of the outbox's tables."""
+    inspector = inspect(place)
+    columns = {(name, column["name"]): str(column["type"]) for name in NAMES for column in inspector.get_columns(name)}
     indexes = {
         (name, each["name"]): (
             each["column_names"],
             {key: str(value) for key, value in each["dialect_options"].items()},
         )
         for name in NAMES
-        for each in seen.get_indexes(name)
+        for each in inspector.get_indexes(name)
     }
     return columns, indexes
 
 
-def wanted(place: Engine) -> Any:
-    """The shape of tables that are made today; they are dropped again."""
+def current_shape(place: Engine) -> Any:
+    """Returns the shape of the tables that this version creates, and drops them again."""
     create_tables(entities=False)
-    found = shape(place)
+    current = shape(place)
     with place.begin() as connection:
         nitro_metadata.drop_all(connection)
     reset()
-    return found
-
-
-# A MetaData of their own
+    return current
 
 
 def test_they_are_not_among_the_users(app: Celery) -> None:
-    """Neither in the process that has offloaded handlers nor in one that has none."""
+    """Nitro's tables are not in `SQLModel.metadata`."""
     assert {name for name in SQLModel.metadata.tables if name.startswith("nitro_")} == set()
     assert set(nitro_metadata.tables) == NAMES
 
 
 def test_dropping_the_users_tables_leaves_them(evt: Event, app: Celery) -> None:
-    """As tests do between two of them."""
+    """Nitro's tables survive `SQLModel.metadata.drop_all()`, as tests call it between two tests."""
     offloaded(evt)
     first = emit(evt)
     SQLModel.metadata.drop_all(engine())
@@ -138,7 +136,7 @@ class Later(Entity, table=True):
     ],
 )
 def test_what_is_done_with_the_users_metadata_is_not_done_with_them(tmp_path: Path, act: str) -> None:
-    """Before the first emit and after it."""
+    """Changes of `SQLModel.metadata` before or after the first emit leave Nitro's tables as they are."""
     environ = {"PYTHONPATH": ":".join(sys.path), "PATH": "", "NITRO_DB_URL": f"sqlite:///{tmp_path}/n.db"}
     command = [sys.executable, "-c", SCRIPT.format(act=act)]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
@@ -147,7 +145,7 @@ def test_what_is_done_with_the_users_metadata_is_not_done_with_them(tmp_path: Pa
 
 
 def test_a_class_declared_after_a_clear_gets_its_table(app: Celery) -> None:
-    """Also when there are as many classes again as there were."""
+    """A class that is declared after `metadata.clear()` gets its table, although the number of classes is the same."""
     metadata = MetaData()
     own_metadata, SQLModel.metadata = SQLModel.metadata, metadata
     try:
@@ -173,7 +171,7 @@ def test_a_class_declared_after_a_clear_gets_its_table(app: Celery) -> None:
 def test_a_session_of_a_tenant_writes_into_them(
     evt: Event, app: Celery, server: Engine, paths: dict[str | None, str] | None
 ) -> None:
-    """Neither its search path nor its map of schemas is about Nitro's tables."""
+    """Neither the search path nor the schema map of a session applies to Nitro's tables."""
     offloaded(evt)
     create_tables()
     options = {"schema_translate_map": paths} if paths else {}
@@ -186,14 +184,11 @@ def test_a_session_of_a_tenant_writes_into_them(
     assert [entry.emission for entry in operations.read_deliveries()] == [emission.id]
 
 
-# Versions
-
-
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("numbered", [True, False], ids=["by init", "by hand"])
 def test_older_tables_become_those_of_this_version(empty: Engine, version: int, numbered: bool) -> None:
-    """With what is in them; also those that Alembic or `create_all` has made, which say nothing of their version."""
-    target = wanted(empty)
+    """`init` upgrades older tables and keeps their rows, even if Alembic or `create_all` left no version."""
+    target = current_shape(empty)
     with empty.begin() as connection:
         old_tables.create(connection, version, numbered=numbered)
     versions.init()
@@ -209,7 +204,7 @@ def test_older_tables_become_those_of_this_version(empty: Engine, version: int, 
 def test_older_tables_on_sqlite_bring_themselves_up_to_date(
     evt: Event, app: Celery, tmp_path: Path, version: int
 ) -> None:
-    """With the first emit."""
+    """The first emit upgrades older tables on SQLite."""
     with create_engine(f"sqlite:///{tmp_path / 'nitro.db'}").begin() as connection:
         old_tables.create(connection, version)
     offloaded(evt)
@@ -231,7 +226,7 @@ versions.init(into=sys.argv[1] or None)
 def test_several_may_init_at_once(
     request: pytest.FixtureRequest, empty: Engine, tmp_path: Path, version: int, isolation: str
 ) -> None:
-    """One does it, and the others find it done, also where transactions see but the past."""
+    """Concurrent calls of `init` all succeed, at any isolation level."""
     if isolation and empty.dialect.name == "sqlite":
         pytest.skip("SQLite has one isolation level")
     if version:
@@ -243,39 +238,39 @@ def test_several_may_init_at_once(
 
 
 def test_several_may_init_in_a_schema_at_once(server: Engine, tmp_path: Path) -> None:
-    """One creates the schema, and the others find it there."""
+    """Concurrent calls of `init` with a new schema all succeed."""
     init_at_once(server.url.render_as_string(hide_password=False), tmp_path, into="at_once")
     with server.connect() as connection:
         assert connection.execute(text("SELECT version FROM at_once.nitro_schema")).all() == [(versions.VERSION,)]
 
 
 def init_at_once(url: str, folder: Path, into: str = "") -> None:
-    """Have three processes init, and see that none of them says anything."""
+    """Runs `init` in three processes at once, and asserts that none writes to stderr."""
     environ = {"PYTHONPATH": ":".join(sys.path), "PATH": "", "NITRO_DB_URL": url}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", INIT, into]
-    started = [subprocess.Popen(command, cwd=folder, env=environ, **pipes) for _ in range(3)]
-    for process in started:
+    processes = [subprocess.Popen(command, cwd=folder, env=environ, **pipes) for _ in range(3)]
+    for process in processes:
         process.stdout.readline()
-    for process in started:
+    for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    assert [process.communicate(timeout=60)[1] for process in started] == [""] * 3
+    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 3
 
 
-def numbered(version: int, usable_from: int) -> None:
+def set_version(version: int, usable_from: int) -> None:
     with write_connection() as connection:
         connection.execute(schema_versions.update().values(version=version, usable_from=usable_from))
     reset()
 
 
 def test_later_tables_that_allow_it_are_used(evt: Event, empty: Engine) -> None:
-    """A worker of this release goes on beside one of the next, whose tables have a column more."""
+    """Tables of a later version are used if they allow this version, as during a rolling release."""
     offloaded(evt)
     versions.init()
     with write_connection() as connection:
         connection.exec_driver_sql("ALTER TABLE nitro_delivery ADD COLUMN later INTEGER NOT NULL DEFAULT 0")
-    numbered(versions.VERSION + 3, versions.VERSION)
+    set_version(versions.VERSION + 3, versions.VERSION)
     emission = emit(evt)
     assert isinstance(claims.claim(emission.id, "shop.a", "boot/1-1"), claims.Claim)
     versions.init()
@@ -284,10 +279,10 @@ def test_later_tables_that_allow_it_are_used(evt: Event, empty: Engine) -> None:
 
 
 def test_later_tables_that_do_not_allow_it_are_refused(evt: Event, empty: Engine) -> None:
-    """A library that is too old for the database says so, and what to do."""
+    """Tables of a later version that do not allow this version raise; the error says to update the library."""
     offloaded(evt)
     versions.init()
-    numbered(versions.VERSION + 2, versions.VERSION + 1)
+    set_version(versions.VERSION + 2, versions.VERSION + 1)
     for act in (
         lambda: emit(evt),
         operations.read_deliveries,
@@ -302,7 +297,7 @@ def test_later_tables_that_do_not_allow_it_are_refused(evt: Event, empty: Engine
 def test_tables_of_a_later_step_are_brought_up_to_date(
     evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Step by step, keeping what is in them; on SQLite by itself."""
+    """Upgrade steps are applied in order and keep the rows; on SQLite without a command."""
     offloaded(evt)
     first = emit(evt)
     later = versions.VERSION + 2
@@ -317,12 +312,9 @@ def test_tables_of_a_later_step_are_brought_up_to_date(
     assert {entry.emission for entry in operations.read_deliveries()} == {first.id, second.id}
 
 
-# Errors
-
-
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("create", "message"),
     [
         (None, "are missing; run .*nitro init"),
         (lambda connection: old_tables.create(connection, 3), "are of version 3, and this library needs 4"),
@@ -331,21 +323,21 @@ def test_tables_of_a_later_step_are_brought_up_to_date(
     ids=["missing", "old", "no version"],
 )
 def test_a_server_database_that_cannot_be_used_says_why(
-    evt: Event, server: Engine, made: Callable[[Connection], None] | None, said: str
+    evt: Event, server: Engine, create: Callable[[Connection], None] | None, message: str
 ) -> None:
-    """Tables are made by `nitro init`, not behind the back of the database's owner."""
-    if made is not None:
+    """Missing or older tables on a server raise an error that names `nitro init`."""
+    if create is not None:
         with server.begin() as connection:
-            made(connection)
+            create(connection)
     offloaded(evt)
     for act in (lambda: emit(evt), operations.read_deliveries, lambda: claims.claim("e", "shop.a", "b/1-1")):
-        with pytest.raises(OutboxOutdated, match=said):
+        with pytest.raises(OutboxOutdated, match=message):
             act()
 
 
 @pytest.mark.server
 def test_a_table_that_is_missing_alone_is_named(evt: Event, server: Engine) -> None:
-    """And `init` makes it anew."""
+    """A single missing table is named in the error, and `init` creates it."""
     versions.init()
     with server.begin() as connection:
         connection.execute(text("DROP TABLE nitro_worker"))
@@ -356,12 +348,9 @@ def test_a_table_that_is_missing_alone_is_named(evt: Event, server: Engine) -> N
     assert operations.read_deliveries() == []
 
 
-# A schema of their own
-
-
 @pytest.mark.server
 def test_tables_in_a_schema_are_found(evt: Event, server: Engine) -> None:
-    """By emits, claims and commands, without another setting."""
+    """Emits, claims and commands find tables in a schema without a setting."""
     versions.init(into="Ours")
     reset()
     offloaded(evt)
@@ -374,7 +363,7 @@ def test_tables_in_a_schema_are_found(evt: Event, server: Engine) -> None:
 
 @pytest.mark.server
 def test_a_claim_in_a_fresh_process_finds_them(evt: Event, server: Engine) -> None:
-    """A worker's child process asks for nothing before."""
+    """The first claim of a new process finds the schema, as in a worker's child process."""
     versions.init(into="ours")
     offloaded(evt)
     emission = emit(evt)
@@ -384,7 +373,7 @@ def test_a_claim_in_a_fresh_process_finds_them(evt: Event, server: Engine) -> No
 
 @pytest.mark.server
 def test_older_tables_in_a_schema_are_brought_up_to_date(server: Engine) -> None:
-    """Where they are, and whether or not the schema is named."""
+    """Older tables in a schema are upgraded there, although `init` does not name the schema."""
     with server.begin() as connection:
         connection.exec_driver_sql("CREATE SCHEMA ours; SET LOCAL search_path TO ours")
         old_tables.create(connection, 1)
@@ -395,7 +384,7 @@ def test_older_tables_in_a_schema_are_brought_up_to_date(server: Engine) -> None
 
 @pytest.mark.server
 def test_a_second_schema_is_refused(server: Engine, database_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which one is meant could not be told; with a search path it can."""
+    """A second schema is refused as ambiguous, and accepted with a search path."""
     versions.init(into="one")
     with pytest.raises(OutboxElsewhere, match="one and two"):
         versions.init(into="two")
@@ -408,44 +397,41 @@ def test_a_second_schema_is_refused(server: Engine, database_server: str, monkey
         versions.init(into="three")
 
 
-# SQLite: nobody waits for the lock of another process who only reads
-
-
 def test_the_first_read_of_a_process_waits_for_no_writer(
     evt: Event, app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of rows of one's own and of the outbox, where all tables are there."""
+    """The first read of a process on SQLite waits for no writer if all tables exist."""
     offloaded(evt)
     emit(evt)
     reset()
     other = sqlite3.connect(tmp_path / "nitro.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    begun = time.monotonic()
+    start = time.monotonic()
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(lambda: len(operations.read_deliveries())).result(SOON) == 1
     with Session(engine()) as session:
         session.execute(text("SELECT 1"))
-    assert time.monotonic() - begun < SOON
+    assert time.monotonic() - start < SOON
     other.execute("ROLLBACK")
 
 
 def test_a_read_writes_nothing_where_all_is_there(evt: Event, app: Celery, tmp_path: Path) -> None:
-    """It begins no transaction that would take a lock."""
+    """A read on SQLite takes no write lock if all tables exist."""
     offloaded(evt)
     emit(evt)
     reset()
-    begun: list[str] = []
+    begins: list[str] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        begun.extend([statement] if statement.startswith("BEGIN") else [])
+    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        begins.extend([statement] if statement.startswith("BEGIN") else [])
 
-    event.listen(engine(), "before_cursor_execute", note)
+    event.listen(engine(), "before_cursor_execute", record)
     operations.read_deliveries()
-    assert set(begun) == {"BEGIN DEFERRED"}
+    assert set(begins) == {"BEGIN DEFERRED"}
 
 
 def test_a_table_that_cannot_be_made_is_its_own_error(app: Celery) -> None:
-    """And not that of a rollback which had nothing to roll back."""
+    """A failing creation of tables raises its own error, not the error of the following rollback."""
     metadata, SQLModel.metadata = SQLModel.metadata, MetaData()
     try:
 
@@ -460,7 +446,7 @@ def test_a_table_that_cannot_be_made_is_its_own_error(app: Celery) -> None:
 
 
 def test_init_on_sqlite_creates_only_nitros(app: Celery, tmp_path: Path) -> None:
-    """The user's own come with `--entities`, or when they are first used."""
+    """`init` on SQLite creates Nitro's tables; the user's tables need `--entities` or their first use."""
     metadata, SQLModel.metadata = SQLModel.metadata, MetaData()
     try:
 
@@ -476,8 +462,8 @@ def test_init_on_sqlite_creates_only_nitros(app: Celery, tmp_path: Path) -> None
 
 
 def test_the_script_makes_what_init_makes(empty: Engine) -> None:
-    """`init --sql`, for those who may not let a program create tables."""
-    target = wanted(empty)
+    """The script of `init --sql` creates the same tables as `init`."""
+    target = current_shape(empty)
     statements = versions.init_script()
     with empty.begin() as connection:
         for statement in statements:
@@ -489,8 +475,8 @@ def test_the_script_makes_what_init_makes(empty: Engine) -> None:
 
 @pytest.mark.server
 def test_the_script_brings_older_tables_up_to_date(server: Engine) -> None:
-    """It is made for the tables that are there, and executes nothing."""
-    target = wanted(server)
+    """The script upgrades the existing tables; writing it executes nothing."""
+    target = current_shape(server)
     with server.begin() as connection:
         old_tables.create(connection, 2)
     before = shape(server)
@@ -505,7 +491,7 @@ def test_the_script_brings_older_tables_up_to_date(server: Engine) -> None:
 
 
 def test_bind_to_another_database_forgets_the_schema(evt: Event, app: Celery, tmp_path: Path) -> None:
-    """An engine of the user's own is looked into anew."""
+    """`bind` to another database looks for its schema again."""
     bind(app, create_engine(f"sqlite:///{tmp_path / 'other.db'}"))
     offloaded(evt)
     emit(evt)

@@ -1,4 +1,4 @@
-"""An emit about entities in a session of the user's own waits for that session's commit."""
+"""An emit about entities in a user's session waits for the commit of that session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Sent = Callable[..., list[Any]]
 
 
 class Voucher(Entity, table=True):
-    """Something that is stored through a session of the user's own."""
+    """An entity that is stored through a user's session."""
 
     __tablename__ = "own_session_voucher"
 
@@ -33,7 +33,7 @@ class Voucher(Entity, table=True):
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """A database of the user's own."""
+    """A database of the user."""
     engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}")
     SQLModel.metadata.create_all(engine)
     yield engine
@@ -42,15 +42,15 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def redeemed(evt: Event, app: Celery, engine: Engine) -> Event:
-    """An event with an offloaded handler, whose deliveries are tracked in that database."""
+    """An event with an offloaded handler; its deliveries are tracked in the user's database."""
     bind(app, engine)
     on(evt, offload=True, name="shop.redeem")(lambda sender, *args, **kwargs: None)
     return evt
 
 
-@pytest.mark.parametrize("where", ["sender", "argument", "keyword"])
-def test_offloads_leave_with_the_commit(redeemed: Event, engine: Engine, sent: Sent, where: str) -> None:
-    """Whichever way the entity is given."""
+@pytest.mark.parametrize("place", ["sender", "argument", "keyword"])
+def test_offloads_leave_with_the_commit(redeemed: Event, engine: Engine, sent: Sent, place: str) -> None:
+    """The offload leaves with the commit, whether the entity is sender, argument or keyword."""
     with Session(engine) as session:
         voucher = Voucher()
         session.add(voucher)
@@ -59,14 +59,14 @@ def test_offloads_leave_with_the_commit(redeemed: Event, engine: Engine, sent: S
             "argument": lambda: redeemed.emit("till", voucher),
             "keyword": lambda: redeemed.emit("till", voucher=voucher),
         }
-        calls[where]()
+        calls[place]()
         assert sent() == []
         session.commit()
         assert len(sent()) == 1
 
 
 def test_rollback_publishes_nothing(redeemed: Event, engine: Engine, sent: Sent) -> None:
-    """Nothing saved, nothing published."""
+    """A rollback of the session leaves neither a row nor a message."""
     with Session(engine) as session:
         voucher = Voucher()
         session.add(voucher)
@@ -77,7 +77,7 @@ def test_rollback_publishes_nothing(redeemed: Event, engine: Engine, sent: Sent)
 
 
 def test_rollback_of_a_savepoint_takes_its_offloads(redeemed: Event, engine: Engine, sent: Sent) -> None:
-    """What was emitted outside of it leaves."""
+    """A rolled-back savepoint drops its own emits; the other emits leave with the commit."""
     with Session(engine) as session:
         kept, dropped = Voucher(id="kept"), Voucher(id="dropped")
         session.add(kept)
@@ -91,7 +91,7 @@ def test_rollback_of_a_savepoint_takes_its_offloads(redeemed: Event, engine: Eng
 
 
 def test_a_session_that_was_begun_explicitly_is_joined(redeemed: Event, engine: Engine, sent: Sent) -> None:
-    """Also when nothing was written in it."""
+    """An emit joins a session after `begin()`, even if the session has written nothing."""
     with Session(engine) as session:
         session.add(Voucher(id="v1"))
         session.commit()
@@ -103,7 +103,7 @@ def test_a_session_that_was_begun_explicitly_is_joined(redeemed: Event, engine: 
 
 
 def test_a_session_that_only_reads_is_not_waited_for(redeemed: Event, engine: Engine, sent: Sent) -> None:
-    """Nobody will commit it."""
+    """An emit leaves at once if its session only reads, because such a session is not committed."""
     with Session(engine) as session:
         session.add(Voucher(id="v1"))
         session.commit()
@@ -115,7 +115,7 @@ def test_a_session_that_only_reads_is_not_waited_for(redeemed: Event, engine: En
 def test_closing_without_a_commit_is_a_warning(
     redeemed: Event, engine: Engine, sent: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A forgotten commit is seen in the log."""
+    """A session that is closed without a commit logs a WARNING with the event."""
     with Session(engine) as session:
         session.add(voucher := Voucher())
         redeemed.emit(voucher)
@@ -126,7 +126,7 @@ def test_closing_without_a_commit_is_a_warning(
 
 
 def test_async_handlers_start_after_the_commit(evt: Event, engine: Engine, app: Celery) -> None:
-    """As inside a `transaction()`."""
+    """Async handlers start after the session's commit, as in a `transaction()`."""
     heard: list[str] = []
 
     @on(evt)
@@ -145,7 +145,7 @@ def test_async_handlers_start_after_the_commit(evt: Event, engine: Engine, app: 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[Engine]:
-    """Another database, which deliveries are not tracked in."""
+    """A database without an outbox."""
     other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
     SQLModel.metadata.create_all(other)
     yield other
@@ -153,7 +153,7 @@ def other(tmp_path: Path) -> Iterator[Engine]:
 
 
 def test_two_databases_are_an_error(redeemed: Event, other: Engine, sent: Sent) -> None:
-    """One commit cannot cover both; the message names them."""
+    """An emit in transactions of two databases raises an error that names both."""
     with Session(other) as session, transaction():
         session.add(voucher := Voucher())
         with pytest.raises(TransactionError, match=r"other\.db.*own\.db|own\.db.*other\.db"):
@@ -162,7 +162,7 @@ def test_two_databases_are_an_error(redeemed: Event, other: Engine, sent: Sent) 
 
 
 def test_a_session_of_another_database_than_the_outbox_is_an_error(redeemed: Event, other: Engine, sent: Sent) -> None:
-    """The workers would never find what was committed there; the message names both, and the way out."""
+    """An emit in a session of another database than the outbox's raises; the error names both and `bind`."""
     with Session(other) as session:
         session.add(voucher := Voucher())
         with pytest.raises(TransactionError, match=r"other\.db.*own\.db.*bind\(app, engine\)"):
@@ -171,7 +171,7 @@ def test_a_session_of_another_database_than_the_outbox_is_an_error(redeemed: Eve
 
 
 def test_an_untracked_emit_joins_a_session_of_any_database(evt: Event, app: Celery, other: Engine, sent: Sent) -> None:
-    """It writes no row, so that only the commit matters."""
+    """An untracked emit joins a session of any database, because it writes no row."""
     on(evt, offload={"delivery": "broker"}, name="shop.redeem")(lambda sender: None)
     with Session(other) as session:
         session.add(voucher := Voucher())

@@ -1,4 +1,4 @@
-"""What travels, seen from the emitter: contract section 5."""
+"""The payload of an emission as the emitter builds it: contract section 5."""
 
 import asyncio
 import re
@@ -64,7 +64,7 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_one_serialisation_an_emission(evt: Event, app: Celery, encodings: list[str]) -> None:
-    """However many handlers there are, the payload is written once."""
+    """The payload is serialised once, however many handlers there are."""
     for name in ("shop.a", "shop.b", "shop.c"):
         on(evt, offload=True, name=name)(lambda sender: None)
     emit(evt, "ada")
@@ -80,7 +80,7 @@ def test_one_more_if_handlers_mix_the_modes(evt: Event, app: Celery, encodings: 
 
 
 def test_no_serialisation_for_a_skipped_handler(evt: Event, app: Celery, encodings: list[str]) -> None:
-    """Where no condition holds there is nothing to write."""
+    """No payload is serialised if the conditions of all handlers are false."""
     on(evt, offload=True, condition=lambda sender: False, name="shop.a")(lambda sender: None)
     emit(evt, "ada")
     assert encodings == []
@@ -98,7 +98,7 @@ def test_no_serialisation_for_a_skipped_handler(evt: Event, app: Celery, encodin
 def test_payload_error_names_handler_argument_and_type(
     evt: Event, app: Celery, sent: Sent, sender: Any, args: Any, kwargs: Any, place: str, kind: str
 ) -> None:
-    """Whoever reads it knows which value to change, and for whose sake."""
+    """The error names the handler, the place of the value and its type."""
     on(evt, offload=True, name="shop.mail")(nothing)
     with pytest.raises(PayloadError, match=re.escape(place)) as caught:
         emit(evt, sender, *args, **kwargs)
@@ -108,7 +108,7 @@ def test_payload_error_names_handler_argument_and_type(
 
 
 def test_payload_error_of_emit_async_publishes_nothing(evt: Event, app: Celery, sent: Sent) -> None:
-    """Awaiting makes no difference."""
+    """`emit_async` with a payload error publishes nothing."""
     on(evt, offload=True, name="shop.mail")(nothing)
     with pytest.raises(PayloadError, match=r"shop\.mail"):
         asyncio.run(emit_async(evt, object()))
@@ -116,13 +116,13 @@ def test_payload_error_of_emit_async_publishes_nothing(evt: Event, app: Celery, 
 
 
 def test_inline_handlers_may_get_anything(evt: Event) -> None:
-    """What does not travel need not be able to."""
+    """Inline handlers get any object, because nothing is serialised for them."""
     evt.connect(lambda sender: sender.acquire())
     assert emit(evt, threading.Lock()) == [True]
 
 
 def test_snapshot_is_taken_when_the_inline_handlers_have_finished(evt: Event, app: Celery, sent: Sent) -> None:
-    """What an inline handler changed has changed; what changes later has not."""
+    """The snapshot contains the changes of inline handlers, and no later change."""
     on(evt, offload=True, priority=9, name="shop.mail")(nothing)
 
     @on(evt)
@@ -136,7 +136,7 @@ def test_snapshot_is_taken_when_the_inline_handlers_have_finished(evt: Event, ap
 
 
 def test_same_entity_in_two_places_arrives_as_one(evt: Event, app: Celery, sent: Sent) -> None:
-    """Identity inside one emission is kept."""
+    """Two references to one entity arrive as one object."""
     on(evt, offload=True, name="shop.mail")(nothing)
     basket = Basket(id="b1")
     emit(evt, basket, [basket], other=basket)
@@ -146,7 +146,7 @@ def test_same_entity_in_two_places_arrives_as_one(evt: Event, app: Celery, sent:
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_items_can_be_read_in_an_offloaded_handler(evt: Event, app: Celery, work: Work, loaded: bool) -> None:
-    """`sender.items` works, loaded beforehand or not."""
+    """A handler can read `sender.items`, whether the emitter had loaded them or not."""
     Basket(id="b1", items=[BasketItem(id="i1", product="tea"), BasketItem(id="i2", product="milk")]).save()
     basket = Basket.get("b1")
     assert basket is not None
@@ -157,13 +157,13 @@ def test_items_can_be_read_in_an_offloaded_handler(evt: Event, app: Celery, work
 
 
 def test_snapshot_needs_no_database(evt: Event, app: Celery, work: Work) -> None:
-    """The handler gets an entity as it was, also one that was never stored."""
+    """The handler gets the entity as it was, even if it was never stored."""
     on(evt, offload={"max_retries": 0}, name="shop.mail")(lambda sender: [sender.owner, type(sender).__name__])
     assert work(app).only(emit(evt, Basket(id="b1", owner="ada"))) == ["ada", "Basket"]
 
 
 def test_save_in_a_handler_writes_only_what_it_changed(evt: Event, app: Celery, work: Work) -> None:
-    """A change that was made in the meantime survives the handler's save."""
+    """A handler's save keeps a change that was made in the meantime."""
     Basket(id="b1", owner="ada", total=1.0).save()
 
     @on(evt, offload={"max_retries": 0}, name="shop.price")
@@ -183,7 +183,7 @@ def test_save_in_a_handler_writes_only_what_it_changed(evt: Event, app: Celery, 
 
 
 def test_save_of_a_vanished_row_raises_in_the_handler(evt: Event, app: Celery, work: Work) -> None:
-    """A handler does not bring back what was deleted in the meantime."""
+    """A handler's save does not restore a row that was deleted in the meantime."""
     Basket(id="b1").save()
 
     @on(evt, offload={"max_retries": 0}, name="shop.price")
@@ -203,7 +203,7 @@ def test_save_of_a_vanished_row_raises_in_the_handler(evt: Event, app: Celery, w
 
 
 def test_reload_reads_the_row_in_the_worker(evt: Event, app: Celery, work: Work) -> None:
-    """Only class and id travel; the handler sees the row as it is when it runs."""
+    """With `entity="reload"` the handler gets the row as it is when it runs."""
     basket = Basket(id="b1", owner="ada").save()
     seen: list[Any] = []
 
@@ -219,14 +219,14 @@ def test_reload_reads_the_row_in_the_worker(evt: Event, app: Celery, work: Work)
 
 
 def test_reload_sends_no_field_values(evt: Event, app: Celery, sent: Sent) -> None:
-    """The message holds nothing of the row but its key."""
+    """With `entity="reload"` the message contains the key and no other field."""
     on(evt, offload={"entity": "reload"}, name="shop.mail")(nothing)
     emit(evt, Basket(id="b1", owner="secret"))
     assert "secret" not in str(sent()[0])
 
 
 def test_vanished_row_fails_the_task(evt: Event, app: Celery, work: Work) -> None:
-    """`on_missing="fail"` is the default."""
+    """A missing row fails the task by default."""
     on(evt, offload={"entity": "reload", "max_retries": 0}, name="shop.mail")(nothing)
     emission = emit(evt, Basket(id="gone"))
     worker = work(app)
@@ -235,7 +235,7 @@ def test_vanished_row_fails_the_task(evt: Event, app: Celery, work: Work) -> Non
 
 
 def test_vanished_row_may_be_skipped(evt: Event, app: Celery, work: Work) -> None:
-    """`on_missing="skip"` ends the task well, without a call of the handler."""
+    """`on_missing="skip"` ends the task successfully without calling the handler."""
     called: list[Any] = []
     on(evt, offload=Offload(entity="reload", on_missing="skip"), name="shop.mail")(lambda sender: called.append(sender))
     emission = emit(evt, Basket(id="gone"))
@@ -244,7 +244,7 @@ def test_vanished_row_may_be_skipped(evt: Event, app: Celery, work: Work) -> Non
 
 
 def test_entity_vanished_raised_by_a_handler_is_not_skipped(evt: Event, app: Celery, work: Work) -> None:
-    """`on_missing` is about the entities that were emitted, not about what the handler does."""
+    """`on_missing` does not apply to an EntityVanished that the handler raises."""
 
     @on(evt, offload=Offload(entity="reload", on_missing="skip", max_retries=0), name="shop.mail")
     def mail(sender: Basket) -> None:
@@ -255,7 +255,7 @@ def test_entity_vanished_raised_by_a_handler_is_not_skipped(evt: Event, app: Cel
 
 @pytest.mark.parametrize("place", ["sender", "args", "kwargs"])
 def test_reload_of_an_entity_without_table_is_an_error_at_emit(evt: Event, app: Celery, sent: Sent, place: str) -> None:
-    """There is no row to read; the message says so."""
+    """`entity="reload"` of a model without table raises an error that says so."""
     on(evt, offload={"entity": "reload"}, name="shop.mail")(nothing)
     note = Note(text="hello")
     with pytest.raises(PayloadError, match=r"shop\.mail.*table"):
@@ -269,7 +269,7 @@ def test_reload_of_an_entity_without_table_is_an_error_at_emit(evt: Event, app: 
 
 
 def test_payload_error_names_only_handlers_of_that_mode(evt: Event, app: Celery) -> None:
-    """Where a value could travel one way and not the other, the message names whom it concerns."""
+    """The error names only the handlers whose mode cannot carry the value."""
     on(evt, offload={"entity": "reload"}, name="shop.reload")(nothing)
     on(evt, offload={"entity": "snapshot"}, name="shop.snapshot")(nothing)
     with pytest.raises(PayloadError) as caught:

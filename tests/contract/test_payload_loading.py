@@ -1,4 +1,4 @@
-"""What an entity holds when it arrives: its values at the emit, and never later ones; contract section 5."""
+"""An entity arrives with its values at the emit, and never with later ones: contract section 5."""
 
 import asyncio
 import warnings
@@ -104,7 +104,7 @@ MODELS: list[Any] = [
 
 @pytest.fixture
 def engine(app: Celery) -> Iterator[Engine]:
-    """An engine of the user's own on the database that holds the outbox, with all tables."""
+    """A user's engine on the database with the outbox, with all tables."""
     database.create_tables()
     engine = create_engine(database.engine().url)
     for base in (Base, DataBase):
@@ -120,48 +120,48 @@ def heard(evt: Event, app: Celery) -> Event:
     return evt
 
 
-def later(engine: Engine, entity: Any) -> None:
-    """Somebody else changes the row."""
+def change_row(engine: Engine, entity: Any) -> None:
+    """Changes the row in another transaction."""
     with engine.begin() as connection:
         connection.execute(update(type(entity)).values(name="later", notes="later"))
 
 
 def arrived(sent: Sent) -> Any:
-    """The sender as the handler would get it."""
+    """Returns the sender as the handler would get it."""
     (message,) = sent()
     return message.payload.sender
 
 
 @pytest.mark.parametrize("make", MODELS)
 def test_expired_and_attached(make: Any, heard: Event, engine: Engine, sent: Sent) -> None:
-    """After a commit the values are read in its session."""
+    """Columns that a commit expired are read in the entity's session."""
     with Session(engine) as session:
         session.add(entity := make())
         session.commit()
         emit(heard, entity)
-    later(engine, entity)
-    came = arrived(sent)
-    assert (came.name, came.notes) == ("then", "then")
+    change_row(engine, entity)
+    sender = arrived(sent)
+    assert (sender.name, sender.notes) == ("then", "then")
 
 
-@pytest.mark.parametrize("way", ["close", "expunge"])
+@pytest.mark.parametrize("ending", ["close", "expunge"])
 @pytest.mark.parametrize("make", MODELS)
-def test_expired_and_detached(make: Any, way: str, heard: Event, engine: Engine, sent: Sent) -> None:
-    """What a commit has expired and nobody has read since is read by the emit."""
+def test_expired_and_detached(make: Any, ending: str, heard: Event, engine: Engine, sent: Sent) -> None:
+    """Expired columns of a detached entity are read by the emit."""
     session = Session(engine)
     session.add(entity := make())
     session.commit()
-    session.close() if way == "close" else session.expunge(entity)
+    session.close() if ending == "close" else session.expunge(entity)
     emit(heard, entity)
     session.close()
-    later(engine, entity)
-    came = arrived(sent)
-    assert (came.name, came.notes) == ("then", "then")
+    change_row(engine, entity)
+    sender = arrived(sent)
+    assert (sender.name, sender.notes) == ("then", "then")
 
 
 @pytest.mark.parametrize("make", MODELS)
 def test_some_columns_expired(make: Any, heard: Event, engine: Engine, sent: Sent) -> None:
-    """What was not expired keeps its unsaved value."""
+    """A column that is not expired keeps its unsaved value."""
     with Session(engine) as session:
         session.add(entity := make())
         session.commit()
@@ -170,9 +170,9 @@ def test_some_columns_expired(make: Any, heard: Event, engine: Engine, sent: Sen
         session.expunge(entity)
     entity.notes = "unsaved"
     emit(heard, entity)
-    later(engine, entity)
-    came = arrived(sent)
-    assert (came.name, came.notes) == ("then", "unsaved")
+    change_row(engine, entity)
+    sender = arrived(sent)
+    assert (sender.name, sender.notes) == ("then", "unsaved")
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -182,14 +182,14 @@ def test_nested_in_arguments(make: Any, heard: Event, engine: Engine, sent: Sent
         session.add(entity := make())
         session.commit()
     emit(heard, "x", found=[{"it": (entity,)}])
-    later(engine, entity)
+    change_row(engine, entity)
     (message,) = sent()
     assert message.payload.kwargs["found"][0]["it"][0].name == "then"
 
 
 @pytest.mark.parametrize("make", MODELS)
 def test_row_that_is_gone(make: Any, heard: Event, engine: Engine, sent: Sent) -> None:
-    """Where there is nothing to read, the emit raises and nothing is published."""
+    """An expired entity without a row makes the emit raise, and nothing is published."""
     with Session(engine) as session:
         session.add(entity := make())
         session.commit()
@@ -202,7 +202,7 @@ def test_row_that_is_gone(make: Any, heard: Event, engine: Engine, sent: Sent) -
 
 
 def test_database_that_does_not_answer(heard: Event, engine: Engine, sent: Sent, tmp_path: Path) -> None:
-    """Its error becomes the emit's."""
+    """A database error during the read becomes a PayloadError of the emit."""
     other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
     Base.metadata.create_all(other)
     with Session(other) as session:
@@ -216,7 +216,7 @@ def test_database_that_does_not_answer(heard: Event, engine: Engine, sent: Sent,
 
 
 def test_unfetched_server_default(heard: Event, engine: Engine, sent: Sent) -> None:
-    """What the database has filled in is read."""
+    """A column that a server default fills is read."""
     with Session(engine) as session:
         session.add(order := LoadedOrder(id="1"))
         del order.made
@@ -232,7 +232,7 @@ def test_unfetched_server_default(heard: Event, engine: Engine, sent: Sent) -> N
 def test_expired_in_an_async_session(
     make: Any, url: str, heard: Event, engine: Engine, sent: Sent, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """What cannot be read without waiting is an error that says so, whatever the driver; nothing is left unawaited."""
+    """An expired entity of an AsyncSession raises an error that names `refresh`; no coroutine is left unawaited."""
     server = request.getfixturevalue("database_server").partition("://")[2] if "server" in url else ""
     asynchronous = create_async_engine(url.format(path=tmp_path / "async.db", server=server))
 
@@ -259,54 +259,54 @@ def test_expired_in_an_async_session(
 
 
 def test_declarative_instance_arrives_with_all_it_has(heard: Event, engine: Engine, sent: Sent) -> None:
-    """Relationships, expressions and hybrids of a plain SQLAlchemy class, without a database."""
+    """A plain SQLAlchemy object arrives with relationships, column expressions and hybrids, without a database."""
     with Session(engine) as session:
         session.add(row := LoadedRow(id=1, name="a", parts=[LoadedPart(id=5)]))
         session.commit()
         assert [part.row for part in row.parts] == [row]
         emit(heard, row)
-    came = arrived(sent)
-    assert (came.parts[0].id, came.parts[0].row, came.shouted, came.shout) == (5, came, "a!", "A")
-    assert inspect(came).detached
-    assert not inspect(came).modified
+    sender = arrived(sent)
+    assert (sender.parts[0].id, sender.parts[0].row, sender.shouted, sender.shout) == (5, sender, "a!", "A")
+    assert inspect(sender).detached
+    assert not inspect(sender).modified
 
 
 def test_new_declarative_instance_arrives_new(heard: Event, engine: Engine, sent: Sent) -> None:
-    """It can be stored by the handler."""
+    """A new entity arrives as a new one, so that the handler can store it."""
     emit(heard, LoadedRow(name="a", parts=[LoadedPart()]))
-    came = arrived(sent)
+    sender = arrived(sent)
     with Session(engine) as session:
-        session.add(came)
+        session.add(sender)
         session.commit()
-        assert came.parts[0].row_id == came.id
+        assert sender.parts[0].row_id == sender.id
 
 
 def test_mapped_dataclass_arrives(heard: Event, engine: Engine, sent: Sent) -> None:
-    """A mapped class is stored and read as such, also if it is a dataclass."""
+    """A mapped dataclass arrives as a mapped class."""
     emit(heard, LoadedData(id=1, name="a"))
     assert arrived(sent) == LoadedData(id=1, name="a")
 
 
 @pytest.mark.parametrize("kind", [LoadedOrder, LoadedPlain, LoadedRow])
 def test_column_that_was_not_loaded_is_never_read_later(kind: Any, heard: Event, engine: Engine, sent: Sent) -> None:
-    """Reading it in the handler is an error, and what the handler emits goes without it."""
+    """A column that was not loaded raises in the handler, and is missing from further emits."""
     with Session(engine) as session:
         session.add(kind(id=1 if kind is not LoadedOrder else "1", name="then"))
         session.commit()
     with Session(engine) as session:
         entity = session.scalars(select(kind).options(load_only(kind.name))).one()
         emit(heard, entity)
-    came = arrived(sent)
-    assert came.name == "then"
+    sender = arrived(sent)
+    assert sender.name == "then"
     for _ in range(2):
         with pytest.raises(Exception, match=r"arrived without .*notes|not bound to a Session"):
-            _ = came.notes
-        emit(heard, came)
-        came = arrived(sent)
+            _ = sender.notes
+        emit(heard, sender)
+        sender = arrived(sent)
 
 
 def test_deferred_column_is_never_read_later(heard: Event, engine: Engine, sent: Sent) -> None:
-    """One that was loaded arrives, one that was not is an error."""
+    """A deferred column arrives if it was loaded; otherwise reading it raises."""
     with Session(engine) as session:
         session.add(LoadedRow(id=1, name="a"))
         session.commit()
@@ -321,29 +321,29 @@ def test_deferred_column_is_never_read_later(heard: Event, engine: Engine, sent:
 
 
 def test_refresh_reads_what_was_not_loaded(heard: Event, engine: Engine, sent: Sent) -> None:
-    """A handler that wants the present values asks for them."""
+    """`refresh()` in the handler reads the present values."""
     LoadedOrder(id="1", name="then").save()
     with Session(engine) as session:
         emit(heard, session.scalars(select(LoadedOrder).options(load_only(LoadedOrder.name))).one())
-    came = arrived(sent)
-    later(engine, came)
+    sender = arrived(sent)
+    change_row(engine, sender)
     with pytest.raises(NotLoaded, match=r"LoadedOrder arrived without .*notes.*refresh"):
-        _ = came.notes
-    assert came.refresh().notes == "later"
+        _ = sender.notes
+    assert sender.refresh().notes == "later"
 
 
 def stored_order() -> LoadedOrder:
-    """An order with two items, detached."""
+    """Returns a stored order with two items, detached."""
     LoadedOrder(id="1", name="a").save()
     for sku in ("x", "y"):
         LoadedItem(id=sku, sku=sku, order_id="1").save()
-    found = LoadedOrder.get("1")
-    assert found is not None
-    return found
+    order = LoadedOrder.get("1")
+    assert order is not None
+    return order
 
 
-def asked(items: Any) -> list[Any]:
-    """What a dynamic relationship says when it is asked in many ways."""
+def queried(items: Any) -> list[Any]:
+    """Returns the results of several queries of a dynamic relationship."""
     return [
         sorted(item.sku for item in items),
         items.count(),
@@ -354,25 +354,25 @@ def asked(items: Any) -> list[Any]:
     ]
 
 
-ANSWERS = [["x", "y"], 2, "y", "x", 1, 2]
+QUERIED = [["x", "y"], 2, "y", "x", 1, 2]
 
 
 def test_dynamic_relationship_outside_a_transaction(engine: Engine) -> None:
-    """It reads the rows of a detached entity, and of one inside a transaction."""
+    """A dynamic relationship reads the rows of a detached entity, outside and inside a transaction."""
     order = stored_order()
-    assert asked(order.items) == ANSWERS
+    assert queried(order.items) == QUERIED
     with transaction():
-        assert asked(order.items) == ANSWERS
+        assert queried(order.items) == QUERIED
 
 
 def test_dynamic_relationship_in_an_offloaded_handler(evt: Event, app: Celery, engine: Engine, work: Work) -> None:
-    """It answers as for the emitter."""
-    on(evt, offload={"max_retries": 0, "ignore_result": False}, name="shop.mail")(lambda sender: asked(sender.items))
-    assert work(app).only(emit(evt, stored_order())) == ANSWERS
+    """A dynamic relationship gives the same results in an offloaded handler."""
+    on(evt, offload={"max_retries": 0, "ignore_result": False}, name="shop.mail")(lambda sender: queried(sender.items))
+    assert work(app).only(emit(evt, stored_order())) == QUERIED
 
 
 def test_dynamic_relationship_of_a_plain_class(heard: Event, engine: Engine, sent: Sent) -> None:
-    """It is not silently empty where SQLAlchemy would only warn."""
+    """A dynamic relationship of a plain class reads its rows; SQLAlchemy alone would warn and return none."""
     with Session(engine) as session:
         session.add(row := LoadedRow(id=1, name="a", parts=[LoadedPart(id=5)]))
         session.commit()
@@ -381,7 +381,7 @@ def test_dynamic_relationship_of_a_plain_class(heard: Event, engine: Engine, sen
 
 
 def test_unsaved_members_of_a_dynamic_relationship(engine: Engine) -> None:
-    """They are not in the rows, so that asking is an error until they are saved."""
+    """Querying a dynamic relationship with unsaved members raises until they are saved."""
     order = stored_order()
     order.items.append(LoadedItem(id="z", sku="z"))
     with pytest.raises(NotSaved, match=r"LoadedOrder\.items"):
@@ -391,22 +391,22 @@ def test_unsaved_members_of_a_dynamic_relationship(engine: Engine) -> None:
 
 
 def test_new_members_of_a_dynamic_relationship_travel(heard: Event, engine: Engine, sent: Sent) -> None:
-    """A new entity arrives with them, and a handler can save both."""
+    """A new entity arrives with its new members, and a handler can save both."""
     order = LoadedOrder(id="1")
     order.items.append(LoadedItem(id="x", sku="x"))
     emit(heard, order)
-    came = arrived(sent)
-    assert [item.sku for item in came.items] == ["x"]
-    assert came.save().items.one().order_id == "1"
+    sender = arrived(sent)
+    assert [item.sku for item in sender.items] == ["x"]
+    assert sender.save().items.one().order_id == "1"
 
 
 def test_update_through_a_dynamic_relationship_is_committed(engine: Engine) -> None:
-    """A statement that writes is not lost with the session of a read."""
+    """An update through a dynamic relationship is committed."""
     order = stored_order()
     order.items.filter(LoadedItem.sku == "x").update({"sku": "w"})
     assert sorted(item.sku for item in order.items) == ["w", "y"]
 
 
 def test_other_relationships_that_are_asked_for(engine: Engine) -> None:
-    """A relationship for reading only loads on a detached entity as any other does."""
+    """A read-only relationship loads on a detached entity like any other."""
     assert sorted(item.sku for item in stored_order().lines) == ["x", "y"]

@@ -1,4 +1,4 @@
-"""What a worker on Redis notes of each message: the same as kombu, whatever becomes of the connection."""
+"""A worker on Redis records unacknowledged messages as kombu does, whatever happens to the connection."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prefix(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def channel(server: Redis, prefix: str) -> Iterator[Any]:
-    """A tuned channel that has got one message."""
+    """A channel with the ack pipeline and one message in its queue."""
     app = Celery("shop", broker=f"redis://127.0.0.1:6379/{DATABASE}", set_as_current=False)
     app.conf.broker_transport_options = {"global_keyprefix": prefix}
     with app.connection_for_write() as connection:
@@ -51,33 +51,33 @@ def channel(server: Redis, prefix: str) -> Iterator[Any]:
 
 
 def unacked(server: Redis, prefix: str) -> tuple[list[str], dict[str, str]]:
-    """Which messages are noted by their time, and what is noted of each."""
+    """Returns the tags in the time index and the record of each unacknowledged message."""
     index: Any = server.zrange(f"{prefix}unacked_index", 0, -1)
-    whole: Any = server.hgetall(f"{prefix}unacked")
-    return index, whole
+    records: Any = server.hgetall(f"{prefix}unacked")
+    return index, records
 
 
 def test_a_message_is_noted_until_it_is_acknowledged(server: Redis, channel: Any, prefix: str) -> None:
-    """Under its tag, with its time and where it came from."""
+    """A message is recorded under its tag with time and origin until it is acknowledged."""
     message = channel.basic_get(QUEUE)
-    index, whole = unacked(server, prefix)
-    assert index == [message.delivery_tag] == list(whole)
-    raw, exchange, key = loads(whole[message.delivery_tag])
+    index, records = unacked(server, prefix)
+    assert index == [message.delivery_tag] == list(records)
+    raw, exchange, key = loads(records[message.delivery_tag])
     assert (raw["body"], exchange, key) == (message._raw["body"], "", QUEUE)
     channel.basic_ack(message.delivery_tag)
     assert unacked(server, prefix) == ([], {})
 
 
 def test_what_is_noted_is_given_back(server: Redis, channel: Any, prefix: str) -> None:
-    """By kombu, when the worker stops or its visibility timeout is over."""
+    """Kombu restores recorded messages when the worker stops or the visibility timeout has passed."""
     tag = channel.basic_get(QUEUE).delivery_tag
     channel.qos.restore_unacked()
     assert unacked(server, prefix) == ([], {})
     assert channel.basic_get(QUEUE).delivery_tag == tag
 
 
-def cut(server: Redis) -> None:
-    """Have the server close all other connections to this database."""
+def close_connections(server: Redis) -> None:
+    """Makes the server close all other connections to this database."""
     for client in server.client_list():
         if client["db"] == str(DATABASE) and client["id"] != str(server.client_id()):
             server.client_kill_filter(_id=client["id"])
@@ -86,21 +86,21 @@ def cut(server: Redis) -> None:
 def test_a_lost_connection_loses_no_note(
     server: Redis, channel: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that was closed is not spoken through; one that is cut off in mid-sentence is a loss to Celery, as always."""
+    """An acknowledgement opens a new connection after a lost one; a loss during the write raises, as in kombu."""
     message = channel.basic_get(QUEUE)
-    cut(server)
+    close_connections(server)
     channel.basic_ack(message.delivery_tag)
     assert unacked(server, prefix) == ([], {})
 
     (connection,) = channel.qos.channel.pool._available_connections
-    pack, cuts = connection.pack_commands, [1]
+    pack_commands, failures = connection.pack_commands, [1]
 
-    def cut_off(commands: Any) -> Any:
-        if cuts and cuts.pop():
-            cut(server)
-        return pack(commands)
+    def fail_once(commands: Any) -> Any:
+        if failures and failures.pop():
+            close_connections(server)
+        return pack_commands(commands)
 
-    monkeypatch.setattr(connection, "pack_commands", cut_off)
+    monkeypatch.setattr(connection, "pack_commands", fail_once)
     with pytest.raises(channel.connection.client.connection_errors, match="closed by server"):
         channel.qos.append(message, message.delivery_tag)
     channel.qos.append(message, message.delivery_tag)
@@ -109,7 +109,7 @@ def test_a_lost_connection_loses_no_note(
 
 @pytest.mark.parametrize("prefix", [""], indirect=True)
 def test_what_redis_refuses_is_an_error(server: Redis, channel: Any) -> None:
-    """As redis-py raises it; whoever speaks next gets their own answer."""
+    """An error of Redis is raised as by redis-py, and later commands get their own replies."""
     message = channel.basic_get(QUEUE)
     server.delete("unacked")
     server.set("unacked", "a text")
@@ -121,8 +121,8 @@ def test_what_redis_refuses_is_an_error(server: Redis, channel: Any) -> None:
 
 
 @pytest.mark.parametrize("prefix", [""], indirect=True)
-def test_a_pool_of_somebodys_own_is_asked_as_kombu_asks(server: Redis, channel: Any) -> None:
-    """Such as one that blocks, which has no list of what is free."""
+def test_a_pool_of_the_user_is_used_as_kombu_uses_it(server: Redis, channel: Any) -> None:
+    """A user's connection pool, such as a blocking one, is used through kombu's own pipeline."""
     other = channel.connection.client.channel()
     other._pool = BlockingConnectionPool(db=DATABASE)
     use_ack_pipeline(other)

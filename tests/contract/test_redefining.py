@@ -1,4 +1,4 @@
-"""Handlers that are defined again, by a reload or a cell, and those that are two on purpose: contract section 3."""
+"""Handlers are replaced by a reload or a cell, and kept if a run connects several on purpose: contract section 3."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Cell = Callable[..., None]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: Namespace) -> Iterator[Write]:
-    """Writes the module `redefined` and imports it, or has it reloaded."""
+    """Writes the module `redefined`, and imports or reloads it."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def write(source: str) -> ModuleType:
         (tmp_path / "redefined.py").write_text("from nitro import emit, event, on\n" + dedent(source))
         importlib.invalidate_caches()
-        known = sys.modules.get("redefined")
-        return importlib.import_module("redefined") if known is None else importlib.reload(known)
+        module = sys.modules.get("redefined")
+        return importlib.import_module("redefined") if module is None else importlib.reload(module)
 
     yield write
     sys.modules.pop("redefined", None)
@@ -38,7 +38,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: Namespace) -
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch, default: Namespace) -> Cell:
-    """Runs a cell of an interactive session; each text has a file name of its own unless one is given."""
+    """Runs a cell of an interactive session; each source has its own file name unless one is passed."""
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     exec("from nitro import emit, event, on", main.__dict__)
@@ -86,7 +86,7 @@ KINDS = {
 
 @pytest.mark.parametrize("edit", ["", "REASON = 'moves the lines below'\n"])
 def test_a_reload_replaces_an_inline_handler(write: Write, edit: str) -> None:
-    """Also one that has moved within its file."""
+    """A reload replaces an inline handler, even if it has moved within its file."""
     write(ONE.format(edit="", result="old"))
     write(ONE.format(edit=edit, result="new"))
     assert emit("placed") == ["new"]
@@ -94,7 +94,7 @@ def test_a_reload_replaces_an_inline_handler(write: Write, edit: str) -> None:
 
 @pytest.mark.parametrize("source", KINDS.values(), ids=KINDS)
 def test_a_reload_replaces_a_handler_of_any_kind(write: Write, source: str) -> None:
-    """What hears an event after a reload is what a fresh import connects."""
+    """A reload connects the same handlers as a first import."""
     write(source)
     write(source)
     write("\n" + source)
@@ -103,14 +103,14 @@ def test_a_reload_replaces_a_handler_of_any_kind(write: Write, source: str) -> N
 
 @pytest.mark.parametrize("source", KINDS.values(), ids=KINDS)
 def test_a_cell_that_runs_again_replaces_a_handler_of_any_kind(cell: Cell, source: str) -> None:
-    """As a reload does."""
+    """A cell that runs again replaces its handlers, as a reload does."""
     cell(source)
     cell(source)
     assert len(event("placed").receivers) == 1
 
 
 def test_a_reload_may_move_an_inline_handler_to_another_event(write: Write) -> None:
-    """The old definition hears nothing any more."""
+    """After a reload the old definition hears nothing."""
     source = "@on('{event}')\ndef h(order):\n    return 1"
     write(source.format(event="placed"))
     write(source.format(event="paid"))
@@ -118,7 +118,7 @@ def test_a_reload_may_move_an_inline_handler_to_another_event(write: Write) -> N
 
 
 def test_a_reload_may_have_a_handler_run_inline(write: Write, offloading: Any) -> None:
-    """What was offloaded before is not queued beside it."""
+    """A handler that a reload makes inline is no longer queued."""
     source = "@on('placed', offload={offload})\ndef h(order):\n    return 1"
     write(source.format(offload=True))
     write(source.format(offload=False))
@@ -127,7 +127,7 @@ def test_a_reload_may_have_a_handler_run_inline(write: Write, offloading: Any) -
 
 
 def test_two_functions_of_one_name_in_a_module_are_both_heard(write: Write) -> None:
-    """Both are replaced by both of the next version."""
+    """Two functions of one name are both heard, and both are replaced by a reload."""
     write(TWO.format(edit="", version="old"))
     assert emit("placed") == ["old first", "old second"]
     write(TWO.format(edit="MOVED = True", version="new"))
@@ -135,14 +135,14 @@ def test_two_functions_of_one_name_in_a_module_are_both_heard(write: Write) -> N
 
 
 def test_a_cell_that_is_edited_replaces_both_of_its_functions(cell: Cell) -> None:
-    """The cell is a file of its own, or all of them are one."""
+    """An edited cell replaces both of its functions, although its file name is new."""
     cell(TWO.format(edit="", version="old"))
     cell(TWO.format(edit="MOVED = True", version="new"))
     assert emit("placed") == ["new first", "new second"]
 
 
 def test_cells_that_share_a_file_name_replace_as_well(cell: Cell) -> None:
-    """As of `exec`, and of a console."""
+    """Cells with one file name, as of `exec` or a console, replace each other's handlers."""
     for result in ("old", "new"):
         cell(ONE.format(edit="", result=result), file="<cell>")
     cell(ONE.format(edit="MOVED = True", result="newer"), file="<cell>")
@@ -150,7 +150,7 @@ def test_cells_that_share_a_file_name_replace_as_well(cell: Cell) -> None:
 
 
 def test_statements_of_a_cell_that_are_compiled_singly_are_one_run(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """IPython does so: two functions of one name are both heard, and replaced when the cell runs again."""
+    """Statements of a cell that IPython compiles one by one count as one run."""
     source, file = dedent(TWO.format(edit="", version="a")), "<ipython-input-1-abc>"
     monkeypatch.setitem(linecache.cache, file, (len(source), None, source.splitlines(keepends=True), file))
     second = source.rindex("@on")
@@ -161,7 +161,7 @@ def test_statements_of_a_cell_that_are_compiled_singly_are_one_run(cell: Cell, m
 
 
 def test_the_same_compiled_code_executed_again_replaces(default: Namespace) -> None:
-    """As notebooks do that keep what they have compiled; in the same namespace or in a fresh one."""
+    """Compiled code that is executed again, as some notebooks do, replaces its handlers in any namespace."""
     code = compile(dedent(TWO.format(edit="", version="x")), "/srv/app.py", "exec")
     shared: dict[str, Any] = {"__name__": "app", "on": on}
     for namespace in (shared, shared, {"__name__": "app", "on": on}):
@@ -172,7 +172,7 @@ def test_the_same_compiled_code_executed_again_replaces(default: Namespace) -> N
 def test_a_script_that_is_imported_by_name_too_is_heard_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: Namespace
 ) -> None:
-    """Once as `__main__`, once as what another module imports."""
+    """A script that runs as `__main__` and is imported too is heard once."""
     file = tmp_path / "script.py"
     file.write_text("from nitro import on\n\n@on('placed')\ndef h(order):\n    return 1\n")
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_a_script_that_is_imported_by_name_too_is_heard_once(
 
 
 def test_a_redefinition_stands_behind_what_is_connected_already(write: Write) -> None:
-    """It is connected anew, as blinker would."""
+    """A redefined handler is connected last, as in blinker."""
     write(ONE.format(edit="", result="old"))
     on("placed")(lambda order: "other")
     write(ONE.format(edit="", result="new"))
@@ -218,7 +218,7 @@ TOGETHER = {
 
 @pytest.mark.parametrize("source", TOGETHER.values(), ids=TOGETHER)
 def test_functions_that_one_run_connects_are_all_heard(write: Write, source: str) -> None:
-    """However alike they are; and as many after a reload."""
+    """Functions that one run connects are all heard, however alike, and as many after a reload."""
     for _ in range(3):
         write(source)
         assert len(event("placed").receivers) == 3
@@ -226,14 +226,14 @@ def test_functions_that_one_run_connects_are_all_heard(write: Write, source: str
 
 @pytest.mark.parametrize("source", TOGETHER.values(), ids=TOGETHER)
 def test_functions_that_one_cell_connects_are_all_heard(cell: Cell, source: str) -> None:
-    """However alike they are; and as many when it runs again."""
+    """Functions that one cell connects are all heard, however alike, and as many when it runs again."""
     for _ in range(3):
         cell(source)
         assert len(event("placed").receivers) == 3
 
 
 def test_one_function_on_several_events_is_heard_on_each(write: Write) -> None:
-    """After a reload, too."""
+    """A function on several events is heard on each, before and after a reload."""
     source = "@on('placed', priority=1)\n@on('paid')\n@on('*-sent', sender=str)\ndef h(order):\n    return 1"
     for _ in range(2):
         write(source)
@@ -241,7 +241,7 @@ def test_one_function_on_several_events_is_heard_on_each(write: Write) -> None:
 
 
 def test_an_emission_under_way_keeps_the_definition_it_began_with(evt: Event) -> None:
-    """A reload in a handler takes effect at the next emit."""
+    """A reload during an emission takes effect at the next emit."""
     namespace: dict[str, Any] = {"__name__": "live", "on": functools.partial(on, evt), "seen": (seen := [])}
     code = "@on()\ndef h(order):\n    seen.append({})"
     on(evt, priority=1)(lambda order: exec(code.format("'new'"), namespace))

@@ -1,4 +1,4 @@
-"""`transaction(session)` with what stands for a session, and sessions of web applications whose requests fail."""
+"""`transaction(session)` accepts scoped sessions, and failed web requests send nothing."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ class Booking(SQLModel, table=True):
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """A database of the user's own."""
+    """A database of the user."""
     engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}")
     SQLModel.metadata.create_all(engine)
     yield engine
@@ -54,14 +54,14 @@ def booked(evt: Event, app: Celery, engine: Engine) -> Event:
 
 
 def stored(engine: Engine) -> int:
-    """How many bookings are committed."""
+    """Returns the number of committed bookings."""
     with engine.connect() as connection:
         return connection.scalar(select(func.count()).select_from(Booking)) or 0
 
 
 @ENDS
 def test_a_scoped_session_is_the_one_that_it_stands_for(booked: Event, engine: Engine, sent: Sent, fails: bool) -> None:
-    """Saves and emits inside are its one commit."""
+    """`transaction(scoped_session)` commits saves and emits of its session together."""
     scoped = scoped_session(sessionmaker(engine))
     try:
         with transaction(scoped) as session:
@@ -79,7 +79,7 @@ def test_a_scoped_session_is_the_one_that_it_stands_for(booked: Event, engine: E
 
 @ENDS
 def test_an_async_scoped_session_too(booked: Event, engine: Engine, sent: Sent, fails: bool) -> None:
-    """With `async with`, as an `AsyncSession`."""
+    """`async with transaction(async_scoped_session)` commits saves and emits of its session together."""
 
     async def work() -> None:
         awaited = create_async_engine(engine.url.set(drivername="sqlite+aiosqlite"))
@@ -100,9 +100,9 @@ def test_an_async_scoped_session_too(booked: Event, engine: Engine, sent: Sent, 
     assert len(sent()) == stored(engine) == (0 if fails else 1)
 
 
-@pytest.mark.parametrize("given", ["engine", "factory", "class", "text", "connection"])
-def test_what_is_no_session_is_refused(engine: Engine, given: str) -> None:
-    """The message says what is taken, and what this is."""
+@pytest.mark.parametrize("kind", ["engine", "factory", "class", "text", "connection"])
+def test_what_is_no_session_is_refused(engine: Engine, kind: str) -> None:
+    """An object that is no session is refused; the error says which objects are accepted."""
     factory = sessionmaker(engine)
     with engine.connect() as connection:
         others: dict[str, tuple[Any, str]] = {
@@ -112,8 +112,8 @@ def test_what_is_no_session_is_refused(engine: Engine, given: str) -> None:
             "text": ("sqlite://", "str"),
             "connection": (connection, "Connection"),
         }
-        value, told = others[given]
-        with pytest.raises(TransactionError, match=rf"Session, an AsyncSession, or a scoped_session.*{told}"):
+        value, description = others[kind]
+        with pytest.raises(TransactionError, match=rf"Session, an AsyncSession, or a scoped_session.*{description}"):
             transaction(value)
 
 
@@ -125,7 +125,7 @@ def shop(booked: Event, engine: Engine) -> tuple[Flask, SQLAlchemy, Any]:
     db.init_app(flask)
 
     class Order(db.Model):  # type: ignore[name-defined,misc]
-        """As its documentation has it."""
+        """A model as in Flask-SQLAlchemy's documentation."""
 
         __tablename__ = "scoped_order"
 
@@ -141,7 +141,7 @@ def shop(booked: Event, engine: Engine) -> tuple[Flask, SQLAlchemy, Any]:
 def test_a_request_of_flask(
     booked: Event, sent: Sent, engine: Engine, shop: Any, caplog: pytest.LogCaptureFixture, fails: bool, adopted: bool
 ) -> None:
-    """One that fails sends nothing, however its session is used; where it was closed without a commit is a WARNING."""
+    """A failed Flask request sends nothing; if its session was closed without a commit, a WARNING is logged."""
     flask, db, _ = shop
 
     @flask.post("/")
@@ -161,15 +161,15 @@ def test_a_request_of_flask(
 
     assert flask.test_client().post("/").status_code == (500 if fails else 200)
     assert len(sent()) == stored(engine) == (0 if fails else 1)
-    warned = [
+    warnings = [
         record for record in caplog.records if record.name == "nitro.events" and record.levelno == logging.WARNING
     ]
-    assert len(warned) == (1 if fails and not adopted else 0)
+    assert len(warnings) == (1 if fails and not adopted else 0)
 
 
 @ENDS
 def test_a_model_of_flask_sqlalchemy(shop: Any, fails: bool) -> None:
-    """An async handler hears of it after the commit only."""
+    """An async handler starts only after the commit of a Flask-SQLAlchemy session."""
     flask, db, order = shop
     heard: list[int] = []
     evt = Namespace().event("order.placed")
@@ -180,9 +180,9 @@ def test_a_model_of_flask_sqlalchemy(shop: Any, fails: bool) -> None:
 
     async def serve() -> None:
         with flask.app_context():
-            db.session.add(one := order())
+            db.session.add(instance := order())
             db.session.flush()
-            evt.emit([one])
+            evt.emit([instance])
             if not fails:
                 db.session.commit()
         await asyncio.sleep(0)
@@ -194,7 +194,7 @@ def test_a_model_of_flask_sqlalchemy(shop: Any, fails: bool) -> None:
 @ENDS
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_a_request_of_fastapi(booked: Event, sent: Sent, engine: Engine, fails: bool, kind: str) -> None:
-    """An endpoint that ends in 500 sends nothing, with a session that a dependency commits."""
+    """A FastAPI endpoint that ends in 500 sends nothing, if a dependency commits its session."""
     web = FastAPI()
 
     def session_of_request() -> Iterator[ModelSession]:
@@ -227,7 +227,7 @@ def test_a_request_of_fastapi(booked: Event, sent: Sent, engine: Engine, fails: 
 
 @ENDS
 def test_a_request_of_fastapi_with_an_async_session(booked: Event, sent: Sent, engine: Engine, fails: bool) -> None:
-    """Its dependency begins it, and commits or rolls back."""
+    """A FastAPI endpoint that ends in 500 sends nothing, if a dependency begins the AsyncSession and commits it."""
     web, awaited = FastAPI(), create_async_engine(engine.url.set(drivername="sqlite+aiosqlite"))
 
     async def session_of_request() -> AsyncIterator[AsyncSession]:

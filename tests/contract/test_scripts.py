@@ -1,4 +1,4 @@
-"""Handlers that are written in the script that runs: contract section 3."""
+"""Handlers in the script that runs as `__main__`: contract section 3."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("listed", ["", "shop.handlers", "shop"])
 def test_naming_a_script_imports_nothing(tmp_path: Path, fresh_process: Callable[..., Any], listed: str) -> None:
-    """The package around a script, which may import the script again, is not loaded; the handler runs once."""
+    """Naming the handler of a script does not import its package, so that the handler is registered once."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "__init__.py").write_text("print('package')\nfrom shop import handlers\n", encoding="utf-8")
-    ended = fresh_process(SCRIPT, file="shop/handlers.py", NITRO_HANDLERS=listed)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "stocked ada\n", "")
+    process = fresh_process(SCRIPT, file="shop/handlers.py", NITRO_HANDLERS=listed)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "stocked ada\n", "")

@@ -1,8 +1,8 @@
-"""Random programs over sessions and transactions against a plain model of what they commit: contract section 7.
+"""Random programs over sessions and transactions commit what a plain model commits: contract section 7.
 
 A program is a list of steps, such as `own, add, nested, add, fail`. `Run` performs it with Nitro and SQLAlchemy, and
-tells each step to a model that knows neither: `Books`, the open scopes of a session and what was written in each.
-NITRO_CHAOS=full makes it thousands of programs.
+applies each step to a model that uses neither: `SessionModel`, the open scopes of a session and the ids written in
+each. NITRO_CHAOS=full makes it thousands of programs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Sent = Callable[..., list[Any]]
 
 
 class Ticket(Entity, table=True):
-    """A row of the user's own."""
+    """A row of the user."""
 
     __tablename__ = "session_program_ticket"
 
@@ -52,16 +52,15 @@ class Ticket(Entity, table=True):
 
 
 class Stop(Exception):
-    """What a step raises that fails."""
+    """The exception of a failing step."""
 
-
-# Programs
 
 OPENING = ("own", "block", "adopt", "adopt outer", "nested", "nested undone", "begun", "begun undone", "attempt")
-"""Steps with a body: what follows, up to `end`. At its end a `failing` one raises, which is caught around it."""
+"""Steps with a body: the steps up to `end`. A `failing` one raises at its end, and the exception is caught around it.
+"""
 
 OF_SESSIONS = ("add", "flush", "again", "commit", "rollback", "close", "begin", "savepoint", "release", "undo")
-"""Steps of a session that `own` has opened: of the innermost one, or of the one around it, which is `outer`."""
+"""Steps of a session that `own` has opened: of the innermost session, or with `outer` of the next one."""
 
 SEQUENCES = (
     "own, add, commit, again",
@@ -70,7 +69,7 @@ SEQUENCES = (
     "savepoint, add, release",
     "add, close, commit",
 )
-"""What chance alone would seldom bring together."""
+"""Sequences of steps that random choice rarely produces."""
 
 WEIGHTS = (
     (12, ("end",)),
@@ -82,37 +81,37 @@ WEIGHTS = (
 STEPS = [step for weight, steps in WEIGHTS for step in steps * weight]
 
 
-def some(steps: Iterable[str]) -> st.SearchStrategy[list[str]]:
-    """Programs of these steps, most of them long ones; they shrink by steps that become nothing."""
-    drawn = st.lists(st.sampled_from(["", *steps]), min_size=30, max_size=60)
-    return drawn.map(lambda found: [step for sequence in found if sequence for step in sequence.split(", ")])
+def programs_of(steps: Iterable[str]) -> st.SearchStrategy[list[str]]:
+    """Returns a strategy for programs of these steps.
+
+    Most programs are long. They shrink by replacing steps by empty ones.
+    """
+    sequences = st.lists(st.sampled_from(["", *steps]), min_size=30, max_size=60)
+    return sequences.map(lambda drawn: [step for sequence in drawn if sequence for step in sequence.split(", ")])
 
 
-programs = some([*STEPS, "elsewhere", "elsewhere"])
-
-
-# The model
+programs = programs_of([*STEPS, "elsewhere", "elsewhere"])
 
 
 @dataclass(slots=True)
 class Scope:
-    """A transaction or a savepoint, and the ids of what was written in it. No `with` ends a loose one."""
+    """A transaction or a savepoint, and the ids of the rows written in it. A loose one is ended by no `with` block."""
 
     loose: bool = False
     ids: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
-class Books:
-    """What a session has not committed yet, scope by scope, the whole transaction first.
+class SessionModel:
+    """The uncommitted writes of a session by scope; the transaction is the first scope.
 
     Attributes:
-        kept: where the ids go that it commits.
-        explicit: somebody has begun the transaction by a call.
-        guards: the blocks around that end a scope of this session, the innermost last.
+        committed: the set that gets the ids of committed rows.
+        explicit: the transaction was begun by a call.
+        guards: the enclosing blocks that end a scope of this session, the innermost last.
     """
 
-    kept: set[str]
+    committed: set[str]
     scopes: list[Scope] = field(default_factory=list)
     explicit: bool = False
     guards: list[str] = field(default_factory=list)
@@ -135,17 +134,17 @@ class Books:
 
     def end(self, *, commit: bool) -> None:
         if commit:
-            self.kept.update(written for scope in self.scopes for written in scope.ids)
+            self.committed.update(written for scope in self.scopes for written in scope.ids)
         self.scopes, self.explicit = [], False
 
-    def forget(self, depth: int) -> None:
-        """Roll back the scopes from this depth on; the block that is around them ends them."""
+    def roll_back_from(self, depth: int) -> None:
+        """Rolls back the scopes from this depth on; the enclosing block ends them."""
         for scope in self.scopes[depth:]:
             scope.ids.clear()
 
     @contextmanager
-    def whole(self, guard: str) -> Iterator[int]:
-        """A block that commits at its end, or rolls back when an exception leaves it; its depth."""
+    def transaction_block(self, guard: str) -> Iterator[int]:
+        """Commits at the end of the block, or rolls back after an exception; yields its depth."""
         self.begin(explicit=True)
         self.guards.append(guard)
         try:
@@ -158,15 +157,15 @@ class Books:
             self.guards.pop()
 
     @contextmanager
-    def part(self, guard: str) -> Iterator[int]:
-        """A block that is a savepoint, and ends loose ones inside it; its depth."""
+    def savepoint_block(self, guard: str) -> Iterator[int]:
+        """Makes the block a savepoint, and ends loose savepoints inside it; yields its depth."""
         self.savepoint(loose=False)
         depth = len(self.scopes) - 1
         self.guards.append(guard)
         try:
             yield depth
         except BaseException:
-            self.forget(depth)
+            self.roll_back_from(depth)
             raise
         finally:
             while len(self.scopes) > depth:
@@ -175,7 +174,7 @@ class Books:
 
     @property
     def may_end(self) -> bool:
-        """Whether the user may commit, roll back and close here: within a block that does it he may not."""
+        """Whether the user may commit, roll back and close here; a block that does so itself forbids it."""
         return set(self.guards) <= {"adopted"}
 
     @property
@@ -183,18 +182,16 @@ class Books:
         return any(scope.ids for scope in self.scopes)
 
 
-# Programs against the model
-
-
 @dataclass(slots=True)
 class Place:
-    """Where programs run.
+    """The database and the event of a program.
 
     Attributes:
-        engine: of the user's own sessions, which are each an `AsyncSession` where `awaits` says so.
-        exclusive: the database has one writer at a time. Two sessions of one thread that write at once would wait for
-            each other for ever there, so that a step is left out for which another session would have to wait.
-        legacy: the driver takes a savepoint that begins a transaction for all of it, so that such ones are left out.
+        engine: the engine of the user's sessions, which are `AsyncSession` if `awaits` is set.
+        exclusive: the database has one writer at a time. Two writing sessions of one thread would deadlock, so that a
+    step that would wait for another session is left out.
+        legacy: the driver takes a savepoint that begins a transaction for the whole transaction, so that such
+    savepoints are left out.
     """
 
     event: Event
@@ -207,23 +204,23 @@ class Place:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self) -> Any:
-        """A session of the user's own."""
+        """Returns a session of the user."""
         return (AsyncSession if self.awaits else Session)(self.engine, expire_on_commit=False)
 
     def stored(self) -> set[str]:
-        """The tickets and the open deliveries, as another connection sees them."""
+        """Returns the ids of tickets and open deliveries, as another connection sees them."""
         open_ones = select(deliveries.c.id).where(deliveries.c.state.in_(OPEN_STATES))
         with database.engine().connect() as connection:
             return set(connection.scalars(union_all(select(Ticket.id), open_ones)))
 
     def published(self) -> list[str]:
-        """The ids of all messages that the broker was ever given."""
+        """Returns the ids of all messages that were ever published."""
         with self._lock:
             self._published += [message.id for message in self.sent()]
             return list(self._published)
 
     def clear(self) -> None:
-        """Make it as good as new."""
+        """Deletes all rows and messages."""
         self.published()
         self._published.clear()
         with database.engine().begin() as connection:
@@ -232,48 +229,48 @@ class Place:
 
 
 @dataclass(slots=True)
-class Own:
-    """A session of the user's own, its books, and what was ever added to it."""
+class UserSession:
+    """A session of the user, its model, and the tickets that were ever added to it."""
 
     session: Any
-    books: Books
+    model: SessionModel
     added: list[Ticket] = field(default_factory=list)
 
 
 class Run:
-    """A thread that performs a program, and the model of what it must have committed.
+    """A thread that performs a program, and the model of its commits.
 
-    It is written with `await`, and waits for an `AsyncSession` only.
+    The methods are coroutines that wait only for an `AsyncSession`.
 
     Attributes:
-        steps: those that are still to come.
-        kept: ids of the tickets and deliveries that must be there.
-        tickets: ids of all that were made, also of those that were rolled back; `tasks` those of deliveries.
-        sessions: of the user's own, those that are open.
-        blocks: the books of each `transaction()` that is open.
-        refused: its context shows a `transaction()` of another thread, so that nothing commits by itself here.
-        writer: the books of the session that has the lock, where there is one.
+        steps: the remaining steps.
+        committed: ids of the tickets and deliveries that must be stored.
+        tickets: ids of all tickets, also of rolled-back ones; `tasks` are the ids of deliveries.
+        sessions: the open sessions of the user.
+        blocks: the model of each open `transaction()`.
+        refused: the context has a `transaction()` of another thread, so that nothing commits by itself here.
+        writer: the model of the session that has the write lock.
     """
 
     def __init__(self, place: Place, steps: Iterable[str]) -> None:
         self.place = place
         self.steps = deque(steps)
-        self.kept: set[str] = set()
+        self.committed: set[str] = set()
         self.tickets: set[str] = set()
         self.tasks: set[str] = set()
-        self.sessions: list[Own] = []
-        self.blocks: list[Books] = []
+        self.sessions: list[UserSession] = []
+        self.blocks: list[SessionModel] = []
         self.refused = False
-        self.writer: Books | None = None
+        self.writer: SessionModel | None = None
 
     async def perform(self) -> Run:
-        """The whole program; what fails ends at most here, and the next step comes."""
+        """Performs the whole program; a failing step ends at most its block."""
         while self.steps:
             await self.attempt("")
         return self
 
     async def body(self, how: str = "") -> None:
-        """The steps up to the end of a block."""
+        """Performs the steps up to the end of a block."""
         while self.steps and (step := self.steps.popleft()) != "end":
             await self.step(*step.partition(" ")[::2])
         if how == "failing":
@@ -289,10 +286,8 @@ class Run:
             if how != "failing":
                 raise
 
-    # Steps anywhere
-
     async def save(self, how: str) -> None:
-        """An entity that is saved, and an emit about it."""
+        """Saves an entity and emits about it."""
         if self.refused and self.block_around is None:
             with pytest.raises(TransactionError, match="another thread"):
                 Ticket().save()
@@ -301,208 +296,213 @@ class Run:
             await self.emit(self.block_around, ticket, new=ticket)
 
     async def tell(self, how: str) -> None:
-        """An emit that has nothing to do with the database."""
+        """Emits without an entity."""
         if self.may_write(self.block_around):
             await self.emit(self.block_around, "till")
 
     async def look(self, how: str) -> None:
-        """Others see what is committed by now, and nothing else has left."""
-        assert self.place.stored() & (self.tickets | self.tasks) == self.kept
-        assert self.tasks.intersection(self.place.published()) <= self.kept
+        """Compares the committed rows with the model; no other message has left."""
+        assert self.place.stored() & (self.tickets | self.tasks) == self.committed
+        assert self.tasks.intersection(self.place.published()) <= self.committed
 
     async def fail(self, how: str) -> None:
         raise Stop
 
     async def attempt(self, how: str) -> None:
-        """Catches what fails in it."""
+        """Performs a block and catches its failure."""
         with suppress(Stop):
             await self.body(how)
 
     async def block(self, how: str) -> None:
-        """`with transaction()`: one of Nitro's own, and a savepoint inside of another one."""
-        books = self.block_around
-        if books is None:
-            async with self.transaction(Books(self.kept), "opened"):
+        """`with transaction()`: a transaction of Nitro, or a savepoint inside another one."""
+        model = self.block_around
+        if model is None:
+            async with self.transaction(SessionModel(self.committed), "opened"):
                 await self.body(how)
-        # One in an adopted AsyncSession is no savepoint: what fails in it lets nothing be committed.
-        elif self.may_write(books) and not (self.place.awaits and "opened" not in books.guards):
-            async with self.transaction(books, "inner"):
-                # A savepoint of Nitro's own transaction takes the lock, also when nothing is written in it.
-                self.writer = books if "opened" in books.guards else self.writer
+        # A block in an adopted AsyncSession is no savepoint: its failure prevents the commit.
+        elif self.may_write(model) and not (self.place.awaits and "opened" not in model.guards):
+            async with self.transaction(model, "inner"):
+                # A savepoint of Nitro's own transaction takes the lock even without a write.
+                self.writer = model if "opened" in model.guards else self.writer
                 await self.body(how)
 
     async def own(self, how: str) -> None:
-        """A session of the user's own, closed at the end."""
-        books = Books(self.kept)
+        """Opens a session of the user, and closes it at the end."""
+        model = SessionModel(self.committed)
         try:
             async with self.within(self.place.open()) as session:
-                self.sessions.append(Own(session, books))
+                self.sessions.append(UserSession(session, model))
                 await self.body(how)
         finally:
             self.sessions.pop()
-            self.end(books, commit=False)
+            self.end(model, commit=False)
 
     async def elsewhere(self, how: str) -> None:
-        """Another thread, which takes no part in what is open here though it has a copy of the context."""
+        """Performs a block in another thread, which joins no open transaction despite its copy of the context."""
         if self.may_write(None):
             other = Run(self.place, ())
             other.refused = self.refused or bool(self.blocks)
-            other.steps, other.kept, other.tickets, other.tasks = self.steps, self.kept, self.tickets, self.tasks
+            other.steps, other.committed, other.tickets, other.tasks = (
+                self.steps,
+                self.committed,
+                self.tickets,
+                self.tasks,
+            )
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(contextvars.copy_context().run, at_once, other.body()).result(PATIENCE)
+                thread.submit(contextvars.copy_context().run, run_synchronously, other.body()).result(PATIENCE)
 
-    # Steps of a session of the user's own
-
-    async def add(self, how: str, own: Own) -> None:
-        """A new entity that is added to it, and an emit about it."""
-        if self.may_wait_for(own) and self.may_write(own.books):
+    async def add(self, how: str, own: UserSession) -> None:
+        """Adds a new entity to the session and emits about it."""
+        if self.may_wait_for(own) and self.may_write(own.model):
             ticket = Ticket()
             own.session.add(ticket)
             own.added.append(ticket)
             if how == "flushed":
-                await settled(own.session.flush())
-            await self.emit(own.books, ticket, new=ticket)
+                await resolve(own.session.flush())
+            await self.emit(own.model, ticket, new=ticket)
 
-    async def again(self, how: str, own: Own) -> None:
-        """An emit about an entity that it has committed: that waits for it if it was begun or has written."""
-        known = [one for one in own.added if one in own.session and not inspect(one).expired and one.id in self.kept]
-        waits = own.books.explicit or own.books.has_written
-        # What the contract does not say: whether one waits that nobody has begun and whose writes were rolled back.
-        clear = self.may_wait_for(own) if waits else not own.books.scopes
-        books = self.block_around or (own.books if waits else None)
-        if known and clear and self.may_write(books):
-            await self.emit(books, "till", about=known[-1])
+    async def again(self, how: str, own: UserSession) -> None:
+        """Emits about an entity that the session has committed; a begun or written session is waited for."""
+        stored = [
+            ticket
+            for ticket in own.added
+            if ticket in own.session and not inspect(ticket).expired and ticket.id in self.committed
+        ]
+        waits = own.model.explicit or own.model.has_written
+        # The contract leaves open whether an emit waits for a session without `begin()` after an undone savepoint.
+        is_defined = self.may_wait_for(own) if waits else not own.model.scopes
+        model = self.block_around or (own.model if waits else None)
+        if stored and is_defined and self.may_write(model):
+            await self.emit(model, "till", about=stored[-1])
 
-    async def flush(self, how: str, own: Own) -> None:
-        await settled(own.session.flush())
+    async def flush(self, how: str, own: UserSession) -> None:
+        await resolve(own.session.flush())
 
-    async def begin(self, how: str, own: Own) -> None:
-        if not own.books.scopes:
-            await settled(own.session.begin())
-            own.books.begin(explicit=True)
+    async def begin(self, how: str, own: UserSession) -> None:
+        if not own.model.scopes:
+            await resolve(own.session.begin())
+            own.model.begin(explicit=True)
 
-    async def commit(self, how: str, own: Own) -> None:
-        if own.books.may_end:
-            await settled(own.session.commit())
-            self.end(own.books, commit=True)
+    async def commit(self, how: str, own: UserSession) -> None:
+        if own.model.may_end:
+            await resolve(own.session.commit())
+            self.end(own.model, commit=True)
 
-    async def rollback(self, how: str, own: Own) -> None:
-        if own.books.may_end:
-            await settled(own.session.rollback())
-            self.end(own.books, commit=False)
+    async def rollback(self, how: str, own: UserSession) -> None:
+        if own.model.may_end:
+            await resolve(own.session.rollback())
+            self.end(own.model, commit=False)
 
-    async def close(self, how: str, own: Own) -> None:
-        if own.books.may_end:
-            await settled(own.session.close())
-            self.end(own.books, commit=False)
+    async def close(self, how: str, own: UserSession) -> None:
+        if own.model.may_end:
+            await resolve(own.session.close())
+            self.end(own.model, commit=False)
 
-    async def savepoint(self, how: str, own: Own) -> None:
-        """A loose one; a `transaction()` that is a savepoint itself wants what is begun in it to be ended in it."""
-        if self.may_have_savepoint(own) and own.books.guards[-1:] != ["inner"]:
-            await settled(own.session.begin_nested())
-            own.books.savepoint(loose=True)
+    async def savepoint(self, how: str, own: UserSession) -> None:
+        """Begins a loose savepoint; inside a `transaction()` that is a savepoint, only if the block can end it."""
+        if self.may_have_savepoint(own) and own.model.guards[-1:] != ["inner"]:
+            await resolve(own.session.begin_nested())
+            own.model.savepoint(loose=True)
 
-    async def release(self, how: str, own: Own) -> None:
+    async def release(self, how: str, own: UserSession) -> None:
         """Commits a loose savepoint."""
-        if own.books.scopes and own.books.scopes[-1].loose:
-            await settled(own.session.get_nested_transaction().commit())
-            own.books.release()
+        if own.model.scopes and own.model.scopes[-1].loose:
+            await resolve(own.session.get_nested_transaction().commit())
+            own.model.release()
 
-    async def undo(self, how: str, own: Own) -> None:
+    async def undo(self, how: str, own: UserSession) -> None:
         """Rolls a loose savepoint back."""
-        if own.books.scopes and own.books.scopes[-1].loose:
-            await settled(own.session.get_nested_transaction().rollback())
-            own.books.scopes.pop()
+        if own.model.scopes and own.model.scopes[-1].loose:
+            await resolve(own.session.get_nested_transaction().rollback())
+            own.model.scopes.pop()
 
-    async def adopt(self, how: str, own: Own) -> None:
-        """`with transaction(session)`, which is a savepoint in what was begun already."""
-        guard = "inner" if own.books.scopes else "adopted"
-        async with self.transaction(own.books, guard, own.session):
+    async def adopt(self, how: str, own: UserSession) -> None:
+        """`with transaction(session)`, a savepoint if the session is in a transaction already."""
+        guard = "inner" if own.model.scopes else "adopted"
+        async with self.transaction(own.model, guard, own.session):
             await self.body(how)
 
-    async def nested(self, how: str, own: Own) -> None:
+    async def nested(self, how: str, own: UserSession) -> None:
         """`with session.begin_nested()`."""
         if self.may_have_savepoint(own):
-            with own.books.part("nested") as depth:
+            with own.model.savepoint_block("nested") as depth:
                 async with self.within(own.session.begin_nested()) as savepoint:
                     await self.body(how)
                     if how == "undone":
-                        await settled(savepoint.rollback())
-                        own.books.forget(depth)
+                        await resolve(savepoint.rollback())
+                        own.model.roll_back_from(depth)
 
-    async def begun(self, how: str, own: Own) -> None:
+    async def begun(self, how: str, own: UserSession) -> None:
         """`with session.begin()`."""
-        if not own.books.scopes:
+        if not own.model.scopes:
             try:
-                with own.books.whole("begun") as depth:
-                    async with self.within(own.session.begin()) as whole:
+                with own.model.transaction_block("begun") as depth:
+                    async with self.within(own.session.begin()) as transaction_of_block:
                         await self.body(how)
                         if how == "undone":
-                            await settled(whole.rollback())
-                            own.books.forget(depth)
+                            await resolve(transaction_of_block.rollback())
+                            own.model.roll_back_from(depth)
             finally:
-                self.end(own.books, commit=True)
-
-    # What the steps are made of
+                self.end(own.model, commit=True)
 
     @property
-    def block_around(self) -> Books | None:
+    def block_around(self) -> SessionModel | None:
         return self.blocks[-1] if self.blocks else None
 
-    def may_write(self, books: Books | None) -> bool:
-        """Whether no other session of this thread has the lock; None is a commit of its own."""
-        return not self.place.exclusive or self.writer is None or self.writer is books
+    def may_write(self, model: SessionModel | None) -> bool:
+        """Whether no other session of this thread has the lock; None stands for a commit without a session."""
+        return not self.place.exclusive or self.writer is None or self.writer is model
 
-    def may_wait_for(self, own: Own) -> bool:
-        """Whether the contract says which commit decides: of two transactions around an emit it does not."""
-        return self.block_around is None or self.block_around is own.books
+    def may_wait_for(self, own: UserSession) -> bool:
+        """Whether the contract defines which commit decides; for an emit inside two transactions it does not."""
+        return self.block_around is None or self.block_around is own.model
 
-    def may_have_savepoint(self, own: Own) -> bool:
-        """Whether it is one in the user's own transaction: whether that has sent something, where it must have."""
+    def may_have_savepoint(self, own: UserSession) -> bool:
+        """Whether a savepoint is inside the user's transaction; `legacy` drivers need a statement before it."""
         sent = self.tickets if self.place.awaits else self.tickets | self.tasks
-        return not self.place.legacy or any(sent.intersection(scope.ids) for scope in own.books.scopes)
+        return not self.place.legacy or any(sent.intersection(scope.ids) for scope in own.model.scopes)
 
-    async def emit(self, books: Books | None, *args: Any, new: Ticket | None = None, **kwargs: Any) -> None:
-        """Emit, and write in the books that this, and the new ticket, must be committed along with."""
-        how = self.place.event.emit_async if self.place.awaits else self.place.event.emit
-        if self.refused and books is None:
+    async def emit(self, model: SessionModel | None, *args: Any, new: Ticket | None = None, **kwargs: Any) -> None:
+        """Emits, and records in the model that the delivery and the new ticket must be committed with it."""
+        emit = self.place.event.emit_async if self.place.awaits else self.place.event.emit
+        if self.refused and model is None:
             with pytest.raises(TransactionError, match="another thread"):
-                await settled(how(*args, **kwargs))
+                await resolve(emit(*args, **kwargs))
             return
-        emission: Emission = await settled(how(*args, **kwargs))
+        emission: Emission = await resolve(emit(*args, **kwargs))
         ids = [*emission.offloaded.values()]
         assert len(ids) == 1
         self.tasks.update(ids)
         if new is not None:
             ids.append(new.id)
             self.tickets.add(new.id)
-        if books is None:
-            self.kept.update(ids)
+        if model is None:
+            self.committed.update(ids)
         else:
-            books.write(ids)
-            self.writer = books
+            model.write(ids)
+            self.writer = model
 
-    def end(self, books: Books, *, commit: bool) -> None:
-        """The session has ended its transaction, if it was in one, and has the lock no longer."""
-        books.end(commit=commit)
-        self.writer = None if self.writer is books else self.writer
+    def end(self, model: SessionModel, *, commit: bool) -> None:
+        """Ends the session's transaction in the model and releases the lock."""
+        model.end(commit=commit)
+        self.writer = None if self.writer is model else self.writer
 
     @asynccontextmanager
-    async def transaction(self, books: Books, guard: str, *session: Any) -> AsyncIterator[None]:
-        """A `transaction()` block, and the same for its books."""
-        self.blocks.append(books)
+    async def transaction(self, model: SessionModel, guard: str, *session: Any) -> AsyncIterator[None]:
+        """Opens a `transaction()` block, and the same block in its model."""
+        self.blocks.append(model)
         try:
-            with books.part(guard) if guard == "inner" else books.whole(guard):
+            with model.savepoint_block(guard) if guard == "inner" else model.transaction_block(guard):
                 async with self.within(transaction(*session)):
                     yield
         finally:
             self.blocks.pop()
             if guard != "inner":
-                self.end(books, commit=True)
+                self.end(model, commit=True)
 
     @asynccontextmanager
     async def within(self, block: Any) -> AsyncIterator[Any]:
-        """`async with` where there is an `AsyncSession`, else `with`."""
+        """Enters the block with `async with` for an `AsyncSession`, otherwise with `with`."""
         if self.place.awaits:
             async with block as value:
                 yield value
@@ -511,13 +511,13 @@ class Run:
                 yield value
 
 
-async def settled(value: Any) -> Any:
-    """The value, when it is there."""
+async def resolve(value: Any) -> Any:
+    """Returns the value, awaited if it is awaitable."""
     return await value if isawaitable(value) else value
 
 
-def at_once(coroutine: Coroutine[Any, Any, Run]) -> Run:
-    """Run what never waits, without an event loop."""
+def run_synchronously(coroutine: Coroutine[Any, Any, Run]) -> Run:
+    """Runs a coroutine that never waits, without an event loop."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -526,22 +526,20 @@ def at_once(coroutine: Coroutine[Any, Any, Run]) -> Run:
 
 
 def check(place: Place, *runs: Run) -> None:
-    """What they have committed, and nothing else, is there and was published, once."""
-    kept = set().union(*(run.kept for run in runs))
+    """Asserts that the committed rows are stored, and that their deliveries were published once."""
+    committed = set().union(*(run.committed for run in runs))
     tasks = set().union(*(run.tasks for run in runs))
-    assert place.stored() == kept
-    assert sorted(place.published()) == sorted(kept & tasks)
+    assert place.stored() == committed
+    assert sorted(place.published()) == sorted(committed & tasks)
 
 
 def check_threads(place: Place, each: list[list[str]]) -> None:
-    """Perform each program in a thread of its own, then check them all."""
+    """Performs each program in its own thread, then checks them together."""
     place.clear()
     with ThreadPoolExecutor(len(each)) as threads:
-        runs = threads.map(lambda program: at_once(Run(place, program).perform()), each, timeout=PATIENCE)
+        runs = threads.map(lambda program: run_synchronously(Run(place, program).perform()), each, timeout=PATIENCE)
         check(place, *runs)
 
-
-# Tests
 
 skipped = [HealthCheck.function_scoped_fixture]
 ON_SQLITE = pytest.mark.parametrize("place", ["bound", "url"], indirect=True)
@@ -550,7 +548,7 @@ BOUND = pytest.mark.parametrize("place", ["bound"], indirect=True)
 
 
 def examples(few: int, many: int) -> settings:
-    """So many programs, or as many as NITRO_CHAOS=full wants."""
+    """Returns settings with the smaller or, for NITRO_CHAOS=full, the larger number of programs."""
     return settings(max_examples=many if FULL else few, deadline=None, suppress_health_check=skipped)
 
 
@@ -558,7 +556,7 @@ def examples(few: int, many: int) -> settings:
 def place(
     request: pytest.FixtureRequest, evt: Event, app: Celery, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
-    """`bound`: one engine, the user's, for all; `url`: Nitro has one of its own; or one engine on PostgreSQL."""
+    """The databases: `bound` has one engine for user and Nitro, `url` two, `postgresql` one on the server."""
     on(evt, offload=True, name="shop.ticket")(lambda sender, **kwargs: None)
     on_server = request.param == "postgresql"
     url = request.getfixturevalue("database_server") if on_server else f"sqlite:///{tmp_path / 'programs.db'}"
@@ -568,7 +566,7 @@ def place(
     else:
         bind(app, engine)
     if not on_server:
-        spare_the_disk(*{engine, database.engine()})
+        switch_off_fsync(*{engine, database.engine()})
     database.create_tables()
     yield Place(evt, sent, engine, exclusive=not on_server, legacy=request.param == "url")
     engine.dispose()
@@ -576,13 +574,13 @@ def place(
 
 @pytest.fixture
 def awaited(place: Place, tmp_path: Path) -> Place:
-    """The place as a program finds it that is async throughout."""
+    """The place with async sessions."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'programs.db'}", poolclass=NullPool)
-    spare_the_disk(engine.sync_engine)
+    switch_off_fsync(engine.sync_engine)
     return replace(place, engine=engine, awaits=True, legacy=True)
 
 
-def spare_the_disk(*engines: Engine) -> None:
+def switch_off_fsync(*engines: Engine) -> None:
     for engine in engines:
         event.listen(engine, "connect", lambda driver, _record: driver.execute("PRAGMA synchronous=OFF"))
 
@@ -591,9 +589,9 @@ def spare_the_disk(*engines: Engine) -> None:
 @examples(75, 5000)
 @given(program=programs)
 def test_what_is_committed_is_open_and_published(place: Place, program: list[str]) -> None:
-    """The open deliveries and the user's rows are those of the committed emits, and those were published."""
+    """Open deliveries and rows are those of the committed emits, and their messages were published."""
     place.clear()
-    check(place, at_once(Run(place, program).perform()))
+    check(place, run_synchronously(Run(place, program).perform()))
 
 
 @pytest.mark.server
@@ -601,16 +599,16 @@ def test_what_is_committed_is_open_and_published(place: Place, program: list[str
 @examples(30, 1000)
 @given(program=programs)
 def test_sessions_that_write_at_the_same_time_keep_apart(place: Place, program: list[str]) -> None:
-    """The same where a session need not wait for another one to end its transaction."""
+    """Sessions that write at the same time commit as the model does."""
     place.clear()
-    check(place, at_once(Run(place, program).perform()))
+    check(place, run_synchronously(Run(place, program).perform()))
 
 
 @BOUND
 @examples(10, 1000)
 @given(each=st.lists(programs, min_size=2, max_size=3))
 def test_threads_keep_apart(place: Place, each: list[list[str]]) -> None:
-    """The same when several threads each perform a program of their own."""
+    """Threads that perform programs of their own commit as the model does."""
     check_threads(place, each)
 
 
@@ -619,33 +617,30 @@ def test_threads_keep_apart(place: Place, each: list[list[str]]) -> None:
 @examples(8, 500)
 @given(each=st.lists(programs, min_size=2, max_size=3))
 def test_threads_that_write_at_the_same_time_keep_apart(place: Place, each: list[list[str]]) -> None:
-    """The same where threads need not wait for one another either."""
+    """Threads that write at the same time commit as the model does."""
     check_threads(place, each)
 
 
 @BOUND
 @examples(30, 1000)
-@given(program=some(STEPS))
+@given(program=programs_of(STEPS))
 def test_async_sessions_do_the_same(awaited: Place, program: list[str]) -> None:
-    """With `async with transaction(session)` and `emit_async`."""
+    """Programs with `async with transaction(session)` and `emit_async` commit as the model does."""
     awaited.clear()
     check(awaited, asyncio.run(Run(awaited, program).perform()))
-
-
-# What programs have found
 
 
 @BOUND
 @pytest.mark.parametrize("block", ["adopt", "begun"])
 def test_async_session_may_leave_a_savepoint_open(awaited: Place, block: str) -> None:
-    """The commit around it commits it, as in a Session, and the row of what is published is there."""
+    """An open savepoint of an AsyncSession is committed by the enclosing commit."""
     run = Run(awaited, ["own", block, "add", "savepoint"])
     check(awaited, asyncio.run(run.perform()))
 
 
 @BOUND
 def test_async_block_in_a_transaction_that_has_sent_nothing_is_a_savepoint(awaited: Place) -> None:
-    """The user's rollback takes it back, as in a Session."""
+    """A user's rollback drops a `transaction(session)` block in a transaction without statements."""
     run = Run(awaited, ["own", "begin", "adopt", "add", "end", "rollback"])
     check(awaited, asyncio.run(run.perform()))
 
@@ -653,14 +648,14 @@ def test_async_block_in_a_transaction_that_has_sent_nothing_is_a_savepoint(await
 @BOUND
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_async_block_lets_the_user_end_its_transaction(awaited: Place, end: str) -> None:
-    """As in a Session, and what is raised in it later comes out of it."""
+    """An AsyncSession's transaction may be ended inside an adopted block; a later exception propagates."""
     run = Run(awaited, ["own", "adopt failing", "add", end])
     check(awaited, asyncio.run(run.perform()))
 
 
 @BOUND
 def test_async_session_in_a_plain_with_can_be_rolled_back(awaited: Place) -> None:
-    """Also when nothing but an emit has happened in it; a later commit is none of its business."""
+    """A rollback drops an emit in an AsyncSession without other writes; a later commit does not send it."""
 
     async def main() -> None:
         async with awaited.open() as session:
@@ -682,8 +677,8 @@ def test_async_session_in_a_plain_with_can_be_rolled_back(awaited: Place) -> Non
     ],
     indirect=["place"],
 )
-def test_nobody_is_locked_out_by_another_commit(place: Place, program: list[str]) -> None:
-    """Another thread may commit while a session gets ready to write its first row."""
+def test_another_commit_locks_no_session_out(place: Place, program: list[str]) -> None:
+    """A session writes its first row although another thread commits just before."""
     first = threading.Lock()
 
     @event.listens_for(place.engine, "before_cursor_execute")
@@ -692,4 +687,4 @@ def test_nobody_is_locked_out_by_another_commit(place: Place, program: list[str]
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(Ticket().save).result(PATIENCE)
 
-    at_once(Run(place, program).perform())
+    run_synchronously(Run(place, program).perform())

@@ -1,4 +1,4 @@
-"""A consumer that gets nothing although its queue holds messages: contract section 7."""
+"""A consumer that gets nothing although its queue has messages connects again: contract section 7."""
 
 from __future__ import annotations
 
@@ -33,33 +33,37 @@ def app(offloading: None, request: pytest.FixtureRequest) -> Celery:
 @pytest.mark.server
 @pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")  # at each lost connection
 def test_a_worker_that_gets_nothing_connects_anew(evt: Event, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
-    """At the second look at which its queue holds messages and it has none."""
+    """A worker connects again at the second check that finds messages in its queue and none in the worker."""
     queue, handled = f"nitro-starving-{os.getpid()}", threading.Event()
     on(evt, offload={"queue": queue}, name="shop.fed")(lambda sender: handled.set())
     app.amqp.queues.select_add(queue, durable=False, auto_delete=True)
     app.amqp.queues.select([queue])
-    solo = {"pool": "solo", "loglevel": "WARNING", "without_heartbeat": False}  # its heart wakes the loop, to end too
+    solo = {
+        "pool": "solo",
+        "loglevel": "WARNING",
+        "without_heartbeat": False,
+    }  # the heartbeat timer wakes the loop, so that the worker can stop
     with start_worker(app, perform_ping_check=False, **solo) as worker:
         emit(evt)
         until(handled.is_set)
         handled.clear()
-        forget(worker)
+        stop_deliveries(worker)
         emit(evt)
         assert publisher.drain(LONG)
-        starvation = ConsumerWatchdog(worker)
-        starvation.check()
-        starvation.check()
-        assert "reconnecting" not in caplog.text, "a message that has just been published is no sign"
+        watchdog = ConsumerWatchdog(worker)
+        watchdog.check()
+        watchdog.check()
+        assert "reconnecting" not in caplog.text, "a message that has just been published proves nothing"
         publish_long_ago()
-        starvation.check()
+        watchdog.check()
         assert "reconnecting" not in caplog.text, "a worker may be just about to take it"
-        starvation.check()
+        watchdog.check()
         assert "reconnecting" in caplog.text
         until(handled.is_set)
         caplog.clear()
         for _ in range(3):
-            starvation.check()
-        assert "reconnecting" not in caplog.text, "a worker that has nothing to do does not starve"
+            watchdog.check()
+        assert "reconnecting" not in caplog.text, "a worker without work is not starved"
 
 
 @pytest.mark.server
@@ -67,7 +71,7 @@ def test_a_worker_that_gets_nothing_connects_anew(evt: Event, app: Celery, caplo
 def test_a_worker_that_holds_messages_does_not_starve(
     evt: Event, app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It holds as many as it may for the rate limit of their handler; the broker is not to blame for the others."""
+    """A worker that holds messages because of a rate limit does not connect again."""
     queue, handled = f"nitro-limited-{os.getpid()}", threading.Event()
     on(evt, offload={"queue": queue, "rate_limit": "1/h"}, name="shop.limited")(lambda sender: handled.set())
     app.amqp.queues.select_add(queue, durable=False, auto_delete=True)
@@ -80,27 +84,27 @@ def test_a_worker_that_holds_messages_does_not_starve(
         assert publisher.drain(LONG)
         publish_long_ago()
         until(lambda: queue_sizes(app, [queue])[queue] > 0 and not state.active_requests)
-        starvation = ConsumerWatchdog(worker)
+        watchdog = ConsumerWatchdog(worker)
         for _ in range(4):
-            starvation.check()
+            watchdog.check()
         assert "reconnecting" not in caplog.text
         with app.connection_for_write() as connection:
             connection.default_channel.queue_purge(queue)
 
 
 @pytest.mark.server
-def test_a_frozen_broker_keeps_no_worker_from_beating(
+def test_a_frozen_broker_does_not_delay_heartbeats(
     offloading: None, evt: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody takes the runs of a worker for lost while its broker does not say what its queues hold."""
-    asking, told = threading.Event(), threading.Event()
+    """A worker writes heartbeats while its broker does not answer a question about queue sizes."""
+    asking, answered = threading.Event(), threading.Event()
 
     def ask(*question: Any) -> dict[str, int]:
         asking.set()
         try:
             return queue_sizes(*question)
         finally:
-            told.set()
+            answered.set()
 
     monkeypatch.setattr("nitro.infrastructure.worker.watchdog.queue_sizes", ask)
     monkeypatch.setattr("nitro.infrastructure.outbox.pending.has_long_queued", lambda _queues: True)
@@ -114,21 +118,21 @@ def test_a_frozen_broker_keeps_no_worker_from_beating(
             server.freeze()
             asking.clear()
             until(asking.is_set)
-            told.clear()
-            first = beats()
-            until(lambda: beats() >= first + 2)
-            assert not told.is_set(), "nobody was waiting for the broker"
+            answered.clear()
+            first = count_heartbeats()
+            until(lambda: count_heartbeats() >= first + 2)
+            assert not answered.is_set(), "the worker did not wait for the broker"
             server.thaw()
 
 
-def beats() -> int:
-    """How often the workers have beaten."""
+def count_heartbeats() -> int:
+    """Returns the sum of the workers' heartbeat counters."""
     with engine().connect() as connection:
         return connection.scalar(select(func.sum(workers.c.beat))) or 0
 
 
-def forget(worker: Any) -> None:
-    """Have the broker deliver nothing to this worker any more, which does not know it."""
+def stop_deliveries(worker: Any) -> None:
+    """Cancels the worker's consumer at the broker without the worker's knowledge."""
     cancelled = threading.Event()
 
     def cancel() -> None:
@@ -140,6 +144,6 @@ def forget(worker: Any) -> None:
 
 
 def publish_long_ago() -> None:
-    """Have all messages lie in their queue for long."""
+    """Moves the publication of all messages into the past."""
     with engine().begin() as connection:
         connection.execute(update(deliveries).values(published_at=now() - LONG))

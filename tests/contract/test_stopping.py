@@ -1,4 +1,4 @@
-"""What stops an emission: a False, or a failure: contract section 4."""
+"""An emission is stopped by a False or by a failure: contract section 4."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def named(name: str, order: list[str], result: Any = None) -> Any:
 
 
 def test_false_stops_the_handlers_after_it(evt: Event) -> None:
-    """Cancelling is for those that have not run yet, and the False stays in the results."""
+    """A False stops the handlers after it, and stays in the results."""
     order: list[str] = []
     on(evt, priority=2)(named("before", order, "ran"))
     on(evt, priority=1, name="gate")(named("gate", order, result=False))
@@ -32,7 +32,7 @@ def test_false_stops_the_handlers_after_it(evt: Event) -> None:
 
 @pytest.mark.parametrize("result", [0, None, "", [], [False]])
 def test_only_the_object_false_cancels(evt: Event, result: Any) -> None:
-    """Other falsy results are results, also a list that a function returns."""
+    """Other falsy results, and a list with False, cancel nothing."""
     on(evt, priority=1)(lambda sender: result)
     evt.connect(lambda sender: "ran")
     emission = emit(evt)
@@ -41,7 +41,7 @@ def test_only_the_object_false_cancels(evt: Event, result: Any) -> None:
 
 
 def test_generator_that_yields_false_is_closed_there(evt: Event) -> None:
-    """A generator cancels by yielding False; what follows in it does not run, its cleanup does."""
+    """A generator that yields False is closed there; only its cleanup runs."""
     steps: list[str] = []
 
     @on(evt, priority=1, name="gate")
@@ -62,7 +62,7 @@ def test_generator_that_yields_false_is_closed_there(evt: Event) -> None:
 
 @pytest.mark.parametrize("priority", [-10, 0, 10])
 def test_cancelling_stops_every_offloaded_handler(evt: Event, queue: Any, priority: int) -> None:
-    """It does not matter where an offloaded handler stands: nothing is published."""
+    """A cancellation stops every offloaded handler, whatever its priority."""
     on(evt, priority=priority, offload=True)(named("offloaded", []))
     evt.connect(lambda sender: False)
     emission = emit(evt)
@@ -71,7 +71,7 @@ def test_cancelling_stops_every_offloaded_handler(evt: Event, queue: Any, priori
 
 
 def test_exception_propagates_with_the_handlers_name(evt: Event) -> None:
-    """The very exception comes out, and its note says whose it is."""
+    """The handler's own exception object propagates, with the handler's name in a note."""
     error = ValueError("no stock")
 
     @on(evt, name="shop.reserve")
@@ -86,7 +86,7 @@ def test_exception_propagates_with_the_handlers_name(evt: Event) -> None:
 
 @pytest.mark.parametrize("priority", [-10, 0, 10])
 def test_exception_publishes_nothing_and_stops_the_rest(evt: Event, queue: Any, priority: int) -> None:
-    """A failure in an inline handler leaves nothing behind in the queue."""
+    """A failure of an inline handler publishes nothing and stops the handlers after it."""
     order: list[str] = []
     on(evt, priority=priority, offload=True)(named("offloaded", order))
     evt.connect(lambda sender: 1 / 0)
@@ -98,7 +98,7 @@ def test_exception_publishes_nothing_and_stops_the_rest(evt: Event, queue: Any, 
 
 
 def test_generator_that_raises_propagates(evt: Event) -> None:
-    """A failure between two yields is a failure of the handler."""
+    """An exception between two yields propagates as the handler's failure."""
 
     @on(evt)
     def failing(sender: object) -> Any:
@@ -110,7 +110,7 @@ def test_generator_that_raises_propagates(evt: Event) -> None:
 
 
 def test_on_error_log_lets_the_rest_go_on(evt: Event, queue: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The failure is logged with its traceback, listed in `failed`, and stops nothing."""
+    """A failure with on_error="log" is logged with its traceback, listed in `failed`, and stops nothing."""
     on(evt, priority=1, on_error="log", name="shop.audit")(lambda sender: 1 / 0)
     on(evt)(lambda sender: "ran")
     on(evt, offload=True, name="shop.mail")(named("mail", []))
@@ -125,7 +125,7 @@ def test_on_error_log_lets_the_rest_go_on(evt: Event, queue: Any, caplog: pytest
 
 
 def test_on_error_log_covers_a_generator(evt: Event) -> None:
-    """What a failing generator yielded before is no result."""
+    """A generator that fails with on_error="log" leaves no result."""
 
     @on(evt, on_error="log", name="failing")
     def failing(sender: object) -> Any:

@@ -1,4 +1,4 @@
-"""What is recorded of an emission: what became of each of its handlers, when, where, and why."""
+"""The record of an emission: the outcome of each handler with time, process and reason."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from nitro.infrastructure.events import Event, drain, emit, emit_async, on
 from nitro.infrastructure.outbox import operations
 
 TRACKED = ("at-least-once", "exactly-once")
-Made = Callable[..., None]
 
 
 class Parcelled(Entity, table=True):
-    """Somebody who emits, and shows a field."""
+    """A sender that shows a field."""
 
     __tablename__ = "story_parcelled"
     __nitro_show__ = ("weight",)
@@ -31,8 +30,8 @@ class Parcelled(Entity, table=True):
 
 
 @pytest.fixture(params=["journal", *TRACKED])
-def told(request: pytest.FixtureRequest, evt: Event, app: Celery) -> str:
-    """Records the emissions of an event: the journal, or the row of a tracked delivery; which of them."""
+def recorder(request: pytest.FixtureRequest, evt: Event, app: Celery) -> str:
+    """Records emissions in the journal or in the row of a tracked delivery; returns the name of the recorder."""
     if request.param == "journal":
         request.getfixturevalue("journal_on")
     else:
@@ -40,104 +39,104 @@ def told(request: pytest.FixtureRequest, evt: Event, app: Celery) -> str:
     return str(request.param)
 
 
-def nothing() -> Callable[..., None]:
-    """A handler of its own."""
+def new_handler() -> Callable[..., None]:
+    """Returns a new handler that does nothing."""
     return lambda sender, **kwargs: None
 
 
-def test_each_inline_handler_is_told_of(told: str, evt: Event) -> None:
-    """In the order of the emission, with its begin and its length."""
+def test_each_inline_handler_is_told_of(recorder: str, evt: Event) -> None:
+    """Each inline handler is recorded in the order of the emission, with begin and duration."""
     took: list[float] = []
 
     @on(evt, name="shop.second")
     def second_(sender: str) -> None:
-        began = time.perf_counter()
+        begin = time.perf_counter()
         sum(range(10_000))
-        took.append(time.perf_counter() - began)
+        took.append(time.perf_counter() - begin)
 
-    on(evt, name="shop.first", priority=5)(nothing())
+    on(evt, name="shop.first", priority=5)(new_handler())
     before = time.time()
     emission = emit(evt, "ada")
     after = time.time()
-    found = only()
-    assert (found.id, found.event, found.sender) == (emission.id, "order.placed", "str")
-    assert list(found.outcomes.items()) == [("shop.first", "done"), ("shop.second", "done")]
-    first, second = found.turn("shop.first"), found.turn("shop.second")
+    record = only()
+    assert (record.id, record.event, record.sender) == (emission.id, "order.placed", "str")
+    assert list(record.outcomes.items()) == [("shop.first", "done"), ("shop.second", "done")]
+    first, second = record.turn("shop.first"), record.turn("shop.second")
     assert 0 <= first["at"] <= first["at"] + first["took"] <= second["at"]
     assert second["took"] >= took[0] - 1e-6
-    assert second["at"] + second["took"] <= found.story["took"] <= after - before
-    assert before - 0.001 <= found.story["at"] <= after
-    assert found.story["process"] == f"{socket.gethostname()}/{os.getpid()}"
-    assert found.story["error"] is None
+    assert second["at"] + second["took"] <= record.story["took"] <= after - before
+    assert before - 0.001 <= record.story["at"] <= after
+    assert record.story["process"] == f"{socket.gethostname()}/{os.getpid()}"
+    assert record.story["error"] is None
 
 
-def test_a_skipped_handler_is_told_of_with_the_reason(told: str, evt: Event) -> None:
-    """Its condition was false, or raised."""
+def test_a_skipped_handler_is_told_of_with_the_reason(recorder: str, evt: Event) -> None:
+    """A skipped handler is recorded with its reason: the condition was false or raised."""
 
     def doubtful(sender: object) -> bool:
         raise LookupError("no such customer")
 
-    on(evt, name="shop.rich", condition=lambda sender: False)(nothing())
-    on(evt, name="shop.known", condition=doubtful)(nothing())
-    on(evt, name="shop.queue", condition=lambda sender: False, offload=True)(nothing())
+    on(evt, name="shop.rich", condition=lambda sender: False)(new_handler())
+    on(evt, name="shop.known", condition=doubtful)(new_handler())
+    on(evt, name="shop.queue", condition=lambda sender: False, offload=True)(new_handler())
     emit(evt, "ada")
-    found = only()
-    assert set(found.outcomes.values()) == {"skipped"}
-    assert {turn["handler"]: turn["why"] for turn in found.story["handlers"]} == {
+    record = only()
+    assert set(record.outcomes.values()) == {"skipped"}
+    assert {turn["handler"]: turn["why"] for turn in record.story["handlers"]} == {
         "shop.rich": "condition is false",
         "shop.known": "condition raised LookupError: no such customer",
         "shop.queue": "condition is false",
     }
 
 
-def test_a_failure_that_stops_nothing_is_told_of(told: str, evt: Event) -> None:
-    """Of a handler with on_error="log"."""
+def test_a_failure_that_stops_nothing_is_told_of(recorder: str, evt: Event) -> None:
+    """A failure with on_error="log" is recorded and leaves the emission without an error."""
 
     @on(evt, name="shop.mail", on_error="log")
     def mail(sender: str) -> None:
         raise ConnectionError("no mail today")
 
-    on(evt, name="shop.stock")(nothing())
+    on(evt, name="shop.stock")(new_handler())
     emit(evt, "ada")
-    found = only()
-    assert found.outcomes == {"shop.mail": "failed", "shop.stock": "done"}
-    assert found.turn("shop.mail")["why"] == "ConnectionError: no mail today"
-    assert found.story["error"] is None
+    record = only()
+    assert record.outcomes == {"shop.mail": "failed", "shop.stock": "done"}
+    assert record.turn("shop.mail")["why"] == "ConnectionError: no mail today"
+    assert record.story["error"] is None
 
 
-def test_an_async_handler_that_nobody_waits_for_is_started(told: str, evt: Event) -> None:
-    """The emission does not wait for it, nor does its record."""
-    go = threading.Event()
+def test_an_async_handler_that_nobody_waits_for_is_started(recorder: str, evt: Event) -> None:
+    """An async handler that the emission does not await is recorded as started."""
+    may_end = threading.Event()
 
     @on(evt, name="shop.mail")
     async def mail(sender: str) -> None:
-        await asyncio.to_thread(go.wait)
+        await asyncio.to_thread(may_end.wait)
 
     emit(evt, "ada")
-    found = only()
-    go.set()
+    record = only()
+    may_end.set()
     assert drain(20)
-    assert found.outcomes == {"shop.mail": "started"}
-    assert "took" not in found.turn("shop.mail")
+    assert record.outcomes == {"shop.mail": "started"}
+    assert "took" not in record.turn("shop.mail")
 
 
-def test_what_is_awaited_is_done(told: str, evt: Event) -> None:
-    """Of emit_async, with their times."""
+def test_what_is_awaited_is_done(recorder: str, evt: Event) -> None:
+    """Handlers that `emit_async` awaits are recorded as done, with their durations."""
 
     @on(evt, name="shop.mail")
     async def mail(sender: str) -> None:
         await asyncio.sleep(0)
 
-    on(evt, name="shop.stock")(nothing())
+    on(evt, name="shop.stock")(new_handler())
     asyncio.run(emit_async(evt, "ada"))
-    found = only()
-    assert found.outcomes == {"shop.mail": "done", "shop.stock": "done"}
-    assert 0 < found.turn("shop.mail")["took"] <= found.story["took"]
+    record = only()
+    assert record.outcomes == {"shop.mail": "done", "shop.stock": "done"}
+    assert 0 < record.turn("shop.mail")["took"] <= record.story["took"]
 
 
-def test_an_untracked_delivery_is_queued(told: str, evt: Event) -> None:
-    """With its promise, and its Celery task id to look for in Flower: it has no row of its own."""
-    on(evt, name="shop.mail", offload={"delivery": "broker"})(nothing())
+def test_an_untracked_delivery_is_queued(recorder: str, evt: Event) -> None:
+    """An untracked delivery is recorded as queued, with its promise and its Celery task id."""
+    on(evt, name="shop.mail", offload={"delivery": "broker"})(new_handler())
     emission = emit(evt, "ada")
     assert only().turn("shop.mail") == {
         "handler": "shop.mail",
@@ -148,15 +147,15 @@ def test_an_untracked_delivery_is_queued(told: str, evt: Event) -> None:
 
 
 def test_a_tracked_delivery_is_told_of_by_its_own_row(evt: Event, app: Celery) -> None:
-    """And not once more in that of its emission."""
-    on(evt, name="shop.mail", offload=True)(nothing())
+    """A tracked delivery is recorded in its own row, and not in the record of its emission."""
+    on(evt, name="shop.mail", offload=True)(new_handler())
     emit(evt, "ada")
     assert only().outcomes == {}
     assert [entry.handler for entry in operations.read_deliveries()] == ["shop.mail"]
 
 
-def test_an_error_that_cannot_be_told_is_recorded(told: str, evt: Event) -> None:
-    """Its message raises itself; the emission goes on as if it were any other."""
+def test_an_error_that_cannot_be_told_is_recorded(recorder: str, evt: Event) -> None:
+    """An exception whose `str()` raises is recorded under its class."""
 
     class Odd(Exception):
         def __str__(self) -> str:
@@ -170,8 +169,8 @@ def test_an_error_that_cannot_be_told_is_recorded(told: str, evt: Event) -> None
     assert only().turn("shop.odd")["why"] == "Odd: <exception str() failed>"
 
 
-def test_a_long_reason_is_cut(told: str, evt: Event) -> None:
-    """A row does not grow with what a handler says."""
+def test_a_long_reason_is_cut(recorder: str, evt: Event) -> None:
+    """A long reason is cut to 500 characters."""
 
     @on(evt, name="shop.chatty", on_error="log")
     def chatty(sender: str) -> None:
@@ -180,12 +179,12 @@ def test_a_long_reason_is_cut(told: str, evt: Event) -> None:
     def doubtful(sender: object) -> bool:
         raise LookupError("x" * 10_000)
 
-    on(evt, name="shop.doubtful", condition=doubtful)(nothing())
+    on(evt, name="shop.doubtful", condition=doubtful)(new_handler())
     emit(evt, "ada")
     assert {len(turn["why"]) for turn in only().story["handlers"]} == {500}
 
 
-def test_the_sender_is_shown_as_monitoring_shows_it(told: str, evt: Event) -> None:
-    """By class and id, and with the fields that its class names."""
+def test_the_sender_is_shown_as_monitoring_shows_it(recorder: str, evt: Event) -> None:
+    """The sender is recorded by class, id and the fields that its class shows."""
     emit(evt, Parcelled(id="p1", weight=7))
     assert only().sender == "Parcelled:p1 weight=7"

@@ -1,4 +1,4 @@
-"""Context variables that travel: a handler finds them as they were at its emit, wherever and whenever it runs."""
+"""A handler finds propagated context variables as they were at its emit, wherever and whenever it runs."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ carry(tenant)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_travels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing travels before a test nor after it."""
+def _no_propagators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Removes all propagated variables and propagators for a test, and restores them."""
     monkeypatch.setattr(context, "_propagator", ContextPropagator())
     with propagators.replaced():
         yield
@@ -57,7 +57,7 @@ def _nothing_travels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def tenant() -> Variable:
-    """A variable that travels; it is not set yet."""
+    """A propagated variable that is not set yet."""
     variable: Variable = ContextVar("tenant")
     carry(variable)
     return variable
@@ -65,28 +65,28 @@ def tenant() -> Variable:
 
 @pytest.fixture
 def key(app: Celery, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A key that this process signs with."""
+    """The key that this process signs with."""
     monkeypatch.setenv("NITRO_SIGNING_KEY", "correct horse")
     return "correct horse"
 
 
-def within(variable: Variable, value: object, act: Callable[..., Any], *args: Any) -> Any:
-    """What `act` gives where the variable has that value."""
+def within(variable: Variable, value: object, function: Callable[..., Any], *args: Any) -> Any:
+    """Returns the result of `function` where the variable has that value."""
 
     def run() -> Any:
         variable.set(value)
-        return act(*args)
+        return function(*args)
 
     return copy_context().run(run)
 
 
-def reading(variable: Variable) -> Any:
-    """A handler whose result is what it finds in a variable."""
+def reader_of(variable: Variable) -> Any:
+    """Returns a handler that returns the value of a variable."""
     return lambda sender, **kwargs: variable.get("not set")
 
 
 def delivery_of(emission: str) -> Delivery:
-    """A run of a handler."""
+    """Returns a delivery of an emission."""
     facts: dict[str, Any] = dict.fromkeys(("root", "parent", "event", "deadline"))
     return Delivery(emission=emission, handler="shop.handler", attempt=1, idempotency_key="k", **facts)
 
@@ -95,14 +95,14 @@ def delivery_of(emission: str) -> Delivery:
 def test_a_handler_finds_what_was_set_at_the_emit(
     evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str
 ) -> None:
-    """Whatever its promise is: a value travels with the message or with its row."""
-    on(evt, offload={"delivery": delivery}, name="shop.handler")(reading(tenant))
+    """A handler with any delivery promise finds the value of the emit."""
+    on(evt, offload={"delivery": delivery}, name="shop.handler")(reader_of(tenant))
     assert work(app).only(within(tenant, "t1", emit, evt)) == "t1"
 
 
 @pytest.mark.parametrize("kind", ["async", "generator", "async generator"])
 def test_every_kind_of_handler_finds_it(evt: Event, app: Celery, work: Work, tenant: Variable, kind: str) -> None:
-    """On the worker's event loop as well, before and after it has waited there."""
+    """Every kind of handler finds the value, before and after an await on the worker's loop."""
 
     async def coroutine(sender: str) -> list[str]:
         before = tenant.get("not set")
@@ -124,15 +124,15 @@ def test_every_kind_of_handler_finds_it(evt: Event, app: Celery, work: Work, ten
 
 
 def test_handlers_that_run_at_once_find_their_own(evt: Event, app: Celery, work: Work, tenant: Variable) -> None:
-    """Two threads of one worker, each in its own tenant at the same time."""
+    """Handlers on two threads of a worker find their own values at the same time."""
     both = threading.Barrier(2)
 
     @on(evt, offload=True, name="shop.handler")
     def handler(sender: str) -> Any:
         both.wait(20)
-        found = tenant.get("not set")
+        value = tenant.get("not set")
         both.wait(20)
-        return found
+        return value
 
     emissions = [within(tenant, name, emit, evt, name) for name in ("t1", "t2")]
     worker = work(app, pool="threads", concurrency=2)
@@ -140,8 +140,8 @@ def test_handlers_that_run_at_once_find_their_own(evt: Event, app: Celery, work:
 
 
 def test_emit_async_takes_them_along(evt: Event, app: Celery, work: Work, tenant: Variable) -> None:
-    """Of the task that emits."""
-    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    """`emit_async` sends the values of the task that emits."""
+    on(evt, offload=True, name="shop.handler")(reader_of(tenant))
 
     async def emitted(name: str) -> Emission:
         tenant.set(name)
@@ -158,7 +158,7 @@ def test_emit_async_takes_them_along(evt: Event, app: Celery, work: Work, tenant
 
 @pytest.mark.parametrize("delivery", PROMISES)
 def test_later_changes_do_not_reach_it(evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str) -> None:
-    """It is as it was at the emit, however late the commit lets it leave: another value, or one changed in place."""
+    """A value arrives as it was at the emit, although it was replaced or changed before the commit."""
     other: Variable = ContextVar("other")
     carry(other)
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: [tenant.get(), other.get()])
@@ -180,8 +180,8 @@ def test_later_changes_do_not_reach_it(evt: Event, app: Celery, work: Work, tena
 def test_it_waits_for_the_broker_with_its_handler(
     evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str
 ) -> None:
-    """The broker was away, so a relay publishes it later, from a row, on a thread that knows nothing of it."""
-    on(evt, offload={"delivery": delivery}, name="shop.handler")(reading(tenant))
+    """A value waits in the row during a broker outage, and a relay publishes it with the message."""
+    on(evt, offload={"delivery": delivery}, name="shop.handler")(reader_of(tenant))
     with broker_away():
         emission = within(tenant, "t1", emit, evt)
         assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
@@ -191,16 +191,16 @@ def test_it_waits_for_the_broker_with_its_handler(
 def test_it_waits_for_its_time_with_its_handler(
     evt: Event, app: Celery, work: Work, sent: Sent, tenant: Variable
 ) -> None:
-    """A countdown is kept by the row, and so is what travels."""
-    on(evt, offload={"countdown": SOON, "headers": {"shop": "s1"}}, name="shop.handler")(reading(tenant))
+    """A value waits in the row of a delivery with a countdown."""
+    on(evt, offload={"countdown": SOON, "headers": {"shop": "s1"}}, name="shop.handler")(reader_of(tenant))
     emission = within(tenant, "t1", emit, evt)
     assert sent() == []
     assert work(app).only(emission) == "t1"
 
 
 def test_a_relay_gives_each_message_its_own(evt: Event, app: Celery, work: Work, sent: Sent, tenant: Variable) -> None:
-    """Many rows leave in one batch."""
-    on(evt, offload={"countdown": SOON}, name="shop.handler")(reading(tenant))
+    """A relay that publishes many rows in a batch sends each message its own values."""
+    on(evt, offload={"countdown": SOON}, name="shop.handler")(reader_of(tenant))
     emissions = [within(tenant, f"t{number}", emit, evt) for number in range(3)]
     relay, published = Relay(app), list[int]()
     until(lambda: published.append(relay.step()) or sum(published) == 3)
@@ -210,66 +210,66 @@ def test_a_relay_gives_each_message_its_own(evt: Event, app: Celery, work: Work,
 
 @pytest.mark.parametrize("delivery", ["broker", "at-least-once", "exactly-once"])
 def test_each_retry_finds_it(evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str) -> None:
-    """Celery's own retries, and those that the row keeps; what an attempt has set is gone at the next one."""
-    found: list[tuple[int, str]] = []
+    """Each retry by Celery or by the row finds the value of the emit, without changes by earlier attempts."""
+    values: list[tuple[int, str]] = []
 
     @on(evt, offload={"delivery": delivery, **AT_ONCE}, name="shop.handler")
     def handler(sender: object) -> str:
-        delivered = current_delivery()
-        assert delivered is not None
-        found.append((delivered.attempt, tenant.get("not set")))
+        delivery_of_run = current_delivery()
+        assert delivery_of_run is not None
+        values.append((delivery_of_run.attempt, tenant.get("not set")))
         tenant.set("set by an attempt")
-        if delivered.attempt < 3:
+        if delivery_of_run.attempt < 3:
             raise ConnectionError("again")
         return "done"
 
     assert work(app).only(within(tenant, "t1", emit, evt)) == "done"
-    assert found == [(1, "t1"), (2, "t1"), (3, "t1")]
+    assert values == [(1, "t1"), (2, "t1"), (3, "t1")]
 
 
 def test_a_retry_that_the_handler_asks_for_finds_it(evt: Event, app: Celery, work: Work, tenant: Variable) -> None:
-    """`raise handler.task.retry(…)`, signed or not, is a message of Celery's."""
-    found: list[str] = []
+    """A retry by `raise handler.task.retry(…)` finds the value."""
+    values: list[str] = []
 
     @on(evt, offload={"delivery": "broker"}, name="shop.handler")
     def handler(sender: object) -> str:
-        found.append(tenant.get("not set"))
-        if len(found) == 1:
+        values.append(tenant.get("not set"))
+        if len(values) == 1:
             raise handler.task.retry(countdown=0)
         return "done"
 
     assert work(app).only(within(tenant, "t1", emit, evt)) == "done"
-    assert found == ["t1", "t1"]
+    assert values == ["t1", "t1"]
 
 
 @pytest.mark.parametrize("delivery", ["broker", "at-least-once"])
 def test_it_travels_on_to_what_a_handler_emits(
     evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str
 ) -> None:
-    """From the first emit to the last handler of a chain, over as many workers as there are."""
+    """A value is passed on from the first emit to the last handler of a chain."""
     further, last = Namespace().event("further"), Namespace().event("last")
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     on(evt, offload={"delivery": delivery}, name="shop.first")(lambda sender: emit(further) and None)
 
     @on(further, offload={"delivery": delivery}, name="shop.second")
     async def second(sender: object) -> None:
-        found["second"] = tenant.get("not set")
+        values["second"] = tenant.get("not set")
         await emit_async(last)
 
     on(last, offload={"delivery": delivery}, name="shop.third")(
-        lambda sender: found.update(third=tenant.get("not set"))
+        lambda sender: values.update(third=tenant.get("not set"))
     )
     work(app)
     within(tenant, "t1", emit, evt)
-    until(lambda: "third" in found)
-    assert found == {"second": "t1", "third": "t1"}
+    until(lambda: "third" in values)
+    assert values == {"second": "t1", "third": "t1"}
 
 
 def test_what_a_handler_sets_travels_on_and_ends_with_it(evt: Event, app: Celery, work: Work, tenant: Variable) -> None:
-    """A handler may change it for what it emits; neither its value nor the one that came stays in the worker."""
+    """A value that a handler sets is passed on by its emits; no value stays in the worker."""
     further = Namespace().event("further")
-    found: dict[str, Any] = {}
-    on(further, offload={"delivery": "broker"}, name="shop.second")(lambda sender: found.update(second=tenant.get()))
+    values: dict[str, Any] = {}
+    on(further, offload={"delivery": "broker"}, name="shop.second")(lambda sender: values.update(second=tenant.get()))
 
     @on(evt, offload={"delivery": "broker"}, name="shop.first")
     def first(sender: object) -> None:
@@ -283,13 +283,13 @@ def test_what_a_handler_sets_travels_on_and_ends_with_it(evt: Event, app: Celery
     worker = work(app)
     worker.only(within(tenant, "t1", emit, evt))
     assert worker.of(plain.delay().id) == "not set"
-    until(lambda: found)
-    assert found == {"second": "t1 of the handler"}
+    until(lambda: values)
+    assert values == {"second": "t1 of the handler"}
 
 
 @pytest.mark.parametrize("error", [ValueError("no stock"), SystemExit(3)], ids=repr)
 def test_it_ends_with_a_run_that_fails(tenant: Variable, error: BaseException) -> None:
-    """Whatever ends a run, what was set for it ends with it."""
+    """A value ends with its run, whether the run succeeds, fails or exits."""
     with (
         pytest.raises(type(error)),
         context._propagator.extract({CONTEXT_HEADER: '{"tenant": "t1"}'}, delivery_of("e1")),
@@ -300,7 +300,7 @@ def test_it_ends_with_a_run_that_fails(tenant: Variable, error: BaseException) -
 
 
 def test_what_is_not_set_does_not_travel(evt: Event, app: Celery, work: Work, sent: Sent, tenant: Variable) -> None:
-    """Neither is a variable's default a value that was set; without any there is no header at all."""
+    """An unset variable is not sent, and neither is a default; without values there is no header."""
     with_default: Variable = ContextVar("with default", default="default")
     carry(with_default)
     on(evt, offload=True, name="shop.handler")(lambda sender: [tenant.get("not set"), with_default.get("other")])
@@ -311,8 +311,8 @@ def test_what_is_not_set_does_not_travel(evt: Event, app: Celery, work: Work, se
 
 
 def test_none_is_a_value(evt: Event, app: Celery, work: Work, tenant: Variable) -> None:
-    """A variable that was set to None is set in the handler."""
-    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    """A variable that was set to None is set to None in the handler."""
+    on(evt, offload=True, name="shop.handler")(reader_of(tenant))
     assert work(app).only(within(tenant, None, emit, evt)) is None
 
 
@@ -320,15 +320,15 @@ def test_none_is_a_value(evt: Event, app: Celery, work: Work, tenant: Variable) 
 def test_an_emission_without_it_does_not_find_that_of_another(
     evt: Event, app: Celery, work: Work, sent: Sent, tenant: Variable, delivery: str
 ) -> None:
-    """Messages of one handler are made alike, but what travels belongs to one emission."""
-    on(evt, offload={"delivery": delivery}, name="shop.handler")(reading(tenant))
+    """A value is not found by another emission of the same handler."""
+    on(evt, offload={"delivery": delivery}, name="shop.handler")(reader_of(tenant))
     worker = work(app)
     assert worker.only(within(tenant, "t1", emit, evt)) == "t1"
     assert worker.only(emit(evt)) == "not set"
 
 
 class Role(enum.StrEnum):
-    """What is equal to a text, and is none."""
+    """An enum whose members equal a text without being a plain text."""
 
     ADMIN = "admin"
 
@@ -367,8 +367,8 @@ def _deep() -> list[Any]:
 def test_what_json_does_not_bring_back_is_an_error_at_the_emit(
     evt: Event, app: Celery, sent: Sent, tenant: Variable, value: Any, delivery: str
 ) -> None:
-    """It names the variable, and nothing is queued: a handler never finds something else than was set."""
-    on(evt, offload={"delivery": delivery}, name="shop.handler")(reading(tenant))
+    """A value that JSON does not restore raises at the emit with the variable's name, and nothing is queued."""
+    on(evt, offload={"delivery": delivery}, name="shop.handler")(reader_of(tenant))
     with pytest.raises(ContextNotSerializable, match="'tenant'") as raised:
         within(tenant, value, emit, evt)
     assert isinstance(raised.value, EmitError)
@@ -377,8 +377,8 @@ def test_what_json_does_not_bring_back_is_an_error_at_the_emit(
 
 
 def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
-    """What was emitted before it in the same transaction is not queued either."""
-    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    """The error rolls the transaction back, with its earlier emits."""
+    on(evt, offload=True, name="shop.handler")(reader_of(tenant))
 
     def both() -> None:
         with transaction():
@@ -393,45 +393,45 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
 
 
 def test_values_that_no_header_can_hold_are_refused(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
-    """At the emit, and not by a broker that ends its connection."""
-    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    """A value that is too long for a header raises at the emit."""
+    on(evt, offload=True, name="shop.handler")(reader_of(tenant))
     with pytest.raises(ContextNotSerializable, match="'tenant' cannot be sent: 20014 bytes"):
         within(tenant, "x" * 20_000, emit, evt)
     assert sent() == []
 
 
 def test_without_offloaded_handlers_any_value_will_do(evt: Event, app: Celery, tenant: Variable) -> None:
-    """Where nothing travels nothing can be wrong with it."""
+    """An emit without offloaded handlers accepts any value."""
     on(evt)(lambda sender: tenant.get())
     assert within(tenant, {"a"}, emit, evt) == [{"a"}]
 
 
 @pytest.mark.parametrize("delivery", ["broker", "at-least-once"])
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "through a relay"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "through a relay"])
 def test_json_comes_back_as_it_was(
-    evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str, late: bool
+    evt: Event, app: Celery, work: Work, tenant: Variable, delivery: str, is_late: bool
 ) -> None:
-    """Texts, numbers of any size, truth values, None, lists and dicts of these."""
+    """Texts, numbers of any size, booleans, None, lists and dicts arrive equal."""
     value = {
         "text": "ü\n\x00\ud800",
         "numbers": [0, -1, 2**70, 1.0, 0.1, 1e300],
         "": [True, None, {}, []],
         "k" * 300: 1,
     }
-    found: list[Any] = []
-    on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: found.append(tenant.get()))
-    if late:
+    values: list[Any] = []
+    on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: values.append(tenant.get()))
+    if is_late:
         with broker_away():
             emission = within(tenant, value, emit, evt)
     else:
         emission = within(tenant, value, emit, evt)
     work(app).only(emission)
-    assert repr(found) == repr([value])
+    assert repr(values) == repr([value])
 
 
 def test_they_are_one_header_of_text(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
-    """RabbitMQ has types of its own for headers, which not every JSON value has a place in; a text has."""
-    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    """All values are in one header of ASCII text, because RabbitMQ's header types cannot hold every JSON value."""
+    on(evt, offload=True, name="shop.handler")(reader_of(tenant))
     within(tenant, {"id": 2**70}, emit, evt)
     (message,) = sent()
     assert json.loads(message.headers[CONTEXT_HEADER]) == {"tenant": {"id": 2**70}}
@@ -439,22 +439,22 @@ def test_they_are_one_header_of_text(evt: Event, app: Celery, sent: Sent, tenant
 
 
 def test_monitoring_does_not_show_them(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
-    """What Flower shows of a message has no values of the context."""
-    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    """The text that Flower shows of a message has no values of the context."""
+    on(evt, offload=True, name="shop.handler")(reader_of(tenant))
     within(tenant, "secret", emit, evt)
     (message,) = sent()
     assert "secret" not in message.headers["argsrepr"] + message.headers["kwargsrepr"]
 
 
 def test_two_variables_of_one_name_are_an_error(tenant: Variable) -> None:
-    """A handler could not know whose value it finds."""
+    """Two variables of one name raise, because a handler could not tell their values apart."""
     with pytest.raises(ContextNotSerializable, match="'tenant' cannot be sent: another variable of that name"):
         carry(ContextVar("tenant"))
 
 
 @pytest.fixture
 def tenants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A module that has a variable travel."""
+    """A module that propagates a variable."""
     (tmp_path / "tenants.py").write_text(TENANTS)
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("tenants")
@@ -465,7 +465,7 @@ def tenants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_variable_of_a_module_that_is_loaded_again_takes_the_place_of_the_older(
     evt: Event, app: Celery, sent: Sent, tenants: Any, tmp_path: Path, how: str
 ) -> None:
-    """As its handlers do: what is there now is what the module says now."""
+    """A variable of a reloaded module replaces the earlier variable of that module."""
     older = tenants.tenant
     if how == "edited and reloaded":
         (tmp_path / "tenants.py").write_text(f"# which tenant it is\n{TENANTS}")
@@ -473,14 +473,14 @@ def test_a_variable_of_a_module_that_is_loaded_again_takes_the_place_of_the_olde
         del sys.modules["tenants"]
     newer = importlib.import_module("tenants") if how == "imported anew" else importlib.reload(tenants)
     assert newer.tenant is not older
-    on(evt, offload=True, name="shop.handler")(reading(newer.tenant))
+    on(evt, offload=True, name="shop.handler")(reader_of(newer.tenant))
     within(newer.tenant, "t1", emit, evt)
     (message,) = sent()
     assert json.loads(message.headers[CONTEXT_HEADER]) == {"tenant": "t1"}
 
 
 def test_two_variables_of_one_module_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is imported for the first time, so that they are two; the error says the way out of a reload."""
+    """Two variables of one name in a module raise at its first import; the error says how a reload works."""
     (tmp_path / "twice.py").write_text(f"{TENANTS}\nanother = ContextVar('tenant')\ncarry(another)\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ContextNotSerializable, match="call carry\\(\\) in that module, at its top level"):
@@ -488,18 +488,18 @@ def test_two_variables_of_one_module_are_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_a_variable_of_another_module_is_an_error(tenants: Any, tmp_path: Path) -> None:
-    """Also where both are called for at the top level."""
+    """A variable of another module with the same name raises, although both are at the top level."""
     (tmp_path / "others.py").write_text(TENANTS)
     with pytest.raises(ContextNotSerializable, match="'tenant' cannot be sent: another variable of that name"):
         importlib.import_module("others")
 
 
 def test_a_variable_may_be_named_twice(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
-    """Two modules may both want it to travel; it travels once, with others of other names."""
+    """A variable that is passed to `carry` twice is sent once."""
     other: Variable = ContextVar("other")
     carry(tenant, other)
     carry(other)
-    on(evt, offload=True, name="shop.handler")(reading(tenant))
+    on(evt, offload=True, name="shop.handler")(reader_of(tenant))
 
     def emitted() -> None:
         tenant.set("t1")
@@ -515,7 +515,7 @@ def test_a_variable_may_be_named_twice(evt: Event, app: Celery, sent: Sent, tena
 def test_a_worker_that_does_not_know_a_variable_runs_the_handler(
     evt: Event, app: Celery, work: Work, tenant: Variable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A newer emitter may send more than an older worker knows."""
+    """A worker runs the handler without a variable that only the emitter knows."""
     other: Variable = ContextVar("other")
     carry(other)
     on(evt, offload=True, name="shop.handler")(lambda sender: [tenant.get("not set"), other.get("not set")])
@@ -531,7 +531,7 @@ def test_a_worker_that_does_not_know_a_variable_runs_the_handler(
 
 
 def test_headers_of_the_user_travel_beside_them(evt: Event, app: Celery, work: Work, tenant: Variable) -> None:
-    """`Offload(headers=…)` is still there, and so is what the task finds in its request."""
+    """Headers of `Offload(headers=…)` are sent beside the context."""
     seen: list[Any] = []
 
     @on(evt, offload={"delivery": "broker", "headers": {"shop": "s1"}}, name="shop.handler")
@@ -547,29 +547,31 @@ def test_headers_of_the_user_travel_beside_them(evt: Event, app: Celery, work: W
 def test_what_is_signed_is_accepted(
     evt: Event, app: Celery, work: Work, tenant: Variable, key: str, delivery: str
 ) -> None:
-    """At the first attempt, at a retry, and in what the handler emits."""
+    """A signed value is accepted at the first attempt, at a retry and by the handlers of further emits."""
     further = Namespace().event("further")
-    found: list[str] = []
+    values: list[str] = []
 
     @on(evt, offload={"delivery": delivery, **AT_ONCE}, name="shop.handler")
     def handler(sender: object) -> None:
-        found.append(tenant.get("not set"))
-        if len(found) == 1:
+        values.append(tenant.get("not set"))
+        if len(values) == 1:
             raise ConnectionError("again")
         emit(further)
 
-    on(further, offload={"delivery": delivery}, name="shop.further")(lambda sender: found.append(tenant.get("not set")))
+    on(further, offload={"delivery": delivery}, name="shop.further")(
+        lambda sender: values.append(tenant.get("not set"))
+    )
     work(app)
     within(tenant, "t1", emit, evt)
-    until(lambda: len(found) == 3)
-    assert found == ["t1", "t1", "t1"]
+    until(lambda: len(values) == 3)
+    assert values == ["t1", "t1", "t1"]
 
 
 def test_what_is_signed_is_accepted_from_a_relay(
     evt: Event, app: Celery, work: Work, tenant: Variable, key: str
 ) -> None:
-    """The signature waits with the value."""
-    on(evt, offload={"countdown": SOON}, name="shop.handler")(reading(tenant))
+    """A value that a relay publishes is accepted with the signature of the emit."""
+    on(evt, offload={"countdown": SOON}, name="shop.handler")(reader_of(tenant))
     assert work(app).only(within(tenant, {"id": 1, "name": "ü"}, emit, evt)) == {"id": 1, "name": "ü"}
 
 
@@ -577,12 +579,12 @@ def test_what_is_signed_is_accepted_from_a_relay(
     "forge",
     [
         pytest.param(
-            lambda mine, others: mine | {CONTEXT_HEADER: mine[CONTEXT_HEADER].replace("t1", "t9")}, id="another value"
+            lambda own, others: own | {CONTEXT_HEADER: own[CONTEXT_HEADER].replace("t1", "t9")}, id="another value"
         ),
-        pytest.param(lambda mine, others: {CONTEXT_HEADER: mine[CONTEXT_HEADER]}, id="no signature"),
-        pytest.param(lambda mine, others: mine | {SIGNATURE_HEADER: None}, id="an empty signature"),
-        pytest.param(lambda mine, others: mine | {SIGNATURE_HEADER: "\xfc\ud800"}, id="a signature that is no hex"),
-        pytest.param(lambda mine, others: others, id="that of another emission"),
+        pytest.param(lambda own, others: {CONTEXT_HEADER: own[CONTEXT_HEADER]}, id="no signature"),
+        pytest.param(lambda own, others: own | {SIGNATURE_HEADER: None}, id="an empty signature"),
+        pytest.param(lambda own, others: own | {SIGNATURE_HEADER: "\xfc\ud800"}, id="a signature that is no hex"),
+        pytest.param(lambda own, others: others, id="that of another emission"),
     ],
 )
 def test_what_is_not_signed_as_it_must_be_is_refused(
@@ -595,16 +597,18 @@ def test_what_is_not_signed_as_it_must_be_is_refused(
     caplog: pytest.LogCaptureFixture,
     forge: Callable[[Headers, Headers], Headers],
 ) -> None:
-    """Who can write into the broker cannot have a handler work for another tenant; the log says that it was tried."""
-    on(evt, offload={"delivery": "broker"}, name="shop.handler")(reading(tenant))
+    """A value without the right signature is refused and logged."""
+    on(evt, offload={"delivery": "broker"}, name="shop.handler")(reader_of(tenant))
     emission = within(tenant, "t1", emit, evt)
     within(tenant, "t9", emit, evt)
-    mine, others = (
+    own_message, other_message = (
         (message, {name: message.headers[name] for name in (CONTEXT_HEADER, SIGNATURE_HEADER, DELIVERY_HEADER)})
         for message in sent()
     )
-    forged = forge(mine[1], others[1])
-    app.send_task(mine[0].name, (), mine[0].kwargs, task_id=mine[0].id, headers=dict(forged), task_type=None)
+    forged = forge(own_message[1], other_message[1])
+    app.send_task(
+        own_message[0].name, (), own_message[0].kwargs, task_id=own_message[0].id, headers=dict(forged), task_type=None
+    )
     with caplog.at_level(logging.ERROR, "nitro.worker"):
         assert work(app).only(emission) == "not set"
     (refusal,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
@@ -614,80 +618,80 @@ def test_what_is_not_signed_as_it_must_be_is_refused(
 def test_a_signature_of_another_key_is_refused(
     evt: Event, app: Celery, work: Work, tenant: Variable, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a key is set, a value that was signed with another one is not taken."""
+    """A value that was signed with another key is refused."""
     emission = Emission.of("order.placed")
-    given = within(tenant, "t1", context._propagator.inject, emission)
+    headers = within(tenant, "t1", context._propagator.inject, emission)
     monkeypatch.setenv("NITRO_SIGNING_KEY", "battery staple")
-    with context._propagator.extract(given, delivery_of(emission.id)):
+    with context._propagator.extract(headers, delivery_of(emission.id)):
         assert tenant.get("not set") == "not set"
 
 
-class Recording:
-    """A carrier that notes who asks it for what."""
+class RecordingPropagator:
+    """A propagator that records its calls."""
 
-    def __init__(self, name: str, notes: list[Any]) -> None:
-        self.name, self.notes = name, notes
+    def __init__(self, name: str, calls: list[Any]) -> None:
+        self.name, self.calls = name, calls
 
     def inject(self, emission: Emission) -> Headers:
-        self.notes.append(("give", self.name, emission.id))
+        self.calls.append(("inject", self.name, emission.id))
         return {f"x-{self.name}": emission.id}
 
     @contextmanager
     def extract(self, headers: Headers, delivery: Delivery) -> Iterator[None]:
-        self.notes.append(("take", self.name, headers[f"x-{self.name}"], delivery.handler))
+        self.calls.append(("extract", self.name, headers[f"x-{self.name}"], delivery.handler))
         try:
             yield
         except ConnectionError:
-            self.notes.append(("failed", self.name))
+            self.calls.append(("failed", self.name))
             raise
         finally:
-            self.notes.append(("left", self.name))
+            self.calls.append(("exit", self.name))
 
 
-def test_a_carrier_is_asked_once_an_emission(evt: Event, app: Celery, sent: Sent) -> None:
-    """Not once a handler, and not at all where nothing is queued."""
-    notes: list[Any] = []
-    propagators.append(Recording("one", notes))
+def test_a_propagator_injects_once_an_emission(evt: Event, app: Celery, sent: Sent) -> None:
+    """A propagator injects once for all handlers of an emission, and not if nothing is queued."""
+    calls: list[Any] = []
+    propagators.append(RecordingPropagator("one", calls))
     for name in ("shop.a", "shop.b"):
         on(evt, offload=True, name=name)(lambda sender: None)
     on(evt)(lambda sender: sender != "cancelled")
     emit(evt, "cancelled")
-    assert notes == []
+    assert calls == []
     emission = emit(evt, "ada")
-    assert notes == [("give", "one", emission.id)]
+    assert calls == [("inject", "one", emission.id)]
     assert [message.headers["x-one"] for message in sent()] == [emission.id] * 2
 
 
-def test_carriers_surround_a_run_one_inside_the_other(evt: Event, app: Celery, work: Work) -> None:
-    """The last one is the innermost; each sees how the run ends, at every attempt."""
-    notes: list[Any] = []
-    propagators.extend([Recording("outer", notes), Recording("inner", notes)])
+def test_propagators_are_nested_around_a_run(evt: Event, app: Celery, work: Work) -> None:
+    """Propagators are nested around each attempt in their order; each sees its exception."""
+    calls: list[Any] = []
+    propagators.extend([RecordingPropagator("outer", calls), RecordingPropagator("inner", calls)])
 
     @on(evt, offload={"delivery": "broker", **AT_ONCE}, name="shop.handler")
     def handler(sender: object) -> None:
-        notes.append("runs")
-        if notes.count("runs") == 1:
+        calls.append("runs")
+        if calls.count("runs") == 1:
             raise ConnectionError("again")
 
     emission = emit(evt)
     work(app).only(emission)
-    taken = [("take", name, emission.id, "shop.handler") for name in ("outer", "inner")]
-    first = [*taken, "runs", ("failed", "inner"), ("left", "inner"), ("failed", "outer"), ("left", "outer")]
-    second = [*taken, "runs", ("left", "inner"), ("left", "outer")]
-    assert notes[2:] == [*first, *second]
+    extracted = [("extract", name, emission.id, "shop.handler") for name in ("outer", "inner")]
+    first = [*extracted, "runs", ("failed", "inner"), ("exit", "inner"), ("failed", "outer"), ("exit", "outer")]
+    second = [*extracted, "runs", ("exit", "inner"), ("exit", "outer")]
+    assert calls[2:] == [*first, *second]
 
 
-def test_a_carrier_is_there_while_the_promise_is_kept(evt: Event, app: Celery, work: Work) -> None:
-    """What an exactly-once handler commits is committed inside; a span around it sees that as well."""
-    notes: list[Any] = []
-    propagators.append(Recording("one", notes))
+def test_a_propagator_surrounds_the_commit(evt: Event, app: Celery, work: Work) -> None:
+    """An exactly-once handler's transaction is committed before the propagators exit."""
+    calls: list[Any] = []
+    propagators.append(RecordingPropagator("one", calls))
 
     @on(evt, offload={"delivery": "exactly-once"}, name="shop.handler")
     def handler(sender: object) -> None:
         delivery = current_delivery()
         assert delivery is not None
         assert delivery.transaction is not None
-        delivery.transaction.after_commit(lambda: notes.append("committed"))
+        delivery.transaction.after_commit(lambda: calls.append("committed"))
 
     work(app).only(emit(evt))
-    assert notes[-2:] == ["committed", ("left", "one")]
+    assert calls[-2:] == ["committed", ("exit", "one")]

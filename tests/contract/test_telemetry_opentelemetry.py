@@ -1,4 +1,4 @@
-"""OpenTelemetry: one trace from an emit to its handlers in workers and what they emit, whoever has published it."""
+"""OpenTelemetry shows one trace from an emit to its handlers in workers and to their emits."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ PATIENCE = 20.0
 
 
 class Traced(Entity):
-    """Nothing of it is shown but its class and id."""
+    """An entity that shows only class and id."""
 
     email: str = ""
 
 
 class TracedOpenly(Entity):
-    """It wants its status to be shown."""
+    """An entity that shows its status."""
 
     __nitro_show__: ClassVar[tuple[str, ...]] = ("status",)
 
@@ -62,7 +62,7 @@ class TracedOpenly(Entity):
 
 
 class Spans:
-    """The spans that have ended, and a provider that makes more."""
+    """The ended spans, with the provider that records them."""
 
     def __init__(self, **options: Any) -> None:
         self._exporter = InMemorySpanExporter()
@@ -72,17 +72,17 @@ class Spans:
 
     @property
     def all(self) -> tuple[ReadableSpan, ...]:
-        """In the order in which they have ended."""
+        """The spans in the order of their ends."""
         return self._exporter.get_finished_spans()
 
     def named(self, name: str, count: int = 1) -> list[ReadableSpan]:
-        """Those of a name, as soon as there are so many."""
-        found = until(lambda: spans if len(spans := [span for span in self.all if span.name == name]) >= count else [])
-        assert len(found) == count
-        return found
+        """Waits until there are so many spans of a name, and returns them."""
+        named = until(lambda: spans if len(spans := [span for span in self.all if span.name == name]) >= count else [])
+        assert len(named) == count
+        return named
 
     def only(self, name: str) -> ReadableSpan:
-        """The only one of a name."""
+        """Returns the only span of a name."""
         return self.named(name)[0]
 
     @property
@@ -92,50 +92,50 @@ class Spans:
 
 
 def trace_of(span: ReadableSpan) -> int:
-    """The id of its trace."""
+    """Returns the trace id of a span."""
     return span.get_span_context().trace_id
 
 
 def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
     """Whether a span is directly below another one in the same trace."""
-    above, made = child.parent, parent.get_span_context()
-    return above is not None and (above.trace_id, above.span_id) == (made.trace_id, made.span_id)
+    reference, context = child.parent, parent.get_span_context()
+    return reference is not None and (reference.trace_id, reference.span_id) == (context.trace_id, context.span_id)
 
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """As in a process that was not instrumented."""
+    """Removes all instrumentation inside the block."""
     with active_observers.replaced(), propagators.replaced(), publish_contexts.replaced():
         yield
 
 
 @pytest.fixture
 def spans() -> Iterator[Spans]:
-    """What this process traces; nothing before and after the test."""
-    made = Spans()
+    """The spans of this process during the test."""
+    recorded = Spans()
     with untraced():
-        opentelemetry.instrument(made.provider)
-        yield made
-    made.provider.shutdown()
+        opentelemetry.instrument(recorded.provider)
+        yield recorded
+    recorded.provider.shutdown()
 
 
 def relay(app: Celery, count: int = 1) -> None:
-    """Have so many deliveries leave."""
-    mover, published = Relay(app), list[int]()
-    until(lambda: published.append(mover.step()) or sum(published) >= count)
+    """Runs a relay until it has published so many deliveries."""
+    step, published = Relay(app).step, list[int]()
+    until(lambda: published.append(step()) or sum(published) >= count)
 
 
 @pytest.mark.parametrize("delivery", PROMISES)
 def test_a_run_is_below_its_emit(evt: Event, app: Celery, work: Work, spans: Spans, delivery: str) -> None:
-    """Whatever its promise is: one trace, and the spans say what they are of."""
+    """A run with any delivery promise is below its emit, with the documented attributes."""
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: None)
     emission = emit(evt, Traced(id="o1"))
     work(app).only(emission)
-    made, ran = spans.only("emit order.placed"), spans.only("run shop.handler")
-    assert made.parent is None
-    assert is_child(ran, made)
-    assert (made.kind, ran.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
-    assert dict(made.attributes or {}) == {
+    emit_span, run_span = spans.only("emit order.placed"), spans.only("run shop.handler")
+    assert emit_span.parent is None
+    assert is_child(run_span, emit_span)
+    assert (emit_span.kind, run_span.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
+    assert dict(emit_span.attributes or {}) == {
         "messaging.system": "nitro",
         "messaging.message.id": emission.id,
         "messaging.message.conversation_id": emission.id,
@@ -143,7 +143,7 @@ def test_a_run_is_below_its_emit(evt: Event, app: Celery, work: Work, spans: Spa
         "nitro.sender": "Traced:o1",
         "nitro.queued": ("shop.handler",),
     }
-    assert dict(ran.attributes or {}) == {
+    assert dict(run_span.attributes or {}) == {
         "messaging.system": "nitro",
         "messaging.operation.type": "process",
         "messaging.message.id": emission.id,
@@ -155,14 +155,14 @@ def test_a_run_is_below_its_emit(evt: Event, app: Celery, work: Work, spans: Spa
 
 @pytest.mark.parametrize("delivery", ["broker", "at-least-once"])
 def test_each_emission_has_its_own_trace(evt: Event, app: Celery, work: Work, spans: Spans, delivery: str) -> None:
-    """Messages of one handler are made alike, but a trace belongs to one emission."""
+    """Each emission of one handler has its own trace."""
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: None)
     emissions = [emit(evt) for _ in range(3)]
     worker = work(app)
     for emission in emissions:
         worker.only(emission)
     pairs = zip(spans.named("emit order.placed", 3), spans.named("run shop.handler", 3), strict=True)
-    assert all(is_child(ran, made) for made, ran in pairs)
+    assert all(is_child(run, emitting) for emitting, run in pairs)
     assert len(spans.traces) == 3
 
 
@@ -171,7 +171,7 @@ def test_each_emission_has_its_own_trace(evt: Event, app: Celery, work: Work, sp
 def test_what_a_handler_emits_is_below_its_run(
     evt: Event, app: Celery, work: Work, spans: Spans, delivery: str, kind: str
 ) -> None:
-    """One trace over two emissions and their runs, each below what has caused it."""
+    """An emit in a handler is below the handler's run, in the trace of the first emit."""
     further = Namespace().event("order.paid")
     on(further, offload={"delivery": delivery}, name="shop.second")(lambda sender: None)
 
@@ -182,20 +182,20 @@ def test_what_a_handler_emits_is_below_its_run(
         await asyncio.sleep(0)
         await emit_async(further)
 
-    chosen: dict[str, Any] = {"sync": sync, "async": coroutine}
-    on(evt, offload={"delivery": delivery}, name="shop.first")(chosen[kind])
+    functions: dict[str, Any] = {"sync": sync, "async": coroutine}
+    on(evt, offload={"delivery": delivery}, name="shop.first")(functions[kind])
     emission = emit(evt)
     work(app)
-    line = ["emit order.placed", "run shop.first", "emit order.paid", "run shop.second"]
-    chain = [spans.only(name) for name in line]
+    names = ["emit order.placed", "run shop.first", "emit order.paid", "run shop.second"]
+    chain = [spans.only(name) for name in names]
     assert [is_child(below, above) for above, below in pairwise(chain)] == [True, True, True]
     assert len(spans.traces) == 1
-    made = [span.attributes or {} for span in (chain[0], chain[2])]
-    assert [facts["messaging.message.conversation_id"] for facts in made] == [emission.id, emission.id]
+    attributes = [span.attributes or {} for span in (chain[0], chain[2])]
+    assert [facts["messaging.message.conversation_id"] for facts in attributes] == [emission.id, emission.id]
 
 
 def test_an_inline_handlers_emit_is_below_its_emit(evt: Event, spans: Spans) -> None:
-    """What happens in one process is in the trace as well, with the user's own spans above and in between."""
+    """An inline handler's emit is below the user's spans around it."""
     further = Namespace().event("order.paid")
 
     @on(evt)
@@ -211,7 +211,7 @@ def test_an_inline_handlers_emit_is_below_its_emit(evt: Event, spans: Spans) -> 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_spans_of_a_handler_are_below_its_run(evt: Event, app: Celery, work: Work, spans: Spans, kind: str) -> None:
-    """What the user traces in a worker, on its event loop too."""
+    """A span that the user opens in a handler is below its run, on the event loop too."""
 
     def sync(sender: object) -> None:
         with spans.tracer.start_as_current_span("send mail"):
@@ -221,14 +221,14 @@ def test_spans_of_a_handler_are_below_its_run(evt: Event, app: Celery, work: Wor
         with spans.tracer.start_as_current_span("send mail"):
             await asyncio.sleep(0)
 
-    chosen: dict[str, Any] = {"sync": sync, "async": coroutine}
-    on(evt, offload=True, name="shop.handler")(chosen[kind])
+    functions: dict[str, Any] = {"sync": sync, "async": coroutine}
+    on(evt, offload=True, name="shop.handler")(functions[kind])
     work(app).only(emit(evt))
     assert is_child(spans.only("send mail"), spans.only("run shop.handler"))
 
 
 def test_runs_at_once_do_not_mix(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
-    """Two threads of a worker, each in the trace of its own emit."""
+    """Runs on two threads of a worker are each in the trace of their own emit."""
     both = threading.Barrier(2)
 
     @on(evt, offload=True, name="shop.handler")
@@ -241,16 +241,16 @@ def test_runs_at_once_do_not_mix(evt: Event, app: Celery, work: Work, spans: Spa
     worker = work(app, pool="threads", concurrency=2)
     for emission in emissions.values():
         worker.only(emission)
-    made = {str((span.attributes or {})["messaging.message.id"]): span for span in spans.named("emit order.placed", 2)}
+    emits = {str((span.attributes or {})["messaging.message.id"]): span for span in spans.named("emit order.placed", 2)}
     for name, emission in emissions.items():
-        assert trace_of(spans.only(name)) == trace_of(made[emission.id])
+        assert trace_of(spans.only(name)) == trace_of(emits[emission.id])
 
 
 @pytest.mark.parametrize("delivery", ["broker", "at-least-once", "exactly-once"])
 def test_it_is_the_same_trace_when_a_relay_publishes(
     evt: Event, app: Celery, work: Work, spans: Spans, delivery: str
 ) -> None:
-    """The broker was away; the row has kept where the emit was, and the relay's own trace is another one."""
+    """A run of a message that a relay publishes is in the trace of its emit, and not in the relay's."""
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: None)
     with broker_away():
         emission = emit(evt)
@@ -263,7 +263,7 @@ def test_it_is_the_same_trace_when_a_relay_publishes(
 
 
 def test_a_delivery_that_waits_for_its_time_is_in_its_trace(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
-    """A countdown, with an emission inside a transaction."""
+    """A delivery with a countdown, emitted in a transaction, is in the trace of its emit."""
     on(evt, offload={"countdown": SOON}, name="shop.handler")(lambda sender: None)
     with transaction():
         emission = emit(evt)
@@ -272,7 +272,7 @@ def test_a_delivery_that_waits_for_its_time_is_in_its_trace(evt: Event, app: Cel
 
 
 def test_a_batch_of_a_relay_has_a_link_to_each_emit(evt: Event, app: Celery, sent: Sent, spans: Spans) -> None:
-    """It is in no emit's trace, and names them all, each once however many handlers it has."""
+    """The span of a relay's batch is in no emit's trace, and links each emit once."""
     for name in ("shop.a", "shop.b"):
         on(evt, offload={"delivery": "at-least-once"}, name=name)(lambda sender: None)
     with broker_away():
@@ -280,9 +280,9 @@ def test_a_batch_of_a_relay_has_a_link_to_each_emit(evt: Event, app: Celery, sen
             emit(evt)
     relay(app, 6)
     published = spans.only("publish")
-    made = [span.get_span_context() for span in spans.named("emit order.placed", 3)]
+    contexts = [span.get_span_context() for span in spans.named("emit order.placed", 3)]
     linked = [(link.context.trace_id, link.context.span_id) for link in published.links]
-    assert linked == [(context.trace_id, context.span_id) for context in made]
+    assert linked == [(context.trace_id, context.span_id) for context in contexts]
     assert published.parent is None
     assert published.kind == SpanKind.PRODUCER
     assert dict(published.attributes or {}) == {
@@ -296,7 +296,7 @@ def test_a_batch_of_a_relay_has_a_link_to_each_emit(evt: Event, app: Celery, sen
 def test_a_batch_has_no_more_links_than_a_span_may_have(
     evt: Event, app: Celery, sent: Sent, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them leave nevertheless."""
+    """A batch has at most the allowed number of links, and all of its messages leave."""
     monkeypatch.setattr(opentelemetry, "MAX_LINKS", 2)
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     with broker_away():
@@ -308,7 +308,7 @@ def test_a_batch_has_no_more_links_than_a_span_may_have(
 
 
 def test_what_nobody_traced_has_no_link(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
-    """Rows of an emitter that is not instrumented leave too, and their runs begin a trace of their own."""
+    """The run of a row without a trace begins a new trace, and its batch has no link."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     with broker_away(), untraced():
         emission = emit(evt)
@@ -319,17 +319,17 @@ def test_what_nobody_traced_has_no_link(evt: Event, app: Celery, work: Work, spa
 
 
 def test_a_relay_without_anything_to_publish_leaves_no_span(evt: Event, app: Celery, spans: Spans) -> None:
-    """All that was due has expired."""
+    """A relay whose due deliveries have all expired leaves no span."""
     on(evt, offload={"countdown": SOON, "expires": SOON}, name="shop.handler")(lambda sender: None)
     emit(evt)
-    mover = Relay(app)
-    until(lambda: mover.step() == 0 and [entry.state for entry in operations.read_deliveries()] == ["dead"])
+    outbox_relay = Relay(app)
+    until(lambda: outbox_relay.step() == 0 and [entry.state for entry in operations.read_deliveries()] == ["dead"])
     assert [span.name for span in spans.all] == ["emit order.placed"]
 
 
 @pytest.mark.parametrize("delivery", ["broker", "at-least-once", "exactly-once"])
 def test_each_attempt_is_a_span(evt: Event, app: Celery, work: Work, spans: Spans, delivery: str) -> None:
-    """One that fails says so, with its exception; all are below the emit."""
+    """Each attempt is a span below the emit; a failed one has an exception and the status ERROR."""
     runs: list[int] = []
 
     @on(evt, offload={"delivery": delivery, **AT_ONCE}, name="shop.handler")
@@ -340,18 +340,18 @@ def test_each_attempt_is_a_span(evt: Event, app: Celery, work: Work, spans: Span
         return "done"
 
     assert work(app).only(emit(evt)) == "done"
-    made, ran = spans.only("emit order.placed"), spans.named("run shop.handler", 3)
-    assert [is_child(span, made) for span in ran] == [True] * 3
-    assert [(span.attributes or {})["nitro.attempt"] for span in ran] == [1, 2, 3]
-    assert [span.status.status_code for span in ran] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
-    assert [event.name for event in ran[0].events] == ["exception"]
-    assert (ran[0].events[0].attributes or {})["exception.message"] == "no stock"
-    assert made.status.status_code == StatusCode.UNSET
+    emit_span, run_spans = spans.only("emit order.placed"), spans.named("run shop.handler", 3)
+    assert [is_child(span, emit_span) for span in run_spans] == [True] * 3
+    assert [(span.attributes or {})["nitro.attempt"] for span in run_spans] == [1, 2, 3]
+    assert [span.status.status_code for span in run_spans] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
+    assert [event.name for event in run_spans[0].events] == ["exception"]
+    assert (run_spans[0].events[0].attributes or {})["exception.message"] == "no stock"
+    assert emit_span.status.status_code == StatusCode.UNSET
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_run_that_fails_for_good_is_an_error(evt: Event, app: Celery, work: Work, spans: Spans, kind: str) -> None:
-    """At the last attempt as at any other."""
+    """The span of the last failed attempt has the status ERROR."""
 
     def sync(sender: object) -> None:
         raise ValueError("no stock")
@@ -359,14 +359,14 @@ def test_a_run_that_fails_for_good_is_an_error(evt: Event, app: Celery, work: Wo
     async def coroutine(sender: object) -> None:
         raise ValueError("no stock")
 
-    chosen: dict[str, Any] = {"sync": sync, "async": coroutine}
-    on(evt, offload={"max_retries": 0}, name="shop.handler")(chosen[kind])
+    functions: dict[str, Any] = {"sync": sync, "async": coroutine}
+    on(evt, offload={"max_retries": 0}, name="shop.handler")(functions[kind])
     assert work(app).state(emit(evt)) == "FAILURE"
     assert spans.only("run shop.handler").status.status_code == StatusCode.ERROR
 
 
 def test_an_emit_that_raises_is_an_error(evt: Event, app: Celery, spans: Spans) -> None:
-    """Its span can be found by the emission's id like any other."""
+    """The span of an emit that raises has the status ERROR and the emission's id."""
     on(evt)(lambda sender: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         emit(evt)
@@ -377,7 +377,7 @@ def test_an_emit_that_raises_is_an_error(evt: Event, app: Celery, spans: Spans) 
 
 
 def test_what_cannot_travel_is_an_error_of_the_emit(evt: Event, app: Celery, sent: Sent, spans: Spans) -> None:
-    """What is wrong with a payload is seen in the trace of the emitter."""
+    """A payload error gives the emit's span the status ERROR."""
     on(evt, offload=True, name="shop.handler")(lambda sender, **kwargs: None)
     with pytest.raises(PayloadError):
         emit(evt, what=object())
@@ -386,7 +386,7 @@ def test_what_cannot_travel_is_an_error_of_the_emit(evt: Event, app: Celery, sen
 
 
 def test_a_cancelled_emit_says_by_whom(evt: Event, app: Celery, sent: Sent, spans: Spans) -> None:
-    """It is no error, and nothing was queued."""
+    """The span of a cancelled emit names the handler that cancelled it, and is no error."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     on(evt, name="shop.gate")(lambda sender: False)
     emit(evt)
@@ -398,14 +398,14 @@ def test_a_cancelled_emit_says_by_whom(evt: Event, app: Celery, sent: Sent, span
 
 
 def test_an_emit_that_nobody_cancels_names_nobody(evt: Event, spans: Spans) -> None:
-    """The attribute is there only where somebody has."""
+    """The span of an emit without cancellation has no attribute `nitro.cancelled_by`."""
     on(evt)(lambda sender: None)
     emit(evt)
     assert "nitro.cancelled_by" not in (spans.only("emit order.placed").attributes or {})
 
 
 def test_emit_async_is_a_span_around_its_handlers(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
-    """Two at once on one loop have a trace each, from their inline handlers to the runs in the worker."""
+    """Concurrent `emit_async` calls have a trace each, with their inline handlers and their runs."""
     on(evt, offload=True, name="shop.offloaded")(lambda sender: None)
 
     @on(evt, name="shop.inline")
@@ -420,11 +420,11 @@ def test_emit_async_is_a_span_around_its_handlers(evt: Event, app: Celery, work:
     worker = work(app)
     for emission in emissions:
         worker.only(emission)
-    made = {str((span.attributes or {})["messaging.message.id"]): span for span in spans.named("emit order.placed", 2)}
-    ran = {str((span.attributes or {})["messaging.message.id"]): span for span in spans.named("run shop.offloaded", 2)}
+    emits = {str((span.attributes or {})["messaging.message.id"]): span for span in spans.named("emit order.placed", 2)}
+    runs = {str((span.attributes or {})["messaging.message.id"]): span for span in spans.named("run shop.offloaded", 2)}
     for name, emission in zip(("ada", "grace"), emissions, strict=True):
-        assert is_child(spans.only(name), made[emission.id])
-        assert is_child(ran[emission.id], made[emission.id])
+        assert is_child(spans.only(name), emits[emission.id])
+        assert is_child(runs[emission.id], emits[emission.id])
     assert len(spans.traces) == 2
 
 
@@ -432,7 +432,7 @@ def test_emit_async_is_a_span_around_its_handlers(evt: Event, app: Celery, work:
 def test_an_async_handler_that_emit_starts_is_below_the_emit(
     evt: Event, app: Celery, spans: Spans, within: Any
 ) -> None:
-    """Nobody waits for it, it may even begin after a commit, and yet it is in the trace."""
+    """An async handler that `emit` starts is below the emit, even if it starts after a commit."""
 
     @on(evt)
     async def handler(sender: object) -> None:
@@ -446,34 +446,34 @@ def test_an_async_handler_that_emit_starts_is_below_the_emit(
 
 
 def test_field_values_are_in_no_span(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
-    """Of sender and arguments nothing is told but class and id, also when a relay publishes or the handler fails."""
+    """Spans contain class and id of sender and arguments, and no field values."""
     on(evt, offload={"countdown": SOON, "max_retries": 0}, name="shop.handler")(lambda sender, *args, **kwargs: 1 / 0)
     emission = emit(evt, Traced(id="o1", email="secret"), "secret", card="secret", other=Traced(email="secret"))
     work(app).only(emission)
     spans.only("run shop.handler")
-    told = [span.to_json() for span in spans.all]
-    assert len(told) == 3
-    assert "Traced:o1" in "".join(told)
-    assert "secret" not in "".join(told)
+    texts = [span.to_json() for span in spans.all]
+    assert len(texts) == 3
+    assert "Traced:o1" in "".join(texts)
+    assert "secret" not in "".join(texts)
 
 
 def test_a_class_may_show_fields(evt: Event, spans: Spans) -> None:
-    """`__nitro_show__` opts in, field by field."""
+    """Fields in `__nitro_show__` are in the span."""
     on(evt)(lambda sender: None)
     emit(evt, TracedOpenly(id="o1", status="paid", email="secret"))
     assert (spans.only("emit order.placed").attributes or {})["nitro.sender"] == "TracedOpenly:o1 status='paid'"
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "through a relay"])
-def test_baggage_travels_with_the_trace(evt: Event, app: Celery, work: Work, spans: Spans, late: bool) -> None:
-    """What the user has put there is there in the handler, and travels on; afterwards it is gone."""
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "through a relay"])
+def test_baggage_travels_with_the_trace(evt: Event, app: Celery, work: Work, spans: Spans, is_late: bool) -> None:
+    """Baggage of the emit is set in the handler and in its emits, and not afterwards."""
     further = Namespace().event("order.paid")
-    found: list[Any] = []
-    on(further, offload=True, name="shop.second")(lambda sender: found.append(baggage.get_baggage("shop")))
+    values: list[Any] = []
+    on(further, offload=True, name="shop.second")(lambda sender: values.append(baggage.get_baggage("shop")))
 
-    @on(evt, offload={"countdown": SOON} if late else True, name="shop.first")
+    @on(evt, offload={"countdown": SOON} if is_late else True, name="shop.first")
     def first(sender: object) -> None:
-        found.append(baggage.get_baggage("shop"))
+        values.append(baggage.get_baggage("shop"))
         emit(further)
 
     @app.task(name="shop.plain", shared=False)
@@ -487,15 +487,15 @@ def test_baggage_travels_with_the_trace(evt: Event, app: Celery, work: Work, spa
         detach(token)
     worker = work(app)
     worker.only(emission)
-    until(lambda: len(found) == 2)
-    assert found == ["s1", "s1"]
+    until(lambda: len(values) == 2)
+    assert values == ["s1", "s1"]
     assert worker.of(plain.delay().id) is None
 
 
 def test_a_handler_that_is_called_by_a_handler_is_below_its_run(
     evt: Event, app: Celery, work: Work, spans: Spans
 ) -> None:
-    """`.task(…)` runs it here and now: it is part of what its caller does."""
+    """A handler that another handler calls by `.task(…)` is below the caller's run."""
     inner = on(Namespace().event("other"), offload=True, name="shop.inner")(lambda sender: None)
     on(evt, offload=True, name="shop.outer")(lambda sender: inner.task(sender))
     work(app).only(emit(evt, "ada"))
@@ -503,7 +503,7 @@ def test_a_handler_that_is_called_by_a_handler_is_below_its_run(
 
 
 def test_a_second_call_traces_nothing_twice(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
-    """A module that is imported by two ways may call it twice."""
+    """A second call of `instrument` has no effect."""
     opentelemetry.instrument(spans.provider)
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     work(app).only(emit(evt))
@@ -511,7 +511,7 @@ def test_a_second_call_traces_nothing_twice(evt: Event, app: Celery, work: Work,
 
 
 def test_what_is_not_sampled_stays_so(evt: Event, app: Celery, work: Work) -> None:
-    """The decision is made once, at the begin of a trace, and travels; a worker that samples all keeps to it."""
+    """A worker that samples everything keeps the emitter's decision not to sample."""
     emitter, worker = Spans(sampler=ALWAYS_OFF), Spans()
     on(evt, offload=True, name="shop.handler")(lambda sender: "done")
     with untraced():
@@ -536,8 +536,8 @@ SHOP = """
 
 
     def line(span):
-        made, above = span.get_span_context(), span.parent
-        ids = {"trace": made.trace_id, "span": made.span_id, "parent": above and above.span_id}
+        context, parent = span.get_span_context(), span.parent
+        ids = {"trace": context.trace_id, "span": context.span_id, "parent": parent and parent.span_id}
         links = [link.context.span_id for link in span.links]
         return json.dumps({"name": span.name, "pid": os.getpid(), **ids, "links": links}) + "\\n"
 
@@ -561,7 +561,7 @@ SHOP = """
 
 
 def test_one_trace_over_real_processes(tmp_path: Path, fresh_process: Callable[..., Any]) -> None:
-    """An emitter, a worker's child and the relay beside it, with the embedded broker and the global provider."""
+    """Emitter, worker process and relay of the embedded broker share one trace through the global provider."""
     file = tmp_path / "spans"
     (tmp_path / "shop.py").write_text(dedent(SHOP), encoding="utf-8")
     environ = {"SPANS": str(file), "NITRO_HANDLERS": "shop"}
@@ -572,13 +572,13 @@ def test_one_trace_over_real_processes(tmp_path: Path, fresh_process: Callable[.
         lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return {span["name"]: span for span in map(json.loads, lines)}
 
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
     paths = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-c", "1", "-l", "INFO"],
             cwd=tmp_path,
-            env={**kept, "PYTHONPATH": paths, **environ},
+            env={**inherited, "PYTHONPATH": paths, **environ},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -592,12 +592,12 @@ def test_one_trace_over_real_processes(tmp_path: Path, fresh_process: Callable[.
         except subprocess.TimeoutExpired:
             os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
-    found = spans()
-    line = ["emit order.placed", "run shop.first", "emit order.paid", "run shop.second"]
-    assert {*line, "publish"} == found.keys(), (tmp_path / "worker.log").read_text()
-    chain = [found[name] for name in line]
+    spans_by_name = spans()
+    names = ["emit order.placed", "run shop.first", "emit order.paid", "run shop.second"]
+    assert {*names, "publish"} == spans_by_name.keys(), (tmp_path / "worker.log").read_text()
+    chain = [spans_by_name[name] for name in names]
     assert len({span["trace"] for span in chain}) == 1
     assert [span["parent"] for span in chain] == [None, *(span["span"] for span in chain[:-1])]
-    assert found["publish"]["trace"] != chain[0]["trace"]
-    assert found["publish"]["links"] == [found["emit order.paid"]["span"]]
-    assert len({found[name]["pid"] for name in (*line[:2], "publish")}) == 3
+    assert spans_by_name["publish"]["trace"] != chain[0]["trace"]
+    assert spans_by_name["publish"]["links"] == [spans_by_name["emit order.paid"]["span"]]
+    assert len({spans_by_name[name]["pid"] for name in (*names[:2], "publish")}) == 3

@@ -1,4 +1,4 @@
-"""Prometheus: how the outbox is at each scrape, and what an emitter does."""
+"""Prometheus metrics of the outbox and of an emitter."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ Sent = Callable[..., list[Any]]
 Samples = Callable[[], dict[str, float]]
 
 
-def scraped(metrics: CollectorRegistry) -> dict[str, float]:
-    """What a scrape of the text format finds: each sample with its labels, as Prometheus writes them."""
+def scrape(metrics: CollectorRegistry) -> dict[str, float]:
+    """Returns the samples of a scrape, with their labels in Prometheus's notation."""
     text = generate_latest(metrics).decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    return {_written(name, labels): value for name, labels, value, *_ in samples if not name.endswith("_created")}
+    return {_sample_name(name, labels): value for name, labels, value, *_ in samples if not name.endswith("_created")}
 
 
-def _written(name: str, labels: dict[str, str]) -> str:
-    inside = ",".join(f"{label}={value}" for label, value in sorted(labels.items()))
-    return f"{name}{{{inside}}}" if inside else name
+def _sample_name(name: str, labels: dict[str, str]) -> str:
+    pairs = ",".join(f"{label}={value}" for label, value in sorted(labels.items()))
+    return f"{name}{{{pairs}}}" if pairs else name
 
 
 @pytest.fixture
 def counted() -> Iterator[Samples]:
-    """What is counted of the emissions of a test, in a registry of its own."""
+    """The samples of the emitter's metrics, in a registry of the test."""
     metrics = CollectorRegistry()
     with active_observers.replaced():
         prometheus.instrument(metrics)
-        yield lambda: scraped(metrics)
+        yield lambda: scrape(metrics)
 
 
 @pytest.fixture
 def outbox() -> Samples:
-    """What a scrape says of the outbox."""
+    """The samples of the outbox's metrics."""
     metrics = CollectorRegistry()
     metrics.register(OutboxCollector())
-    return lambda: scraped(metrics)
+    return lambda: scrape(metrics)
 
 
 def states(samples: dict[str, float]) -> dict[str, float]:
-    """The deliveries of each state."""
+    """Returns the number of deliveries in each state."""
     before, after = "nitro_outbox_deliveries{state=", "}"
     return {name[len(before) : -len(after)]: value for name, value in samples.items() if name.startswith(before)}
 
 
 def test_an_empty_outbox_is_all_zeros(app: Celery, outbox: Samples) -> None:
-    """A rule that compares with zero finds something to compare."""
+    """An empty outbox has the value zero for each state."""
     assert outbox() == {
         "nitro_outbox_up": 1,
         "nitro_outbox_deliveries{state=waiting}": 0,
@@ -79,7 +79,7 @@ def test_an_empty_outbox_is_all_zeros(app: Celery, outbox: Samples) -> None:
 def test_deliveries_are_counted_by_their_state(
     evt: Event, app: Celery, outbox: Samples, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that are open, and dead letters; what is done or cancelled is no longer of interest."""
+    """Open deliveries and dead letters are counted by state; done and cancelled ones are not."""
     on_database(request, monkeypatch, kind)
     later = Namespace().event("later")
     on(later, offload={"countdown": 3600}, name="shop.later")(lambda sender: None)
@@ -98,7 +98,7 @@ def test_deliveries_are_counted_by_their_state(
 def test_the_oldest_is_the_one_that_is_due(
     evt: Event, app: Celery, outbox: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits for a countdown is not late; what should have left long ago has an age that grows."""
+    """The oldest age is zero for a countdown, and grows once the delivery is due."""
     on(evt, offload={"countdown": 3600}, name="shop.handler")(lambda sender: None)
     emit(evt)
     assert outbox()["nitro_outbox_oldest_waiting_seconds"] == 0
@@ -109,7 +109,7 @@ def test_the_oldest_is_the_one_that_is_due(
 
 
 def test_what_is_stuck_is_counted_by_queue_and_handler(evt: Event, app: Celery, outbox: Samples) -> None:
-    """Also zero, of what is open and not stuck."""
+    """Stuck deliveries are counted by queue and handler, with zero for open deliveries that are not stuck."""
     on(evt, offload={"queue": "mails"}, name="shop.mail")(lambda sender: None)
     on(evt, offload=True, name="shop.bill")(lambda sender: None)
     emit(evt)
@@ -125,7 +125,7 @@ def test_what_is_stuck_is_counted_by_queue_and_handler(evt: Event, app: Celery, 
 def test_a_database_that_is_away_is_a_metric(
     app: Celery, outbox: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A scrape answers nevertheless, with nothing that could be taken for an empty outbox; the log says why."""
+    """A scrape without a database has only `nitro_outbox_up 0`, and the log has the reason."""
     monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{tmp_path / 'missing' / 'nitro.db'}")
     database.reset()
     assert outbox() == {"nitro_outbox_up": 0}
@@ -137,13 +137,13 @@ def test_a_database_that_is_away_is_a_metric(
 
 
 def test_to_register_asks_no_database(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower starts while the database is away."""
+    """Registering the collector reads no database."""
     monkeypatch.setattr(health, "read_health", lambda: pytest.fail("asked"))
     CollectorRegistry().register(OutboxCollector())
 
 
 def test_two_scrapes_differ_by_what_was_emitted_between(evt: Event, app: Celery, outbox: Samples, sent: Sent) -> None:
-    """Nothing is kept from one scrape to the next."""
+    """A scrape shows the present deliveries and nothing of an earlier scrape."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
     before = states(outbox())
     emit(evt)
@@ -151,11 +151,11 @@ def test_two_scrapes_differ_by_what_was_emitted_between(evt: Event, app: Celery,
 
 
 def test_emissions_are_counted_by_event(evt: Event, counted: Samples) -> None:
-    """With handlers or without, by `emit` and `emit_async`; and there are no counts of what did not happen."""
+    """Emissions by `emit` and `emit_async` are counted by event; other counters have no samples."""
     other = Namespace().event("order.paid")
     on(evt)(lambda sender: None)
     emit(evt)
-    asyncio.run(_emitted(evt))
+    asyncio.run(_emit_async(evt))
     emit(other)
     assert {name: value for name, value in counted().items() if "inline" not in name} == {
         "nitro_emissions_total{event=order.placed}": 2,
@@ -163,12 +163,12 @@ def test_emissions_are_counted_by_event(evt: Event, counted: Samples) -> None:
     }
 
 
-async def _emitted(evt: Event) -> None:
+async def _emit_async(evt: Event) -> None:
     await emit_async(evt)
 
 
 def test_cancellations_are_counted_by_handler(evt: Event, counted: Samples) -> None:
-    """Who is it that stops so many?"""
+    """Cancellations are counted by the handler that cancelled."""
     on(evt, name="shop.gate")(lambda sender: sender != "mallory")
     on(evt, name="shop.limit")(lambda sender: sender != "eve")
     for sender in ("ada", "mallory", "eve", "eve"):
@@ -180,16 +180,16 @@ def test_cancellations_are_counted_by_handler(evt: Event, counted: Samples) -> N
     assert not [name for name in samples if name.startswith("nitro_emit_errors")]
 
 
-@pytest.mark.parametrize("how", ["emit", "emit_async"])
-def test_errors_are_counted_and_raised(evt: Event, counted: Samples, how: str) -> None:
-    """An emission that raises is an emission and an error; its caller sees the error as it is."""
+@pytest.mark.parametrize("function", ["emit", "emit_async"])
+def test_errors_are_counted_and_raised(evt: Event, counted: Samples, function: str) -> None:
+    """An emission that raises is counted as emission and as error, and its error propagates."""
 
     @on(evt, name="shop.handler")
     def handler(sender: object) -> None:
         raise ValueError("no stock")
 
     with pytest.raises(ValueError, match="no stock"):
-        emit(evt) if how == "emit" else asyncio.run(_emitted(evt))
+        emit(evt) if function == "emit" else asyncio.run(_emit_async(evt))
     samples = counted()
     assert samples["nitro_emissions_total{event=order.placed}"] == 1
     assert samples["nitro_emit_errors_total{event=order.placed}"] == 1
@@ -197,14 +197,14 @@ def test_errors_are_counted_and_raised(evt: Event, counted: Samples, how: str) -
 
 
 def test_a_handler_that_fails_and_stops_nothing_is_no_error_of_the_emit(evt: Event, counted: Samples) -> None:
-    """`on_error="log"`: the emit went well."""
+    """A failure with `on_error="log"` is no error of the emit."""
     on(evt, on_error="log", name="shop.handler")(lambda sender: 1 / 0)
     emit(evt)
     assert "nitro_emit_errors_total{event=order.placed}" not in counted()
 
 
 def test_the_time_of_inline_handlers_is_measured(evt: Event, counted: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each by its name; those whose turn never came are not there, offloaded ones neither."""
+    """The duration of each inline handler that ran is measured; offloaded handlers are not."""
     clock = iter(range(100))
     monkeypatch.setattr("nitro.infrastructure.events.run.perf_counter", lambda: float(next(clock)))
     on(evt, priority=2, name="shop.first")(lambda sender: next(clock))
@@ -224,18 +224,18 @@ def test_the_time_of_inline_handlers_is_measured(evt: Event, counted: Samples, m
 
 
 def test_async_handlers_that_are_awaited_are_measured(evt: Event, counted: Samples) -> None:
-    """By `emit_async`."""
+    """Async handlers that `emit_async` awaits are measured."""
 
     @on(evt, name="shop.handler")
     async def handler(sender: object) -> None:
         await asyncio.sleep(0)
 
-    asyncio.run(_emitted(evt))
+    asyncio.run(_emit_async(evt))
     assert counted()["nitro_inline_seconds_count{event=order.placed,handler=shop.handler}"] == 1
 
 
 def test_async_handlers_that_emit_starts_are_not(evt: Event, counted: Samples) -> None:
-    """Nobody waits for them, so nobody has lost that time."""
+    """Async handlers that `emit` starts are not measured."""
     begin = asyncio.Event()
 
     @on(evt, name="shop.handler")
@@ -252,7 +252,7 @@ def test_async_handlers_that_emit_starts_are_not(evt: Event, counted: Samples) -
 
 
 def test_async_handlers_that_end_before_the_emit_that_has_started_them_are_not(evt: Event, counted: Samples) -> None:
-    """What is measured does not hang on who was faster."""
+    """An async handler that ends before its `emit` is not measured either."""
 
     @on(evt, name="shop.handler", priority=1)
     async def handler(sender: object) -> None:
@@ -267,7 +267,7 @@ def test_async_handlers_that_end_before_the_emit_that_has_started_them_are_not(e
 
 
 def test_an_emission_inside_an_emission_is_counted_as_well(evt: Event, counted: Samples) -> None:
-    """Each by itself."""
+    """An emission inside an emission is counted too."""
     other = Namespace().event("order.paid")
     on(evt)(lambda sender: emit(other) and None)
     emit(evt)
@@ -277,7 +277,7 @@ def test_an_emission_inside_an_emission_is_counted_as_well(evt: Event, counted: 
 
 
 def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
-    """And from then on all are, those of events that were emitted before too."""
+    """Emissions before `instrument` are not counted; later ones are, of every event."""
     on(evt)(lambda sender: None)
     emit(evt)
     metrics = CollectorRegistry()
@@ -285,13 +285,13 @@ def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
         prometheus.instrument(metrics)
         emit(evt)
     emit(evt)
-    assert scraped(metrics)["nitro_emissions_total{event=order.placed}"] == 1
+    assert scrape(metrics)["nitro_emissions_total{event=order.placed}"] == 1
 
 
 def test_a_second_call_counts_nothing_twice(evt: Event, counted: Samples) -> None:
-    """A module that is imported by two ways may call it twice; another registry counts for itself."""
+    """A second call of `instrument` for a registry has no effect; another registry counts too."""
     first, second = CollectorRegistry(), CollectorRegistry()
     for metrics in (first, second, first, second):
         prometheus.instrument(metrics)
     emit(evt)
-    assert [scraped(each)["nitro_emissions_total{event=order.placed}"] for each in (first, second)] == [1, 1]
+    assert [scrape(each)["nitro_emissions_total{event=order.placed}"] for each in (first, second)] == [1, 1]

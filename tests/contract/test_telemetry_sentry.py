@@ -1,4 +1,4 @@
-"""Sentry: a handler in a worker is in the trace of its emit; each in a fresh process, because Sentry patches Celery."""
+"""Sentry shows a worker's handler in the trace of its emit; tests run in new processes, as Sentry patches Celery."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BEGIN = """
     from sentry_sdk.integrations.celery import CeleryIntegration
     from sentry_sdk.transport import Transport
 
-    kept = []
+    envelope_items = []
 
 
     class InMemory(Transport):
         def capture_envelope(self, envelope):
-            kept.extend((item.type, item.payload.json) for item in envelope.items)
+            envelope_items.extend((item.type, item.payload.json) for item in envelope.items)
 
 
     def init(**options):
@@ -43,7 +43,7 @@ BEGIN = """
     from nitro.telemetry import carry, sentry
 
     if os.environ["BROKER"] == "server":
-        dispatcher.is_embedded = lambda app: False  # the courier's thread publishes, as with any server
+        dispatcher.is_embedded = lambda app: False  # the publisher thread publishes, as with any server
     sentry.instrument()
     app = Celery("shop", set_as_current=False)
     app.conf.update(
@@ -70,32 +70,32 @@ BEGIN = """
                     app.AsyncResult(task_id).get(timeout=20, interval=0.02, propagate=False)
 
 
-    def told(kind):
-        return [event for type, event in kept if type == kind]
+    def captured(kind):
+        return [event for type, event in envelope_items if type == kind]
 
 
     def traces(*handlers):
-        found = [(event["transaction"], event["contexts"]["trace"]) for event in told("transaction")]
-        return [[name, trace["trace_id"], trace.get("parent_span_id")] for name, trace in found if name in handlers]
+        pairs = [(event["transaction"], event["contexts"]["trace"]) for event in captured("transaction")]
+        return [[name, trace["trace_id"], trace.get("parent_span_id")] for name, trace in pairs if name in handlers]
 """
 Run = Callable[..., Any]
 
 
 @pytest.fixture
 def run(fresh_process: Callable[..., Any]) -> Run:
-    """What a script prints as JSON at its end, which has Sentry, an app `app` and an event `placed`."""
+    """Runs a script with Sentry, an app `app` and an event `placed`, and returns the JSON that it prints last."""
 
-    def printed(source: str, *, sentry: str = "with Celery", broker: str = "embedded") -> Any:
-        ended = fresh_process(dedent(BEGIN) + dedent(source), SENTRY=sentry, BROKER=broker)
-        assert ended.returncode == 0, ended.stderr
-        return json.loads(ended.stdout.splitlines()[-1])
+    def run_script(source: str, *, sentry: str = "with Celery", broker: str = "embedded") -> Any:
+        process = fresh_process(dedent(BEGIN) + dedent(source), SENTRY=sentry, BROKER=broker)
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
 
-    return printed
+    return run_script
 
 
 @pytest.mark.parametrize("broker", ["embedded", "server"])
 def test_a_run_is_in_the_trace_of_its_emit(run: Run, broker: str) -> None:
-    """Each emission in its own, directly below the span that has emitted, whoever publishes it and when."""
+    """Each run is in the trace of its emit, directly below the emitting span, whoever publishes the message."""
     source = """
         options = {
             "shop.untracked": {"delivery": "broker"},
@@ -109,15 +109,15 @@ def test_a_run_is_in_the_trace_of_its_emit(run: Run, broker: str) -> None:
         run(*emissions)
         print(json.dumps([{name: traces(name) for name in options}, spans]))
     """
-    found, spans = run(source, broker=broker)
+    runs_by_handler, spans = run(source, broker=broker)
     assert len({trace for trace, _ in spans}) == 3
-    assert list(found) == ["shop.untracked", "shop.tracked", "shop.relayed"]
-    for handler, runs in found.items():
+    assert list(runs_by_handler) == ["shop.untracked", "shop.tracked", "shop.relayed"]
+    for handler, runs in runs_by_handler.items():
         assert sorted(runs) == sorted([handler, *span] for span in spans), handler
 
 
 def test_what_a_handler_emits_is_in_the_trace(run: Run) -> None:
-    """And so are a retry, and the error that it ends with."""
+    """A handler's emit is in the trace, with a retry of its handler and the final error."""
     source = """
         further = Event("order.paid")
         at_once = {"retry_backoff": False, "default_retry_delay": 0, "max_retries": 1}
@@ -137,7 +137,7 @@ def test_what_a_handler_emits_is_in_the_trace(run: Run) -> None:
         emission, span = checkout("first")
         run(emission)
         run(*further_emissions)
-        errors = [event["contexts"]["trace"]["trace_id"] for event in told("event")]
+        errors = [event["contexts"]["trace"]["trace_id"] for event in captured("event")]
         print(json.dumps([traces("shop.first"), traces("shop.second"), errors, span]))
     """
     first, second, errors, (trace, span) = run(source)
@@ -147,7 +147,7 @@ def test_what_a_handler_emits_is_in_the_trace(run: Run) -> None:
 
 
 def test_other_things_travel_beside_it(run: Run) -> None:
-    """Context variables, headers of the user's and baggage of others, at each attempt and for each handler."""
+    """Context variables, the user's headers and baggage arrive beside the trace, for each handler and attempt."""
     source = """
         from opentelemetry import baggage
         from opentelemetry.context import attach
@@ -184,13 +184,13 @@ def test_other_things_travel_beside_it(run: Run) -> None:
         run(emission)
         print(json.dumps([seen, traces("shop.untracked", "shop.tracked"), span]))
     """
-    seen, found, (trace, _) = run(source)
+    seen, runs, (trace, _) = run(source)
     assert sorted(seen) == sorted([name, "t1", "s1", "u1"] for name in ("shop.tracked", "shop.untracked") for _ in "12")
-    assert {within for _, within, _ in found} == {trace}
+    assert {within for _, within, _ in runs} == {trace}
 
 
 def test_an_emitter_needs_no_integration_with_celery(run: Run) -> None:
-    """What is sent along is where a worker's integration looks, and hides nothing from the handler."""
+    """An emitter without Sentry's Celery integration sends the headers that a worker's integration reads."""
     source = """
         tenant = ContextVar("tenant")
         carry(tenant)
@@ -215,7 +215,7 @@ def test_an_emitter_needs_no_integration_with_celery(run: Run) -> None:
 
 
 def test_without_sentry_it_changes_nothing(run: Run) -> None:
-    """A program may call it where Sentry is not set up, as on a developer's machine."""
+    """`instrument` has no effect in a program without Sentry."""
     source = """
         @on(placed, offload=True, name="shop.handler")
         def handler(sender):
@@ -231,7 +231,7 @@ def test_without_sentry_it_changes_nothing(run: Run) -> None:
 
 
 def test_a_second_call_sends_nothing_twice(run: Run) -> None:
-    """A module that is imported by two ways may call it twice."""
+    """A second call of `instrument` has no effect."""
     source = """
         from nitro.infrastructure.offload.propagation import propagators
 

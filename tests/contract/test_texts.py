@@ -1,4 +1,4 @@
-"""Text that a database cannot store: refused where it is a name or an id, escaped where it is free: contract 15."""
+"""A text that a database cannot store is refused as name or id, and escaped as free text: contract section 15."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ UNSTORABLE = ["a\0b", "a\ud800b", "a\udc80", "x" * 513]
 SHOWN = ["NUL", "high surrogate", "low surrogate", "long"]
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
 ENCODINGS = {"LATIN1": "caf\xe9", "EUC_JP": "\u65e5\u672c", "WIN1251": "\u0416", "KOI8R": "\u0416", "SQL_ASCII": EMOJI}
-"""Of each encoding a text that it has."""
+"""A text for each encoding."""
 
 
 class Texted(Entity, table=True):
-    """Has an id of its own making, and shows a note."""
+    """An entity with an id of the user, that shows a note."""
 
     __tablename__ = "texted"
     __nitro_show__ = ("note",)
@@ -46,13 +46,13 @@ class Texted(Entity, table=True):
 
 @pytest.fixture(scope="module", params=ENCODINGS)
 def foreign_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """The URL of a database of another encoding, and a text that it has."""
+    """The URL of a database with another encoding, and a text of that encoding."""
     request.getfixturevalue("database_server")
     name = f"nitro_text_{request.param.lower()}_{os.getpid()}"
     server = create_engine(f"{SERVER}/postgres", isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
-        made = f"CREATE DATABASE {name} ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
-        connection.execute(text(made))
+        statement = f"CREATE DATABASE {name} ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        connection.execute(text(statement))
     yield f"{SERVER}/{name}?client_encoding=utf8", ENCODINGS[request.param]
     with server.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -61,7 +61,7 @@ def foreign_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def native(app: Celery, foreign_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A text that the database of this process has; it has no emoji, unless it takes all bytes for characters."""
+    """A text of the encoding of this process's database; only SQL_ASCII can store an emoji."""
     monkeypatch.setenv("NITRO_DB_URL", foreign_server[0])
     reset()
     create_tables()
@@ -72,13 +72,10 @@ def native(app: Celery, foreign_server: tuple[str, str], monkeypatch: pytest.Mon
 
 
 def only(state: str) -> operations.DeliveryRecord:
-    """The only delivery, when it has come to a state."""
-    found = until(lambda: next((each for each in operations.read_deliveries() if each.state == state), None))
-    assert found is not None, [(each.state, each.error) for each in operations.read_deliveries()]
-    return found
-
-
-# Names and ids
+    """Waits until a delivery is in a state, and returns it."""
+    record = until(lambda: next((each for each in operations.read_deliveries() if each.state == state), None))
+    assert record is not None, [(each.state, each.error) for each in operations.read_deliveries()]
+    return record
 
 
 @pytest.mark.parametrize("name", UNSTORABLE, ids=SHOWN)
@@ -99,7 +96,7 @@ def only(state: str) -> operations.DeliveryRecord:
 def test_a_name_that_cannot_be_stored_is_refused_at_import(
     app: Celery, declare: Callable[[str], object], name: str
 ) -> None:
-    """Where it is declared, whatever the database."""
+    """A name that no database can store is refused when it is declared."""
     with pytest.raises(DeclarationError, match="give it another name") as refused:
         declare(name)
     assert str(refused.value).isprintable()
@@ -107,14 +104,14 @@ def test_a_name_that_cannot_be_stored_is_refused_at_import(
 
 
 def test_the_longest_names_are_taken(evt: Event, app: Celery) -> None:
-    """Counted in characters."""
+    """Names of 512 characters are accepted."""
     name = "\xe9" * 512
     on(Namespace().event(name), offload={"queue": name}, name=name)(lambda sender: None)
 
 
 @pytest.mark.parametrize("name", UNSTORABLE, ids=SHOWN)
 def test_a_queue_that_routes_find_is_refused_at_emit(evt: Event, app: Celery, name: str) -> None:
-    """It is known there first; nothing is kept."""
+    """A queue name that only the routes know is refused at the emit."""
     app.conf.task_routes = (lambda *_args, **_options: {"queue": name},)
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     with pytest.raises(DeclarationError, match=r"queue of handler shop\.a"):
@@ -134,7 +131,7 @@ def test_an_id_that_cannot_be_stored_is_refused_at_emit(
     mode: str,
     identity: str,
 ) -> None:
-    """Of the sender and of an argument, and on SQLite as on PostgreSQL."""
+    """An id that cannot be stored is refused at the emit, for a sender and for an argument."""
     on_database(request, monkeypatch, kind)
     on(evt, offload={"entity": mode}, name="shop.a")(lambda sender, **kwargs: None)
     for act in (partial(emit, evt, Texted(id=identity)), partial(emit, evt, "ada", items=[Texted(id=identity)])):
@@ -145,7 +142,7 @@ def test_an_id_that_cannot_be_stored_is_refused_at_emit(
 
 @pytest.mark.server
 def test_an_id_outside_the_encoding_is_refused_at_emit(evt: Event, app: Celery, native: str) -> None:
-    """What the encoding has is kept as it is."""
+    """An id inside the database's encoding is stored; an id outside of it is refused."""
     on(evt, offload=True, name="shop.a")(lambda sender, **kwargs: None)
     emit(evt, Texted(id=native))
     assert operations.read_deliveries()[0].sender.startswith(f"Texted:{native}")
@@ -156,7 +153,7 @@ def test_an_id_outside_the_encoding_is_refused_at_emit(evt: Event, app: Celery, 
 
 @pytest.mark.server
 def test_a_name_outside_the_encoding_is_refused_at_emit(app: Celery, native: str) -> None:
-    """Nothing is known of the database at import."""
+    """A name outside the database's encoding is refused at the emit, because it is unknown at import."""
     for number, names in enumerate([("e", "shop.\u2603"), ("\u2603", "shop.b")]):
         evt = Namespace().event(names[0])
         on(evt, offload={"queue": f"q{number}"}, name=names[1])(lambda sender: None)
@@ -167,13 +164,10 @@ def test_a_name_outside_the_encoding_is_refused_at_emit(app: Celery, native: str
                 emit(evt)
 
 
-# Free text
-
-
 @pytest.mark.server
 @pytest.mark.parametrize("retried", [False, True])
 def test_an_error_outside_the_encoding_is_kept(evt: Event, app: Celery, work: Any, native: str, retried: bool) -> None:
-    """Readable as far as the encoding goes; the delivery dies of it, and not of silence."""
+    """An error text is stored with the characters outside of the encoding escaped."""
     options = {"max_retries": int(retried), "retry_backoff": False, "default_retry_delay": 0}
 
     def fail(sender: str) -> None:
@@ -192,7 +186,7 @@ def test_an_error_outside_the_encoding_is_kept(evt: Event, app: Celery, work: An
 def test_an_error_that_the_result_backend_cannot_store_leaves_the_worker_alive(
     evt: Event, make_app: Callable[..., Celery], work: Any, tmp_path: Path
 ) -> None:
-    """Its traceback is escaped there too: a file name that is no UTF-8 is enough for half of a surrogate pair."""
+    """A traceback that the result backend cannot store is escaped, and the worker goes on."""
     app = bind(make_app(result_backend=f"db+sqlite:///{tmp_path / 'results.db'}"))
 
     def fail(sender: str) -> None:
@@ -208,7 +202,7 @@ def test_an_error_that_the_result_backend_cannot_store_leaves_the_worker_alive(
 
 @pytest.mark.server
 def test_payload_sender_and_results_outside_the_encoding(evt: Event, app: Celery, work: Any, native: str) -> None:
-    """What is passed arrives equal, what is shown is escaped, and what is returned and yielded harms nothing."""
+    """Payloads arrive equal, shown senders are escaped, and results outside the encoding cause no failure."""
     seen: list[object] = []
 
     def take(sender: Texted, note: str) -> Iterator[str]:
@@ -221,12 +215,12 @@ def test_payload_sender_and_results_outside_the_encoding(evt: Event, app: Celery
     done = only("done")
     assert seen == [EMOJI, EMOJI]
     assert done.sender.startswith("Texted:t1 note=")
-    assert [told.id for told in history.trees_by_id(emission.id)] == [emission.id]
+    assert [tree.id for tree in history.trees_by_id(emission.id)] == [emission.id]
 
 
 @pytest.mark.server
 def test_the_journal_keeps_what_is_outside_the_encoding(app: Celery, native: str, journal_on: object) -> None:
-    """One emission that the database does not have keeps no other waiting."""
+    """An emission outside the encoding does not keep other emissions out of the journal."""
     first = emit(Namespace().event(f"e.{EMOJI}"), Texted(id="t1", note=f"{EMOJI}\0"))
     second = emit(Namespace().event("plain"), "ada")
     assert {each.id for each in recorded(2)} == {first.id, second.id}
@@ -234,7 +228,7 @@ def test_the_journal_keeps_what_is_outside_the_encoding(app: Celery, native: str
 
 @pytest.mark.server
 def test_workers_and_searches_of_any_name(app: Celery, native: str) -> None:
-    """A host may be called anything, and whoever searches may mistype."""
+    """Worker names and searches with characters outside the encoding cause no failure."""
     ensure_current()
     heartbeat.record_heartbeat("boot", f"worker@{EMOJI}\0")
     for odd in (EMOJI, "a\0b", "\ud800"):
@@ -248,7 +242,7 @@ def test_workers_and_searches_of_any_name(app: Celery, native: str) -> None:
 def test_a_message_that_names_an_odd_emission_is_parked(
     app: Celery, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """It is seen, with what of it can be kept."""
+    """A message with an emission id that cannot be stored becomes a dead letter."""
     on_database(request, monkeypatch, kind)
     facts = {"event": "e\0" * 600, "sender": "\ud800", "root": "r" * 99, "parent": "\0"}
     for odd in ("x" * 99, "a\0b", "\ud800"):
@@ -257,11 +251,8 @@ def test_a_message_that_names_an_odd_emission_is_parked(
     assert [each.state for each in operations.read_deliveries()] == ["dead"] * 3
 
 
-# What goes wrong while a run is closed
-
-
-class Refusing:
-    """A database that refuses what closes a run, some times."""
+class RefusingDatabase:
+    """Raises an error for so many statements that close a run."""
 
     def __init__(self, times: int, error: Callable[[], Exception]) -> None:
         self.times, self.error = times, error
@@ -273,16 +264,16 @@ class Refusing:
             raise self.error()
 
 
-def refused() -> Exception:
+def data_error() -> Exception:
     return DataError("UPDATE", {}, Exception("untranslatable"))
 
 
 @pytest.fixture
 def refusing(app: Celery) -> Iterator[Callable[[int, Callable[[], Exception]], None]]:
-    listeners: list[Refusing] = []
+    listeners: list[RefusingDatabase] = []
 
     def refuse(times: int, error: Callable[[], Exception]) -> None:
-        listeners.append(Refusing(times, error))
+        listeners.append(RefusingDatabase(times, error))
         event.listen(engine(), "before_cursor_execute", listeners[-1])
 
     yield refuse
@@ -291,27 +282,27 @@ def refusing(app: Celery) -> Iterator[Callable[[int, Callable[[], Exception]], N
 
 
 @pytest.mark.parametrize(
-    ("retries", "state", "said"), [(0, "dead", "ValueError: no \\u2603 today"), (3, "waiting", "ValueError: no")]
+    ("retries", "state", "line"), [(0, "dead", "ValueError: no \\u2603 today"), (3, "waiting", "ValueError: no")]
 )
 def test_a_text_that_is_refused_all_the_same_is_written_in_ascii(
-    evt: Event, app: Celery, work: Any, refusing: Any, retries: int, state: str, said: str
+    evt: Event, app: Celery, work: Any, refusing: Any, retries: int, state: str, line: str
 ) -> None:
-    """It stays what it was: a dead letter, or a retry, with that error."""
+    """An error text that the database refuses is stored in ASCII, with the same outcome."""
 
     def fail(sender: str) -> None:
         raise ValueError("no \u2603 today")
 
     on(evt, offload={"max_retries": retries, "default_retry_delay": 600, "retry_backoff": False}, name="shop.a")(fail)
-    refusing(1, refused)
+    refusing(1, data_error)
     work(app)
     emit(evt, "ada")
-    assert said in str(only(state).error)
+    assert line in str(only(state).error)
 
 
-def test_whatever_goes_wrong_at_the_end_is_what_the_delivery_dies_of(
+def test_an_error_while_a_run_is_closed_is_the_error_of_its_dead_letter(
     evt: Event, app: Celery, work: Any, refusing: Any
 ) -> None:
-    """Neither run again and again, nor dead without a word."""
+    """A run that cannot be closed becomes a dead letter with the error, and does not run again."""
     ran: list[str] = []
     on(evt, offload=True, name="shop.a")(lambda sender: ran.append(sender))
     refusing(1, partial(RuntimeError, "a trigger of the database"))
@@ -323,8 +314,8 @@ def test_whatever_goes_wrong_at_the_end_is_what_the_delivery_dies_of(
     assert ran == ["ada"]
 
 
-class Untold(SyntaxError):
-    """An error of which no traceback can be made."""
+class Unformattable(SyntaxError):
+    """An exception of which no traceback can be made."""
 
     @property
     def lineno(self) -> int:
@@ -332,7 +323,7 @@ class Untold(SyntaxError):
 
 
 def test_an_error_that_cannot_be_told_is_an_error() -> None:
-    """Its kind is told."""
+    """An exception without a traceback is recorded by its class."""
     with pytest.raises(ZeroDivisionError):
-        traceback.format_exception(Untold("odd"))
-    assert attempts._error_text(Untold("odd")).startswith("Untold")
+        traceback.format_exception(Unformattable("odd"))
+    assert attempts._error_text(Unformattable("odd")).startswith("Unformattable")

@@ -1,4 +1,4 @@
-"""Many threads on one event while its handlers change: contract sections 3 and 4."""
+"""Many threads emit one event while its handlers change: contract sections 3 and 4."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ THREADS, EMITS = 16, 60
 
 @pytest.fixture(autouse=True)
 def hectic() -> Iterator[None]:
-    """Threads take turns far more often than usual, so that races show."""
-    earlier = sys.getswitchinterval()
+    """Makes threads switch far more often than usual, so that races show."""
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
-    sys.setswitchinterval(earlier)
+    sys.setswitchinterval(interval)
 
 
-def together(*works: Callable[[], Any]) -> None:
-    """Run each in a thread of its own, all at once; raise what one raised."""
-    start, errors = threading.Barrier(len(works)), []
+def together(*functions: Callable[[], Any]) -> None:
+    """Runs each function in its own thread at once, and raises the first error."""
+    start, errors = threading.Barrier(len(functions)), []
 
-    def run(work: Callable[[], Any]) -> None:
+    def run(function: Callable[[], Any]) -> None:
         start.wait(10)
         try:
-            work()
+            function()
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -47,7 +47,7 @@ def together(*works: Callable[[], Any]) -> None:
 
 
 def recorder(name: str, priority: int) -> Callable[..., None]:
-    """A handler that says in the emission's own list that it ran."""
+    """Returns a handler that records its run in the sender's list."""
 
     def handler(seen: list[Any]) -> None:
         seen.append((priority, name))
@@ -56,7 +56,7 @@ def recorder(name: str, priority: int) -> Callable[..., None]:
 
 
 def check(seen: list[tuple[int, str]]) -> None:
-    """One emission: no handler twice, highest priority first, the permanent ones there."""
+    """Asserts that each handler ran once, in the order of priority, and that the permanent ones ran."""
     names = [name for _, name in seen]
     assert len(set(names)) == len(names)
     assert [priority for priority, _ in seen] == sorted((priority for priority, _ in seen), reverse=True)
@@ -64,17 +64,17 @@ def check(seen: list[tuple[int, str]]) -> None:
 
 
 def change(target: Event, label: str, stop: threading.Event) -> None:
-    """Connect and disconnect ten handlers over and over, until told to stop."""
-    passing = [(recorder(f"{label}{n}", n - 5), n - 5) for n in range(10)]
+    """Connects and disconnects ten handlers until `stop` is set."""
+    temporary = [(recorder(f"{label}{n}", n - 5), n - 5) for n in range(10)]
     while not stop.is_set():
-        for handler, priority in passing:
+        for handler, priority in temporary:
             on(target, priority=priority)(handler)
-        for handler, _ in passing:
+        for handler, _ in temporary:
             target.disconnect(handler)
 
 
-def heard(evt: Event) -> list[Any]:
-    """What one emission was heard by."""
+def handlers_of_emit(evt: Event) -> list[Any]:
+    """Emits once and returns the handlers that ran."""
     seen: list[Any] = []
     emit(evt, seen)
     return seen
@@ -82,7 +82,7 @@ def heard(evt: Event) -> list[Any]:
 
 @pytest.mark.parametrize("changing", ["event", "glob"])
 def test_every_emission_sees_a_consistent_plan(changing: str) -> None:
-    """16 threads emit while two connect and disconnect, on the event or on a glob that it hears."""
+    """16 threads emit with consistent plans while two threads change handlers of the event or of its glob."""
     namespace, stop, emissions = Namespace(), threading.Event(), []
     evt = namespace.event("order.placed")
     target = evt if changing == "event" else namespace.event("order.*")
@@ -91,7 +91,7 @@ def test_every_emission_sees_a_consistent_plan(changing: str) -> None:
 
     def emitters() -> None:
         try:
-            together(*[lambda: emissions.extend(heard(evt) for _ in range(EMITS))] * THREADS)
+            together(*[lambda: emissions.extend(handlers_of_emit(evt) for _ in range(EMITS))] * THREADS)
         finally:
             stop.set()
 
@@ -99,27 +99,27 @@ def test_every_emission_sees_a_consistent_plan(changing: str) -> None:
     assert len(emissions) == THREADS * EMITS
     for seen in emissions:
         check(seen)
-    assert [name for _, name in heard(evt)] == ["top", "middle", "bottom"]
+    assert [name for _, name in handlers_of_emit(evt)] == ["top", "middle", "bottom"]
 
 
 def test_own_connect_is_seen_by_the_own_next_emit() -> None:
-    """In the midst of others' changes, what a thread has connected it hears, what it disconnected it does not."""
+    """A thread's emit runs the handler that the thread has connected, and not after it has disconnected it."""
     evt = Namespace().event("order.placed")
 
     def work() -> None:
         for _ in range(EMITS):
-            mine = evt.connect(lambda seen: seen.append("mine"))
-            seen = heard(evt)
-            evt.disconnect(mine)
-            assert "mine" in seen
-            assert mine not in evt.receivers.values()
+            handler = evt.connect(lambda seen: seen.append("own"))
+            seen = handlers_of_emit(evt)
+            evt.disconnect(handler)
+            assert "own" in seen
+            assert handler not in evt.receivers.values()
 
     together(*[work] * THREADS)
     assert not evt.receivers
 
 
 def test_own_senders_are_kept_apart() -> None:
-    """16 threads, each with its sender and its handler: nobody hears another's."""
+    """16 threads with their own senders hear only their own emits."""
     evt = Namespace().event("order.placed")
 
     def work(number: int) -> None:
@@ -133,7 +133,7 @@ def test_own_senders_are_kept_apart() -> None:
 
 
 def test_a_handler_is_redefined_while_others_connect() -> None:
-    """One thread runs a module's source again and again; the others connect handlers to new events meanwhile."""
+    """A module is run again and again while other threads connect handlers to new events."""
     namespace, shop, connecting = Namespace(), Event("shop.opened"), threading.Semaphore(0)
     source = compile("def greet(sender): pass", "greetings.py", "exec")
 
@@ -143,23 +143,23 @@ def test_a_handler_is_redefined_while_others_connect() -> None:
         connecting.release()
 
     def redefine() -> None:
-        ended = 0
-        while ended < THREADS:
+        finished = 0
+        while finished < THREADS:
             module = {"__name__": "greetings"}
             exec(source, module)
             on(shop)(module["greet"])
-            ended += connecting.acquire(blocking=False)
+            finished += connecting.acquire(blocking=False)
         assert len(shop.handlers) == 1
 
     together(redefine, *[partial(connect_to_new_events, number) for number in range(THREADS)])
 
 
 def test_event_of_one_name_is_one_object_for_all_threads() -> None:
-    """Threads that ask for a new name at the same moment get the same event."""
-    namespace, found = Namespace(), []
+    """Threads that create an event of the same name at the same moment get the same event."""
+    namespace, events_of_threads = Namespace(), []
     names = [f"event.{number}" for number in range(EMITS)]
-    together(*[lambda: found.append([namespace.event(name) for name in names])] * THREADS)
-    assert all(events == found[0] for events in found)
+    together(*[lambda: events_of_threads.append([namespace.event(name) for name in names])] * THREADS)
+    assert all(events == events_of_threads[0] for events in events_of_threads)
 
 
 def test_causes_of_threads_are_kept_apart() -> None:
@@ -171,15 +171,15 @@ def test_causes_of_threads_are_kept_apart() -> None:
 
     def work() -> None:
         for _ in range(EMITS):
-            found: list[Emission] = []
-            emission = emit(outer, found)
-            assert found[0].parent == emission.id
+            children: list[Emission] = []
+            emission = emit(outer, children)
+            assert children[0].parent == emission.id
 
     together(*[work] * THREADS)
 
 
 def test_async_handlers_of_all_threads_run_once() -> None:
-    """The background loop loses and doubles nothing."""
+    """Each async handler of each thread runs once on the background loop."""
     evt, ran = Namespace().event("order.placed"), []
 
     @on(evt)
@@ -198,17 +198,17 @@ def test_async_handlers_of_all_threads_run_once() -> None:
 
 @pytest.mark.parametrize("muting", ["event", "glob"])
 def test_mute_is_not_undone_by_a_plan_in_the_making(monkeypatch: pytest.MonkeyPatch, muting: str) -> None:
-    """A thread that plans while another mutes does not leave its old plan behind."""
+    """A plan that is built while another thread mutes the event is not used afterwards."""
     namespace = Namespace()
     evt, glob = namespace.event("order.placed"), namespace.event("order.*")
     on(glob)(lambda sender: "heard")
     (evt if muting == "event" else glob).connect(lambda sender: "heard too")
-    planning, go = threading.Event(), threading.Event()
+    planning, may_plan = threading.Event(), threading.Event()
 
     def slow_build(handlers: Any) -> Any:
         if threading.current_thread() is planner:
             planning.set()
-            go.wait(10)
+            may_plan.wait(10)
         return build(handlers)
 
     build = events_module.PlanCache
@@ -220,14 +220,14 @@ def test_mute_is_not_undone_by_a_plan_in_the_making(monkeypatch: pytest.MonkeyPa
     muter = threading.Thread(target=lambda: setattr(target, "is_muted", True))
     muter.start()
     muter.join(0.2)
-    go.set()
+    may_plan.set()
     planner.join(10)
     muter.join(10)
     assert emit(evt) == []
 
 
 def test_handler_may_change_the_handlers() -> None:
-    """A handler that connects another one in the midst of an emission does not dead-lock with other threads."""
+    """A handler that connects another one during an emission does not deadlock with other threads."""
     evt = Namespace().event("order.placed")
 
     @on(evt)

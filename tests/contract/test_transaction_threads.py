@@ -45,19 +45,16 @@ def handler(evt: Event, app: Celery) -> Any:
     return handler
 
 
-def beside(work: Callable[[], Any]) -> Any:
-    """Run it on another thread with a copy of this context."""
+def on_other_thread(work: Callable[[], Any]) -> Any:
+    """Runs the function on another thread with a copy of this context."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(contextvars.copy_context().run, work).result()
 
 
 def stored() -> tuple[list[str], int]:
-    """The ids of the vouchers, and how many deliveries the outbox has."""
+    """Returns the ids of the vouchers and the number of deliveries."""
     with database.engine().connect() as connection:
         return sorted(connection.scalars(select(Voucher.id))), len(connection.execute(select(deliveries.c.id)).all())
-
-
-# A write, and an emit that offloads
 
 
 WRITES = {
@@ -71,15 +68,15 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_a_write_on_another_thread_raises(write: Callable[[], Any]) -> None:
-    """It could not be part of the transaction, and would stay after its rollback."""
+    """A write on another thread raises, because it would survive a rollback of the transaction."""
     Voucher(id="v0").save()
     with transaction(), pytest.raises(TransactionError, match=r"with transaction\(\):"):
-        beside(write)
+        on_other_thread(write)
     assert stored() == (["v0"], 0)
 
 
 def test_a_write_in_to_thread_raises_and_the_block_rolls_back() -> None:
-    """The error leaves the block, so that nothing of it is stored."""
+    """A write in `asyncio.to_thread` raises, and the block is rolled back."""
 
     async def place() -> None:
         async with transaction():
@@ -92,101 +89,98 @@ def test_a_write_in_to_thread_raises_and_the_block_rolls_back() -> None:
 
 
 def test_saving_what_is_in_the_session_of_the_block_raises_elsewhere() -> None:
-    """The session of one thread is not flushed by another one."""
+    """Saving or deleting an object of the block's session raises on another thread."""
     with transaction():
         voucher = Voucher(id="v0").save()
         voucher.note = "changed"
         with pytest.raises(TransactionError, match="another thread"):
-            beside(voucher.save)
+            on_other_thread(voucher.save)
         with pytest.raises(TransactionError, match="another thread"):
-            beside(voucher.delete)
+            on_other_thread(voucher.delete)
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "broker", "at-least-once", "exactly-once"])
 def test_an_offloading_emit_on_another_thread_raises(evt: Event, sent: Sent, delivery: str) -> None:
-    """Whatever the delivery promises: it would leave although the transaction is rolled back."""
-    told = Event("told")
-    on(told, offload={"delivery": delivery}, name="shop.told")(lambda sender: None)
+    """An emit with an offloaded handler raises on another thread, for every delivery."""
+    other = Event("other")
+    on(other, offload={"delivery": delivery}, name="shop.other")(lambda sender: None)
     with transaction(), pytest.raises(TransactionError, match="another thread"):
-        beside(lambda: emit(told, "ada"))
+        on_other_thread(lambda: emit(other, "ada"))
     with transaction(), pytest.raises(TransactionError, match="another thread"):
-        beside(lambda: asyncio.run(emit_async(told, "ada")))
+        on_other_thread(lambda: asyncio.run(emit_async(other, "ada")))
     assert (sent(), stored()) == ([], ([], 0))
 
 
 def test_an_emit_about_what_is_in_the_session_of_the_block_raises_elsewhere(evt: Event, sent: Sent) -> None:
-    """The entity leads to the transaction, which belongs to another thread nevertheless."""
+    """An emit about an object of the block's session raises on another thread."""
     with transaction():
         voucher = Voucher(id="v0").save()
         with pytest.raises(TransactionError, match="another thread"):
-            beside(lambda: emit(evt, voucher))
+            on_other_thread(lambda: emit(evt, voucher))
     assert (sent(), stored()) == ([], (["v0"], 0))
 
 
 def test_an_emit_that_starts_an_async_handler_on_another_thread_raises() -> None:
-    """That handler starts after the commit, which this thread cannot wait for."""
-    told, ran = Event("told"), list[object]()
+    """An emit that would start an async handler raises on another thread, because it cannot wait for the commit."""
+    other, ran = Event("other"), list[object]()
 
-    @on(told)
+    @on(other)
     async def tell(sender: object) -> None:
         ran.append(sender)
 
     with transaction(), pytest.raises(TransactionError, match="another thread"):
-        beside(lambda: emit(told, "ada"))
+        on_other_thread(lambda: emit(other, "ada"))
     assert drain(20)
     assert ran == []
 
 
-# What stays allowed
-
-
 def test_an_emit_with_sync_handlers_only_is_allowed() -> None:
-    """They run there and then."""
-    told = Event("told")
-    on(told, on_error="log")(lambda sender: sender)
-    on(told, condition=lambda sender: False, offload=True, name="shop.never")(lambda sender: None)
+    """An emit with sync handlers is allowed on another thread."""
+    other = Event("other")
+    on(other, on_error="log")(lambda sender: sender)
+    on(other, condition=lambda sender: False, offload=True, name="shop.never")(lambda sender: None)
     with transaction():
-        assert beside(lambda: emit(told, "ada")) == ["ada"]
+        assert on_other_thread(lambda: emit(other, "ada")) == ["ada"]
 
 
 def test_emit_async_with_async_handlers_only_is_allowed() -> None:
-    """They are awaited, so that nothing has to wait for a commit."""
-    told = Event("told")
+    """`emit_async` with async handlers is allowed on another thread, because it awaits them."""
+    other = Event("other")
 
-    @on(told, on_error="log")
+    @on(other, on_error="log")
     async def tell(sender: object) -> object:
         return sender
 
     with transaction():
-        assert beside(lambda: asyncio.run(emit_async(told, "ada"))) == ["ada"]
+        assert on_other_thread(lambda: asyncio.run(emit_async(other, "ada"))) == ["ada"]
 
 
 def test_reads_use_a_connection_of_their_own() -> None:
-    """They see what is committed, and nothing of the open transaction."""
+    """Reads on another thread see the committed rows only."""
     Voucher(id="old").save()
     with transaction():
         Voucher(id="new").save()
-        assert beside(lambda: [found.id for found in Voucher.all()]) == ["old"]
-        assert beside(Voucher.count) == 1
-        assert beside(lambda: Voucher.get("new")) is None
+        assert on_other_thread(lambda: [voucher.id for voucher in Voucher.all()]) == ["old"]
+        assert on_other_thread(Voucher.count) == 1
+        assert on_other_thread(lambda: Voucher.get("new")) is None
 
 
 def test_a_block_opened_on_that_thread_is_independent(evt: Event, sent: Sent) -> None:
-    """It commits although the one that its context shows is rolled back."""
+    """A `transaction()` on another thread commits independently of the block in its context."""
 
     def place() -> None:
         with transaction():
             emit(evt, Voucher(id="v1").save())
 
     with pytest.raises(ValueError, match="changed my mind"), transaction():
-        beside(place)
+        on_other_thread(place)
         raise ValueError("changed my mind")
     assert stored() == (["v1"], 1)
     assert len(sent()) == 1
 
 
 def test_a_session_opened_on_that_thread_is_independent(evt: Event, sent: Sent) -> None:
-    """Its own commit decides about the emit."""
+    """A session on another thread decides about its own emits."""
 
     def place() -> None:
         with Session(database.engine()) as session:
@@ -201,17 +195,17 @@ def test_a_session_opened_on_that_thread_is_independent(evt: Event, sent: Sent) 
             session.rollback()
 
     with pytest.raises(ValueError, match="changed my mind"), transaction():
-        beside(place)
+        on_other_thread(place)
         raise ValueError("changed my mind")
     assert stored() == (["v1"], 1)
     assert len(sent()) == 1
 
 
 def test_an_async_handler_of_an_independent_session_is_independent_too() -> None:
-    """After the commit of that session it writes as outside of any transaction."""
-    told = Event("told")
+    """An async handler of a session on another thread writes after that session's commit."""
+    other = Event("other")
 
-    @on(told)
+    @on(other)
     async def copy(voucher: Voucher) -> None:
         Voucher(id="copy").save()
 
@@ -219,17 +213,17 @@ def test_an_async_handler_of_an_independent_session_is_independent_too() -> None
         with Session(database.engine(), expire_on_commit=False) as session:
             session.add(voucher := Voucher(id="v1"))
             session.flush()
-            emit(told, voucher)
+            emit(other, voucher)
             session.commit()
         assert drain(20)
 
     with transaction():
-        beside(place)
+        on_other_thread(place)
     assert stored()[0] == ["copy", "v1"]
 
 
 def test_a_block_that_has_ended_is_not_seen(evt: Event) -> None:
-    """A context that was copied inside it writes as outside of any transaction."""
+    """A context that was copied in a block writes outside of it once the block has ended."""
     with transaction():
         copied = contextvars.copy_context()
     with ThreadPoolExecutor(1) as pool:
@@ -238,14 +232,14 @@ def test_a_block_that_has_ended_is_not_seen(evt: Event) -> None:
 
 
 def test_a_thread_without_the_context_is_no_part_of_it(evt: Event) -> None:
-    """It commits by itself, as ever."""
+    """A thread without the block's context commits by itself."""
     with transaction(), ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: emit(evt, Voucher(id="v1").save())).result()
     assert stored() == (["v1"], 1)
 
 
 def test_tasks_of_one_loop_share_the_block(evt: Event) -> None:
-    """They run on its thread."""
+    """Tasks of the block's loop take part in the block."""
 
     async def place() -> None:
         async with transaction():
@@ -257,11 +251,8 @@ def test_tasks_of_one_loop_share_the_block(evt: Event) -> None:
     assert stored() == ([], 0)
 
 
-# Processes
-
-
 def test_a_write_in_a_forked_child_raises() -> None:
-    """The child has the context of its parent, and no part in its transaction."""
+    """A write in a forked child raises, because the transaction belongs to the parent."""
     with transaction():
         child = os.fork()
         if child == 0:
@@ -275,33 +266,30 @@ def test_a_write_in_a_forked_child_raises() -> None:
     assert stored() == ([], 0)
 
 
-# Where a block is left
-
-
 @contextmanager
 def block() -> Iterator[None]:
-    """As a dependency or a fixture has it."""
+    """Writes in a `transaction()` around a yield, as a dependency or a fixture does."""
     with transaction():
         Voucher(id="v0").save()
         yield
 
 
 def leave_on_another_thread(manager: Any, error: BaseException | None = None) -> None:
-    """Enter it and leave it, each on a thread of its own, as FastAPI does with a `def` dependency."""
+    """Enters and exits a context manager on different threads, as FastAPI does with a `def` dependency."""
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
         first.submit(contextvars.copy_context().run, manager.__enter__).result()
         second.submit(contextvars.copy_context().run, manager.__exit__, error and type(error), error, None).result()
 
 
 def test_a_block_left_on_another_thread_rolls_back_and_raises() -> None:
-    """It says what to do instead."""
+    """A block that is left on another thread is rolled back, and raises an error with the remedy."""
     with pytest.raises(TransactionError, match=r"another thread.*`async def`"):
         leave_on_another_thread(block())
     assert stored() == ([], 0)
 
 
 def test_what_was_committed_elsewhere_stays(evt: Event) -> None:
-    """It was committed by itself, where the block was not seen."""
+    """A write outside of the block stays committed when the block is rolled back."""
     manager = block()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(contextvars.copy_context().run, manager.__enter__).result()
@@ -314,7 +302,7 @@ def test_what_was_committed_elsewhere_stays(evt: Event) -> None:
 
 
 def test_the_error_that_leaves_it_elsewhere_is_the_cause() -> None:
-    """Both are told."""
+    """The TransactionError has the exception that left the block as its cause."""
     with pytest.raises(TransactionError) as raised:
         leave_on_another_thread(block(), ValueError("declined"))
     assert isinstance(raised.value.__cause__, ValueError)
@@ -322,7 +310,7 @@ def test_the_error_that_leaves_it_elsewhere_is_the_cause() -> None:
 
 
 def test_what_ends_the_program_stays_what_it_is() -> None:
-    """A block that is left elsewhere by it rolls back without a word."""
+    """A KeyboardInterrupt that leaves a block on another thread propagates, and the block is rolled back."""
     with pytest.raises(KeyboardInterrupt):
         leave_on_another_thread(reraising(), KeyboardInterrupt())
     assert stored() == ([], 0)
@@ -339,7 +327,7 @@ def reraising() -> Iterator[None]:
 
 
 def test_a_block_left_on_its_thread_in_another_context_rolls_back_and_raises() -> None:
-    """The code in between has not seen it."""
+    """A block that is left in another context of its thread is rolled back and raises."""
     manager = block()
     contextvars.copy_context().run(manager.__enter__)
     with pytest.raises(TransactionError, match="another context"):
@@ -348,7 +336,7 @@ def test_a_block_left_on_its_thread_in_another_context_rolls_back_and_raises() -
 
 
 def test_a_block_left_on_another_thread_in_its_context_rolls_back_and_raises() -> None:
-    """A context can go from thread to thread; a transaction cannot."""
+    """A block that is left on another thread in its own context is rolled back and raises."""
     manager, context = block(), contextvars.copy_context()
     context.run(manager.__enter__)
     with ThreadPoolExecutor(1) as pool, pytest.raises(TransactionError, match="another thread"):
@@ -357,7 +345,7 @@ def test_a_block_left_on_another_thread_in_its_context_rolls_back_and_raises() -
 
 
 def test_an_inner_block_left_elsewhere_is_undone_alone() -> None:
-    """It is a savepoint."""
+    """An inner block that is left in another context is rolled back alone, as a savepoint."""
     with transaction():
         Voucher(id="outer").save()
         manager = block()
@@ -368,7 +356,7 @@ def test_an_inner_block_left_elsewhere_is_undone_alone() -> None:
 
 
 def test_an_adopted_session_left_elsewhere_is_rolled_back() -> None:
-    """The session of the user's own that the block has begun."""
+    """An adopted session that is left on another thread is rolled back."""
 
     @contextmanager
     def adopted() -> Iterator[None]:
@@ -383,9 +371,9 @@ def test_an_adopted_session_left_elsewhere_is_rolled_back() -> None:
 
 @pytest.mark.parametrize("own", [False, True], ids=["nitro", "AsyncSession"])
 def test_an_async_generator_that_is_closed_in_another_context_rolls_back_and_raises(own: bool, tmp_path: Path) -> None:
-    """As by a task that was not the one that entered the block."""
+    """A block in an async generator that another task closes is rolled back and raises."""
 
-    async def programme() -> None:
+    async def main() -> None:
         engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'nitro.db'}")
 
         async def pages() -> AsyncIterator[int]:
@@ -399,12 +387,12 @@ def test_an_async_generator_that_is_closed_in_another_context_rolls_back_and_rai
             await asyncio.create_task(generator.aclose())
         await engine.dispose()
 
-    asyncio.run(programme())
+    asyncio.run(main())
     assert stored() == ([], 0)
 
 
 def test_a_block_opened_after_one_that_was_left_elsewhere_is_as_ever() -> None:
-    """Nothing is left behind on the thread that entered the other one."""
+    """A later block works after a block of the thread was left on another one."""
 
     def place() -> None:
         manager = block()
@@ -424,7 +412,7 @@ def test_a_block_opened_after_one_that_was_left_elsewhere_is_as_ever() -> None:
 def test_a_block_left_in_a_forked_child_leaves_the_parents_transaction_alone(
     ending: str, database_server: str, fresh_process: Callable[..., Any]
 ) -> None:
-    """The connection is the parent's, who commits."""
+    """A forked child that leaves the block does not end the parent's transaction."""
     program = f"""
         import os, sys
         from nitro import Entity, transaction
@@ -447,15 +435,15 @@ def test_a_block_left_in_a_forked_child_leaves_the_parents_transaction_alone(
         assert child
         assert [coin.id for coin in Coin.all()] == ["c1"]
     """
-    done = fresh_process(program, NITRO_DB_URL=database_server)
-    assert done.returncode == 0, done.stderr
+    process = fresh_process(program, NITRO_DB_URL=database_server)
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_transaction_of_a_delivery_is_handed_to_its_async_handler(app: Celery, work: Callable[..., Any]) -> None:
-    """Nitro's own hand-over: the handler writes in it on the loop's thread; a thread that it starts itself may not."""
-    told, seen = Event("told"), list[object]()
+    """An async handler writes in its delivery's transaction on the loop's thread; a thread that it starts may not."""
+    other, seen = Event("other"), list[object]()
 
-    @on(told, offload={"delivery": "exactly-once", "max_retries": 0, "ignore_result": False}, name="shop.told")
+    @on(other, offload={"delivery": "exactly-once", "max_retries": 0, "ignore_result": False}, name="shop.other")
     async def keep(sender: object) -> None:
         Voucher(id="v1").save()
         delivery = current_delivery()
@@ -466,23 +454,23 @@ def test_the_transaction_of_a_delivery_is_handed_to_its_async_handler(app: Celer
             seen.append(type(error).__mro__[1])
 
     outcomes = work(app)
-    assert outcomes.only(emit(told, "ada")) is None
+    assert outcomes.only(emit(other, "ada")) is None
     assert seen == [True, TransactionError]
     assert stored()[0] == ["v1"]
 
 
 def test_a_handler_called_on_a_thread_that_only_sees_the_block_does_not_take_it(app: Celery) -> None:
-    """Calling the task of an async handler hands a transaction over only if it is this thread's."""
-    told, seen = Event("told"), list[object]()
+    """Calling an async handler's task passes a transaction only from the thread that opened it."""
+    other, seen = Event("other"), list[object]()
 
-    @on(told, offload=True, name="shop.told")
+    @on(other, offload=True, name="shop.other")
     async def keep(sender: object) -> None:
         with pytest.raises(TransactionError):
             Voucher(id="v1").save()
         seen.append(sender)
 
     with transaction():
-        beside(lambda: keep.task("ada"))
+        on_other_thread(lambda: keep.task("ada"))
         Voucher(id="v2").save()
     assert seen == ["ada"]
     assert stored()[0] == ["v2"]
@@ -490,7 +478,7 @@ def test_a_handler_called_on_a_thread_that_only_sees_the_block_does_not_take_it(
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="threads do not inherit a context")
 def test_a_thread_that_inherits_the_context_raises() -> None:
-    """As with `-X thread_inherit_context=1`."""
+    """A write on a thread that inherits the context raises."""
     raised: list[BaseException] = []
 
     def write() -> None:

@@ -1,4 +1,4 @@
-"""A worker whose pool processes are killed while it starts: contract section 7."""
+"""A worker survives the loss of pool processes while it starts: contract section 7."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOP = """
     app = Celery("shop", broker={broker!r})
     app.conf.task_default_queue = {queue!r}
     bind(app)
-    DYING = {dying!r}
+    FAILURE = {failure!r}
 
 
     @on("order.placed", offload={{"delivery": "at-least-once"}}, name="shop.confirm")
@@ -34,9 +34,9 @@ SHOP = """
 
 
     @worker_ready.connect(weak=False)
-    def end_some(sender, **_):
+    def end_processes(sender, **_):
         for pid in sender.pool.info["processes"][:{killed}]:
-            if DYING == "SIGKILL":
+            if FAILURE == "SIGKILL":
                 os.kill(pid, signal.SIGKILL)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         emit("order.placed", "o1")
@@ -44,7 +44,7 @@ SHOP = """
 
     @worker_process_init.connect(weak=False)
     def fail(**_):
-        if DYING == "exit":
+        if FAILURE == "exit":
             os._exit(3)
 """
 WORKER = ("-m", "celery", "-A", "shop", "worker", "-c", "2", "--loglevel", "INFO")
@@ -52,10 +52,10 @@ WORKER = ("-m", "celery", "-A", "shop", "worker", "-c", "2", "--loglevel", "INFO
 Run = Callable[..., Any]
 
 
-def work(fresh_process: Run, tmp_path: Path, *, dying: str, killed: int) -> Any:
-    """Run a worker to its end, in which as many processes end before it is ready."""
+def work(fresh_process: Run, tmp_path: Path, *, failure: str, killed: int) -> Any:
+    """Runs a worker until it ends; so many of its processes end before it is ready."""
     on_server("redis").close()
-    shop = SHOP.format(dying=dying, killed=killed, broker=PLACES["redis"][0], queue=f"start-{uuid4()}")
+    shop = SHOP.format(failure=failure, killed=killed, broker=PLACES["redis"][0], queue=f"start-{uuid4()}")
     return fresh_process(shop, file="shop.py", arguments=WORKER, NITRO_DB_URL=f"sqlite:///{tmp_path / 'nitro.db'}")
 
 
@@ -63,17 +63,17 @@ def work(fresh_process: Run, tmp_path: Path, *, dying: str, killed: int) -> Any:
 @pytest.mark.acceptance
 @pytest.mark.parametrize("killed", [1, 2])
 def test_processes_killed_at_start_up_are_replaced(fresh_process: Run, tmp_path: Path, killed: int) -> None:
-    """The worker lives and does its work, as when they are killed later."""
-    done = work(fresh_process, tmp_path, dying="SIGKILL", killed=killed)
-    assert done.returncode == 0, done.stderr
+    """Killed processes are replaced, and the worker runs its delivery."""
+    process = work(fresh_process, tmp_path, failure="SIGKILL", killed=killed)
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "confirmed").read_text() == "o1"
-    assert f"killed while the worker started: {killed};" in done.stderr
+    assert f"killed while the worker started: {killed};" in process.stderr
 
 
 @pytest.mark.server
 @pytest.mark.acceptance
 def test_processes_that_cannot_start_end_the_worker(fresh_process: Run, tmp_path: Path) -> None:
-    """As Celery wants it: they would end again and again."""
-    done = work(fresh_process, tmp_path, dying="exit", killed=2)
-    assert "Could not start worker processes" in done.stderr
+    """Processes that cannot start end the worker, as Celery intends."""
+    process = work(fresh_process, tmp_path, failure="exit", killed=2)
+    assert "Could not start worker processes" in process.stderr
     assert not (tmp_path / "confirmed").exists()

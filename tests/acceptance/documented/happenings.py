@@ -1,4 +1,4 @@
-"""What has happened before somebody is called: an order whose mail is tried again, and that cannot be shipped."""
+"""Emits an order whose mail is retried and that cannot be shipped, for the page about being on call."""
 
 import myapp
 

@@ -1,4 +1,4 @@
-"""The app that the pages mean by `myapp` where they show none of their own."""
+"""The app `myapp` of the pages that show no app of their own."""
 
 from celery import Celery
 
@@ -15,7 +15,7 @@ class Order(Entity, table=True):
 
 
 class NoAddress(Exception):
-    """No try can help."""
+    """An error that no retry can help."""
 
 
 @on(order_placed, name="shop.validate", priority=1)

@@ -1,1 +1,1 @@
-"""A project as a user would write it; its handlers note their effects for the tests."""
+"""A project as a user would write it; its handlers record their effects for the tests."""

@@ -1,4 +1,4 @@
-"""Effects: what handlers leave behind for the tests."""
+"""Effects of handlers, in files for the tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FOLDER = Path(os.environ["ACCEPTANCE_EFFECTS"])
 
 
 def note(key: str, **facts: object) -> None:
-    """Append one line about the running handler to the file of that key."""
+    """Appends a line about the running handler to the file of the key."""
     delivery = current_delivery()
     if delivery is not None:
-        shown = ("handler", "attempt", "idempotency_key", "emission", "root")
-        facts = {**{name: getattr(delivery, name) for name in shown}, **facts}
+        names = ("handler", "attempt", "idempotency_key", "emission", "root")
+        facts = {**{name: getattr(delivery, name) for name in names}, **facts}
     with (FOLDER / key).open("a") as file:
         file.write(json.dumps({"pid": os.getpid(), **facts}) + "\n")

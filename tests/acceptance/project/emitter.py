@@ -1,4 +1,4 @@
-"""Emits from a fresh process: `python -m project.emitter EVENT KEY OPTIONS`; prints the facts as JSON."""
+"""Emits from a new process: `python -m project.emitter EVENT KEY OPTIONS`; prints the facts as JSON."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SPECIAL = {
 
 
 def main(event: str, key: str, options: dict[str, Any]) -> None:
-    """Emit, `times` times, and print what is known of the last emission; the event `then` comes after it."""
+    """Emits `times` times, then the event of the option `then`, and prints the facts of the last of the `times`."""
     for _ in range(options.get("times", 1)):
         make = SPECIAL.get(event)
         emission = make(key) if make else emit(event, options.get("sender", "ada"), key=key)

@@ -1,4 +1,4 @@
-"""Handlers of every kind and fate. Each notes its effect under the `key` that it is given."""
+"""Handlers of every kind and outcome; each records its effect under the `key` of its emit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nitro import Entity, Offload, emit, on
 from project.effects import FOLDER, note
 
 LONG = 30.0
-"""Seconds that no handler may really take."""
+"""Seconds that a handler sleeps or waits at most, if nothing ends it before."""
 
 
 class Receipt(Entity, table=True):
@@ -148,11 +148,11 @@ async def _linger(key: str) -> None:
 
 @on("slow.async", offload={"queue": "single", "soft_time_limit": 1, "max_retries": 0})
 async def slow_async(sender: str, key: str) -> None:
-    kept = asyncio.create_task(_linger(key))
+    lingering = asyncio.create_task(_linger(key))
     try:
         await asyncio.sleep(LONG)
     except asyncio.CancelledError:
-        note(key, interrupted=True, left=not kept.done())
+        note(key, interrupted=True, left=not lingering.done())
         raise
 
 

@@ -1,4 +1,4 @@
-"""Handlers that are killed, and such that kill. Each run notes itself under the `key` that it is given."""
+"""Handlers whose processes are killed or exit; each run records itself under the `key` of its emit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUEUE = "mortal"
 
 
 def _linger() -> None:
-    """Take long at the first attempt, so that whoever kills can."""
+    """Takes long at the first attempt, so that a test can kill its worker."""
     delivery = current_delivery()
     if delivery is not None and delivery.attempt == 1:
         time.sleep(2 * LONG)

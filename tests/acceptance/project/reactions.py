@@ -1,4 +1,4 @@
-"""Receivers of Celery's own signals, noted under the task's id."""
+"""Receivers of Celery's signals record each signal under the task's id."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from celery import signals
 
 from project.effects import note
 
-WATCHED = ("task_prerun", "task_postrun", "task_success", "task_failure", "task_retry")
+SIGNALS = ("task_prerun", "task_postrun", "task_success", "task_failure", "task_retry")
 
 
-def _noting(name: str) -> Any:
+def _recorder_of(name: str) -> Any:
     def receive(sender: Any, **_: Any) -> None:
         note(f"{sender.request.id}.signals", signal=name, task=sender.name)
 
     return receive
 
 
-for _name in WATCHED:
-    getattr(signals, _name).connect(_noting(_name), weak=False)
+for _name in SIGNALS:
+    getattr(signals, _name).connect(_recorder_of(_name), weak=False)

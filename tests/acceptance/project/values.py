@@ -1,6 +1,6 @@
-"""Values of every type that travels, and handlers that say what of them did not arrive as it was.
+"""Values of every type that a payload carries, and handlers that report values which did not arrive equal.
 
-Without postponed annotations, which SQLModel cannot resolve in a relationship.
+Postponed annotations are left out, because SQLModel cannot resolve them in a relationship.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Quote(Entity):
 
 
 def everything() -> dict[str, Any]:
-    """One value of each type, and some inside each other."""
+    """Returns a value of each type, some of them nested."""
     return {
         "none": None,
         "bool": True,

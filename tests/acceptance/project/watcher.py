@@ -14,7 +14,7 @@ from tasks import app
 
 
 class Watcher(EventReceiver):  # type: ignore[misc]  # Celery is untyped
-    """Emits as soon as it hears a worker, and stops when the generator's task has ended."""
+    """Emits when the first worker event arrives, and stops when the generator's task has succeeded."""
 
     task_id = ""
 

@@ -1,4 +1,4 @@
-"""The scenarios by their names: each makes a world, does its worst, and says what has become of it."""
+"""The scenarios by name; each makes a world, injects faults, and judges the effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brokers that die, freeze, and lose what they were given."""
+"""Brokers that are killed or frozen, or lose their messages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.chaos.scenarios.run import Run, scenario
 from tests.chaos.world import QUEUE, World
 
 QUICK = 0.05
-"""Seconds in which an emit returns."""
+"""Seconds within which an emit returns."""
 BETWEEN = 120.0
 
 
 @scenario()
 def broker_faults(run: Run, outcome: Outcome) -> None:
-    """The broker is killed, frozen, emptied and bereft of its queue, while events are emitted without a pause."""
+    """A broker that is killed, frozen, emptied or without its queue loses no event of a constant load."""
     outcome.handlers = 3
     events, times = run.size(150, 5_000), run.size(1, 10)
     with run.world() as world:
@@ -39,7 +39,7 @@ def broker_faults(run: Run, outcome: Outcome) -> None:
 
 
 def _go_on(world: World, crew: Crew) -> None:
-    """Wait until the emitter has committed more, and until there has been some progress after that."""
+    """Waits until the emitter has committed more events, and until a handler has run after that."""
     committed = world.ledger.number("SELECT count(*) FROM committed")
     until(lambda: world.ledger.number("SELECT count(*) FROM committed") >= committed + 20, BETWEEN, "more is emitted")
     effects = world.ledger.effects()
@@ -47,7 +47,7 @@ def _go_on(world: World, crew: Crew) -> None:
 
 
 def _faults(world: World, frozen: float) -> dict[str, Callable[[], None]]:
-    """What can go wrong with this broker."""
+    """Returns the faults of this broker by name."""
     faults = {"emptied": lambda: world.messages.empty(QUEUE)}
     server = world.server
     if server is None:
@@ -66,7 +66,7 @@ def _faults(world: World, frozen: float) -> dict[str, Callable[[], None]]:
 
 
 def _judge(run: Run, world: World, outcome: Outcome, facts: dict[str, Any]) -> None:
-    """Tracked events only: an untracked one is as durable as the broker."""
+    """Judges the tracked events; an untracked one is only as durable as the broker."""
     for kind in ("tracked", "untracked"):
         took = facts[kind]
         share = sum(seconds <= QUICK for seconds in took) / len(took)

@@ -1,4 +1,4 @@
-"""Clocks that are set wrong, and set again while work goes on."""
+"""Clocks that are wrong and are set during the load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOUR = 3600
 
 @scenario("embedded", "redis")
 def clock(run: Run, outcome: Outcome) -> None:
-    """Emitter and workers differ by hours, change their minds, and one is killed: each effect happens once."""
+    """Emitter and workers whose clocks differ by hours and are set again, with kills, cause each effect once."""
     outcome.handlers = 3
     events = run.size(200, 200)
     with run.world() as world:

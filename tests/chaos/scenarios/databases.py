@@ -1,4 +1,4 @@
-"""A database that is away from emitters, relays and workers."""
+"""A database that emitters, relays and workers cannot reach for a while."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BETWEEN = 120.0
 
 @scenario("redis", "rabbitmq")
 def database_away(run: Run, outcome: Outcome) -> None:
-    """Emits raise and nothing of them is committed; what was committed is done when the database is back."""
+    """Emits of an outage raise and commit nothing; committed deliveries are done once the database is back."""
     outcome.handlers = 3
     events, away = run.size(200, 1_000), run.size(4.0, 30.0)
     with run.world() as world:
@@ -61,7 +61,7 @@ def _faults(world: World, away: float) -> dict[str, Callable[[], None]]:
 
 
 def _go_on(world: World) -> None:
-    """Wait until more is done than now."""
+    """Waits until more effects exist than now."""
     effects = world.ledger.effects()
     try:
         until(lambda: world.ledger.effects() > effects + 10, BETWEEN, "more is done")

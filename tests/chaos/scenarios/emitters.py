@@ -1,4 +1,4 @@
-"""Emitters and relays that die at each failpoint."""
+"""Emitters and relays that are killed at each failpoint."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tests.chaos.scenarios.run import Run, scenario
 EMITTER = ("row written", "committed", "publishing", "published")
 RELAY = ("claiming", "claimed", "publishing", "published")
 NURSERY = 3600.0
-"""Seconds that all children of one kind may take."""
+"""Seconds that all children of a kind may take."""
 
 
 @scenario()
 def emitter_kills(run: Run, outcome: Outcome) -> None:
-    """Emitters die between writing, committing and publishing; what they committed is done by others."""
+    """Committed events of emitters that are killed between writing, committing and publishing are handled."""
     _die("emitter", "ordered", EMITTER, run, outcome)
 
 
 @scenario()
 def relay_kills(run: Run, outcome: Outcome) -> None:
-    """Relays die between claiming and publishing; what they claimed is published by others."""
+    """Deliveries of relays that are killed between claiming and publishing are published by other relays."""
     _die("relay", "delayed", RELAY, run, outcome)
 
 

@@ -1,4 +1,4 @@
-"""Workers that die in the middle of an effect outside of the database."""
+"""Workers that are killed in the middle of an effect outside of the database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.chaos.scenarios.run import Run, scenario
 
 @scenario()
 def external_effect(run: Run, outcome: Outcome) -> None:
-    """Each call has the same idempotency key, and the delivery is done in the end."""
+    """Each call of a delivery has the same idempotency key, and the delivery is done in the end."""
     outcome.handlers = 1
     events = run.size(24, 500)
     with run.world(handlers="victim.handlers,victim.charges") as world:

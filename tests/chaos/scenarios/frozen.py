@@ -1,4 +1,4 @@
-"""A worker that is frozen for so long that others take it for dead, and goes on then."""
+"""A worker that is frozen until other workers count it as dead, and is thawed then."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from tests.chaos.world import World
 
 @scenario()
 def frozen_worker(run: Run, outcome: Outcome) -> None:
-    """What it was running is run by another one, and nothing of its own run counts when it goes on.
+    """A frozen worker's delivery is run by another worker, and the frozen run closes nothing after the thaw.
 
-    It runs one delivery at a time, so that none is frozen in a transaction, where the next scenario looks.
+    The worker runs one delivery at a time, so that none is frozen in a transaction, as in the next scenario.
     """
     _freeze(run, outcome, "claimed by a worker", lambda world: world.ledger.free() == 0, "-c", "1")
 
 
 @scenario("redis", "rabbitmq")
 def frozen_in_transaction(run: Run, outcome: Outcome) -> None:
-    """It holds the lock of its row, which waits for it; nobody waits with it. SQLite has one lock for all."""
+    """A worker that is frozen in a transaction delays only its own row.
+
+    SQLite is left out, because it has a single write lock.
+    """
     _freeze(run, outcome, "committing", lambda world: world.ledger.free() == 0 < world.ledger.open())
 
 

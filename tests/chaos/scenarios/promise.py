@@ -1,4 +1,4 @@
-"""`delivery="broker"` on RabbitMQ: no row, and yet nothing is lost that the broker has confirmed."""
+"""`delivery="broker"` on RabbitMQ loses no confirmed message, without a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chaos.world import QUEUE
 
 @scenario("rabbitmq")
 def broker_promise(run: Run, outcome: Outcome) -> None:
-    """The queue is deleted behind a producer, and workers are killed while they work; doubles are allowed."""
+    """A deleted queue and killed workers lose no message; double effects are allowed."""
     outcome.handlers = 1
     events, kills = run.size(120, 2_000), run.size(3, 20)
     with run.world() as world:

@@ -1,4 +1,4 @@
-"""Many relays at once."""
+"""Several relays at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LISTENS = "relays until SIGINT or SIGTERM"
 
 @scenario("embedded", "redis", "rabbitmq")
 def four_relays(run: Run, outcome: Outcome) -> None:
-    """Four relay processes move a backlog; each row is published once, and nobody is locked out."""
+    """Four relays publish each row of a backlog once, and none fails on a lock."""
     outcome.handlers = 1
     events = run.size(400, 10_000)
     with run.world() as world:

@@ -1,4 +1,4 @@
-"""Workers that are asked to stop, one after the other, as a deployment does."""
+"""Workers that are stopped one after the other, as in a deployment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.chaos.scenarios.run import Run, scenario
 from tests.chaos.world import PATIENCE, World, ready
 
 GRACE = 30.0
-"""Seconds after which Kubernetes kills."""
+"""Seconds between SIGTERM and SIGKILL in Kubernetes."""
 EVERY = 5.0
 
 
 @scenario()
 def rolling_restart(run: Run, outcome: Outcome) -> None:
-    """Each of two workers is stopped with SIGTERM in turn, all through the load, and is gone in time."""
+    """Two workers that are stopped with SIGTERM in turn during the load exit in time and lose nothing."""
     outcome.handlers = 3
     events, restarts = run.size(200, 10_000), run.size(4, 50)
     with run.world() as world:
@@ -35,7 +35,7 @@ def rolling_restart(run: Run, outcome: Outcome) -> None:
 
 
 def _restart(run: Run, world: World, crew: Crew, index: int) -> float:
-    """Stop one as soon as work has gone on, and start it again; seconds that it took to stop."""
+    """Stops a worker once further effects exist, starts it again, and returns the seconds that it took to stop."""
     began, effects = monotonic(), world.ledger.effects()
     pause = run.size(0.0, EVERY)
     until(lambda: monotonic() - began >= pause and world.ledger.effects() >= effects + 20, PATIENCE, "20 effects more")

@@ -1,4 +1,4 @@
-"""What each scenario is given, and the list that it is in."""
+"""The run of a scenario, and the registry of all scenarios."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """One run of a scenario.
+    """The parameters of a scenario's run.
 
     Attributes:
-        full: the size; a short one is hasty too.
+        full: whether the run has the full size; a short run has short waits too.
         mutant: the safeguard that the library lacks.
     """
 
@@ -38,17 +38,17 @@ class Run:
         self.chance = random.Random(self.seed)
 
     def size(self, short: T, full: T) -> T:
-        """The number for this size."""
+        """Returns the number for the run's size."""
         return full if self.full else short
 
     @property
     def patience(self) -> float:
-        """Seconds in which all must have come to rest."""
+        """Seconds within which all deliveries must be closed."""
         return 12.0 if self.mutant else self.size(45.0, 300.0)
 
     @contextmanager
     def world(self, *, handlers: str = "victim.handlers") -> Iterator[World]:
-        """The world that it happens in."""
+        """Opens the world of the run."""
         hasty = not self.full
         with world(self.servers, self.folder, self.stack, haste=hasty, mutant=self.mutant, handlers=handlers) as made:
             yield made
@@ -59,14 +59,14 @@ Act = Callable[[Run, Outcome], None]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A scenario and the stacks on which it makes sense."""
+    """A scenario and the stacks that it runs on."""
 
     name: str
     act: Act
     stacks: tuple[str, ...]
 
     def __call__(self, run: Run) -> Outcome:
-        """Run it; an error in it is something wrong too."""
+        """Runs the scenario, and returns its outcome; a failed assertion is recorded as wrong."""
         outcome = Outcome(scenario=self.name, stack=run.stack)
         began = monotonic()
         try:
@@ -81,7 +81,7 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(*stacks: str) -> Callable[[Act], Act]:
-    """Put a function among the scenarios, under its name; on all stacks unless some are named."""
+    """Registers a function as a scenario under its name, on the named stacks or on all."""
 
     def add(act: Act) -> Act:
         SCENARIOS[act.__name__] = Scenario(act.__name__, act, stacks or STACKS)

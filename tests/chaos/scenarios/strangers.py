@@ -1,4 +1,4 @@
-"""Workers that do not know the handler whose message they take."""
+"""Workers that get messages of a handler that they do not know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KNOWS = {"NITRO_HANDLERS": "victim.handlers,victim.late"}
 
 @scenario()
 def without_handler(run: Run, outcome: Outcome) -> None:
-    """Nothing is dropped, and a worker that knows the handler brings all of it to its end."""
+    """Workers without the handler drop no message, and a worker with the handler runs them all."""
     outcome.handlers = 1
     events = run.size(40, 200)
     with run.world() as world:

@@ -1,4 +1,4 @@
-"""Deliveries that kill whatever runs them, among good ones."""
+"""Deliveries that kill their worker process, among good ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ KINDS = ("exit", "crash", "loop")
 
 @scenario()
 def poison(run: Run, outcome: Outcome) -> None:
-    """The good ones are done, the poison is dead letters, and the worker lives."""
+    """Good deliveries are done, poison becomes dead letters, and the worker stays alive."""
     _poison(run, outcome, KINDS, run.size(1, 6))
 
 
 @scenario()
 def memory_hog(run: Run, outcome: Outcome) -> None:
-    """The same for handlers that ask for more memory than there is."""
+    """Handlers that need more memory than allowed become dead letters, and the worker stays alive."""
     _poison(run, outcome, ("hog",), run.size(1, 5))
 
 

@@ -12,12 +12,12 @@ from tests.chaos.scenarios.run import Run, scenario
 PLACES = ("handled", "committing", "handled", "claimed by a worker")
 KINDS = ("main", "child", "failpoint")
 BETWEEN = 120.0
-"""Seconds in which the next part of the load is done."""
+"""Seconds within which the next part of the load is done."""
 
 
 @scenario()
 def worker_kills(run: Run, outcome: Outcome) -> None:
-    """Two workers, of a prefork and of a thread pool, are killed again and again while they work."""
+    """A prefork and a thread worker that are killed again and again during the load lose and repeat nothing."""
     outcome.handlers = 3
     events, kills = run.size(120, 10_000), run.size(5, 54)
     with run.world() as world:
@@ -40,7 +40,7 @@ def worker_kills(run: Run, outcome: Outcome) -> None:
 
 
 def _kill(run: Run, crew: Crew, kind: str, place: str) -> str:
-    """Kill something; a worker that is to die at a failpoint begins its life now."""
+    """Kills a main process, a child, or a worker that is started again with a fault at the failpoint."""
     if kind == "main":
         return crew.kill_main(run.chance)
     if kind == "child":

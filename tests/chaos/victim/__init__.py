@@ -1,1 +1,1 @@
-"""The project that is shaken: its handlers write their effects where the checker counts them."""
+"""The project under test; its handlers write their effects where the checker counts them."""

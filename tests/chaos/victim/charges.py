@@ -1,4 +1,4 @@
-"""A handler with an effect outside of the database, which dies in the middle of its first attempt."""
+"""A handler with an effect outside of the database, which kills its process in the middle of the first attempt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nitro import Offload, current_delivery, on
 
 FOLDER = Path(os.environ["CHAOS_FOLDER"], "charges")
 GROUPS = 8
-"""One of so many takes the whole worker along."""
+"""The number of charges of which one kills the whole worker."""
 
 
 @on("charged", offload=Offload(delivery="at-least-once", ignore_result=True))

@@ -1,7 +1,7 @@
-"""A clock that is set wrong: by as many seconds as the file that CHAOS_CLOCK names says at the moment.
+"""A wrong clock: the file that CHAOS_CLOCK names contains the seconds that are added to the time.
 
-Python's `time.time` is moved, and the clock that SQLite is asked for, `julianday('now')`. PostgreSQL has the clock of
-its own machine.
+Python's `time.time` is moved, and `julianday('now')`, which SQLite is asked for. PostgreSQL keeps the clock of its
+machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _true = time.time
 
 
 def move() -> None:
-    """Have this process, and what it forks, read the moved clock."""
+    """Makes this process and its forks read the moved clock."""
     file = os.environ.get("CHAOS_CLOCK")
     if not file:
         return

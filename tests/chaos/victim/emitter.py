@@ -1,8 +1,8 @@
-"""Emits until it is told to stop: `python -m victim.emitter OPTIONS`, where OPTIONS is JSON; prints facts as JSON.
+"""Emits until it is stopped: `python -m victim.emitter OPTIONS`, where OPTIONS is JSON; prints facts as JSON.
 
-Each event and the row that says that it was committed are one transaction. Options: `event`; `count`, at least so many
-that are committed; `stop`, a file at whose appearance it ends; `pause`, seconds between two; `loose`, every so many-th
-time an untracked one as well; `gate`, a file that it waits for after the first.
+Each event is committed in one transaction with the row that records it. Options: `event`; `count`, the least number of
+committed events; `stop`, a file whose creation ends the emitter; `pause`, seconds between two events; `loose`, the
+interval in events at which an untracked event is emitted too; `gate`, a file that it waits for after the first event.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ for _module in Settings.load().handlers:
 
 @dataclass
 class Facts:
-    """What the emitter saw: seconds of each emit beyond its commit, and those that raised."""
+    """The emitter's facts: the seconds of each emit without its commit, and the emits that raised."""
 
     tracked: list[float] = field(default_factory=list)
     untracked: list[float] = field(default_factory=list)
@@ -42,13 +42,13 @@ class Facts:
     errors: dict[str, int] = field(default_factory=dict)
 
     def failed(self, error: Exception) -> None:
-        """Count an error by its kind."""
+        """Counts an error by its class."""
         kind = type(error).__name__
         self.errors[kind] = self.errors.get(kind, 0) + 1
 
 
 def tracked(event: str, facts: Facts) -> None:
-    """One event, committed with the row that says so."""
+    """Emits an event, and commits it with the row that records it."""
     began = perf_counter()
     committed = Committed(event=event)
     try:
@@ -66,7 +66,7 @@ def tracked(event: str, facts: Facts) -> None:
 
 
 def untracked(event: str, facts: Facts) -> None:
-    """One event whose handler has no row."""
+    """Emits an event whose handler has no row in the outbox."""
     committed = Committed(event=event)
     before = perf_counter()
     try:
@@ -81,7 +81,7 @@ def untracked(event: str, facts: Facts) -> None:
 
 
 def run(options: dict[str, Any]) -> Facts:
-    """Emit as the options say."""
+    """Emits as the options say, and returns the facts."""
     facts, event, count = Facts(), options["event"], options.get("count", 0)
     stop = Path(options["stop"]) if "stop" in options else None
     made = 0

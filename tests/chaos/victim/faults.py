@@ -1,8 +1,8 @@
-"""Faults that the environment asks for; armed when a process imports its handlers.
+"""Faults that the environment defines; they are armed when a process imports its handlers.
 
-CHAOS_AT is `PLACE:N:DEED`: the N-th time that this process, or one forked from it, reaches the failpoint PLACE, it
-does the DEED: `kill` itself, kill its `group`, or `freeze` its group. CHAOS_ONCE names a file: the deed is done by
-whoever makes it first, and by nobody after that.
+CHAOS_AT is `PLACE:N:DEED`: the N-th time that this process, or a process forked from it, reaches the failpoint PLACE,
+it runs the DEED: `kill` itself, kill its `group`, or `freeze` its group. CHAOS_ONCE names a file: the process that
+creates it runs the deed, and no process does so afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from nitro.infrastructure import failpoints
 
 GRACE = 1.0
-"""Seconds that whoever freezes itself does nothing: a thread goes on until the kernel has stopped its process."""
+"""Seconds that a freezing process sleeps, because its threads go on until the kernel has stopped it."""
 
 
 def _freeze() -> None:
@@ -32,13 +32,13 @@ DEEDS: dict[str, Callable[[], None]] = {
 
 
 class Fault:
-    """A deed at the n-th time that a place is reached."""
+    """A deed at the n-th time that a failpoint is reached."""
 
     def __init__(self, place: str, times: int, deed: Callable[[], None], once: Path | None) -> None:
         self._place, self._left, self._deed, self._once = place, times, deed, once
 
     def __call__(self, name: str) -> None:
-        """A failpoint is reached."""
+        """Counts a reached failpoint, and runs the deed at the n-th."""
         if name != self._place:
             return
         self._left -= 1
@@ -56,7 +56,7 @@ class Fault:
 
 
 def arm(environ: Mapping[str, str] = os.environ) -> None:
-    """Have the fault happen that the environment names, and no other."""
+    """Arms the fault of the environment, and disarms any other."""
     failpoints.hooks[:] = [hook for hook in failpoints.hooks if not isinstance(hook, Fault)]
     wanted = environ.get("CHAOS_AT")
     if wanted:

@@ -1,4 +1,4 @@
-"""Handlers of every promise that the scenarios want. Importing them arms what the environment asks for."""
+"""Handlers of every promise that the scenarios use; importing them arms the faults of the environment."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ faults.arm()
 
 ONCE = {"delivery": "exactly-once", "ignore_result": True}
 AWHILE = 0.005
-"""Seconds that a handler works, so that a kill may come in between."""
+"""Seconds that a handler works, so that a kill can interrupt it."""
 
 
 def effect(key: str, handler: str) -> None:
-    """Write the effect of the running handler, in its transaction if it has one."""
+    """Writes the effect of the running handler, in its transaction if it has one."""
     delivery = current_delivery()
     assert delivery is not None
     Effect(key=key, handler=handler, attempt=delivery.attempt).save()

@@ -1,4 +1,4 @@
-"""Haste: with CHAOS_HASTE the library's long waits are short, so that a test needs no minutes. Facts stay facts."""
+"""Haste: CHAOS_HASTE shortens the library's long waits, so that a test does not take minutes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOST_WAIT = 0.5
 
 
 def hurry() -> None:
-    """Shorten the leases of messages and the patience with silent workers, if this is asked for."""
+    """Shortens the leases of messages and the time-outs of heartbeats, if CHAOS_HASTE is set."""
     if not os.environ.get("CHAOS_HASTE"):
         return
     rows.LEASE_SECONDS = pending.LEASE_SECONDS = LEASE

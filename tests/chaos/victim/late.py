@@ -1,4 +1,4 @@
-"""A handler in a module of its own, which some workers do not know."""
+"""A handler in a module that some workers do not import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutations: with CHAOS_MUTANT the library lacks one of its safeguards, which a scenario must then find out."""
+"""Mutations: CHAOS_MUTANT removes a safeguard of the library, which a scenario must notice."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def _no_sweep() -> None:
 
 
 def _no_ledger() -> None:
-    """A claim asks whether the state is itself, which it always is."""
+    """Makes a claim compare the state with itself, which is always true."""
     claims.QUEUED = deliveries.c.state
 
 
 def _no_fence() -> None:
-    """Whatever was taken over since, a run closes what it has claimed."""
+    """Makes a run close its delivery even if another run has claimed it since."""
     later = (deliveries.c.attempts >= bindparam("of_attempt")) | (deliveries.c.worker == bindparam("of_worker"))
     claims._update_of_claim = lambda: update(deliveries).where(claims._has_key(*claims._KEY_PARAMETERS), later)
 
@@ -53,7 +53,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
 
 
 def mutate() -> None:
-    """Take away what the environment names."""
+    """Removes the safeguard that CHAOS_MUTANT names."""
     wanted = os.environ.get("CHAOS_MUTANT")
     if wanted:
         MUTATIONS[wanted]()

@@ -1,6 +1,7 @@
-"""Children that die at a failpoint: `python -m victim.nursery WHAT PLACE KILLS EVENT SEED` prints how many did.
+"""Children that are killed at a failpoint: `python -m victim.nursery WHAT PLACE KILLS EVENT SEED` prints their number.
 
-The parent imports everything once and opens nothing; each child is armed and emits, or relays, until it kills itself.
+The parent imports everything once and opens no connection; each child arms its fault and emits, or relays, until it is
+killed.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from nitro.infrastructure.outbox.relay import Relay
 
 LOOK_AGAIN = 0.03
 MOST = 30.0
-"""Seconds that a child may live."""
+"""Seconds that a child may run."""
 MOST_TIMES = {"emitter": 5, "relay": 2}
-"""The latest time that a place is reached at which a child dies."""
+"""The highest count of a failpoint at which a child is killed."""
 
 
 def emitting(event: str) -> None:
-    """Emit until this process dies of it; not so quickly that all leave as one batch."""
+    """Emits until this process is killed; the pause keeps the messages from leaving as one batch."""
     end = monotonic() + MOST
     while monotonic() < end:
         tracked(event, Facts())
@@ -32,7 +33,7 @@ def emitting(event: str) -> None:
 
 
 def relaying(event: str) -> None:
-    """Leave something to a relay, and be the relay that dies of it."""
+    """Emits deliveries, and relays them until this process is killed."""
     relay, end = Relay(current_app()), monotonic() + MOST
     while monotonic() < end:
         tracked(event, Facts())
@@ -44,7 +45,7 @@ WORK = {"emitter": emitting, "relay": relaying}
 
 
 def bear(what: str, place: str, times: int, event: str) -> bool:
-    """Whether a child with this fault died of it."""
+    """Forks a child with this fault, and returns whether the fault killed it."""
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
@@ -60,7 +61,7 @@ def bear(what: str, place: str, times: int, event: str) -> bool:
 
 
 def main(what: str, place: str, kills: str, event: str, seed: str) -> None:
-    """Have as many children as wanted; print how many died as they should."""
+    """Forks so many children, and prints the number of those that were killed."""
     chance = random.Random(seed)
     print(sum(bear(what, place, chance.randint(1, MOST_TIMES[what]), event) for _ in range(int(kills))))
 

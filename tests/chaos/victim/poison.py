@@ -1,4 +1,4 @@
-"""Handlers that kill their process, never end, or eat all memory."""
+"""Handlers that kill their process, never end, or use up the memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from victim.handlers import ONCE
 from nitro import Offload, on
 
 HOG = 256 * 2**20
-"""Bytes that a process may have beyond what it has."""
+"""Bytes that a process may allocate beyond its present size."""
 
 
 @on("poison.exit", offload=Offload(**ONCE))

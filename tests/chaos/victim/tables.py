@@ -1,16 +1,16 @@
-"""What the project keeps: the ids that its emitter has committed, and the effects of its handlers."""
+"""The tables of the project: the ids of committed events, and the effects of handlers."""
 
 from nitro import Entity
 
 
 class Committed(Entity, table=True):
-    """An event that was committed; its id is the key that its handlers are given."""
+    """A committed event; its id is the key that its handlers get."""
 
     event: str
 
 
 class Effect(Entity, table=True):
-    """One effect of one handler. Nothing keeps a second one from being written, so that it is counted."""
+    """An effect of a handler; the table has no unique key, so that a second effect is stored and counted."""
 
     key: str
     handler: str
