@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 STACK = re.compile(r"[\[-](embedded|redis|rabbitmq)(?=[\]-])")
 ON_BROKERS = re.compile(r"^from brokers import .*\b(DATABASE|PLACES|on_server)\b", re.MULTILINE)
 FIRST = ("stack", "chaos", "on brokers", "tests/acceptance", "tests/contract")
-"""What groups that take longest begin with."""
+"""Prefixes of the groups that take longest, in the order in which they start."""
 A_CORE = 2
 """Processes, as half of the tests wait for what others do."""
 AT_MOST = 8
@@ -44,7 +44,7 @@ def rank(item: pytest.Item) -> int:
 
 
 def processes() -> int:
-    """How many there are with `-n auto`."""
+    """Returns the number of processes of `-n auto`."""
     return min(A_CORE * len(os.sched_getaffinity(0)), AT_MOST)
 
 

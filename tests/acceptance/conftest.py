@@ -1,4 +1,4 @@
-"""What the acceptance tests share: the stacks, their workers, and the workers' logs in a failure's report."""
+"""Fixtures of the acceptance tests: stacks, their workers, and the workers' logs in the report of a failure."""
 
 from __future__ import annotations
 

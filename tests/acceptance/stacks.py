@@ -32,7 +32,7 @@ HANDLERS = "project.handlers,project.values,project.script,project.reactions,pro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """One broker and one database with a project on them.
+    """A broker and a database with a project on them.
 
     Attributes:
         project: the processes; its handlers are those of the folder `project`.
@@ -62,7 +62,7 @@ class Stack:
         return facts
 
     def effects(self, key: str) -> list[dict[str, Any]]:
-        """What handlers have noted under a key, in the order of their notes."""
+        """Returns the effects that handlers recorded under a key, in their order."""
         file = Path(self.project.environ["ACCEPTANCE_EFFECTS"], key)
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -80,7 +80,7 @@ class Stack:
         return str(self.result(task_id).state)
 
     def rows(self, query: str, **values: object) -> list[Row[Any]]:
-        """What a query on the stack's database gives."""
+        """Returns the rows of a query on the stack's database."""
         with _engine(self.database).connect() as connection:
             return list(connection.execute(text(query), values))
 

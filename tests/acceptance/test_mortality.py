@@ -127,21 +127,22 @@ def test_a_worker_stops_although_a_thread_holds_the_database(stack: Stack, start
     in_state(stack, facts, "done")
 
 
-@EMBEDDED
-def test_a_worker_that_waits_for_what_is_not_tracked_ends_with_it(
-    stack: Stack, start_worker: StartWorker, key: str
-) -> None:
-    """A stopping worker waits for an untracked run, and returns its tracked runs meanwhile."""
-    untracked, facts = stack.emit("mortal.untracked", f"{key}.other"), stack.emit("mortal.least", key)
-    worker = start_worker("-P", "prefork", "-c", "2", *QUICK)
-    stack.effect(f"{key}.other")
-    stack.effect(key)
-    worker.process.send_signal(signal.SIGTERM)
-    until(lambda: "the worker goes on: 1 tasks" in worker.text)
-    Path(stack.project.environ["ACCEPTANCE_EFFECTS"], f"{key}.other.go").touch()
-    assert worker.process.wait(GRACE_SECONDS) == 0
-    assert stack.ended(*untracked["offloaded"].values()) == "SUCCESS"
-    assert delivery(stack, facts).state == "waiting"
+def test_a_worker_that_waits_for_what_is_not_tracked_ends_with_it(tmp_path: Path, key: str) -> None:
+    """A stopping worker waits for an untracked run, and returns its tracked runs meanwhile.
+
+    The stack is the test's own, because any other worker would publish the returned runs at once.
+    """
+    with embedded(tmp_path / "project") as stack:
+        untracked, facts = stack.emit("mortal.untracked", f"{key}.other"), stack.emit("mortal.least", key)
+        worker = stack.worker("mortal", "-P", "prefork", "-c", "2", *QUICK)
+        stack.effect(f"{key}.other")
+        stack.effect(key)
+        worker.process.send_signal(signal.SIGTERM)
+        until(lambda: "the worker goes on: 1 tasks" in worker.text)
+        Path(stack.project.environ["ACCEPTANCE_EFFECTS"], f"{key}.other.go").touch()
+        assert worker.process.wait(GRACE_SECONDS) == 0
+        assert stack.ended(*untracked["offloaded"].values()) == "SUCCESS"
+        assert delivery(stack, facts).state == "waiting"
 
 
 def test_a_worker_ends_although_its_folder_and_its_database_are_gone(tmp_path: Path, key: str) -> None:

@@ -77,7 +77,7 @@ def end(*processes: subprocess.Popen[bytes], within: float = STOPS_WITHIN) -> No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """Where processes run.
+    """A folder with a program in which processes run.
 
     Attributes:
         folder: their working directory.
@@ -92,7 +92,7 @@ class Project:
     logs: Path
 
     def python(self, *arguments: object, **environ: str) -> str:
-        """What a fresh interpreter prints; fails when the program does."""
+        """Returns the output of a fresh interpreter; fails when the program does."""
         command = [sys.executable, *map(str, arguments)]
         ended = subprocess.run(
             command,
@@ -107,7 +107,7 @@ class Project:
         return ended.stdout
 
     def celery(self, *arguments: object) -> str:
-        """What a `celery -A …` command prints."""
+        """Returns the output of a `celery -A …` command."""
         return self.python("-m", "celery", "-A", self.app, *arguments)
 
     def start(self, name: str, *arguments: object) -> subprocess.Popen[bytes]:

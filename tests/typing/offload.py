@@ -1,4 +1,4 @@
-"""What a type checker knows of offloaded handlers; checked, not run."""
+"""Types of offloaded handlers, for the type checker only; nothing runs this file."""
 
 from __future__ import annotations
 
