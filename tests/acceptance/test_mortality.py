@@ -125,19 +125,22 @@ def test_a_worker_stops_although_a_thread_holds_the_database(stack: Stack, hire:
     in_state(stack, facts, "done")
 
 
-@EMBEDDED
-def test_a_worker_that_waits_for_what_is_not_tracked_ends_with_it(stack: Stack, hire: Hire, key: str) -> None:
-    """A run that is not tracked cannot begin anew, and is left to end; the tracked ones do not outlast it."""
-    untracked, facts = stack.emit("mortal.untracked", f"{key}.other"), stack.emit("mortal.least", key)
-    worker = hire("-P", "prefork", "-c", "2", *QUICK)
-    stack.effect(f"{key}.other")
-    stack.effect(key)
-    worker.process.send_signal(signal.SIGTERM)
-    until(lambda: "the worker goes on: 1 tasks" in worker.text)
-    Path(stack.project.environ["ACCEPTANCE_EFFECTS"], f"{key}.other.go").touch()
-    assert worker.process.wait(GRACE) == 0
-    assert stack.ended(*untracked["offloaded"].values()) == "SUCCESS"
-    assert delivery(stack, facts).state == "waiting"
+def test_a_worker_that_waits_for_what_is_not_tracked_ends_with_it(tmp_path: Path, key: str) -> None:
+    """A run that is not tracked cannot begin anew, and is left to end; the tracked ones do not outlast it.
+
+    On a stack of its own: any other worker there would publish at once what is given back.
+    """
+    with embedded(tmp_path / "project") as stack:
+        untracked, facts = stack.emit("mortal.untracked", f"{key}.other"), stack.emit("mortal.least", key)
+        worker = stack.worker("mortal", "-P", "prefork", "-c", "2", *QUICK)
+        stack.effect(f"{key}.other")
+        stack.effect(key)
+        worker.process.send_signal(signal.SIGTERM)
+        until(lambda: "the worker goes on: 1 tasks" in worker.text)
+        Path(stack.project.environ["ACCEPTANCE_EFFECTS"], f"{key}.other.go").touch()
+        assert worker.process.wait(GRACE) == 0
+        assert stack.ended(*untracked["offloaded"].values()) == "SUCCESS"
+        assert delivery(stack, facts).state == "waiting"
 
 
 def test_a_worker_ends_although_its_folder_and_its_database_are_gone(tmp_path: Path, key: str) -> None:
