@@ -24,7 +24,7 @@ def mail(sender, *, last=False):
     emit("inline", sender)
     if not last:
         assert journal.journal.flush(20)
-        journal.GATHER = 3600.0  # nothing is written from now on, but by the end of the process
+        journal.BATCH_DELAY_SECONDS = 3600.0  # nothing is written from now on, but by the end of the process
 """
 EMITTER = "import shop, sys\nfrom nitro import emit\nemit('placed', sys.argv[1], last=sys.argv[1] == 'last')"
 
