@@ -143,7 +143,7 @@ def test_with_events_every_side_effect_happens_once(seed: Run) -> None:
 
 def test_items_need_not_be_loaded_beforehand(seed: Run) -> None:
     """An async handler reads `sender.items` of an order whose items were not loaded."""
-    use = PLACE + "drain()\neffects.clear()\nemit(order_placed, Order.get('o1'))\ntell()"
+    use = PLACE + "drain()\neffects.clear()\nemit(order_placed, Order.get('o1'))\nreport()"
     effects = seed(with_items(block("Pure business logic")), use, ITEMS)[-1]
     assert ["inventory.reduce_stock", "p1", 2] in effects
 
@@ -189,7 +189,7 @@ def test_all_four_handler_types_give_results(seed: Run) -> None:
         "def process_items(sender): return [1, 2]\n"
         "async def async_stream(sender):\n    yield 3\n    yield 4\n"
     )
-    use = "results = asyncio.run(emit_async('event', 'ada'))\ntell(results)"
+    use = "results = asyncio.run(emit_async('event', 'ada'))\nreport(results)"
     results = seed(block("# Sync generator"), use, supplied)[0]
     assert results == ["result", "result", [1, 2], [3, 4]]
 
