@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -154,6 +155,14 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     declarations.declarations_by_name.clear()
     declarations.declarations_by_name.update(declared)
     database.reset()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emit waits long for the broker's answer, so that a busy machine makes no relay publish its messages again."""
+    module = sys.modules[type(publisher).__module__]
+    for name in ("FIRST_ANSWER_SECONDS", "ANSWER_SECONDS"):
+        monkeypatch.setattr(module, name, PATIENCE)
 
 
 @pytest.fixture

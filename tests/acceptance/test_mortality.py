@@ -138,7 +138,7 @@ def test_a_worker_that_waits_for_what_is_not_tracked_ends_with_it(tmp_path: Path
         stack.effect(f"{key}.other")
         stack.effect(key)
         worker.process.send_signal(signal.SIGTERM)
-        until(lambda: "the worker goes on: 1 tasks" in worker.text)
+        until(lambda: "the worker stops later: 1 untracked tasks" in worker.text)
         Path(stack.project.environ["ACCEPTANCE_EFFECTS"], f"{key}.other.go").touch()
         assert worker.process.wait(GRACE_SECONDS) == 0
         assert stack.ended(*untracked["offloaded"].values()) == "SUCCESS"

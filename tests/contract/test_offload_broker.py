@@ -111,7 +111,7 @@ def test_emission_is_one_round_trip_to_redis(
 
 
 @pytest.mark.server
-def test_redis_gets_all_messages(evt: Event, redis_app: Celery) -> None:
+def test_redis_gets_all_messages(evt: Event, redis_app: Celery, patient: None) -> None:
     """Redis gets all messages of a batch in the order of the handlers."""
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)

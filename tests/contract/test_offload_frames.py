@@ -29,7 +29,7 @@ PER_MESSAGE = {"id", "root_id", "correlation_id", "kwargsrepr"}
 
 
 @pytest.fixture
-def server(offloading: None) -> Celery:
+def server(offloading: None, patient: None) -> Celery:
     """An app on a real RabbitMQ."""
     return on_server("amqp")
 
