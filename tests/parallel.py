@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parent.parent
 STACK = re.compile(r"[\[-](embedded|redis|rabbitmq)(?=[\]-])")
-ON_BROKERS = re.compile(r"^from brokers import .*\b(DATABASE|PLACES|on_server)\b", re.MULTILINE)
+ON_BROKERS = re.compile(r"^from support\.brokers import .*\b(DATABASE|PLACES|on_server)\b", re.MULTILINE)
 FIRST = ("stack", "chaos", "on brokers", "tests/acceptance", "tests/contract")
 """Prefixes of the groups that take longest, in the order in which they start."""
 A_CORE = 2

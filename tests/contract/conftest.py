@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from databases import KINDS, on_database
 from nitro.infrastructure import scope
 from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace
 from nitro.infrastructure.events.handler import Handler
@@ -24,6 +23,7 @@ from nitro.infrastructure.offload.envelope import TaskMessage
 from nitro.infrastructure.offload.publishing.channel import PublishChannel
 from nitro.infrastructure.offload.publishing.queue import Batch
 from nitro.infrastructure.outbox import journal
+from support.databases import KINDS, on_database
 
 REPOSITORY = Path(__file__).parents[2]
 

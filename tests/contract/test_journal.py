@@ -12,7 +12,6 @@ from celery import Celery
 from sqlalchemy import StaticPool, create_engine
 from sqlalchemy import event as sqlalchemy_event
 
-from journals import only, recorded, rows
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, reset, transaction, use_engine
 from nitro.infrastructure.events import Event, Namespace, emit, on
@@ -21,7 +20,8 @@ from nitro.infrastructure.offload.envelope import TRACKED_DELIVERIES
 from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox import journal, operations
 from nitro.infrastructure.outbox.schema import time_of_id
-from waiting import until
+from support.journals import only, recorded, rows
+from support.waiting import until
 
 on_each_database = pytest.mark.usefixtures("database_kind")
 AWAY = "postgresql://postgres@127.0.0.1:9/away"

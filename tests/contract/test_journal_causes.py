@@ -11,11 +11,11 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
-from journals import Recorded, recorded, rows
 from nitro import cli
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
 from nitro.infrastructure.outbox import claims, operations, retention
 from nitro.infrastructure.outbox.claims import Claim
+from support.journals import Recorded, recorded, rows
 
 pytestmark = pytest.mark.usefixtures("journal_on")
 

@@ -12,11 +12,11 @@ from celery import Celery
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
 
-from journals import recorded, rows
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
 from nitro.infrastructure.outbox import history, journal, operations
+from support.journals import recorded, rows
 
 PATIENCE = 20.0
 DELIVERIES = ["at-least-once", "exactly-once", "broker", "at-most-once"]

@@ -17,7 +17,6 @@ from redis.connection import Connection
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
-from brokers import DATABASE, bound, on_server
 from nitro.errors import DispatchError, NoDatabase, PayloadError
 from nitro.infrastructure.events import Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import bind
@@ -26,7 +25,8 @@ from nitro.infrastructure.offload.publishing.connection import BrokerConnection
 from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.offload.publishing.queue import Batch
 from nitro.infrastructure.outbox import operations
-from waiting import until
+from support.brokers import DATABASE, bound, on_server
+from support.waiting import until
 
 PATIENCE = 20.0
 UNTRACKED = ("broker", "at-most-once")

@@ -11,13 +11,13 @@ import pytest
 from celery import Celery
 from kombu.transport import redis as kombus
 
-from brokers import PLACES, OwnRedis, own_redis
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.broker import driver_of, is_embedded
 from nitro.infrastructure.offload.publishing.connection import queue_sizes
 from nitro.infrastructure.offload.publishing.publisher import publisher
-from waiting import until
+from support.brokers import PLACES, OwnRedis, own_redis
+from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("offloading")
 

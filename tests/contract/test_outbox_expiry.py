@@ -12,7 +12,6 @@ from celery import Celery, Task
 from celery.exceptions import Retry
 from sqlalchemy import select
 
-from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
@@ -21,7 +20,8 @@ from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.schema import deliveries
-from waiting import until
+from support.databases import KINDS, on_database
+from support.waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

@@ -13,7 +13,6 @@ from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
 from kombu.transport import memory
 
-from databases import KINDS, on_database
 from nitro.infrastructure.database import write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
@@ -22,7 +21,8 @@ from nitro.infrastructure.outbox import operations, pending
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.rows import MAX_LEASE_SECONDS
 from nitro.infrastructure.outbox.schema import deliveries
-from waiting import until
+from support.databases import KINDS, on_database
+from support.waiting import until
 
 MakeApp = Callable[..., Celery]
 HANDLER = "shop.a"

@@ -17,7 +17,6 @@ from kombu import Queue
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import OptionNotSerializable
 from nitro.infrastructure.database import engine, transaction
@@ -26,6 +25,7 @@ from nitro.infrastructure.offload import Offload
 from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
 from nitro.infrastructure.outbox import operations
 from nitro.infrastructure.outbox.schema import deliveries, emissions
+from support.databases import KINDS, on_database
 
 Sent = Callable[..., list[Any]]
 SKEW = 1.0

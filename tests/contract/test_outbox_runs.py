@@ -14,7 +14,6 @@ from celery.exceptions import Ignore, Reject
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
-from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import NotTracked
 from nitro.infrastructure import failpoints
@@ -29,7 +28,8 @@ from nitro.infrastructure.outbox.claims import Claim, claim
 from nitro.infrastructure.outbox.schema import deliveries, emissions, workers
 from nitro.infrastructure.worker import attempt as attempts
 from nitro.infrastructure.worker import identity, supervisor
-from waiting import until
+from support.databases import KINDS, on_database
+from support.waiting import until
 
 Work = Callable[..., Any]
 Sent = Callable[..., list[Any]]

@@ -16,14 +16,14 @@ from celery import Celery
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, select, text
 from sqlmodel import Field, Session, SQLModel
 
-import old_tables
-from databases import KINDS
 from nitro.errors import OutboxElsewhere, OutboxOutdated
 from nitro.infrastructure.database import create_tables, engine, nitro_metadata, reset, transaction, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox import claims, operations, versions
 from nitro.infrastructure.outbox.schema import schema_versions
+from support import old_tables
+from support.databases import KINDS
 
 NAMES = {"nitro_delivery", "nitro_emission", "nitro_schema", "nitro_worker"}
 SOON = 10.0

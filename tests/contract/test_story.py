@@ -12,10 +12,10 @@ from collections.abc import Callable
 import pytest
 from celery import Celery
 
-from journals import only
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.events import Event, drain, emit, emit_async, on
 from nitro.infrastructure.outbox import operations
+from support.journals import only
 
 TRACKED = ("at-least-once", "exactly-once")
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from brokers import broker_away
 from nitro.errors import ContextNotSerializable, EmitError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
@@ -31,7 +30,8 @@ from nitro.infrastructure.outbox import operations
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import carry, context
 from nitro.telemetry.context import CONTEXT_HEADER, SIGNATURE_HEADER, ContextPropagator
-from waiting import until
+from support.brokers import broker_away
+from support.waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

@@ -26,7 +26,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from brokers import broker_away
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import PayloadError
 from nitro.infrastructure.database import transaction
@@ -36,7 +35,8 @@ from nitro.infrastructure.offload.propagation import propagators, publish_contex
 from nitro.infrastructure.outbox import operations
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import opentelemetry
-from waiting import until
+from support.brokers import broker_away
+from support.waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

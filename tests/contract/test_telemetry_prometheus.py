@@ -12,7 +12,6 @@ from celery import Celery
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from databases import KINDS, on_database
 from nitro.infrastructure import database
 from nitro.infrastructure.database import write_connection
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
@@ -22,6 +21,7 @@ from nitro.infrastructure.outbox.claims import Claim, claim
 from nitro.infrastructure.outbox.schema import deliveries
 from nitro.telemetry import prometheus
 from nitro.telemetry.prometheus import OutboxCollector
+from support.databases import KINDS, on_database
 
 PATIENCE = 20.0
 Sent = Callable[..., list[Any]]

@@ -15,8 +15,6 @@ from celery import Celery
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DataError
 
-from databases import KINDS, on_database
-from journals import recorded
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import DeclarationError, PayloadError
 from nitro.infrastructure.database import create_tables, engine, reset
@@ -25,7 +23,9 @@ from nitro.infrastructure.offload import Offload, bind
 from nitro.infrastructure.outbox import claims, heartbeat, history, operations
 from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.worker import attempt as attempts
-from waiting import until
+from support.databases import KINDS, on_database
+from support.journals import recorded
+from support.waiting import until
 
 EMOJI = "\U0001f600"
 UNSTORABLE = ["a\0b", "a\ud800b", "a\udc80", "x" * 513]

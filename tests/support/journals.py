@@ -11,7 +11,7 @@ from sqlalchemy import select
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.outbox.schema import emissions
 from nitro.infrastructure.outbox.versions import ensure_current
-from waiting import until
+from support.waiting import until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

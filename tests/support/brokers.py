@@ -20,7 +20,7 @@ from celery import Celery
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox.relay import emitter_relay
-from waiting import until
+from support.waiting import until
 
 DATABASE = 10
 """Number of the Redis database of tests, which empty it."""
