@@ -25,6 +25,25 @@ PUBLIC = {
     "nitro.infrastructure.offload": "Offload bind cancel current_delivery",
 }
 
+OPEN_TO_CONTRACT_TESTS = {
+    *PUBLIC,
+    "nitro.alembic",
+    "nitro.cli",
+    "nitro.domain.entities.base_entity",
+    "nitro.errors",
+    "nitro.infrastructure.database",
+    "nitro.settings",
+    "nitro.telemetry",
+    *(f"nitro.telemetry.{path.stem}" for path in (ROOT / "nitro/telemetry").glob("*.py")),
+}
+"""Modules that tests in tests/contract may import."""
+IMPORT_INTERNALS = """
+exit journal journal_processes journal_rollbacks logs offload_broker offload_failover outbox_runs
+outbox_tables payload_emit telemetry_context telemetry_opentelemetry telemetry_prometheus telemetry_sentry
+texts threads
+"""
+"""Tests in tests/contract that import other modules, without `test_` and `.py`. The list may only become shorter."""
+
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     tree = ast.parse(path.read_text())
@@ -245,3 +264,22 @@ def test_each_release_has_its_commit_and_its_changes() -> None:
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert list(commits) == versions
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits.values())
+
+
+def modules_imported_in(text: str) -> Iterator[str]:
+    """Yields the modules of Nitro that a test imports or patches, also in the text of a script."""
+    imports = r"""^[\s"']*(?:from (nitro[\w.]*) import (\([^)]*\)|.+)|import (nitro[\w.]*))"""
+    for package, names, module in re.findall(imports, text, re.MULTILINE):
+        submodules = [f"{package}.{name}" for name in re.findall(r"\w+", names)]
+        yield from [name for name in submodules if name in MODULES] or [package or module]
+    for target in re.findall(r"""setattr\(\s*["'](nitro[\w.]+)""", text):
+        yield target.rpartition(".")[0]
+
+
+def test_contract_tests_import_public_modules_only() -> None:
+    """Tests in tests/contract import public modules alone; a test that the list names imports another."""
+    imported = {
+        path.stem: {*modules_imported_in(path.read_text())} for path in (ROOT / "tests/contract").glob("test_*")
+    }
+    internal = [name.removeprefix("test_") for name, modules in imported.items() if modules - OPEN_TO_CONTRACT_TESTS]
+    assert sorted(internal) == sorted(IMPORT_INTERNALS.split())

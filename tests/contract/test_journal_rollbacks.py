@@ -15,7 +15,8 @@ from sqlmodel import Session
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from nitro.infrastructure.outbox import history, journal, operations
+from nitro.infrastructure.outbox import journal
+from support import outbox
 from support.journals import recorded, rows
 
 PATIENCE = 20.0
@@ -106,7 +107,7 @@ def test_what_was_rolled_back_is_recorded_once(placed: Event, roll_back: Callabl
     assert row.id == emission.id
     assert row.outcomes == {"shop.stock": "done", "shop.mail": "dropped"}
     assert row.story["rolled_back"] is True
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 @pytest.mark.parametrize("roll_back", ROLLBACKS)
@@ -114,7 +115,7 @@ def test_people_are_told(placed: Event, roll_back: Callable[[Event], Emission]) 
     """The history of a rolled-back emission says that it was rolled back."""
     emission = roll_back(placed)
     recorded()
-    (tree,) = history.trees_by_id(emission.id)
+    (tree,) = outbox.emission_trees(emission.id)
     assert tree.rolled_back
 
 

@@ -26,10 +26,9 @@ from nitro.infrastructure.offload import current_delivery
 from nitro.infrastructure.offload.delivery import Delivery
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
 from nitro.infrastructure.offload.propagation import Headers, propagators
-from nitro.infrastructure.outbox import operations
-from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import carry, context
 from nitro.telemetry.context import CONTEXT_HEADER, SIGNATURE_HEADER, ContextPropagator
+from support import outbox
 from support.brokers import broker_away
 from support.waiting import until
 
@@ -184,7 +183,7 @@ def test_it_waits_for_the_broker_with_its_handler(
     on(evt, offload={"delivery": delivery}, name="shop.handler")(reader_of(tenant))
     with broker_away():
         emission = within(tenant, "t1", emit, evt)
-        assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
+        assert [entry.state for entry in outbox.deliveries()] == ["waiting"]
     assert work(app).only(emission) == "t1"
 
 
@@ -202,7 +201,7 @@ def test_a_relay_gives_each_message_its_own(evt: Event, app: Celery, work: Work,
     """A relay that publishes many rows in a batch sends each message its own values."""
     on(evt, offload={"countdown": SOON}, name="shop.handler")(reader_of(tenant))
     emissions = [within(tenant, f"t{number}", emit, evt) for number in range(3)]
-    relay, published = Relay(app), list[int]()
+    relay, published = outbox.Relay(app), list[int]()
     until(lambda: published.append(relay.step()) or sum(published) == 3)
     worker = work(app)
     assert [worker.only(emission) for emission in emissions] == ["t0", "t1", "t2"]
@@ -373,7 +372,7 @@ def test_what_json_does_not_bring_back_is_an_error_at_the_emit(
         within(tenant, value, emit, evt)
     assert isinstance(raised.value, EmitError)
     assert sent() == []
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
@@ -389,7 +388,7 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
     with pytest.raises(ContextNotSerializable):
         copy_context().run(both)
     assert sent() == []
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 def test_values_that_no_header_can_hold_are_refused(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:

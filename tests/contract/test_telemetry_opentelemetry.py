@@ -32,9 +32,8 @@ from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
 from nitro.infrastructure.events.observers import active_observers
 from nitro.infrastructure.offload.propagation import propagators, publish_contexts
-from nitro.infrastructure.outbox import operations
-from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import opentelemetry
+from support import outbox
 from support.brokers import broker_away
 from support.waiting import until
 
@@ -121,7 +120,7 @@ def spans() -> Iterator[Spans]:
 
 def relay(app: Celery, count: int = 1) -> None:
     """Runs a relay until it has published so many deliveries."""
-    step, published = Relay(app).step, list[int]()
+    step, published = outbox.Relay(app).step, list[int]()
     until(lambda: published.append(step()) or sum(published) >= count)
 
 
@@ -254,7 +253,7 @@ def test_it_is_the_same_trace_when_a_relay_publishes(
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: None)
     with broker_away():
         emission = emit(evt)
-        assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
+        assert [entry.state for entry in outbox.deliveries()] == ["waiting"]
     with spans.tracer.start_as_current_span("relay"):
         relay(app)
     work(app).only(emission)
@@ -322,8 +321,8 @@ def test_a_relay_without_anything_to_publish_leaves_no_span(evt: Event, app: Cel
     """A relay whose due deliveries have all expired leaves no span."""
     on(evt, offload={"countdown": SOON, "expires": SOON}, name="shop.handler")(lambda sender: None)
     emit(evt)
-    outbox_relay = Relay(app)
-    until(lambda: outbox_relay.step() == 0 and [entry.state for entry in operations.read_deliveries()] == ["dead"])
+    outbox_relay = outbox.Relay(app)
+    until(lambda: outbox_relay.step() == 0 and [entry.state for entry in outbox.deliveries()] == ["dead"])
     assert [span.name for span in spans.all] == ["emit order.placed"]
 
 
