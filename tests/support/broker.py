@@ -11,6 +11,7 @@ from celery import Celery
 from sqlalchemy import select
 
 from nitro.infrastructure import database
+from nitro.infrastructure.offload import envelope
 from nitro.infrastructure.offload.codec import Payload, decode
 from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TaskMessage
 from nitro.infrastructure.offload.options import DELIVERY_HEADER
@@ -30,7 +31,7 @@ __all__ = [
     "is_ready",
     "queue_sizes",
     "record_batch_sizes",
-    "retry_at_once",
+    "record_encodings",
     "taken",
 ]
 
@@ -111,6 +112,14 @@ def is_publishing() -> bool:
     return bool(publisher._queue.busy_seconds()) and not len(publisher._queue)
 
 
-def retry_at_once() -> None:
-    """Makes the publisher forget that the broker was unreachable."""
-    publisher._failures = 0
+def record_encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Returns a list that gets the mode of each serialisation of a payload from now on."""
+    modes: list[str] = []
+    encode = envelope.encode
+
+    def counted(*values: Any, entity: Any = "snapshot") -> str:
+        modes.append(entity)
+        return encode(*values, entity=entity)
+
+    monkeypatch.setattr(envelope, "encode", counted)
+    return modes

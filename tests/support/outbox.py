@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, func, select
 
 from nitro.infrastructure.database import engine, write_connection
-from nitro.infrastructure.outbox import claims, health, history, inserts, operations, retention
-from nitro.infrastructure.outbox.claims import Claim
+from nitro.infrastructure.outbox import claims, health, heartbeat, history, operations, retention
+from nitro.infrastructure.outbox.claims import Claim, Refusal
 from nitro.infrastructure.outbox.history import EmissionRecord
 from nitro.infrastructure.outbox.operations import DeliveryRecord
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.schema import OPEN_STATES
 from nitro.infrastructure.outbox.schema import deliveries as delivery_table
 from nitro.infrastructure.outbox.schema import emissions as emission_table
+from nitro.infrastructure.outbox.schema import workers as worker_table
+from nitro.infrastructure.outbox.versions import ensure_current
+from nitro.infrastructure.worker import supervisor
+from nitro.infrastructure.worker.identity import worker_id
 
-__all__ = ["Claim", "DeliveryRecord", "Relay"]
+__all__ = ["Claim", "DeliveryRecord", "Relay", "worker_id"]
 
 
 def deliveries() -> list[DeliveryRecord]:
@@ -40,6 +44,16 @@ def states() -> dict[str, str]:
 def count_by_state() -> dict[str, int]:
     """Returns the numbers of deliveries by state."""
     return operations.count_by_state()
+
+
+def deliveries_with_id(identity: str) -> list[DeliveryRecord]:
+    """Returns the deliveries with this id, or of the emission with this id."""
+    return operations.read_deliveries(operations.has_id_in([identity]))
+
+
+def deliveries_of(event: str, handler: str) -> list[DeliveryRecord]:
+    """Returns the deliveries of an event to a handler."""
+    return operations.read_deliveries(operations.is_of_event(event), operations.is_for_handler(handler))
 
 
 def count_deliveries(connection: Connection) -> int:
@@ -77,11 +91,31 @@ def make_older(seconds: float) -> None:
         connection.execute(delivery_table.update().values(due_at=delivery_table.c.due_at - seconds))
 
 
+def make_overdue(handler: str, seconds: float) -> None:
+    """Makes the deliveries to a handler due for longer."""
+    with write_connection() as connection:
+        of_handler = delivery_table.update().where(delivery_table.c.handler == handler)
+        connection.execute(of_handler.values(due_since=delivery_table.c.due_since - seconds))
+
+
+def replace_payloads(text: str) -> None:
+    """Replaces the payload of each emission."""
+    with write_connection() as connection:
+        connection.execute(emission_table.update().values(snapshot=text))
+
+
 def start_run(emission: str, handler: str, worker: str = "worker/1-1") -> Claim:
     """Starts a run of a delivery as a worker does, and returns its claim."""
     run = claims.claim(emission, handler, worker)
     assert isinstance(run, Claim), run
     return run
+
+
+def refused_state(emission: str, handler: str) -> str | None:
+    """Returns the state of a delivery that cannot be started, and None if there is no such delivery."""
+    refusal = claims.claim(emission, handler, "worker/1-1")
+    assert isinstance(refusal, Refusal), refusal
+    return refusal.state
 
 
 def finish(run: Claim) -> None:
@@ -94,6 +128,16 @@ def dead_letter(run: Claim, error: str) -> None:
     claims.dead_letter(run, error)
 
 
+def park(emission: str, handler: str, task_id: str, facts: dict[str, Any], error: str) -> None:
+    """Stores a dead letter of a message without a row."""
+    claims.dead_letter_without_row(emission, handler, task_id, facts, error)
+
+
+def replay(identity: str) -> int:
+    """Replays the deliveries with this id, and returns their number."""
+    return operations.replay(operations.has_id_in([identity]))
+
+
 def cancel(emission: str) -> int:
     """Cancels the deliveries of an emission that do not run, and returns their number."""
     return operations.cancel(emission)
@@ -104,26 +148,15 @@ def emission_trees(emission: str) -> list[EmissionRecord]:
     return history.trees_by_id(emission)
 
 
+def emissions_by(sender: str, limit: int) -> list[EmissionRecord]:
+    """Returns emissions of a sender until now, each with the emissions of its handlers."""
+    trees, _ = history.trees_by_sender(sender, datetime.now(UTC), limit)
+    return trees
+
+
 def purge_emissions(before: datetime, limit: int | None = None) -> int:
     """Deletes closed emissions of an earlier time, `limit` at most, and returns their number."""
     return retention.purge_emissions(before, **({} if limit is None else {"limit": limit}))
-
-
-def refuse_untracked(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Makes the database raise an error when an untracked delivery is stored."""
-    insert_rows = inserts.insert_deliveries
-
-    def insert_tracked(connection: Any, app: Any, messages: Any, *, queued: bool) -> None:
-        if any(not message.is_tracked for message in messages):
-            raise error
-        insert_rows(connection, app, messages, queued=queued)
-
-    monkeypatch.setattr(inserts, "insert_deliveries", insert_tracked)
-
-
-def max_age_seconds() -> float:
-    """Returns the age at which a due delivery counts as stuck."""
-    return health.MAX_AGE_SECONDS
 
 
 def purge_old(monkeypatch: pytest.MonkeyPatch, older_than: timedelta | None = None) -> int:
@@ -132,3 +165,34 @@ def purge_old(monkeypatch: pytest.MonkeyPatch, older_than: timedelta | None = No
     if older_than is not None:
         monkeypatch.setattr(retention, "RETENTION_PERIOD", older_than)
     return retention.sweep()
+
+
+def forbid_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test when the state of the outbox is read."""
+    monkeypatch.setattr(health, "read_health", lambda: pytest.fail("asked"))
+
+
+def record_worker(name: str) -> None:
+    """Records a heartbeat of a worker of that name."""
+    ensure_current()
+    heartbeat.record_heartbeat("boot", name)
+
+
+def count_workers() -> int:
+    """Returns the number of workers with a row in the table of workers."""
+    with engine().connect() as connection:
+        return int(connection.scalar(select(func.count()).select_from(worker_table)) or 0)
+
+
+def check_runs_every(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
+    """Makes a worker compare its runs with the rows so often; returns a list that gets its id at each comparison."""
+    checks: list[str] = []
+    running = claims.running_attempts
+
+    def record_and_read(worker: str) -> set[tuple[str, int]]:
+        checks.append(worker)
+        return running(worker)
+
+    monkeypatch.setattr(supervisor, "CHECK_SECONDS", seconds)
+    monkeypatch.setattr(claims, "running_attempts", record_and_read)
+    return checks
