@@ -131,7 +131,7 @@ def fresh_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(dedent(source), encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
-        paths = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+        paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests"), str(tmp_path)])
         return subprocess.run(
             [sys.executable, *(arguments or [str(script)])],
             cwd=tmp_path,

@@ -13,6 +13,7 @@ from kombu.transport import redis as kombus
 
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
+from support import faults
 from support.app import broker_driver_of, has_embedded_broker
 from support.broker import drain_publisher, queue_sizes
 from support.brokers import PLACES, OwnRedis, own_redis
@@ -101,8 +102,7 @@ def place(evt: Event, request: pytest.FixtureRequest) -> Callable[[], object]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets time-outs of one second instead of five."""
-    options = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-    monkeypatch.setattr("nitro.infrastructure.offload.broker.TRANSPORT_OPTIONS", {"redis": options})
+    faults.set_redis_timeouts(monkeypatch, 1.0)
 
 
 @pytest.mark.server

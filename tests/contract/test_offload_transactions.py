@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from support import outbox
+from support import faults, outbox
 
 Sent = Callable[..., list[Any]]
 
@@ -145,7 +145,7 @@ def test_what_cannot_even_be_stored_after_a_commit_is_logged(
     """An ERROR names the handler, because no caller is left to raise to."""
     on(evt, offload={"delivery": "broker"}, name="shop.untracked")(lambda sender: None)
     monkeypatch.setattr(app.tasks["shop.untracked"], "apply_async", refuse_connection)
-    outbox.refuse_untracked(monkeypatch, OperationalError("database is away"))
+    faults.fail_storing_untracked(monkeypatch, OperationalError("database is away"))
     with transaction():
         emit(evt, Parcel(id="p1").save())
     assert Parcel.get("p1") is not None

@@ -23,13 +23,12 @@ from nitro.errors import ContextNotSerializable, EmitError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import current_delivery
-from nitro.infrastructure.offload.delivery import Delivery
-from nitro.infrastructure.offload.options import DELIVERY_HEADER
-from nitro.infrastructure.offload.propagation import Headers, propagators
 from nitro.telemetry import carry, context
 from nitro.telemetry.context import CONTEXT_HEADER, SIGNATURE_HEADER, ContextPropagator
 from support import outbox
+from support.broker import DELIVERY_HEADER
 from support.brokers import broker_away
+from support.telemetry import Delivery, Headers, add_propagators, count_propagators, delivery_of, no_propagators
 from support.waiting import until
 
 Sent = Callable[..., list[Any]]
@@ -50,7 +49,7 @@ carry(tenant)
 def _no_propagators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Removes all propagated variables and propagators for a test, and restores them."""
     monkeypatch.setattr(context, "_propagator", ContextPropagator())
-    with propagators.replaced():
+    with no_propagators():
         yield
 
 
@@ -82,12 +81,6 @@ def within(variable: Variable, value: object, function: Callable[..., Any], *arg
 def reader_of(variable: Variable) -> Any:
     """Returns a handler that returns the value of a variable."""
     return lambda sender, **kwargs: variable.get("not set")
-
-
-def delivery_of(emission: str) -> Delivery:
-    """Returns a delivery of an emission."""
-    facts: dict[str, Any] = dict.fromkeys(("root", "parent", "event", "deadline"))
-    return Delivery(emission=emission, handler="shop.handler", attempt=1, idempotency_key="k", **facts)
 
 
 @pytest.mark.parametrize("delivery", PROMISES)
@@ -508,7 +501,7 @@ def test_a_variable_may_be_named_twice(evt: Event, app: Celery, sent: Sent, tena
     copy_context().run(emitted)
     (message,) = sent()
     assert json.loads(message.headers[CONTEXT_HEADER]) == {"tenant": "t1", "other": "o1"}
-    assert len(propagators) == 1
+    assert count_propagators() == 1
 
 
 def test_a_worker_that_does_not_know_a_variable_runs_the_handler(
@@ -650,7 +643,7 @@ class RecordingPropagator:
 def test_a_propagator_injects_once_an_emission(evt: Event, app: Celery, sent: Sent) -> None:
     """A propagator injects once for all handlers of an emission, and not if nothing is queued."""
     calls: list[Any] = []
-    propagators.append(RecordingPropagator("one", calls))
+    add_propagators(RecordingPropagator("one", calls))
     for name in ("shop.a", "shop.b"):
         on(evt, offload=True, name=name)(lambda sender: None)
     on(evt)(lambda sender: sender != "cancelled")
@@ -664,7 +657,7 @@ def test_a_propagator_injects_once_an_emission(evt: Event, app: Celery, sent: Se
 def test_propagators_are_nested_around_a_run(evt: Event, app: Celery, work: Work) -> None:
     """Propagators are nested around each attempt in their order; each sees its exception."""
     calls: list[Any] = []
-    propagators.extend([RecordingPropagator("outer", calls), RecordingPropagator("inner", calls)])
+    add_propagators(RecordingPropagator("outer", calls), RecordingPropagator("inner", calls))
 
     @on(evt, offload={"delivery": "broker", **AT_ONCE}, name="shop.handler")
     def handler(sender: object) -> None:
@@ -683,7 +676,7 @@ def test_propagators_are_nested_around_a_run(evt: Event, app: Celery, work: Work
 def test_a_propagator_surrounds_the_commit(evt: Event, app: Celery, work: Work) -> None:
     """An exactly-once handler's transaction is committed before the propagators exit."""
     calls: list[Any] = []
-    propagators.append(RecordingPropagator("one", calls))
+    add_propagators(RecordingPropagator("one", calls))
 
     @on(evt, offload={"delivery": "exactly-once"}, name="shop.handler")
     def handler(sender: object) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -30,11 +30,10 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.errors import PayloadError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.events.observers import active_observers
-from nitro.infrastructure.offload.propagation import propagators, publish_contexts
 from nitro.telemetry import opentelemetry
 from support import outbox
 from support.brokers import broker_away
+from support.telemetry import no_instrumentation
 from support.waiting import until
 
 Sent = Callable[..., list[Any]]
@@ -101,18 +100,11 @@ def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
     return reference is not None and (reference.trace_id, reference.span_id) == (context.trace_id, context.span_id)
 
 
-@contextmanager
-def untraced() -> Iterator[None]:
-    """Removes all instrumentation inside the block."""
-    with active_observers.replaced(), propagators.replaced(), publish_contexts.replaced():
-        yield
-
-
 @pytest.fixture
 def spans() -> Iterator[Spans]:
     """The spans of this process during the test."""
     recorded = Spans()
-    with untraced():
+    with no_instrumentation():
         opentelemetry.instrument(recorded.provider)
         yield recorded
     recorded.provider.shutdown()
@@ -309,7 +301,7 @@ def test_a_batch_has_no_more_links_than_a_span_may_have(
 def test_what_nobody_traced_has_no_link(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
     """The run of a row without a trace begins a new trace, and its batch has no link."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
-    with broker_away(), untraced():
+    with broker_away(), no_instrumentation():
         emission = emit(evt)
     relay(app)
     work(app).only(emission)
@@ -513,10 +505,10 @@ def test_what_is_not_sampled_stays_so(evt: Event, app: Celery, work: Work) -> No
     """A worker that samples everything keeps the emitter's decision not to sample."""
     emitter, worker = Spans(sampler=ALWAYS_OFF), Spans()
     on(evt, offload=True, name="shop.handler")(lambda sender: "done")
-    with untraced():
+    with no_instrumentation():
         opentelemetry.instrument(emitter.provider)
         emission = emit(evt)
-    with untraced():
+    with no_instrumentation():
         opentelemetry.instrument(worker.provider)
         assert work(app).only(emission) == "done"
         assert (emitter.all, worker.all) == ((), ())

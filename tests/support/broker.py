@@ -52,11 +52,6 @@ class Sent:
     embed: dict[str, Any]
 
     @property
-    def envelope(self) -> dict[str, Any]:
-        """What Nitro has written into the keyword arguments."""
-        return dict(self.kwargs[ENVELOPE_KEY])
-
-    @property
     def payload(self) -> Payload:
         """Payload of the handler, from the message or from its row."""
         text = self.kwargs[ENVELOPE_KEY]["payload"]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from nitro.infrastructure.database import create_tables, engine, reset, write_connection
+from nitro.infrastructure.database import engine
 from nitro.infrastructure.outbox import journal
-from nitro.infrastructure.outbox.schema import emissions, schema_versions, time_of_id
+from nitro.infrastructure.outbox.schema import emissions, time_of_id
 from nitro.infrastructure.outbox.versions import ensure_current
 from support.waiting import until
 
@@ -122,14 +122,6 @@ def set_exit_wait(seconds: float) -> None:
 def write_at_exit_only() -> None:
     """Makes the journal write what is recorded from now on only when this process ends."""
     journal.BATCH_DELAY_SECONDS = 3600.0
-
-
-def create_later_tables(version: int) -> None:
-    """Creates the tables with the number of a later version that this library may not use."""
-    create_tables()
-    with write_connection() as connection:
-        connection.execute(schema_versions.update().values(version=version, usable_from=version))
-    reset()
 
 
 def forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
