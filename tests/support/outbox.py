@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from nitro.infrastructure.database import engine, write_connection
-from nitro.infrastructure.outbox import claims, health, heartbeat, history, operations, retention
+from nitro.infrastructure.outbox import claims, health, heartbeat, history, operations, pending, retention
 from nitro.infrastructure.outbox.claims import Claim, Refusal
 from nitro.infrastructure.outbox.history import EmissionRecord
 from nitro.infrastructure.outbox.operations import DeliveryRecord
 from nitro.infrastructure.outbox.relay import Relay
+from nitro.infrastructure.outbox.rows import MAX_LEASE_SECONDS
 from nitro.infrastructure.outbox.schema import OPEN_STATES
 from nitro.infrastructure.outbox.schema import deliveries as delivery_table
 from nitro.infrastructure.outbox.schema import emissions as emission_table
@@ -22,7 +24,7 @@ from nitro.infrastructure.outbox.versions import ensure_current
 from nitro.infrastructure.worker import supervisor
 from nitro.infrastructure.worker.identity import worker_id
 
-__all__ = ["Claim", "DeliveryRecord", "Relay", "worker_id"]
+__all__ = ["MAX_LEASE_SECONDS", "Claim", "DeliveryRecord", "Relay", "worker_id"]
 
 
 def deliveries() -> list[DeliveryRecord]:
@@ -98,6 +100,35 @@ def make_overdue(handler: str, seconds: float) -> None:
         connection.execute(of_handler.values(due_since=delivery_table.c.due_since - seconds))
 
 
+def age(seconds: float) -> None:
+    """Moves the times of all deliveries into the past."""
+    columns = delivery_table.c.due_at, delivery_table.c.published_at
+    with write_connection() as connection:
+        connection.execute(delivery_table.update().values({column: column - seconds for column in columns}))
+
+
+def expire_now() -> None:
+    """Moves the expiry of all deliveries that expire into the past."""
+    expiry = delivery_table.c.expires_at
+    with write_connection() as connection:
+        connection.execute(delivery_table.update().where(expiry.is_not(None)).values(expires_at=1.0))
+
+
+def expire_in_batches(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Makes a relay close so many expired deliveries at a time."""
+    monkeypatch.setattr(pending, "EXPIRY_BATCH", number)
+
+
+def close_expired() -> int:
+    """Makes dead letters of the expired deliveries as a relay does, and returns their number."""
+    return pending.close_expired()
+
+
+def requeue_lost(sizes: Callable[[Iterable[str]], Mapping[str, int]]) -> int:
+    """Puts back deliveries whose messages are lost, by these numbers of messages in queues; returns their number."""
+    return pending.requeue_lost(sizes)
+
+
 def replace_payloads(text: str) -> None:
     """Replaces the payload of each emission."""
     with write_connection() as connection:
@@ -123,6 +154,16 @@ def finish(run: Claim) -> None:
     claims.finish(run)
 
 
+def reschedule(run: Claim, seconds: float, error: str) -> None:
+    """Puts the delivery of a failed run back for later."""
+    claims.reschedule(run, seconds, error)
+
+
+def requeue_unknown(emission: str, handler: str) -> None:
+    """Puts back a delivery whose handler the worker does not know."""
+    claims.requeue_unknown(emission, handler, 10, "unknown")
+
+
 def dead_letter(run: Claim, error: str) -> None:
     """Closes the delivery of a run as a dead letter."""
     claims.dead_letter(run, error)
@@ -136,6 +177,11 @@ def park(emission: str, handler: str, task_id: str, facts: dict[str, Any], error
 def replay(identity: str) -> int:
     """Replays the deliveries with this id, and returns their number."""
     return operations.replay(operations.has_id_in([identity]))
+
+
+def replay_all() -> int:
+    """Replays all closed deliveries, and returns their number."""
+    return operations.replay()
 
 
 def cancel(emission: str) -> int:
@@ -154,9 +200,9 @@ def emissions_by(sender: str, limit: int) -> list[EmissionRecord]:
     return trees
 
 
-def purge_emissions(before: datetime, limit: int | None = None) -> int:
-    """Deletes closed emissions of an earlier time, `limit` at most, and returns their number."""
-    return retention.purge_emissions(before, **({} if limit is None else {"limit": limit}))
+def purge_emissions(before: datetime, limit: int = retention.DELETE_BATCH) -> int:
+    """Deletes emissions without deliveries that were emitted before a moment, and returns their number."""
+    return retention.purge_emissions(before, limit)
 
 
 def purge_old(monkeypatch: pytest.MonkeyPatch, older_than: timedelta | None = None) -> int:
