@@ -6,39 +6,23 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import pytest
-from celery import Celery, _state
-from celery.app.trace import reset_worker_optimizations
-from celery.contrib.testing.worker import start_worker
+from celery import Celery
 from kombu.transport import memory
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from nitro.infrastructure import database
-from nitro.infrastructure.events import Emission, events
-from nitro.infrastructure.offload import app as apps
-from nitro.infrastructure.offload import bind, declarations
-from nitro.infrastructure.offload.codec import Payload, decode
-from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
-from nitro.infrastructure.offload.publishing.publisher import publisher
-from nitro.infrastructure.outbox.relay import emitter_relay
-from nitro.infrastructure.outbox.rows import payload_column
-from nitro.infrastructure.outbox.schema import deliveries, emissions
+from nitro.infrastructure.events import Event, Namespace
+from nitro.infrastructure.offload import bind
+from support.app import IN_MEMORY, Outcomes, new_process, working
+from support.broker import Sent, drain_publisher, record_batch_sizes, taken
+from support.databases import KINDS, on_database
 
-IN_MEMORY = {
-    "broker_url": "memory://",
-    "result_backend": "cache+memory://",
-    "broker_transport_options": {"polling_interval": 0.005},
-    "worker_hijack_root_logger": False,
-}
 LOOK_AGAIN = 0.02
-PATIENCE = 20.0
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
 
 
@@ -76,29 +60,6 @@ def pytest_report_to_serializable() -> Iterator[Any]:
     return sendable(report)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """A task message in the broker."""
-
-    name: str
-    id: str
-    headers: dict[str, Any]
-    properties: dict[str, Any]
-    args: list[Any]
-    kwargs: dict[str, Any]
-    embed: dict[str, Any]
-
-    @property
-    def payload(self) -> Payload:
-        """Payload of the handler, from the message or from its row."""
-        text = self.kwargs[ENVELOPE_KEY]["payload"]
-        if text is None:
-            row = select(payload_column()).select_from(deliveries.join(emissions)).where(deliveries.c.id == self.id)
-            with database.engine().connect() as connection:
-                text = connection.scalar(row)
-        return decode(text, load=lambda cls, key: (cls, key))
-
-
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
     """The root logger has its level again when a test ends, whatever level its workers were given."""
@@ -126,35 +87,16 @@ def database_server() -> Iterator[str]:
 
 
 @pytest.fixture
+def evt() -> Event:
+    """An event in a namespace of its own."""
+    return Namespace().event("order.placed")
+
+
+@pytest.fixture
 def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Resets settings, connected events, declarations, current app and memory broker to those of a new process."""
-    monkeypatch.setattr(events, "_ever_connected", WeakSet())
-    for slot in (apps._bound_app, apps._own_app):
-        monkeypatch.setattr(slot, "value", None)
-    for name in [name for name in os.environ if name.startswith("NITRO_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NITRO_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NITRO_DB_URL", f"sqlite:///{tmp_path / 'nitro.db'}")
-    database.reset()
-    declared = dict(declarations.declarations_by_name)
-    current, default = _state._tls.current_app, _state.default_app
-    declarations.declarations_by_name.clear()
-    _state._tls.current_app, _state.default_app = None, None
-    memory.Channel.queues.clear()
-    memory.Transport.global_state.clear()
-    publisher._failures, publisher._has_waited = 0, False
-    yield
-    publisher.drain(PATIENCE)
-    emitter_relay.stop(PATIENCE)
-    emitter_relay._thread._reset()
-    for app in (apps._bound_app.value, apps._own_app.value):
-        if app is not None:
-            app.close()
-    memory.Channel.queues.clear()
-    _state._tls.current_app, _state.default_app = current, default
-    declarations.declarations_by_name.clear()
-    declarations.declarations_by_name.update(declared)
-    database.reset()
+    with new_process(monkeypatch, tmp_path):
+        yield
 
 
 @pytest.fixture
@@ -192,61 +134,23 @@ def sent(app: Celery) -> Callable[..., list[Sent]]:
     """Takes all messages out of a queue of the memory broker, after all emissions were published."""
 
     def take(queue: str = "celery") -> list[Sent]:
-        assert publisher.drain(PATIENCE)
+        drain_publisher()
         return list(taken(app, queue))
 
     return take
 
 
-def taken(app: Celery, queue: str) -> Iterator[Sent]:
-    """Yields the messages of a queue of any broker, and removes each."""
-    with app.connection_for_read() as connection:
-        channel = connection.default_channel
-        while (message := channel.basic_get(queue, no_ack=True)) is not None:
-            args, kwargs, embed = message.decode()
-            yield Sent(
-                name=message.headers["task"],
-                id=message.headers["id"],
-                headers=message.headers,
-                properties=message.properties,
-                args=args,
-                kwargs=kwargs,
-                embed=embed,
-            )
+@pytest.fixture(params=KINDS)
+def database_kind(request: pytest.FixtureRequest, offloading: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of the kind of database that stores emissions and deliveries: each kind in turn."""
+    on_database(request, monkeypatch, request.param)
+    return str(request.param)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """The results of a worker in this process."""
-
-    app: Celery
-
-    def of(self, task_id: str) -> Any:
-        """Returns the result of a task when it has ended, or the exception that it raised."""
-        return self.app.AsyncResult(task_id).get(timeout=PATIENCE, interval=LOOK_AGAIN, propagate=False)
-
-    def only(self, emission: Emission) -> Any:
-        """Returns the outcome of the only offloaded handler of an emission."""
-        (task_id,) = emission.offloaded.values()
-        return self.of(task_id)
-
-    def state(self, emission: Emission) -> str:
-        """Returns the final state of the only offloaded handler of an emission."""
-        (task_id,) = emission.offloaded.values()
-        self.of(task_id)
-        return str(self.app.AsyncResult(task_id).state)
-
-
-@contextmanager
-def working(app: Celery, pool: str = "solo", concurrency: int = 1) -> Iterator[Outcomes]:
-    """Runs a worker in a thread of this process, as long as the block lasts."""
-    default = _state.default_app
-    try:
-        with start_worker(app, perform_ping_check=False, pool=pool, concurrency=concurrency, loglevel="WARNING"):
-            yield Outcomes(app)
-    finally:
-        reset_worker_optimizations(app)
-        _state.default_app = default
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of messages in each published batch, in order."""
+    return record_batch_sizes(monkeypatch)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parent.parent
 STACK = re.compile(r"[\[-](embedded|redis|rabbitmq)(?=[\]-])")
-ON_BROKERS = re.compile(r"^from brokers import .*\b(DATABASE|PLACES|on_server)\b", re.MULTILINE)
-FIRST = ("stack", "chaos", "on brokers", "tests/acceptance", "tests/contract")
+ON_BROKERS = re.compile(r"^from support\.brokers import .*\b(DATABASE|PLACES|on_server)\b", re.MULTILINE)
+FIRST = ("stack", "chaos", "on brokers", "tests/acceptance", "tests/contract", "tests/unit/outbox")
 """Prefixes of the groups that take longest, in the order in which they start."""
 A_CORE = 2
 """Processes, as half of the tests wait for what others do."""

@@ -25,6 +25,19 @@ PUBLIC = {
     "nitro.infrastructure.offload": "Offload bind cancel current_delivery",
 }
 
+OPEN_TO_CONTRACT_TESTS = {
+    *PUBLIC,
+    "nitro.alembic",
+    "nitro.cli",
+    "nitro.domain.entities.base_entity",
+    "nitro.errors",
+    "nitro.infrastructure.database",
+    "nitro.settings",
+    "nitro.telemetry",
+    *(f"nitro.telemetry.{path.stem}" for path in (ROOT / "nitro/telemetry").glob("*.py")),
+}
+"""Modules of Nitro that tests in tests/contract may import."""
+
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     tree = ast.parse(path.read_text())
@@ -245,3 +258,35 @@ def test_each_release_has_its_commit_and_its_changes() -> None:
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert list(commits) == versions
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits.values())
+
+
+def modules_used_by_test(text: str) -> Iterator[str]:
+    """Yields the modules of Nitro that a test imports, those in the text of a script and those that it patches too."""
+    imports = r"""^[\s"']*(?:from (nitro[\w.]*) import (\([^)]*\)|.+)|import (nitro[\w.]*))"""
+    for package, names, module in re.findall(imports, text, re.MULTILINE):
+        submodules = [f"{package}.{name}" for name in re.findall(r"\w+", names)]
+        yield from [name for name in submodules if name in MODULES] or [package or module]
+    for target in re.findall(r"""setattr\(\s*["'](nitro[\w.]+)""", text):
+        yield target.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/contract").glob("test_*.py")), ids=lambda path: path.stem)
+def test_a_contract_test_uses_public_modules(path: Path) -> None:
+    """A test in tests/contract imports and patches public modules only; tests/support reaches the others for it."""
+    assert {*modules_used_by_test(path.read_text())} - OPEN_TO_CONTRACT_TESTS == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from nitro.infrastructure.outbox import claims, relay",
+        "from nitro.infrastructure.outbox.claims import (\n    Claim,\n    claim,\n)",
+        "def f() -> None:\n    import nitro.infrastructure.outbox.claims",
+        'SCRIPT = """\nfrom nitro.infrastructure.outbox import claims\n"""',
+        'SCRIPT = (\n    "from nitro.infrastructure.outbox.claims import claim\\n"\n)',
+        'monkeypatch.setattr("nitro.infrastructure.outbox.claims.claim", None)',
+    ],
+)
+def test_each_use_of_an_internal_module_is_found(source: str) -> None:
+    """The search finds an internal module in an import, in a script and in a patch."""
+    assert "nitro.infrastructure.outbox.claims" in {*modules_used_by_test(source)} - OPEN_TO_CONTRACT_TESTS

@@ -33,7 +33,7 @@ FULL_SIZE_ONLY = {
 
 
 FOUND_BY_CONTRACT_TESTS = ("no-ledger", "no-fence")
-"""Mutants that a short run finds by chance only; `tests/contract/test_outbox_mutants.py` finds them each time."""
+"""Mutants that a short run finds by chance only; `tests/unit/outbox/test_outbox_mutants.py` finds them each time."""
 
 
 @pytest.fixture(scope="module")

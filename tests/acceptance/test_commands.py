@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-import schemas
 from stacks import Stack
+from support import schemas
 from worker import Worker, until
 
 

@@ -14,15 +14,11 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from databases import KINDS, on_database
 from nitro.infrastructure import scope
-from nitro.infrastructure.events import Emission, Event, Namespace, default_namespace
+from nitro.infrastructure.events import Emission, Namespace, default_namespace
 from nitro.infrastructure.events.handler import Handler
 from nitro.infrastructure.events.observers import active_observers
 from nitro.infrastructure.events.ports import Call, dispatcher_slot
-from nitro.infrastructure.offload.envelope import TaskMessage
-from nitro.infrastructure.offload.publishing.channel import PublishChannel
-from nitro.infrastructure.offload.publishing.queue import Batch
 from nitro.infrastructure.outbox import journal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -99,12 +95,6 @@ class FakeTransaction:
 
 
 @pytest.fixture
-def evt() -> Event:
-    """An event in a namespace of its own."""
-    return Namespace().event("order.placed")
-
-
-@pytest.fixture
 def default() -> Iterator[Namespace]:
     """The default namespace, empty during a test."""
     events, globs = dict(default_namespace), dict(default_namespace.globs)
@@ -125,20 +115,6 @@ def queue() -> Iterator[RecordingDispatcher]:
 
 
 @pytest.fixture
-def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of messages in each published batch, in order."""
-    sizes: list[int] = []
-    publish = PublishChannel.publish
-
-    def counted(self: PublishChannel, batch: Batch, parcels: Sequence[TaskMessage], *args: Any) -> Exception | None:
-        sizes.append(len(parcels))
-        return publish(self, batch, parcels, *args)
-
-    monkeypatch.setattr(PublishChannel, "publish", counted)
-    return sizes
-
-
-@pytest.fixture
 def open_transaction() -> Iterator[FakeTransaction]:
     """A transaction that is open around the test."""
     token = scope.transaction_variable.set(opened := FakeTransaction())
@@ -155,7 +131,7 @@ def fresh_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(dedent(source), encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NITRO_")}
-        paths = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+        paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests"), str(tmp_path)])
         return subprocess.run(
             [sys.executable, *(arguments or [str(script)])],
             cwd=tmp_path,
@@ -182,13 +158,6 @@ def celery_app() -> Iterator[Callable[..., Celery]]:
     yield make
     for app in apps:
         app.close()
-
-
-@pytest.fixture(params=KINDS)
-def database_kind(request: pytest.FixtureRequest, offloading: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of the kind of database that stores emissions and deliveries: each kind in turn."""
-    on_database(request, monkeypatch, request.param)
-    return str(request.param)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from nitro.errors import DatabaseRefused, SettingError
 from nitro.infrastructure import database
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox.writer import has_shared_database
 from nitro.settings import Settings
+from support.app import has_shared_database
 
 pytestmark = pytest.mark.usefixtures("offloading")
 

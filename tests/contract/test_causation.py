@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nitro.infrastructure import scope
 from nitro.infrastructure.events import Emission, Namespace, drain, drain_async, emit, emit_async, on
+from support.app import current_cause, running_task_of
 
 Chain = dict[str, Emission]
 
@@ -107,7 +107,7 @@ def test_cause_ends_with_the_handler(failing: bool) -> None:
     else:
         emit(events.event("first"))
     assert emit(events.event("second")).parent is None
-    assert scope.current_cause() is None
+    assert current_cause() is None
 
 
 def test_async_siblings_do_not_mix_up_their_causes() -> None:
@@ -221,10 +221,7 @@ def test_delivery_in_a_worker_is_a_cause(chain: Chain) -> None:
     events = Namespace()
     delivered = Emission.of("first")
     connect(events, chain, "second", "third")
-    token = scope.set_task_cause(delivered)
-    try:
+    with running_task_of(delivered):
         chain["second"] = emit(events.event("second"))
-    finally:
-        scope.reset_task_cause(token)
     check(chain, delivered)
     assert emit(events.event("second")).parent is None

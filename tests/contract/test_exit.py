@@ -11,7 +11,8 @@ Process = Callable[..., Any]
 
 HANDLER = """
 import asyncio
-from nitro.infrastructure.events import background, drain, emit, event, on
+from nitro.infrastructure.events import drain, drain_async, emit, event, on
+from support.events import exit_wait, set_exit_wait
 
 @on("order.placed", name="shop.mail")
 async def mail(sender, **kwargs):
@@ -57,7 +58,7 @@ def test_exit_waits_for_emits_of_other_threads(fresh_process: Process) -> None:
 def test_exit_waits_no_longer_than_its_bound(fresh_process: Process) -> None:
     """After 30 s, here shortened, the exit stops waiting, and the log names the handler."""
     forever = "@on('order.lost', name='shop.stuck')\nasync def stuck(sender):\n    await asyncio.Event().wait()\n"
-    process = fresh_process(HANDLER + forever + "background.EXIT_WAIT_SECONDS = 0.05\nemit('order.lost')")
+    process = fresh_process(HANDLER + forever + "set_exit_wait(0.05)\nemit('order.lost')")
     assert process.returncode == 0
     assert "shop.stuck" in process.stderr
     assert "order.lost" in process.stderr
@@ -65,7 +66,7 @@ def test_exit_waits_no_longer_than_its_bound(fresh_process: Process) -> None:
 
 def test_bound_of_the_exit_is_thirty_seconds(fresh_process: Process) -> None:
     """The exit waits for 30 s, as the contract says."""
-    assert fresh_process(HANDLER + "print(background.EXIT_WAIT_SECONDS)").stdout == "30.0\n"
+    assert fresh_process(HANDLER + "print(exit_wait())").stdout == "30.0\n"
 
 
 def test_exit_of_a_program_without_async_handlers_waits_for_nothing(fresh_process: Process) -> None:
@@ -137,7 +138,7 @@ def test_child_forked_while_another_thread_asks_can_connect(fresh_process: Proce
 def test_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
     """A handler that calls `sys.exit()` has failed, is logged by name, and the next handler still runs."""
     failing = (
-        "background.EXIT_WAIT_SECONDS = 1.0\n"
+        "set_exit_wait(1.0)\n"
         "@on('order.lost', name='shop.reserve')\n"
         "async def reserve(sender):\n    raise SystemExit(1)\n"
         "emit('order.lost')\n"
@@ -152,7 +153,7 @@ def test_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
 def test_task_of_a_handler_cannot_end_the_background_loop(fresh_process: Process) -> None:
     """A task that a handler has started cannot end the background loop."""
     leaving = (
-        "background.EXIT_WAIT_SECONDS = 1.0\n"
+        "set_exit_wait(1.0)\n"
         "async def ends():\n    raise KeyboardInterrupt\n"
         "@on('order.lost')\n"
         "async def leaves(sender):\n    await asyncio.wait([asyncio.create_task(ends())])\n"
@@ -168,7 +169,7 @@ def test_started_handler_is_not_garbage(fresh_process: Process, loop: str) -> No
     """A handler that waits for a future without another reference is kept until it has finished."""
     waiting = """
 import gc, threading, weakref
-background.EXIT_WAIT_SECONDS = 1.0
+set_exit_wait(1.0)
 started, futures = threading.Event(), []
 
 @on("order.lost")
@@ -191,7 +192,7 @@ async def main():
     while not started.is_set():
         await asyncio.sleep(0)
     release()
-    await background.drain_async()
+    await drain_async()
 
 """
     use = {"running": "asyncio.run(main())", "background": "emit('order.lost')\nstarted.wait(10)\nrelease()"}

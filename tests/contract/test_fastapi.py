@@ -18,7 +18,7 @@ from nitro.errors import TransactionError
 from nitro.infrastructure import database
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, emit, emit_async, on
-from nitro.infrastructure.outbox.schema import deliveries
+from support import outbox
 
 Sent = Callable[..., list[Any]]
 Scope = pytest.mark.parametrize("scope", ["function", "request"])
@@ -45,7 +45,7 @@ def handler(evt: Event, app: Celery) -> None:
 def stored() -> tuple[int, int]:
     """Returns the numbers of bookings and of deliveries."""
     with database.engine().connect() as connection:
-        return tuple(len(connection.execute(select(table)).all()) for table in (Booking.id, deliveries.c.id))
+        return len(connection.execute(select(Booking.id)).all()), outbox.count_deliveries(connection)
 
 
 def open_block() -> Iterator[None]:

@@ -12,16 +12,13 @@ from celery import Celery
 from sqlalchemy import StaticPool, create_engine
 from sqlalchemy import event as sqlalchemy_event
 
-from journals import only, recorded, rows
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, reset, transaction, use_engine
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.envelope import TRACKED_DELIVERIES
-from nitro.infrastructure.offload.publishing.publisher import publisher
-from nitro.infrastructure.outbox import journal, operations
-from nitro.infrastructure.outbox.schema import time_of_id
-from waiting import until
+from support import faults, journals, outbox
+from support.journals import only, recorded, rows
+from support.waiting import until
 
 on_each_database = pytest.mark.usefixtures("database_kind")
 AWAY = "postgresql://postgres@127.0.0.1:9/away"
@@ -41,18 +38,10 @@ class Shy(Entity, table=True):
 
 
 @pytest.fixture
-def writes_allowed(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def writes_allowed(journal_on: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """An event that blocks every write of the journal until it is set."""
-    go, insert = threading.Event(), journal._insert_entries
-
-    def wait(notes: list[Any]) -> None:
-        assert go.wait(20)
-        insert(notes)
-
-    monkeypatch.setattr(journal, "_insert_entries", wait)
-    yield go
-    go.set()
-    assert journal_on.flush(20)
+    with journals.writes_held(monkeypatch) as go:
+        yield go
 
 
 def with_handler(evt: Event) -> Event:
@@ -82,7 +71,7 @@ def test_without_the_journal_nothing_is_recorded(evt: Event, app: Celery) -> Non
     emit(with_handler(evt), "ada")
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
     tracked = emit(evt, "bob")
-    assert journal.journal.flush(20)
+    journals.flush()
     assert [row.id for row in rows()] == [tracked.id]
 
 
@@ -90,11 +79,11 @@ def test_an_emission_with_tracked_deliveries_is_recorded_once(journal_on: object
     """An emission with tracked deliveries is recorded once, in the row that they need anyway."""
     on(with_handler(evt), name="shop.mail", offload=True)(lambda sender: None)
     emission = emit(evt, "ada")
-    assert not journal.journal._entries
+    assert not journals.has_unwritten()
     assert only().id == emission.id
 
 
-@pytest.mark.parametrize("delivery", TRACKED_DELIVERIES)
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
 def test_what_celery_runs_at_once_is_recorded(
     journal_on: object, evt: Event, make_app: Callable[..., Celery], delivery: str
 ) -> None:
@@ -150,11 +139,11 @@ def test_a_tracked_emissions_story_commits_with_the_callers_data(evt: Event, app
 def test_a_stored_untracked_delivery_has_a_story_too(journal_on: object, evt: Event, app: Celery) -> None:
     """An emission whose untracked delivery waits in the outbox, with its broker away, is recorded."""
     on(with_handler(evt), name="shop.mail", offload={"delivery": "broker"})(lambda sender: None)
-    publisher._failures, publisher._paused_until = 1, float("inf")
+    faults.set_reachable(False)
     emit(evt, "ada")
-    assert journal.journal.flush(20)
+    journals.flush()
     assert only().outcomes == {"shop.stock": "done", "shop.mail": "queued"}
-    assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
+    assert [entry.state for entry in outbox.deliveries()] == ["waiting"]
 
 
 def test_an_emit_makes_no_query(journal_on: object, evt: Event, app: Celery) -> None:
@@ -164,7 +153,7 @@ def test_an_emit_makes_no_query(journal_on: object, evt: Event, app: Celery) -> 
     sqlalchemy_event.listen(engine(), "before_cursor_execute", lambda *_: threads.add(threading.get_ident()))
     emission = emit(evt, "ada")
     on_this_thread = threading.get_ident() in threads
-    assert journal.journal.flush(20)
+    journals.flush()
     assert (on_this_thread, len(threads)) == (False, 1)
     assert only().id == emission.id
 
@@ -193,20 +182,20 @@ def test_a_database_that_is_away_is_waited_for(
 
 
 def test_an_engine_in_memory_is_left_to_the_program(
-    journal_on: journal.Journal,
+    journal_on: object,
     evt: Event,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The journal does not write to an engine with one connection, where it would commit the program's open work."""
     use_engine(create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}))
-    monkeypatch.setattr(journal_on, "_has_warned_of_memory", False, raising=False)
+    journals.forget_warnings(monkeypatch)
     Bottle.init_db()
     for _ in range(2):
         with pytest.raises(InterruptedError), transaction():
             Bottle(id="b1").save()
             emit(with_handler(evt), "ada")
-            assert journal_on.flush(20)
+            journals.flush()
             raise InterruptedError
     assert Bottle.all() == []
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["the journal records nothing"]
@@ -216,7 +205,7 @@ def test_what_is_too_much_is_dropped_aloud(
     writes_allowed: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Emissions over the limit are dropped while the database is away, and the log counts them."""
-    monkeypatch.setattr(journal, "MAX_PENDING_ENTRIES", 3)
+    journals.set_limits(monkeypatch, unwritten=3)
     emissions = [emit(with_handler(evt), "ada") for _ in range(5)]
     writes_allowed.set()
     until(lambda: "2 emissions are not in the journal" in caplog.text)
@@ -227,7 +216,7 @@ def test_more_than_fits_at_once_is_written_in_turns(
     writes_allowed: threading.Event, evt: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Emissions that exceed one batch are written in several, without a pause between them."""
-    monkeypatch.setattr(journal, "WRITE_BATCH", 2)
+    journals.set_limits(monkeypatch, batch=2)
     emissions = [emit(with_handler(evt), "ada") for _ in range(7)]
     writes_allowed.set()
     assert [row.id for row in recorded(7)] == [emission.id for emission in emissions]
@@ -243,7 +232,7 @@ def test_an_id_tells_when_its_emission_began(journal_on: object, evt: Event) -> 
         until(lambda: datetime.now(UTC) - inside[0] > timedelta(milliseconds=5))
 
     emit(evt, "ada")
-    assert time_of_id(only().id) <= inside[0]
+    assert only().began <= inside[0]
 
 
 @on_each_database
@@ -277,7 +266,7 @@ def test_what_cannot_be_noted_fails_no_emit(
 ) -> None:
     """An emission that cannot be recorded fails no emit, and the log names it."""
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "report_of", lambda *_: 1 / 0)
+        journals.fail_recording(patch)
         emission = emit(with_handler(evt), "ada")
     assert f"emission {emission.id} is not in the journal" in caplog.text
     following = emit(evt, "ada")

@@ -11,11 +11,10 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
-from journals import Recorded, recorded, rows
 from nitro import cli
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.outbox import claims, operations, retention
-from nitro.infrastructure.outbox.claims import Claim
+from support import outbox
+from support.journals import Recorded, recorded, rows
 
 pytestmark = pytest.mark.usefixtures("journal_on")
 
@@ -126,11 +125,9 @@ def shop(evt: Event, app: Celery) -> Event:
     return evt
 
 
-def claimed(event: Event) -> Claim:
+def claimed(event: Event) -> outbox.Claim:
     """Emits, and returns the claim of the one delivery."""
-    started = claims.claim(emit(event).id, "shop.mail", "boot/1")
-    assert isinstance(started, Claim)
-    return started
+    return outbox.start_run(emit(event).id, "shop.mail", "boot/1")
 
 
 @pytest.mark.usefixtures("database_kind")
@@ -138,11 +135,11 @@ def test_old_emissions_are_forgotten(evt: Event, further: Event, app: Celery) ->
     """Old emissions are deleted, unless they have an open, dead or done delivery."""
     on(evt, name="shop.mail", offload=True)(lambda sender: None)
     opened, dead, done = emit(evt), claimed(evt), claimed(evt)
-    claims.dead_letter(dead, "no mail")
-    claims.finish(done)
+    outbox.dead_letter(dead, "no mail")
+    outbox.finish(done)
     emit(further)
     recorded(4)
-    assert retention.purge_emissions(datetime.now(UTC) + SOON) == 1
+    assert outbox.purge_emissions(datetime.now(UTC) + SOON) == 1
     assert {row.id for row in rows()} == {opened.id, dead.emission, done.emission}
 
 
@@ -150,7 +147,7 @@ def test_what_is_not_old_is_kept(further: Event) -> None:
     """Emissions that are younger than the given time are kept."""
     emit(further)
     recorded()
-    assert retention.purge_emissions(datetime.now(UTC) - SOON) == 0
+    assert outbox.purge_emissions(datetime.now(UTC) - SOON) == 0
     assert len(rows()) == 1
 
 
@@ -159,18 +156,15 @@ def test_they_are_forgotten_a_few_at_a_time(further: Event) -> None:
     for _ in range(5):
         emit(further)
     recorded(5)
-    assert [retention.purge_emissions(datetime.now(UTC) + SOON, limit=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [outbox.purge_emissions(datetime.now(UTC) + SOON, limit=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_worker_forgets_by_itself(further: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker's sweep deletes emissions that are older than the retention period."""
-    monkeypatch.setattr(retention, "_last_sweep_at", float("-inf"))
     emit(further)
     recorded()
-    assert retention.sweep() == 0
-    monkeypatch.setattr(retention, "RETENTION_PERIOD", -SOON)
-    monkeypatch.setattr(retention, "_last_sweep_at", float("-inf"))
-    assert retention.sweep() == 1
+    assert outbox.purge_old(monkeypatch) == 0
+    assert outbox.purge_old(monkeypatch, older_than=-SOON) == 1
     assert rows() == []
 
 
@@ -181,7 +175,7 @@ def test_purge_deletes_them_with_what_is_done(
     shop: Event, further: Event, states: list[str], remaining: int, message: str
 ) -> None:
     """`outbox purge` deletes journal entries with the done deliveries, and keeps both otherwise."""
-    claims.finish(claimed(shop))
+    outbox.finish(claimed(shop))
     opened = emit(shop)
     for _ in range(2):
         emit(further)
@@ -190,4 +184,4 @@ def test_purge_deletes_them_with_what_is_done(
     assert (purged.exit_code, purged.stdout.partition("\n")[2]) == (0, message)
     assert len(rows()) == remaining
     assert opened.id in {row.id for row in rows()}
-    assert operations.count_by_state()["queued"] == 1
+    assert outbox.count_by_state()["queued"] == 1

@@ -24,12 +24,12 @@ def stock(sender, **kwargs):
 
 """
 HOLD = """
-from nitro.infrastructure.outbox import journal
+from support import journals
 
-def hold():  # a delay of an hour: from now on only the end of a process writes
+def hold():
     emit("warm-up")
-    assert journal.journal.flush(20)
-    journal.BATCH_DELAY_SECONDS = 3600.0
+    journals.flush()
+    journals.write_at_exit_only()
 
 hold()
 """
@@ -156,8 +156,7 @@ def test_a_child_of_multiprocessing_writes_its_notes(fresh_process: Process, tmp
 
 def test_a_database_that_stays_away_does_not_keep_a_process_for_ever(fresh_process: Process) -> None:
     """After 5 s, here shortened, the exit drops the notes, and the log counts them."""
-    loaded = "from nitro.infrastructure.outbox import journal\n"
-    shorter = f"{loaded}print(journal.EXIT_WAIT_SECONDS)\njournal.EXIT_WAIT_SECONDS = 0.2\n"
+    shorter = "from support import journals\nprint(journals.exit_wait())\njournals.set_exit_wait(0.2)\n"
     away = {"NITRO_JOURNAL": "on", "NITRO_DB_URL": "postgresql://postgres@127.0.0.1:9/away"}
     started_at = monotonic()
     process = fresh_process(HANDLERS + shorter + "emit('order.placed', 'ada')", **away)
@@ -168,16 +167,13 @@ def test_a_database_that_stays_away_does_not_keep_a_process_for_ever(fresh_proce
 
 def test_an_outdated_database_is_said(fresh_process: Process) -> None:
     """Emits succeed with tables of another version, and the log names the version."""
-    shorter = "from nitro.infrastructure.outbox import journal\njournal.EXIT_WAIT_SECONDS = 0.2\n"
-    older = (
-        "from sqlalchemy import update\n"
-        "from nitro.infrastructure.database import create_tables, reset, write_connection\n"
-        "from nitro.infrastructure.outbox.schema import schema_versions\n"
+    later = (
+        "from nitro.infrastructure.database import create_tables\n"
+        "from support import journals, tables\n"
+        "journals.set_exit_wait(0.2)\n"
         "create_tables()\n"
-        "with write_connection() as connection:\n"
-        "    connection.execute(update(schema_versions).values(version=99, usable_from=99))\n"
-        "reset()\n"
+        "tables.set_version(99, usable_from=99)\n"
     )
-    process = fresh_process(HANDLERS + shorter + older + "emit('order.placed', 'ada')", NITRO_JOURNAL="on")
+    process = fresh_process(HANDLERS + later + "emit('order.placed', 'ada')", NITRO_JOURNAL="on")
     assert (process.returncode, process.stdout) == (0, "reserved for ada\n")
     assert "are of version 99" in process.stderr

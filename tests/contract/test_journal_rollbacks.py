@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from celery import Celery
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
 
-from journals import recorded, rows
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from nitro.infrastructure.outbox import history, journal, operations
+from support import outbox
+from support.journals import recorded, rows, writes_held
 
 PATIENCE = 20.0
 DELIVERIES = ["at-least-once", "exactly-once", "broker", "at-most-once"]
@@ -106,7 +105,7 @@ def test_what_was_rolled_back_is_recorded_once(placed: Event, roll_back: Callabl
     assert row.id == emission.id
     assert row.outcomes == {"shop.stock": "done", "shop.mail": "dropped"}
     assert row.story["rolled_back"] is True
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 @pytest.mark.parametrize("roll_back", ROLLBACKS)
@@ -114,11 +113,11 @@ def test_people_are_told(placed: Event, roll_back: Callable[[Event], Emission]) 
     """The history of a rolled-back emission says that it was rolled back."""
     emission = roll_back(placed)
     recorded()
-    (tree,) = history.trees_by_id(emission.id)
+    (tree,) = outbox.emission_trees(emission.id)
     assert tree.rolled_back
 
 
-def test_what_is_committed_is_recorded_once_and_as_that(placed: Event, journal_on: journal.Journal) -> None:
+def test_what_is_committed_is_recorded_once_and_as_that(placed: Event, journal_on: object) -> None:
     """A committed emission is recorded once, by its delivery or by the journal, and not as rolled back."""
     with transaction():
         emission = emit(placed, "ada")
@@ -140,7 +139,7 @@ def test_a_rollback_beside_a_commit_is_told_from_it(placed: Event) -> None:
     assert rolled_back == {committed.id: False, undone.id: True, later.id: False}
 
 
-def test_what_commits_by_itself_is_not_asked_about_a_later_rollback(placed: Event, journal_on: journal.Journal) -> None:
+def test_what_commits_by_itself_is_not_asked_about_a_later_rollback(placed: Event, journal_on: object) -> None:
     """An emission outside of a transaction is not rolled back by a later block."""
     emission = emit(placed, "ada")
     with pytest.raises(Stop), transaction():
@@ -165,18 +164,10 @@ def test_emit_async_is_recorded_too(placed: Event) -> None:
 
 
 @pytest.fixture
-def writes_allowed(journal_on: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def writes_allowed(journal_on: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """An event that blocks every write of the journal until it is set."""
-    go, insert = threading.Event(), journal._insert_entries
-
-    def wait(notes: list[Any]) -> None:
-        assert go.wait(PATIENCE)
-        insert(notes)
-
-    monkeypatch.setattr(journal, "_insert_entries", wait)
-    yield go
-    go.set()
-    assert journal_on.flush(PATIENCE)
+    with writes_held(monkeypatch) as go:
+        yield go
 
 
 def test_no_rollback_waits_for_the_journal(placed: Event, writes_allowed: threading.Event) -> None:

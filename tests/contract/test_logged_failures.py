@@ -19,7 +19,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure import database
 from nitro.infrastructure.database import current_transaction, transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from nitro.infrastructure.outbox.schema import deliveries
+from support import outbox
 
 Sent = Callable[..., list[Any]]
 
@@ -48,7 +48,7 @@ def notified() -> Event:
 def stored() -> tuple[list[str], int]:
     """Returns the ids of the coupons, and the number of deliveries."""
     with database.engine().connect() as connection:
-        return sorted(connection.scalars(select(Coupon.id))), len(connection.execute(select(deliveries.c.id)).all())
+        return sorted(connection.scalars(select(Coupon.id))), outbox.count_deliveries(connection)
 
 
 def duplicate() -> None:

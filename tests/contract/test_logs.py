@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
-from pydantic import BaseModel
 
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
-from nitro.infrastructure.logs import escape_text, exception_line, get_logger
 
 NAME = "nitro.events"
 FORGED = "CRITICAL:root:all is lost"
@@ -321,7 +318,7 @@ def test_no_name_breaks_the_line_of_what_was_not_dispatched(
 
 def test_nothing_that_a_logger_of_ours_says_breaks_a_line(output: io.StringIO) -> None:
     """The logger escapes every message, and a percent sign in it stays."""
-    get_logger(NAME).warning("the database is away: %s", EVIL + "\x00100 %")
+    logging.getLogger(NAME).warning("the database is away: %s", EVIL + "\x00100 %")
     assert_is_one_line(output.getvalue())
     assert output.getvalue().endswith(r"\x00100 %" + "\n")
 
@@ -363,17 +360,6 @@ def test_a_traceback_is_shown_once(evt: Event, caplog: pytest.LogCaptureFixture,
     assert caplog.text.count("ZeroDivisionError") == 1
 
 
-def test_lines_without_an_exception_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
-    """`get_logger` adds one filter to a logger, which leaves lines without an exception alone."""
-    logger = get_logger("nitro.test")
-    assert get_logger("nitro.test") is logger
-    assert len(logger.filters) == 1
-    with caplog.at_level(logging.INFO, "nitro.test"):
-        logger.info("fine", exc_info=False)
-        logger.info("no exception", exc_info=True)  # noqa: LOG014  # the case under test
-    assert [record.getMessage() for record in caplog.records] == ["fine", "no exception"]
-
-
 def test_a_handler_that_is_skipped_in_a_worker_is_one_line(
     evt: Event, app: Celery, work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -387,107 +373,3 @@ def test_a_handler_that_is_skipped_in_a_worker_is_one_line(
         assert work(app).only(emission) is None
     (line,) = [record.getMessage() for record in caplog.records if "is skipped" in record.getMessage()]
     assert_is_one_line(f"{line}\n")
-
-
-@pytest.mark.parametrize(
-    ("text", "escaped"),
-    [
-        ("order.placed", "order.placed"),
-        ("größe 'ä' \\n \"x\"", "größe 'ä' \\n \"x\""),
-        ("a\nb\x1b[2J\ttab", r"a\nb\x1b[2J\ttab"),
-        ("\ud800\u202e\u2028\xa0", r"\ud800\u202e\u2028\xa0"),
-        ("", ""),
-    ],
-)
-def test_what_is_printable_stays_and_the_rest_is_escaped(text: str, escaped: str) -> None:
-    """`escape_text` escapes characters as Python does, and keeps printable ones."""
-    assert escape_text(text) == escaped
-
-
-class Amount(BaseModel):
-    """A model whose validation error has several lines, indented ones among them."""
-
-    cents: int
-
-
-def _refused() -> None:
-    Amount.model_validate({"cents": "many"})
-
-
-def _many_lines() -> None:
-    raise ValueError("no stock\n  at all\nnor tomorrow")
-
-
-def _caused() -> None:
-    try:
-        _group()
-    except Exception as error:
-        raise ConnectionError("away") from error
-
-
-def _group() -> None:
-    raise ExceptionGroup("two", [ValueError("no stock"), ExceptionGroup("inner", [KeyError("z")])])
-
-
-def _group_with_a_cause() -> None:
-    try:
-        _many_lines()
-    except ValueError as error:
-        raise ExceptionGroup("two\n  of them", [error]) from error
-
-
-def _noted() -> None:
-    error = ValueError("no stock")
-    error.add_note("  raised by a handler")
-    raise error
-
-
-def _endless() -> None:
-    _endless()
-
-
-def _wrong() -> None:
-    compile("x = = 1", "shop.py", "exec")
-
-
-def _silent() -> None:
-    raise ValueError
-
-
-@pytest.mark.parametrize("shortened", [False, True], ids=["whole", "its end"])
-@pytest.mark.parametrize(
-    ("fails", "first"),
-    [
-        (_refused, "pydantic_core._pydantic_core.ValidationError: 1 validation error for Amount"),
-        (_many_lines, "ValueError: no stock"),
-        (_caused, "ConnectionError: away"),
-        (_group, "ExceptionGroup: two (2 sub-exceptions)"),
-        (_group_with_a_cause, "ExceptionGroup: two"),
-        (_noted, "ValueError: no stock"),
-        (_endless, "RecursionError: maximum recursion depth exceeded"),
-        (_wrong, "SyntaxError: invalid syntax"),
-        (_silent, "ValueError"),
-    ],
-)
-def test_a_traceback_says_one_line_in_the_end(fails: Callable[[], None], first: str, shortened: bool) -> None:
-    """`exception_line` returns the exception's first line, also of a traceback without its beginning."""
-    with pytest.raises(Exception) as raised:  # noqa: PT011  # any exception
-        fails()
-    text = "".join(traceback.format_exception(raised.value))
-    cut = text.index("File") if shortened else 0
-    assert exception_line(f"…{text[cut + 10 :]}" if shortened else text) == first
-
-
-@pytest.mark.parametrize(
-    ("text", "first"),
-    [
-        ("", ""),
-        ("\n", ""),
-        ("its worker died", "its worker died"),
-        ("its worker died\nof hunger", "its worker died"),
-        ("not published: ValueError: no\n  stock\n", "not published: ValueError: no"),
-    ],
-)
-def test_a_reason_without_a_traceback_says_its_first_line(text: str, first: str) -> None:
-    """`exception_line` returns the first line of a text that is no traceback."""
-    assert exception_line(text) == first

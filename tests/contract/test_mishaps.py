@@ -11,7 +11,8 @@ from celery import Celery
 
 from nitro.errors import PayloadUnreadable
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, Envelope
+from support.app import read_message
+from support.broker import ENVELOPE_KEY
 
 
 def test_publishing_that_fails_after_the_commit_is_logged(
@@ -35,7 +36,7 @@ def test_publishing_that_fails_after_the_commit_is_logged(
 def test_a_message_of_another_version_is_unreadable(offloading: None, envelope: object) -> None:
     """An unreadable message raises an error that names the handler."""
     with pytest.raises(PayloadUnreadable, match=r"shop\.mail"):
-        Envelope.read({ENVELOPE_KEY: envelope}, "shop.mail")
+        read_message({ENVELOPE_KEY: envelope}, "shop.mail")
 
 
 def test_progress_that_cannot_be_shown_fails_no_handler(

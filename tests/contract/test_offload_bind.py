@@ -14,7 +14,7 @@ from celery import Celery, Task
 from nitro.errors import SettingError
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.broker import is_embedded
+from support.app import has_embedded_broker
 
 pytestmark = pytest.mark.usefixtures("offloading")
 
@@ -167,7 +167,7 @@ def test_options_that_were_given_win(celery_app: Callable[..., Celery], evt: Eve
 def test_an_empty_broker_is_none(celery_app: Callable[..., Celery], configure: Any) -> None:
     """A `broker_url` of None, as of a missing environment variable, counts as no broker."""
     app = bind(configure(celery_app, {"broker_url": None}))
-    assert is_embedded(app)
+    assert has_embedded_broker(app)
 
 
 def test_app_without_a_broker_gets_the_one_of_the_settings(

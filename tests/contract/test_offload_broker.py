@@ -17,16 +17,14 @@ from redis.connection import Connection
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
 
-from brokers import DATABASE, bound, on_server
 from nitro.errors import DispatchError, NoDatabase, PayloadError
 from nitro.infrastructure.events import Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.envelope import TaskMessage
-from nitro.infrastructure.offload.publishing.connection import BrokerConnection
-from nitro.infrastructure.offload.publishing.publisher import publisher
-from nitro.infrastructure.offload.publishing.queue import Batch
-from nitro.infrastructure.outbox import operations
-from waiting import until
+from support import faults
+from support.broker import drain_publisher, is_publishing, is_ready
+from support.brokers import DATABASE, bound, on_server
+from support.outbox import deliveries, states
+from support.waiting import until
 
 PATIENCE = 20.0
 UNTRACKED = ("broker", "at-most-once")
@@ -36,11 +34,6 @@ def offloaded(evt: Event, *names: str, **options: Any) -> None:
     """Connects an offloaded handler of each name."""
     for name in names:
         on(evt, offload=options or True, name=name)(lambda sender: None)
-
-
-def states() -> dict[str, str]:
-    """Returns the state of every row, by handler."""
-    return {entry.handler: entry.state for entry in operations.read_deliveries()}
 
 
 @pytest.fixture
@@ -99,10 +92,10 @@ def test_emission_is_one_round_trip_to_redis(
     """All messages of an emission are one command to Redis."""
     offloaded(evt, *(f"shop.{number}" for number in range(handlers)), delivery=delivery)
     emit(evt)
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     round_trips.clear()
     emission = emit(evt)
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     carrying = [trip for trip in round_trips if b"LPUSH" in trip]
     assert len(carrying) == 1
     assert carrying[0].count(b"LPUSH") == 1
@@ -116,7 +109,7 @@ def test_redis_gets_all_messages(evt: Event, redis_app: Celery, patient: None) -
     offloaded(evt, "shop.a", "shop.b", "shop.c")
     emit(evt)
     asyncio.run(emit_async(evt))
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     with redis_app.connection_for_read() as connection:
         channel = connection.default_channel
         assert channel._size("celery") == 6
@@ -134,9 +127,9 @@ def test_what_an_unreachable_broker_cannot_take_waits_in_the_outbox(
     bound(f"{scheme}://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a", "shop.b", delivery=delivery)
     emission = emit(evt) if emitting == "emit" else asyncio.run(emit_async(evt))
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     until(lambda: states() == {"shop.a": "waiting", "shop.b": "waiting"})
-    assert {entry.id for entry in operations.read_deliveries()} == set(emission.offloaded.values())
+    assert {entry.id for entry in deliveries()} == set(emission.offloaded.values())
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
@@ -175,33 +168,27 @@ def test_what_gathers_while_the_broker_is_busy_leaves_together(
     refused = Namespace().event("refused")
     offloaded(refused, "shop.wrong", queue="wrong")
     emit(evt)
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     Redis(db=DATABASE).set("wrong", "no list")
-    free, publish = threading.Event(), BrokerConnection.publish
-
-    def wait_and_publish(self: BrokerConnection, batch: Batch) -> Any:
-        assert free.wait(PATIENCE)
-        return publish(self, batch)
-
-    monkeypatch.setattr(BrokerConnection, "publish", wait_and_publish)
+    free = faults.hold_batches(monkeypatch)
     emit(evt)
-    until(lambda: publisher._queue.busy_seconds() and not len(publisher._queue))
+    until(is_publishing)
     emissions = [emit(evt) for _ in range(5)]
     round_trips.clear()
     free.set()
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     assert sum(b"LPUSH" in trip for trip in round_trips) == 2, "the one that was on its way, and all others"
     sent = b"".join(round_trips)
     assert all(emission.offloaded["shop.a"].encode() in sent for emission in emissions)
 
     free.clear()
     emit(evt)
-    until(lambda: publisher._queue.busy_seconds() and not len(publisher._queue))
+    until(is_publishing)
     for event in (evt, refused, evt):
         emit(event)
     free.set()
-    assert publisher.drain(PATIENCE)
-    assert sorted((entry.handler, entry.state) for entry in operations.read_deliveries()) == [
+    drain_publisher()
+    assert sorted((entry.handler, entry.state) for entry in deliveries()) == [
         *[("shop.a", "queued")] * 10,
         ("shop.wrong", "waiting"),
     ]
@@ -210,16 +197,10 @@ def test_what_gathers_while_the_broker_is_busy_leaves_together(
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """An event; until it is set, the broker accepts a message and does not answer."""
-    released = threading.Event()
-
-    def hang(self: Any, *args: Any, **kwargs: Any) -> None:
-        assert released.wait(PATIENCE)
-
-    monkeypatch.setattr(TaskMessage, "publish", hang)
-    monkeypatch.setattr("nitro.infrastructure.offload.dispatcher.is_embedded", lambda app: False)
+    released = faults.hang_broker(monkeypatch)
     yield released
     released.set()
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
 
 
 @pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
@@ -231,7 +212,7 @@ def test_tracked_emit_returns_while_the_broker_hangs(
     for _ in range(3):
         emit(evt)
     assert not blocked.is_set()
-    assert [entry.state for entry in operations.read_deliveries()] == ["queued"] * 3
+    assert [entry.state for entry in deliveries()] == ["queued"] * 3
 
 
 def test_unknown_outcome_of_a_broker_delivery_is_stored(evt: Event, app: Celery, blocked: threading.Event) -> None:
@@ -266,11 +247,7 @@ def test_when_storing_fails_too_the_emit_raises(
     """The error of messages that were neither sent nor stored names each handler."""
     bound(f"redis://127.0.0.1:{closed_port}/")
     offloaded(evt, "shop.a", "shop.b", delivery="broker")
-
-    def away(*args: Any, **kwargs: Any) -> None:
-        raise OperationalError("database is away")
-
-    monkeypatch.setattr("nitro.infrastructure.outbox.inserts.insert_deliveries", away)
+    faults.fail_storing(monkeypatch, OperationalError("database is away"))
     with pytest.raises(DispatchError, match="database is away") as caught:
         emit(evt)
     assert caught.value.handlers == ("shop.a", "shop.b")
@@ -283,12 +260,12 @@ def test_everything_leaves_when_the_broker_is_back(
     """The emitter's own relay publishes the stored messages, without a worker."""
     offloaded(evt, "shop.a", "shop.b")
     emissions = [emit(evt)]
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     with monkeypatch.context() as away:
         away.setattr(Connection, "_connect", _refuse)
         away.setattr(Connection, "send_packed_command", _break)
         emissions.append(emit(evt))
-        assert publisher.drain(PATIENCE)
+        drain_publisher()
     with redis_app.connection_for_read() as connection:
         channel = connection.default_channel
         until(lambda: channel._size("celery") >= 4, within=2 * PATIENCE)
@@ -339,12 +316,12 @@ def test_a_tracked_message_that_cannot_be_published_is_tried_later(evt: Event, m
     bind(make_app(task_cls=Buggy))
     offloaded(evt, "shop.a")
     emit(evt)
-    assert publisher.drain(PATIENCE)
-    (entry,) = operations.read_deliveries()
+    drain_publisher()
+    (entry,) = deliveries()
     assert entry.state == "waiting"
     assert "LookupError: bug" in str(entry.error)
     assert entry.due is not None
-    assert publisher.is_ready
+    assert is_ready()
 
 
 def test_a_payload_that_rabbitmq_would_refuse_is_an_error_at_emit(
@@ -378,9 +355,9 @@ def test_one_that_the_broker_refuses_keeps_no_other_from_leaving(
         offloaded(evt, "shop.wrong", queue=f"{queue}.wrong")
         offloaded(evt, "shop.good", queue=queue)
         emit(evt)
-        assert publisher.drain(PATIENCE)
+        drain_publisher()
         assert states() == {"shop.wrong": "waiting", "shop.good": "queued"}
-        assert publisher.is_ready
+        assert is_ready()
         assert channel.queue_declare(queue, passive=True).message_count >= 1
         channel.queue_delete(queue)
         channel.queue_delete(f"{queue}.wrong")
@@ -392,18 +369,15 @@ def test_the_publisher_survives_a_database_that_is_away_too(
     """A message that cannot be put back is left to its lease, and the next emit is published."""
     offloaded(evt, "shop.a")
 
-    def away(*args: Any, **kwargs: Any) -> None:
-        raise OperationalError("away")
-
-    with monkeypatch.context() as faults:
-        faults.setattr(TaskMessage, "publish", away)
-        faults.setattr("nitro.infrastructure.outbox.pending.requeue_unconfirmed", away)
+    with monkeypatch.context() as patch:
+        faults.fail_publishing(patch, OperationalError("away"))
+        faults.fail_requeueing(patch, OperationalError("away"))
         emit(evt)
-        assert publisher.drain(PATIENCE)
+        drain_publisher()
     assert "could not be put back" in caplog.text
-    publisher._failures = 0
+    faults.set_reachable(True)
     emit(evt)
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     with app.connection_for_read() as connection:
         assert connection.default_channel._size("celery") == 1
 

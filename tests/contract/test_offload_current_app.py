@@ -15,9 +15,8 @@ from kombu.transport import memory
 from nitro.errors import DeclarationError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, emit, emit_async, on
-from nitro.infrastructure.offload import app as apps
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.broker import is_embedded
+from support.app import current_app, has_embedded_broker
 
 pytestmark = pytest.mark.usefixtures("offloading")
 
@@ -32,7 +31,7 @@ def test_bound_app_wins_over_the_current_one(celery_app: Callable[..., Celery], 
     """A bound app wins over Celery's current one."""
     bound = bind(celery_app("bound", broker="memory://", set_as_current=False))
     celery_app("current", broker="memory://")
-    assert apps.current_app() is bound
+    assert current_app() is bound
 
 
 def test_current_app_needs_no_line(celery_app: Callable[..., Celery], evt: Event) -> None:
@@ -64,7 +63,7 @@ def test_current_app_is_found_in_another_thread(celery_app: Callable[..., Celery
     """A web server's threads use the app that the main thread has made."""
     app = celery_app("current", broker="memory://")
     found_apps: list[Celery] = []
-    thread = threading.Thread(target=lambda: found_apps.append(apps.current_app()))
+    thread = threading.Thread(target=lambda: found_apps.append(current_app()))
     thread.start()
     thread.join()
     assert found_apps == [app]
@@ -76,7 +75,7 @@ def test_default_app_is_found_in_another_thread_among_several(celery_app: Callab
     celery_app("other", broker="memory://")
     worker_app.set_default()
     found_apps: list[Celery] = []
-    thread = threading.Thread(target=lambda: found_apps.append(apps.current_app()))
+    thread = threading.Thread(target=lambda: found_apps.append(current_app()))
     thread.start()
     thread.join()
     assert found_apps == [worker_app]
@@ -84,9 +83,9 @@ def test_default_app_is_found_in_another_thread_among_several(celery_app: Callab
 
 def test_own_app_otherwise(tmp_path: Path) -> None:
     """Without an app of the user's Nitro makes one from its settings, always the same."""
-    app = apps.current_app()
-    assert app is apps.current_app()
-    assert is_embedded(app)
+    app = current_app()
+    assert app is current_app()
+    assert has_embedded_broker(app)
     assert app.conf.task_default_queue == "nitro"
 
 
@@ -94,7 +93,7 @@ def test_own_app_is_not_made_current() -> None:
     """Nitro's own app does not become Celery's current app."""
     from celery import _state
 
-    apps.current_app()
+    current_app()
     assert _state._tls.current_app is None
 
 
@@ -102,7 +101,7 @@ def test_own_app_reads_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broker and results of Nitro's own app come from `NITRO_*`."""
     monkeypatch.setenv("NITRO_BROKER_URL", "memory://")
     monkeypatch.setenv("NITRO_RESULT_BACKEND", "cache+memory://")
-    app = apps.current_app()
+    app = current_app()
     assert (app.conf.broker_url, app.conf.result_backend) == ("memory://", "cache+memory://")
 
 
@@ -112,7 +111,7 @@ def test_one_own_app_for_all_threads() -> None:
 
     def look() -> None:
         ready.wait()
-        found_apps.append(apps.current_app())
+        found_apps.append(current_app())
 
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
@@ -125,7 +124,7 @@ def test_one_own_app_for_all_threads() -> None:
 def test_rabbitmq_of_the_own_app_is_a_quorum_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nitro's own app uses a replicated queue on RabbitMQ, with an exchange that supports countdowns."""
     monkeypatch.setenv("NITRO_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//")
-    conf = apps.current_app().conf
+    conf = current_app().conf
     assert (conf.task_default_queue_type, conf.task_default_exchange_type) == ("quorum", "topic")
 
 

@@ -11,13 +11,13 @@ import pytest
 from celery import Celery
 from kombu.transport import redis as kombus
 
-from brokers import PLACES, OwnRedis, own_redis
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.broker import driver_of, is_embedded
-from nitro.infrastructure.offload.publishing.connection import queue_sizes
-from nitro.infrastructure.offload.publishing.publisher import publisher
-from waiting import until
+from support import faults
+from support.app import broker_driver_of, has_embedded_broker
+from support.broker import drain_publisher, queue_sizes
+from support.brokers import PLACES, OwnRedis, own_redis
+from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("offloading")
 
@@ -54,8 +54,8 @@ def test_the_kind_of_broker_is_asked_of_the_connection(
     """The driver follows from the connection, in whichever settings the app names its broker."""
     app = celery_app("shop")
     app.config_from_object(settings)
-    assert driver_of(bind(app)) == driver
-    assert is_embedded(app) is (driver == "memory")
+    assert broker_driver_of(bind(app)) == driver
+    assert has_embedded_broker(app) is (driver == "memory")
 
 
 @pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL"])
@@ -64,17 +64,17 @@ def test_the_kind_of_broker_may_come_from_the_environment(
 ) -> None:
     """Celery's environment variables win over the settings."""
     monkeypatch.setenv(name, "redis://a")
-    assert driver_of(bind(celery_app("shop", broker="memory://"))) == "redis"
+    assert broker_driver_of(bind(celery_app("shop", broker="memory://"))) == "redis"
 
 
 @pytest.mark.parametrize("name", ["broker_url", "broker_write_url", "broker_transport"])
 def test_a_change_of_the_broker_is_seen(celery_app: Callable[..., Celery], name: str) -> None:
     """The driver is determined again after a change of the settings."""
     app = bind(celery_app("shop", broker="amqp://a"))
-    assert driver_of(app) == "amqp"
+    assert broker_driver_of(app) == "amqp"
     app.conf.broker_url = None
     app.conf[name] = "redis" if name == "broker_transport" else "redis://a"
-    assert driver_of(app) == "redis"
+    assert broker_driver_of(app) == "redis"
 
 
 @pytest.fixture
@@ -102,8 +102,7 @@ def place(evt: Event, request: pytest.FixtureRequest) -> Callable[[], object]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets time-outs of one second instead of five."""
-    options = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-    monkeypatch.setattr("nitro.infrastructure.offload.broker.TRANSPORT_OPTIONS", {"redis": options})
+    faults.set_redis_timeouts(monkeypatch, 1.0)
 
 
 @pytest.mark.server
@@ -135,7 +134,7 @@ def test_the_publisher_moves_on_when_its_server_goes_away(
     app.conf.broker_url = as_list(servers)
     bind(app)
     place()
-    assert publisher.drain(10)
+    drain_publisher()
     for server, other in pairwise(servers):
         assert server.length(QUEUE) == 1
         disable(server)

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from nitro.infrastructure.events import Event, emit, on
-from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
+from support.broker import ENVELOPE_KEY
 
 Work = Callable[..., Any]
 Sent = Callable[..., list[Any]]

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, emit, emit_async, on
-from nitro.infrastructure.outbox import inserts, operations
+from support import faults, outbox
 
 Sent = Callable[..., list[Any]]
 
@@ -136,7 +136,7 @@ def test_after_a_commit_nothing_is_raised(evt: Event, app: Celery, monkeypatch: 
     with transaction():
         emission = emit(evt, Parcel(id="p1").save())
     assert Parcel.get("p1") is not None
-    assert [entry.id for entry in operations.read_deliveries()] == list(emission.offloaded.values())
+    assert [entry.id for entry in outbox.deliveries()] == list(emission.offloaded.values())
 
 
 def test_what_cannot_even_be_stored_after_a_commit_is_logged(
@@ -145,14 +145,7 @@ def test_what_cannot_even_be_stored_after_a_commit_is_logged(
     """An ERROR names the handler, because no caller is left to raise to."""
     on(evt, offload={"delivery": "broker"}, name="shop.untracked")(lambda sender: None)
     monkeypatch.setattr(app.tasks["shop.untracked"], "apply_async", refuse_connection)
-    insert_rows = inserts.insert_deliveries
-
-    def insert_tracked(connection: Any, app: Celery, parcels: Any, *, queued: bool) -> None:
-        if any(not parcel.is_tracked for parcel in parcels):
-            raise OperationalError("database is away")
-        insert_rows(connection, app, parcels, queued=queued)
-
-    monkeypatch.setattr(inserts, "insert_deliveries", insert_tracked)
+    faults.fail_storing_untracked(monkeypatch, OperationalError("database is away"))
     with transaction():
         emit(evt, Parcel(id="p1").save())
     assert Parcel.get("p1") is not None
@@ -178,4 +171,4 @@ def test_one_failed_batch_does_not_keep_the_next_from_leaving(
         emit(evt, "first")
         emit(evt, "second")
     assert [message.payload.sender for message in sent()] == ["second"]
-    assert sorted(entry.state for entry in operations.read_deliveries()) == ["queued", "waiting"]
+    assert sorted(entry.state for entry in outbox.deliveries()) == ["queued", "waiting"]

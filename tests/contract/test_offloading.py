@@ -13,6 +13,7 @@ import pytest
 
 from nitro.errors import DeclarationError, DuplicateHandler, NotOffloadable, OptionConflict, UnknownOption
 from nitro.infrastructure.events import Event, Namespace, on
+from support.app import real_dispatcher
 
 Load = Callable[[str], ModuleType]
 
@@ -29,15 +30,8 @@ def at_module_level(sender: object) -> None: ...
 @pytest.fixture(autouse=True)
 def publisher() -> Iterator[None]:
     """Installs the real dispatcher, without a Celery app that hears declarations; restores all declarations."""
-    from nitro.infrastructure.events.ports import dispatcher_slot
-    from nitro.infrastructure.offload import declarations
-    from nitro.infrastructure.offload.dispatcher import CeleryDispatcher
-
-    by_name = dict(declarations.declarations_by_name)
-    with dispatcher_slot.replaced(CeleryDispatcher()), declarations.declaration_hooks.replaced():
+    with real_dispatcher():
         yield
-    declarations.declarations_by_name.clear()
-    declarations.declarations_by_name.update(by_name)
 
 
 @pytest.fixture

@@ -10,18 +10,13 @@ from typing import Any
 import pytest
 from celery import Celery, Task
 from celery.exceptions import Retry
-from sqlalchemy import select
 
-from databases import KINDS, on_database
-from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.publishing.publisher import publisher
-from nitro.infrastructure.outbox import claims, operations, pending
-from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
-from nitro.infrastructure.outbox.relay import Relay
-from nitro.infrastructure.outbox.schema import deliveries
-from waiting import until
+from support import faults, outbox
+from support.broker import drain_publisher
+from support.databases import KINDS, on_database
+from support.waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]
@@ -58,26 +53,20 @@ def naive(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def expire_now() -> None:
-    """Moves the expiry of all deliveries into the past."""
-    with write_connection() as connection:
-        connection.execute(deliveries.update().where(deliveries.c.expires_at.is_not(None)).values(expires_at=1.0))
-
-
-def only(state: str | None = None) -> operations.DeliveryRecord:
+def only(state: str | None = None) -> outbox.DeliveryRecord:
     """Waits until the only delivery is in a state, and returns it."""
     return until(lambda: next(iter(records), None) if (records := in_state(state)) else None)
 
 
-def in_state(state: str | None) -> list[operations.DeliveryRecord]:
+def in_state(state: str | None) -> list[outbox.DeliveryRecord]:
     """Returns the deliveries in a state."""
-    return [entry for entry in operations.read_deliveries() if state in (None, entry.state)]
+    return [entry for entry in outbox.deliveries() if state in (None, entry.state)]
 
 
 def expires_at() -> float:
     """Returns the time at which the only delivery expires."""
-    with engine().connect() as connection:
-        return float(connection.scalar(select(deliveries.c.expires_at)) or 0.0)
+    (row,) = outbox.delivery_rows()
+    return float(row.expires_at or 0.0)
 
 
 @pytest.mark.parametrize("shape", [naive, lambda moment: moment, lambda m: m.astimezone(timezone(timedelta(hours=9)))])
@@ -88,7 +77,7 @@ def test_a_time_is_read_as_celery_reads_it(
     moment = datetime.now(UTC) + SOON
     emit(handled(evt, expires=shape(moment)))
     assert expires_at() == pytest.approx(moment.timestamp(), abs=0.01)
-    assert isinstance(claim(operations.read_deliveries()[0].emission, HANDLER, "worker/1-1"), Claim)
+    outbox.start_run(outbox.delivery().emission, HANDLER)
 
 
 @pytest.mark.parametrize("promise", ["broker", "at-most-once"])
@@ -96,9 +85,9 @@ def test_the_message_says_the_same_as_the_row(zone: str, evt: Event, app: Celery
     """An untracked message carries the same expiry, whether it is sent at once or after an outage."""
     moment = datetime.now(UTC) + SOON
     emit(handled(evt, expires=naive(moment), delivery=promise))
-    publisher._failures, publisher._paused_until = 1, float("inf")
+    faults.set_reachable(False)
     emit(evt)
-    publisher._failures, publisher._paused_until = 0, 0.0
+    faults.set_reachable(True)
     only("published")
     expiries = [datetime.fromisoformat(message.headers["expires"]) for message in sent()]
     assert [abs(each - moment) < timedelta(seconds=0.01) for each in expiries] == [True, True]
@@ -139,7 +128,7 @@ def test_a_retry_at_a_time_is_due_at_it(zone: str, evt: Event, app: Celery, work
 def test_what_has_expired_when_it_is_declared_is_a_dead_letter(evt: Event, app: Celery, sent: Sent) -> None:
     """A delivery that has expired at the emit becomes a dead letter without a worker."""
     emit(handled(evt, expires=datetime(2020, 1, 1)))
-    Relay(app).step()
+    outbox.Relay(app).step()
     assert (only().state, only().error) == ("dead", "expired before it started")
 
 
@@ -155,77 +144,75 @@ def test_what_expires_in_a_queue_that_nobody_reads_is_a_dead_letter(
     on_database(request, monkeypatch, kind)
     app = bind(make_app())
     emission = emit(handled(evt, expires=3600, queue="nobody"))
-    Relay(app).step()
+    outbox.Relay(app).step()
     assert only().state == "queued"
-    expire_now()
-    Relay(app).step()
+    outbox.expire_now()
+    outbox.Relay(app).step()
     assert (only().state, only().error, only().attempts) == ("dead", "expired before it started", 0)
-    assert claim(emission.id, HANDLER, "worker/1-1") == Refusal(state="dead")
+    assert outbox.refused_state(emission.id, HANDLER) == "dead"
 
 
 def test_what_expires_while_the_broker_is_away_is_a_dead_letter(evt: Event, app: Celery) -> None:
     """A delivery expires while the broker is unreachable."""
     emit(handled(evt, expires=3600, countdown=1800))
-    expire_now()
-    publisher._failures, publisher._paused_until = 1, float("inf")
-    Relay(app).step()
-    publisher._failures, publisher._paused_until = 0, 0.0
+    outbox.expire_now()
+    faults.set_reachable(False)
+    outbox.Relay(app).step()
+    faults.set_reachable(True)
     assert only().state == "dead"
 
 
 def test_what_no_worker_knows_expires(evt: Event, app: Celery) -> None:
     """A delivery that waits for a worker with its handler expires."""
     emission = emit(handled(evt, expires=3600))
-    claims.requeue_unknown(emission.id, HANDLER, 10, "unknown")
-    expire_now()
-    assert pending.close_expired() == 1
+    outbox.requeue_unknown(emission.id, HANDLER)
+    outbox.expire_now()
+    assert outbox.close_expired() == 1
     assert only().state == "dead"
 
 
 def test_a_retry_does_not_outlive_its_delivery(evt: Event, app: Celery) -> None:
     """A delivery that waits for a retry expires; its error and its history name the earlier run."""
-    run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
-    assert isinstance(run, Claim)
-    claims.reschedule(run, 1800.0, "ValueError: no stock")
-    expire_now()
-    assert pending.close_expired() == 1
+    run = outbox.start_run(emit(handled(evt, expires=3600)).id, HANDLER)
+    outbox.reschedule(run, 1800.0, "ValueError: no stock")
+    outbox.expire_now()
+    assert outbox.close_expired() == 1
     assert (only().state, only().error) == ("dead", "expired before it ran again")
     assert [run.why for run in only().history] == ["ValueError: no stock"]
 
 
 def test_a_run_goes_on_after_its_expiry(evt: Event, app: Celery) -> None:
     """A run that started in time may finish after the expiry."""
-    run = claim(emit(handled(evt, expires=3600)).id, HANDLER, "worker/1-1")
-    assert isinstance(run, Claim)
-    expire_now()
-    assert pending.close_expired() == 0
-    claims.finish(run)
+    run = outbox.start_run(emit(handled(evt, expires=3600)).id, HANDLER)
+    outbox.expire_now()
+    assert outbox.close_expired() == 0
+    outbox.finish(run)
     assert only().state == "done"
 
 
 def test_many_expire_together(evt: Event, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many deliveries expire in batches until none is left."""
-    monkeypatch.setattr(pending, "EXPIRY_BATCH", 2)
+    outbox.expire_in_batches(monkeypatch, 2)
     handled(evt, expires=3600)
     for _ in range(5):
         emit(evt)
-    expire_now()
-    assert pending.close_expired() == 5
+    outbox.expire_now()
+    assert outbox.close_expired() == 5
 
 
 def test_what_is_replayed_does_not_expire_again(evt: Event, app: Celery) -> None:
     """A replayed delivery has no expiry any more."""
     emit(handled(evt, expires=0))
-    assert pending.close_expired() == 1
-    assert operations.replay() == 1
-    assert pending.close_expired() == 0
+    assert outbox.close_expired() == 1
+    assert outbox.replay_all() == 1
+    assert outbox.close_expired() == 0
 
 
 def test_the_class_of_a_task_may_say_when_it_expires(evt: Event, app: Celery, work: Work) -> None:
     """An expiry of the task class is kept in the row, because Celery would report an expired message as cancelled."""
     handled(evt, base=Expiring)
     emit(evt)
-    assert publisher.drain(20)
+    drain_publisher()
     work(app)
     assert only("dead").error == "expired before it started"
 

@@ -13,20 +13,15 @@ from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
 from kombu.transport import memory
 
-from databases import KINDS, on_database
-from nitro.infrastructure.database import write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.publishing.publisher import publisher
-from nitro.infrastructure.outbox import operations, pending
-from nitro.infrastructure.outbox.relay import Relay
-from nitro.infrastructure.outbox.rows import MAX_LEASE_SECONDS
-from nitro.infrastructure.outbox.schema import deliveries
-from waiting import until
+from support import outbox
+from support.broker import drain_publisher
+from support.databases import KINDS, on_database
+from support.waiting import until
 
 MakeApp = Callable[..., Celery]
 HANDLER = "shop.a"
-PATIENCE = 20.0
 MANY = 5
 SHOP = Exchange("shop", type="topic")
 TOPICS = [Queue("celery"), Queue("mail", SHOP, routing_key="mail.#"), Queue("bills", SHOP, routing_key="*.bill")]
@@ -55,22 +50,15 @@ def release(make_app: MakeApp, evt: Event, offload: Any = True, **conf: Any) -> 
     return bind(make_app(**conf))
 
 
-def age(seconds: float) -> None:
-    """Moves the times of all rows into the past."""
-    older = {"due_at": deliveries.c.due_at - seconds, "published_at": deliveries.c.published_at - seconds}
-    with write_connection() as connection:
-        connection.execute(deliveries.update().values(older))
-
-
 def in_queues() -> dict[str, int]:
     """Returns the number of messages in each queue of the broker."""
-    assert publisher.drain(PATIENCE)
+    drain_publisher()
     return {name: size for name, queue in memory.Channel.queues.items() if (size := queue.qsize())}
 
 
 def named_queues() -> list[str]:
     """Returns the queue names of the rows."""
-    return [entry.queue for entry in operations.read_deliveries()]
+    return [entry.queue for entry in outbox.deliveries()]
 
 
 def handle(sender: object) -> None:
@@ -91,8 +79,8 @@ def test_what_waits_goes_by_the_routes_of_today(
     for _ in range(MANY):
         emit(evt)
     assert named_queues() == ["old"] * MANY
-    age(3600)
-    assert Relay(bind(make_app(task_routes={"shop.*": {"queue": "new"}}))).step() == MANY
+    outbox.age(3600)
+    assert outbox.Relay(bind(make_app(task_routes={"shop.*": {"queue": "new"}}))).step() == MANY
     assert in_queues() == {"new": MANY}
     assert named_queues() == ["new"] * MANY
 
@@ -105,12 +93,10 @@ def test_a_change_of_routes_multiplies_nothing(make_app: MakeApp, evt: Event) ->
     assert in_queues() == {"old": MANY}
     memory.Channel.queues.clear()
     for _ in range(8):
-        age(90)
-        Relay(bind(make_app(task_routes={"shop.*": {"queue": "new"}}))).step()
+        outbox.age(90)
+        outbox.Relay(bind(make_app(task_routes={"shop.*": {"queue": "new"}}))).step()
     assert in_queues() == {"new": MANY}
-    assert {(entry.state, entry.queue, entry.publications) for entry in operations.read_deliveries()} == {
-        ("queued", "new", 2)
-    }
+    assert {(entry.state, entry.queue, entry.publications) for entry in outbox.deliveries()} == {("queued", "new", 2)}
 
 
 def test_two_releases_side_by_side_multiply_nothing(make_app: MakeApp, evt: Event) -> None:
@@ -122,8 +108,8 @@ def test_two_releases_side_by_side_multiply_nothing(make_app: MakeApp, evt: Even
     in_queues()
     for _ in range(4):
         for app in (new, old):
-            age(90)
-            Relay(bind(app)).step()
+            outbox.age(90)
+            outbox.Relay(bind(app)).step()
     assert in_queues() == {"old": MANY}
 
 
@@ -148,8 +134,8 @@ def test_a_router_that_changes_its_answer_is_followed(make_app: MakeApp, evt: Ev
     for _ in range(MANY):
         emit(evt)
     if late:
-        age(3600)
-        assert Relay(app).step() == MANY
+        outbox.age(3600)
+        assert outbox.Relay(app).step() == MANY
     sizes = in_queues()
     assert sum(sizes.values()) == MANY
     assert {name: named_queues().count(name) for name in sizes} == sizes
@@ -225,11 +211,11 @@ def test_queues_that_the_app_does_not_have_are_not_taken_for_empty(
         return dict.fromkeys(queues, 0)
 
     emit(evt)
-    assert publisher.drain(PATIENCE)
-    age(MAX_LEASE_SECONDS - 60)
-    assert pending.requeue_lost(probe_empty) == 0
-    age(120)
-    assert pending.requeue_lost(probe_empty) == 1
+    drain_publisher()
+    outbox.age(outbox.MAX_LEASE_SECONDS - 60)
+    assert outbox.requeue_lost(probe_empty) == 0
+    outbox.age(120)
+    assert outbox.requeue_lost(probe_empty) == 1
 
 
 def test_a_queue_that_is_gone_is_left_to_the_routes(
@@ -238,9 +224,9 @@ def test_a_queue_that_is_gone_is_left_to_the_routes(
     """A message for a queue that the release no longer has is published by the current routes."""
     release(make_app, evt, {"queue": "gone", "countdown": 3600})
     emit(evt)
-    age(3600)
+    outbox.age(3600)
     later = bind(make_app(task_create_missing_queues=False, task_queues=[Queue("celery")]))
-    assert Relay(later).step() == 1
+    assert outbox.Relay(later).step() == 1
     assert in_queues() == {"celery": 1}
     assert named_queues() == ["celery"]
     assert "has no gone any more" in caplog.text
@@ -251,12 +237,12 @@ def test_a_route_that_fails_keeps_no_other_from_leaving(make_app: MakeApp, evt: 
     release(make_app, evt, {"countdown": 3600})
     on(evt, offload={"countdown": 3600}, name="shop.b")(lambda sender: None)
     emit(evt)
-    age(3600)
+    outbox.age(3600)
     later = make_app(
         task_create_missing_queues=False, task_queues=[Queue("celery")], task_routes={HANDLER: {"queue": "missing"}}
     )
-    assert Relay(bind(later)).step() == 1
-    failed, queued = sorted(operations.read_deliveries(), key=lambda entry: entry.handler)
+    assert outbox.Relay(bind(later)).step() == 1
+    failed, queued = sorted(outbox.deliveries(), key=lambda entry: entry.handler)
     assert (failed.state, queued.state) == ("waiting", "queued")
     assert "missing" in str(failed.error)
 
@@ -268,8 +254,8 @@ def test_a_queue_of_the_handler_stays_with_the_delivery(make_app: MakeApp, evt: 
     evt.disconnect(handle)
     on(evt, offload={"queue": "after"}, name=HANDLER)(handle)
     emit(evt)
-    age(90)
-    assert Relay(app).step() == 0
+    outbox.age(90)
+    assert outbox.Relay(app).step() == 0
     assert in_queues() == dict.fromkeys(named_queues(), 1)
 
 
@@ -281,9 +267,9 @@ def test_a_worker_of_another_app_relays_to_the_broker_of_the_bound_one(
     work(make_app(task_default_queue="others"))
     emit(evt)
     until(lambda: states() == ["queued"])
-    assert {entry.queue for entry in operations.read_deliveries()} == {"mine"}
+    assert {entry.queue for entry in outbox.deliveries()} == {"mine"}
 
 
 def states() -> list[str]:
     """Returns the states of all deliveries."""
-    return [entry.state for entry in operations.read_deliveries()]
+    return [entry.state for entry in outbox.deliveries()]

@@ -14,18 +14,17 @@ from typing import Any
 import pytest
 from celery import Celery
 from kombu import Queue
-from sqlalchemy import event, select
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import OptionNotSerializable
 from nitro.infrastructure.database import engine, transaction
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import Offload
-from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
-from nitro.infrastructure.outbox import operations
-from nitro.infrastructure.outbox.schema import deliveries, emissions
+from support import outbox
+from support.broker import ENVELOPE_KEY
+from support.databases import KINDS, on_database
 
 Sent = Callable[..., list[Any]]
 SKEW = 1.0
@@ -57,13 +56,6 @@ def statements(app: Celery) -> Iterator[list[str]]:
     event.listen(engine(), "before_cursor_execute", record)
     yield executed
     event.remove(engine(), "before_cursor_execute", record)
-
-
-def payloads() -> list[tuple[str | None, str | None]]:
-    """Returns the two payloads of each emission."""
-    with engine().connect() as connection:
-        rows = connection.execute(select(emissions.c.snapshot, emissions.c.reload))
-        return [(row.snapshot, row.reload) for row in rows]
 
 
 INSERTS = {"sqlite": [["nitro_emission"], ["nitro_delivery"]], "postgresql": [["nitro_emission", "nitro_delivery"]]}
@@ -98,8 +90,7 @@ def test_a_row_holds_all_that_its_message_needs(
     begin = time.time()
     emit(evt, 'a "quoted" %s sender')
     end = time.time()
-    with engine().connect() as connection:
-        delayed, plain = connection.execute(select(deliveries).order_by(deliveries.c.due_at.desc())).all()
+    delayed, plain = outbox.delivery_rows()
     assert (delayed.handler, delayed.mode, delayed.queue) == ("shop.böse\"'%s:name", "reload", "mail")
     assert json.loads(delayed.options) == {"queue": "mail", "priority": 3}
     assert (delayed.state, delayed.publications, delayed.published_at) == ("waiting", 0, None)
@@ -109,7 +100,7 @@ def test_a_row_holds_all_that_its_message_needs(
     assert (plain.state, plain.publications) == ("queued", 1)
     assert begin - SKEW <= plain.published_at <= end + SKEW
     assert plain.due_at > plain.published_at
-    assert [bool(payload) for payload in payloads()[0]] == [True, True]
+    assert [bool(payload) for payload in outbox.payloads()[0]] == [True, True]
 
 
 def test_an_emit_in_a_transaction_commits_with_it(evt: Event, app: Celery, statements: list[str]) -> None:
@@ -118,19 +109,19 @@ def test_an_emit_in_a_transaction_commits_with_it(evt: Event, app: Celery, state
     with transaction():
         emit(evt, Cargo(id="c1").save())
         assert committed_rows() == []
-    assert len(operations.read_deliveries()) == 1
+    assert len(outbox.deliveries()) == 1
 
 
-def committed_rows() -> list[operations.DeliveryRecord]:
+def committed_rows() -> list[outbox.DeliveryRecord]:
     """Returns the committed rows of the outbox."""
-    return operations.read_deliveries()
+    return outbox.deliveries()
 
 
 def test_payload_is_stored_once(evt: Event, app: Celery) -> None:
     """The payload is stored once for all handlers of an emission."""
     offloaded(evt, "shop.a", "shop.b")
     emit(evt, "ada", text="x" * 100)
-    ((snapshot, reload),) = payloads()
+    ((snapshot, reload),) = outbox.payloads()
     assert snapshot is not None
     assert snapshot.count("x" * 100) == 1
     assert reload is None
@@ -141,7 +132,7 @@ def test_each_mode_has_its_payload(evt: Event, app: Celery) -> None:
     offloaded(evt, "shop.a")
     offloaded(evt, "shop.b", entity="reload")
     emit(evt, Cargo(id="c1", status="placed").save())
-    ((snapshot, reload),) = payloads()
+    ((snapshot, reload),) = outbox.payloads()
     assert "placed" in str(snapshot)
     assert "placed" not in str(reload)
     assert "c1" in str(reload)
@@ -188,7 +179,7 @@ def test_an_async_session_commits_the_rows(
         await database.dispose()
 
     asyncio.run(main())
-    assert len(operations.read_deliveries()) == 1
+    assert len(outbox.deliveries()) == 1
     assert Cargo.exists("kept")
 
 
@@ -210,7 +201,7 @@ def test_a_savepoint_of_an_async_session_takes_its_rows(evt: Event, app: Celery,
         return kept.id
 
     kept = asyncio.run(main())
-    assert [entry.emission for entry in operations.read_deliveries()] == [kept]
+    assert [entry.emission for entry in outbox.deliveries()] == [kept]
 
 
 def test_countdown_waits_in_the_row(evt: Event, app: Celery, sent: Sent) -> None:
@@ -218,7 +209,7 @@ def test_countdown_waits_in_the_row(evt: Event, app: Celery, sent: Sent) -> None
     offloaded(evt, "shop.a", countdown=3600)
     before = datetime.now(UTC)
     emit(evt)
-    (entry,) = operations.read_deliveries()
+    entry = outbox.delivery()
     assert sent() == []
     assert entry.state == "waiting"
     assert entry.due is not None
@@ -230,7 +221,7 @@ def test_queue_of_the_handler_is_kept(evt: Event, app: Celery) -> None:
     offloaded(evt, "shop.a", queue="mail")
     on(evt, offload=Offload(queue=Queue("post")), name="shop.b")(lambda sender: None)
     emit(evt)
-    assert {entry.handler: entry.queue for entry in operations.read_deliveries()} == {
+    assert {entry.handler: entry.queue for entry in outbox.deliveries()} == {
         "shop.a": "mail",
         "shop.b": "post",
     }
@@ -241,7 +232,7 @@ def test_options_that_are_not_json_are_an_error(evt: Event, app: Celery) -> None
     offloaded(evt, "shop.a", headers={"when": datetime.now(UTC)})
     with pytest.raises(OptionNotSerializable, match=r"shop\.a"):
         emit(evt)
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 def test_a_rolled_back_row_is_not_published(evt: Event, app: Celery, sent: Sent) -> None:
@@ -250,7 +241,6 @@ def test_a_rolled_back_row_is_not_published(evt: Event, app: Celery, sent: Sent)
     with pytest.raises(ZeroDivisionError), transaction():
         emit(evt, "ada")
         raise ZeroDivisionError
-    assert operations.read_deliveries() == []
-    with engine().connect() as connection:
-        assert connection.execute(select(deliveries)).all() == []
+    assert outbox.deliveries() == []
+    assert outbox.delivery_rows() == []
     assert sent() == []

@@ -11,25 +11,17 @@ from typing import Any
 import pytest
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
-from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
-from databases import KINDS, on_database
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import NotTracked
-from nitro.infrastructure import failpoints
-from nitro.infrastructure.database import engine, transaction, write_connection
+from nitro.infrastructure.database import transaction, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import Offload, bind, cancel, current_delivery
-from nitro.infrastructure.offload.envelope import ENVELOPE_KEY
-from nitro.infrastructure.offload.options import DELIVERY_HEADER
-from nitro.infrastructure.offload.publishing.publisher import publisher
-from nitro.infrastructure.outbox import claims, operations
-from nitro.infrastructure.outbox.claims import Claim, claim
-from nitro.infrastructure.outbox.schema import deliveries, emissions, workers
-from nitro.infrastructure.worker import attempt as attempts
-from nitro.infrastructure.worker import identity, supervisor
-from waiting import until
+from support import faults, outbox
+from support.broker import DELIVERY_HEADER, ENVELOPE_KEY
+from support.databases import KINDS, on_database
+from support.waiting import until
 
 Work = Callable[..., Any]
 Sent = Callable[..., list[Any]]
@@ -45,11 +37,11 @@ class Ledger(Entity, table=True):
     key: str
 
 
-def entry(state: str | None = None) -> operations.DeliveryRecord:
+def entry(state: str | None = None) -> outbox.DeliveryRecord:
     """Waits until the only delivery is in this state, if a state is passed, and returns it."""
 
-    def in_state() -> operations.DeliveryRecord | None:
-        (only,) = operations.read_deliveries()
+    def in_state() -> outbox.DeliveryRecord | None:
+        only = outbox.delivery()
         return only if state in (None, only.state) else None
 
     record = until(in_state)
@@ -156,7 +148,7 @@ def test_exactly_once_emits_in_its_transaction(evt: Event, app: Celery, work: Wo
 
     work(app)
     emit(evt, "ada")
-    until(lambda: sorted(record.state for record in operations.read_deliveries()) == ["done", "queued"])
+    until(lambda: sorted(record.state for record in outbox.deliveries()) == ["done", "queued"])
 
 
 @pytest.mark.parametrize("delivery", TRACKED)
@@ -164,13 +156,7 @@ def test_a_run_that_was_taken_over_does_not_close(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch, delivery: str
 ) -> None:
     """A run whose delivery was claimed again cannot close it; its exactly-once writes are rolled back."""
-
-    def take_over(place: str) -> None:
-        if place == "claimed by a worker":
-            with write_connection() as connection:
-                connection.execute(deliveries.update().values(attempts=deliveries.c.attempts + 1))
-
-    monkeypatch.setattr(failpoints, "hooks", [take_over])
+    faults.take_over_runs(monkeypatch)
 
     @on(evt, offload={"delivery": delivery}, name="shop.handler")
     def handler(sender: str) -> None:
@@ -346,10 +332,9 @@ def test_a_message_without_a_row_is_parked(evt: Event, app: Celery, work: Work, 
     on(evt, offload=True, name="shop.handler")(lambda sender: ran.append(sender))
     emit(evt, "ada")
     with write_connection() as connection:
-        connection.execute(deliveries.delete())
-        connection.execute(emissions.delete())
+        outbox.delete_all(connection)
     work(app)
-    until(operations.read_deliveries)
+    until(outbox.deliveries)
     assert "no row" in str(entry("dead").error)
     assert ran == []
 
@@ -373,8 +358,7 @@ def test_a_payload_of_another_version_is_parked(evt: Event, app: Celery, work: W
     """A payload of an unknown version becomes a dead letter after its retries."""
     on(evt, offload={"max_retries": 1, **AT_ONCE, "queue": "celery"}, name="shop.handler")(lambda sender: None)
     emit(evt, "ada")
-    with write_connection() as connection:
-        connection.execute(emissions.update().values(snapshot='{"nitro":99}'))
+    outbox.replace_payloads('{"nitro":99}')
     work(app)
     assert "PayloadUnreadable" in str(entry("dead").error)
 
@@ -395,7 +379,7 @@ def test_a_replay_runs_again_under_the_same_key(evt: Event, app: Celery, work: W
     work(app)
     emit(evt, "ada")
     first = entry(state)
-    assert operations.replay(operations.has_id_in([first.id])) == 1
+    assert outbox.replay(first.id) == 1
     until(lambda: len(keys) == 2)
     entry("done")
     assert keys == [first.id, first.id]
@@ -410,10 +394,7 @@ def test_cancel_stops_what_has_not_started(evt: Event, app: Celery, work: Work) 
     assert cancel(emission.id, "shop.a") == 1
     work(app).of(emission.offloaded["shop.b"])
     assert ran == ["b"]
-    assert {record.handler: record.state for record in operations.read_deliveries()} == {
-        "shop.a": "cancelled",
-        "shop.b": "done",
-    }
+    assert outbox.states() == {"shop.a": "cancelled", "shop.b": "done"}
 
 
 def test_cancel_of_a_whole_emission_counts(evt: Event, app: Celery) -> None:
@@ -462,22 +443,8 @@ def test_a_database_that_is_away_delays_a_run(
 ) -> None:
     """A database outage delays claim and close; the handler runs once."""
     ran: list[str] = []
-    failures = {"claim": 2, "finish": 2}
-
-    def failing_first(name: str) -> Any:
-        real = getattr(claims, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if failures[name]:
-                failures[name] -= 1
-                raise OperationalError("SELECT 1", {}, Exception("the database is away"))
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in failures:
-        monkeypatch.setattr(claims, name, failing_first(name))
-    monkeypatch.setattr(attempts, "RETRY_SECONDS", 0.01)
+    away = OperationalError("SELECT 1", {}, Exception("the database is away"))
+    failures = faults.fail_runs(monkeypatch, 2, away)
     on(evt, offload=True, name="shop.a")(lambda sender: ran.append(sender))
     work(app)
     emit(evt, "ada")
@@ -512,10 +479,10 @@ def test_stored_untracked_deliveries_leave_later_with_their_payload(
     """An untracked delivery of a broker outage waits in a row, which is `published` once the message is sent."""
     ran: list[Any] = []
     on(evt, offload={"delivery": "broker"}, name="shop.a")(lambda sender, **kwargs: ran.append((sender, kwargs)))
-    publisher._failures, publisher._paused_until = 1, float("inf")
+    faults.set_reachable(False)
     emit(evt, "ada", tags={1})
     assert entry().state == "waiting"
-    publisher._failures, publisher._paused_until = 0, 0.0
+    faults.set_reachable(True)
     assert entry("published").attempts == 0
     work(app)
     until(lambda: ran == [("ada", {"tags": {1}})])
@@ -540,11 +507,11 @@ def test_a_run_that_nobody_knows_of_is_taken_back(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that no task of its live worker belongs to is counted as lost."""
-    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.1)
+    outbox.check_runs_every(monkeypatch, 0.1)
     on(evt, offload={"queue": "elsewhere"}, name="shop.a")(lambda sender: None)
     emission = emit(evt, "ada")
     work(app)
-    assert isinstance(claim(emission.id, "shop.a", f"{identity.worker_id()}/1-1"), Claim)
+    outbox.start_run(emission.id, "shop.a", f"{outbox.worker_id()}/1-1")
     until(lambda: entry().losses == 1)
     assert "without closing the delivery" in str(entry().error)
 
@@ -553,10 +520,7 @@ def test_a_run_that_takes_long_is_not_taken_back(
     evt: Event, app: Celery, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long run that its worker knows is not taken back."""
-    checks: list[int] = []
-    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.05)
-    running = claims.running_attempts
-    monkeypatch.setattr(claims, "running_attempts", lambda boot: checks.append(1) or running(boot))
+    checks = outbox.check_runs_every(monkeypatch, 0.05)
 
     @on(evt, offload=True, name="shop.a")
     def handler(sender: str) -> None:
@@ -573,12 +537,6 @@ def test_a_worker_that_has_ended_leaves_nothing_behind(evt: Event, app: Celery, 
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     with work_for_a_while(app) as worker:
         worker.only(emit(evt, "ada"))
-        until(lambda: count_workers() == 1)
-    assert count_workers() == 0
+        until(lambda: outbox.count_workers() == 1)
+    assert outbox.count_workers() == 0
     assert not {"nitro-supervisor", "nitro-relay"} & {thread.name for thread in threading.enumerate()}
-
-
-def count_workers() -> int:
-    """Returns the number of workers with a row in the table of workers."""
-    with engine().connect() as connection:
-        return int(connection.scalar(select(func.count()).select_from(workers)) or 0)

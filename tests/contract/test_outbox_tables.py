@@ -13,17 +13,16 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, select, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlmodel import Field, Session, SQLModel
 
-import old_tables
-from databases import KINDS
 from nitro.errors import OutboxElsewhere, OutboxOutdated
 from nitro.infrastructure.database import create_tables, engine, nitro_metadata, reset, transaction, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox import claims, operations, versions
-from nitro.infrastructure.outbox.schema import schema_versions
+from support import old_tables, outbox
+from support.databases import KINDS
+from support.tables import USABLE_FROM, VERSION, init, init_script, set_version, stored_versions, use_steps
 
 NAMES = {"nitro_delivery", "nitro_emission", "nitro_schema", "nitro_worker"}
 SOON = 10.0
@@ -102,7 +101,7 @@ def test_dropping_the_users_tables_leaves_them(evt: Event, app: Celery) -> None:
     first = emit(evt)
     SQLModel.metadata.drop_all(engine())
     second = emit(evt)
-    assert {entry.emission for entry in operations.read_deliveries()} == {first.id, second.id}
+    assert {entry.emission for entry in outbox.deliveries()} == {first.id, second.id}
 
 
 SCRIPT = """
@@ -116,8 +115,8 @@ class Order(Entity, table=True):
     __tablename__ = "orders_of_script"
 {act}
 emit("order.placed", "ada")
-from nitro.infrastructure.outbox import operations
-print([entry.state for entry in operations.read_deliveries()])
+from support import outbox
+print(outbox.states())
 """
 
 
@@ -181,7 +180,7 @@ def test_a_session_of_a_tenant_writes_into_them(
         with transaction(session):
             emission = emit(evt)
         session.commit()
-    assert [entry.emission for entry in operations.read_deliveries()] == [emission.id]
+    assert [entry.emission for entry in outbox.deliveries()] == [emission.id]
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -191,12 +190,11 @@ def test_older_tables_become_those_of_this_version(empty: Engine, version: int, 
     target = current_shape(empty)
     with empty.begin() as connection:
         old_tables.create(connection, version, numbered=numbered)
-    versions.init()
+    init()
     assert shape(empty) == target
-    assert [entry.handler for entry in operations.read_deliveries()] == ["shop.old"]
-    with engine().connect() as connection:
-        assert connection.execute(select(schema_versions)).all() == [(versions.VERSION, versions.USABLE_FROM)]
-    versions.init()
+    assert [entry.handler for entry in outbox.deliveries()] == ["shop.old"]
+    assert stored_versions() == [(VERSION, USABLE_FROM)]
+    init()
     assert shape(empty) == target
 
 
@@ -209,15 +207,15 @@ def test_older_tables_on_sqlite_bring_themselves_up_to_date(
         old_tables.create(connection, version)
     offloaded(evt)
     emit(evt)
-    assert len(operations.read_deliveries()) == 2
+    assert len(outbox.deliveries()) == 2
 
 
 INIT = """
 import sys
-from nitro.infrastructure.outbox import versions
+from support.tables import init
 print("ready", flush=True)
 sys.stdin.readline()
-versions.init(into=sys.argv[1] or None)
+init(into=sys.argv[1] or None)
 """
 
 
@@ -234,14 +232,14 @@ def test_several_may_init_at_once(
             old_tables.create(connection, version)
     init_at_once(f"{empty.url.render_as_string(hide_password=False)}{isolation}", tmp_path)
     with empty.connect() as connection:
-        assert connection.execute(text("SELECT version FROM nitro_schema")).all() == [(versions.VERSION,)]
+        assert connection.execute(text("SELECT version FROM nitro_schema")).all() == [(VERSION,)]
 
 
 def test_several_may_init_in_a_schema_at_once(server: Engine, tmp_path: Path) -> None:
     """Concurrent calls of `init` with a new schema all succeed."""
     init_at_once(server.url.render_as_string(hide_password=False), tmp_path, into="at_once")
     with server.connect() as connection:
-        assert connection.execute(text("SELECT version FROM at_once.nitro_schema")).all() == [(versions.VERSION,)]
+        assert connection.execute(text("SELECT version FROM at_once.nitro_schema")).all() == [(VERSION,)]
 
 
 def init_at_once(url: str, folder: Path, into: str = "") -> None:
@@ -258,36 +256,29 @@ def init_at_once(url: str, folder: Path, into: str = "") -> None:
     assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 3
 
 
-def set_version(version: int, usable_from: int) -> None:
-    with write_connection() as connection:
-        connection.execute(schema_versions.update().values(version=version, usable_from=usable_from))
-    reset()
-
-
 def test_later_tables_that_allow_it_are_used(evt: Event, empty: Engine) -> None:
     """Tables of a later version are used if they allow this version, as during a rolling release."""
     offloaded(evt)
-    versions.init()
+    init()
     with write_connection() as connection:
         connection.exec_driver_sql("ALTER TABLE nitro_delivery ADD COLUMN later INTEGER NOT NULL DEFAULT 0")
-    set_version(versions.VERSION + 3, versions.VERSION)
+    set_version(VERSION + 3, VERSION)
     emission = emit(evt)
-    assert isinstance(claims.claim(emission.id, "shop.a", "boot/1-1"), claims.Claim)
-    versions.init()
-    with engine().connect() as connection:
-        assert connection.scalar(select(schema_versions.c.version)) == versions.VERSION + 3
+    outbox.start_run(emission.id, "shop.a")
+    init()
+    assert [version for version, _ in stored_versions()] == [VERSION + 3]
 
 
 def test_later_tables_that_do_not_allow_it_are_refused(evt: Event, empty: Engine) -> None:
     """Tables of a later version that do not allow this version raise; the error says to update the library."""
     offloaded(evt)
-    versions.init()
-    set_version(versions.VERSION + 2, versions.VERSION + 1)
+    init()
+    set_version(VERSION + 2, VERSION + 1)
     for act in (
         lambda: emit(evt),
-        operations.read_deliveries,
-        versions.init,
-        lambda: claims.claim("e", "shop.a", "b/1-1"),
+        outbox.deliveries,
+        init,
+        lambda: outbox.start_run("e", "shop.a"),
     ):
         reset()
         with pytest.raises(OutboxOutdated, match="update the library"):
@@ -300,16 +291,14 @@ def test_tables_of_a_later_step_are_brought_up_to_date(
     """Upgrade steps are applied in order and keep the rows; on SQLite without a command."""
     offloaded(evt)
     first = emit(evt)
-    later = versions.VERSION + 2
-    monkeypatch.setattr(versions, "VERSION", later)
+    later = VERSION + 2
     steps = {later - 1: ("ALTER TABLE nitro_worker ADD note TEXT",), later: ("UPDATE nitro_worker SET note = 'x'",)}
-    monkeypatch.setattr(versions, "UPGRADE_STEPS", steps)
-    reset()
+    use_steps(monkeypatch, later, steps)
     second = emit(evt)
+    assert [version for version, _ in stored_versions()] == [later]
     with engine().connect() as connection:
-        assert connection.scalar(select(schema_versions.c.version)) == later
         connection.exec_driver_sql("SELECT note FROM nitro_worker")
-    assert {entry.emission for entry in operations.read_deliveries()} == {first.id, second.id}
+    assert {entry.emission for entry in outbox.deliveries()} == {first.id, second.id}
 
 
 @pytest.mark.server
@@ -330,7 +319,7 @@ def test_a_server_database_that_cannot_be_used_says_why(
         with server.begin() as connection:
             create(connection)
     offloaded(evt)
-    for act in (lambda: emit(evt), operations.read_deliveries, lambda: claims.claim("e", "shop.a", "b/1-1")):
+    for act in (lambda: emit(evt), outbox.deliveries, lambda: outbox.start_run("e", "shop.a")):
         with pytest.raises(OutboxOutdated, match=message):
             act()
 
@@ -338,25 +327,25 @@ def test_a_server_database_that_cannot_be_used_says_why(
 @pytest.mark.server
 def test_a_table_that_is_missing_alone_is_named(evt: Event, server: Engine) -> None:
     """A single missing table is named in the error, and `init` creates it."""
-    versions.init()
+    init()
     with server.begin() as connection:
         connection.execute(text("DROP TABLE nitro_worker"))
     reset()
     with pytest.raises(OutboxOutdated, match="nitro_worker is missing"):
-        operations.read_deliveries()
-    versions.init()
-    assert operations.read_deliveries() == []
+        outbox.deliveries()
+    init()
+    assert outbox.deliveries() == []
 
 
 @pytest.mark.server
 def test_tables_in_a_schema_are_found(evt: Event, server: Engine) -> None:
     """Emits, claims and commands find tables in a schema without a setting."""
-    versions.init(into="Ours")
+    init(into="Ours")
     reset()
     offloaded(evt)
     emission = emit(evt)
-    assert isinstance(claims.claim(emission.id, "shop.a", "boot/1-1"), claims.Claim)
-    assert [entry.state for entry in operations.read_deliveries()] == ["running"]
+    outbox.start_run(emission.id, "shop.a")
+    assert [entry.state for entry in outbox.deliveries()] == ["running"]
     assert set(inspect(server).get_table_names("Ours")) == NAMES
     assert inspect(server).get_table_names() == []
 
@@ -364,11 +353,11 @@ def test_tables_in_a_schema_are_found(evt: Event, server: Engine) -> None:
 @pytest.mark.server
 def test_a_claim_in_a_fresh_process_finds_them(evt: Event, server: Engine) -> None:
     """The first claim of a new process finds the schema, as in a worker's child process."""
-    versions.init(into="ours")
+    init(into="ours")
     offloaded(evt)
     emission = emit(evt)
     reset()
-    assert isinstance(claims.claim(emission.id, "shop.a", "boot/1-1"), claims.Claim)
+    outbox.start_run(emission.id, "shop.a")
 
 
 @pytest.mark.server
@@ -377,24 +366,24 @@ def test_older_tables_in_a_schema_are_brought_up_to_date(server: Engine) -> None
     with server.begin() as connection:
         connection.exec_driver_sql("CREATE SCHEMA ours; SET LOCAL search_path TO ours")
         old_tables.create(connection, 1)
-    versions.init()
-    assert [entry.handler for entry in operations.read_deliveries()] == ["shop.old"]
+    init()
+    assert [entry.handler for entry in outbox.deliveries()] == ["shop.old"]
     assert inspect(server).get_table_names() == []
 
 
 @pytest.mark.server
 def test_a_second_schema_is_refused(server: Engine, database_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second schema is refused as ambiguous, and accepted with a search path."""
-    versions.init(into="one")
+    init(into="one")
     with pytest.raises(OutboxElsewhere, match="one and two"):
-        versions.init(into="two")
+        init(into="two")
     monkeypatch.setenv("NITRO_DB_URL", f"{database_server}?options=-csearch_path%3Dtwo")
     reset()
-    versions.init(into="two")
+    init(into="two")
     reset()
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
     with pytest.raises(OutboxElsewhere, match=r"in schema two; .*without --schema"):
-        versions.init(into="three")
+        init(into="three")
 
 
 def test_the_first_read_of_a_process_waits_for_no_writer(
@@ -408,7 +397,7 @@ def test_the_first_read_of_a_process_waits_for_no_writer(
     other.execute("BEGIN IMMEDIATE")
     start = time.monotonic()
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(lambda: len(operations.read_deliveries())).result(SOON) == 1
+        assert thread.submit(lambda: len(outbox.deliveries())).result(SOON) == 1
     with Session(engine()) as session:
         session.execute(text("SELECT 1"))
     assert time.monotonic() - start < SOON
@@ -426,7 +415,7 @@ def test_a_read_writes_nothing_where_all_is_there(evt: Event, app: Celery, tmp_p
         begins.extend([statement] if statement.startswith("BEGIN") else [])
 
     event.listen(engine(), "before_cursor_execute", record)
-    operations.read_deliveries()
+    outbox.deliveries()
     assert set(begins) == {"BEGIN DEFERRED"}
 
 
@@ -453,9 +442,9 @@ def test_init_on_sqlite_creates_only_nitros(app: Celery, tmp_path: Path) -> None
         class Users(SQLModel, table=True):
             id: int = Field(primary_key=True)
 
-        versions.init()
+        init()
         assert set(inspect(create_engine(f"sqlite:///{tmp_path / 'nitro.db'}")).get_table_names()) == NAMES
-        versions.init(entities=True)
+        init(entities=True)
         assert "users" in inspect(create_engine(f"sqlite:///{tmp_path / 'nitro.db'}")).get_table_names()
     finally:
         SQLModel.metadata = metadata
@@ -464,13 +453,13 @@ def test_init_on_sqlite_creates_only_nitros(app: Celery, tmp_path: Path) -> None
 def test_the_script_makes_what_init_makes(empty: Engine) -> None:
     """The script of `init --sql` creates the same tables as `init`."""
     target = current_shape(empty)
-    statements = versions.init_script()
+    statements = init_script()
     with empty.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
     assert shape(empty) == target
     reset()
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 @pytest.mark.server
@@ -480,14 +469,14 @@ def test_the_script_brings_older_tables_up_to_date(server: Engine) -> None:
     with server.begin() as connection:
         old_tables.create(connection, 2)
     before = shape(server)
-    statements = versions.init_script()
+    statements = init_script()
     assert shape(server) == before
     with server.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
     assert shape(server) == target
     reset()
-    assert versions.init_script() == []
+    assert init_script() == []
 
 
 def test_bind_to_another_database_forgets_the_schema(evt: Event, app: Celery, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from nitro.domain.entities.base_entity import Entity
 from nitro.errors import EntityVanished, PayloadError
 from nitro.infrastructure.events import Event, emit, emit_async, on
 from nitro.infrastructure.offload import Offload
-from nitro.infrastructure.offload import envelope as messages
+from support.broker import record_encodings
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]
@@ -52,15 +52,7 @@ def nothing(sender: Any, *args: Any, **kwargs: Any) -> None: ...
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The mode of each serialisation of a payload."""
-    modes: list[str] = []
-    encode = messages.encode
-
-    def counted(*values: Any, entity: Any = "snapshot") -> str:
-        modes.append(entity)
-        return encode(*values, entity=entity)
-
-    monkeypatch.setattr(messages, "encode", counted)
-    return modes
+    return record_encodings(monkeypatch)
 
 
 def test_one_serialisation_an_emission(evt: Event, app: Celery, encodings: list[str]) -> None:

@@ -10,9 +10,9 @@ import pytest
 from celery.contrib.testing.worker import start_worker
 from kombu.transport import redis
 
-from brokers import on_server
 from nitro.infrastructure.events import Event, emit, on
-from waiting import until
+from support.brokers import on_server
+from support.waiting import until
 
 LONG = 20.0
 

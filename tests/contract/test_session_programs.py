@@ -24,7 +24,7 @@ import pytest
 from celery import Celery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, NullPool, create_engine, delete, event, inspect, select, union_all
+from sqlalchemy import Engine, NullPool, create_engine, delete, event, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import Session
 
@@ -34,7 +34,7 @@ from nitro.infrastructure import database
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, on
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.outbox.schema import OPEN_STATES, deliveries, emissions
+from support import outbox
 
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432"
 PATIENCE = 120.0
@@ -209,9 +209,8 @@ class Place:
 
     def stored(self) -> set[str]:
         """Returns the ids of tickets and open deliveries, as another connection sees them."""
-        open_ones = select(deliveries.c.id).where(deliveries.c.state.in_(OPEN_STATES))
         with database.engine().connect() as connection:
-            return set(connection.scalars(union_all(select(Ticket.id), open_ones)))
+            return {*connection.scalars(select(Ticket.id)), *outbox.open_deliveries(connection)}
 
     def published(self) -> list[str]:
         """Returns the ids of all messages that were ever published."""
@@ -224,8 +223,8 @@ class Place:
         self.published()
         self._published.clear()
         with database.engine().begin() as connection:
-            for table in (deliveries, emissions, Ticket):
-                connection.execute(delete(table))
+            outbox.delete_all(connection)
+            connection.execute(delete(Ticket))
 
 
 @dataclass(slots=True)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import pytest
 from celery import Celery
 
-from journals import only
 from nitro.domain.entities.base_entity import Entity
 from nitro.infrastructure.events import Event, drain, emit, emit_async, on
-from nitro.infrastructure.outbox import operations
+from support import outbox
+from support.journals import only
 
 TRACKED = ("at-least-once", "exactly-once")
 
@@ -151,7 +151,7 @@ def test_a_tracked_delivery_is_told_of_by_its_own_row(evt: Event, app: Celery) -
     on(evt, name="shop.mail", offload=True)(new_handler())
     emit(evt, "ada")
     assert only().outcomes == {}
-    assert [entry.handler for entry in operations.read_deliveries()] == ["shop.mail"]
+    assert [entry.handler for entry in outbox.deliveries()] == ["shop.mail"]
 
 
 def test_an_error_that_cannot_be_told_is_recorded(recorder: str, evt: Event) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from journals import only
 from nitro.errors import PayloadError
 from nitro.infrastructure.events import Event, emit, emit_async, on
+from support.journals import only
 
 pytestmark = pytest.mark.usefixtures("journal_on")
 

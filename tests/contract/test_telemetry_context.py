@@ -19,19 +19,17 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from brokers import broker_away
 from nitro.errors import ContextNotSerializable, EmitError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, emit_async, on
 from nitro.infrastructure.offload import current_delivery
-from nitro.infrastructure.offload.delivery import Delivery
-from nitro.infrastructure.offload.options import DELIVERY_HEADER
-from nitro.infrastructure.offload.propagation import Headers, propagators
-from nitro.infrastructure.outbox import operations
-from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import carry, context
 from nitro.telemetry.context import CONTEXT_HEADER, SIGNATURE_HEADER, ContextPropagator
-from waiting import until
+from support import outbox
+from support.broker import DELIVERY_HEADER
+from support.brokers import broker_away
+from support.telemetry import Delivery, Headers, add_propagators, count_propagators, delivery_of, no_propagators
+from support.waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]
@@ -51,7 +49,7 @@ carry(tenant)
 def _no_propagators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Removes all propagated variables and propagators for a test, and restores them."""
     monkeypatch.setattr(context, "_propagator", ContextPropagator())
-    with propagators.replaced():
+    with no_propagators():
         yield
 
 
@@ -83,12 +81,6 @@ def within(variable: Variable, value: object, function: Callable[..., Any], *arg
 def reader_of(variable: Variable) -> Any:
     """Returns a handler that returns the value of a variable."""
     return lambda sender, **kwargs: variable.get("not set")
-
-
-def delivery_of(emission: str) -> Delivery:
-    """Returns a delivery of an emission."""
-    facts: dict[str, Any] = dict.fromkeys(("root", "parent", "event", "deadline"))
-    return Delivery(emission=emission, handler="shop.handler", attempt=1, idempotency_key="k", **facts)
 
 
 @pytest.mark.parametrize("delivery", PROMISES)
@@ -184,7 +176,7 @@ def test_it_waits_for_the_broker_with_its_handler(
     on(evt, offload={"delivery": delivery}, name="shop.handler")(reader_of(tenant))
     with broker_away():
         emission = within(tenant, "t1", emit, evt)
-        assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
+        assert [entry.state for entry in outbox.deliveries()] == ["waiting"]
     assert work(app).only(emission) == "t1"
 
 
@@ -202,7 +194,7 @@ def test_a_relay_gives_each_message_its_own(evt: Event, app: Celery, work: Work,
     """A relay that publishes many rows in a batch sends each message its own values."""
     on(evt, offload={"countdown": SOON}, name="shop.handler")(reader_of(tenant))
     emissions = [within(tenant, f"t{number}", emit, evt) for number in range(3)]
-    relay, published = Relay(app), list[int]()
+    relay, published = outbox.Relay(app), list[int]()
     until(lambda: published.append(relay.step()) or sum(published) == 3)
     worker = work(app)
     assert [worker.only(emission) for emission in emissions] == ["t0", "t1", "t2"]
@@ -373,7 +365,7 @@ def test_what_json_does_not_bring_back_is_an_error_at_the_emit(
         within(tenant, value, emit, evt)
     assert isinstance(raised.value, EmitError)
     assert sent() == []
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
@@ -389,7 +381,7 @@ def test_the_error_ends_the_transaction_like_any_other(evt: Event, app: Celery, 
     with pytest.raises(ContextNotSerializable):
         copy_context().run(both)
     assert sent() == []
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 def test_values_that_no_header_can_hold_are_refused(evt: Event, app: Celery, sent: Sent, tenant: Variable) -> None:
@@ -509,7 +501,7 @@ def test_a_variable_may_be_named_twice(evt: Event, app: Celery, sent: Sent, tena
     copy_context().run(emitted)
     (message,) = sent()
     assert json.loads(message.headers[CONTEXT_HEADER]) == {"tenant": "t1", "other": "o1"}
-    assert len(propagators) == 1
+    assert count_propagators() == 1
 
 
 def test_a_worker_that_does_not_know_a_variable_runs_the_handler(
@@ -651,7 +643,7 @@ class RecordingPropagator:
 def test_a_propagator_injects_once_an_emission(evt: Event, app: Celery, sent: Sent) -> None:
     """A propagator injects once for all handlers of an emission, and not if nothing is queued."""
     calls: list[Any] = []
-    propagators.append(RecordingPropagator("one", calls))
+    add_propagators(RecordingPropagator("one", calls))
     for name in ("shop.a", "shop.b"):
         on(evt, offload=True, name=name)(lambda sender: None)
     on(evt)(lambda sender: sender != "cancelled")
@@ -665,7 +657,7 @@ def test_a_propagator_injects_once_an_emission(evt: Event, app: Celery, sent: Se
 def test_propagators_are_nested_around_a_run(evt: Event, app: Celery, work: Work) -> None:
     """Propagators are nested around each attempt in their order; each sees its exception."""
     calls: list[Any] = []
-    propagators.extend([RecordingPropagator("outer", calls), RecordingPropagator("inner", calls)])
+    add_propagators(RecordingPropagator("outer", calls), RecordingPropagator("inner", calls))
 
     @on(evt, offload={"delivery": "broker", **AT_ONCE}, name="shop.handler")
     def handler(sender: object) -> None:
@@ -684,7 +676,7 @@ def test_propagators_are_nested_around_a_run(evt: Event, app: Celery, work: Work
 def test_a_propagator_surrounds_the_commit(evt: Event, app: Celery, work: Work) -> None:
     """An exactly-once handler's transaction is committed before the propagators exit."""
     calls: list[Any] = []
-    propagators.append(RecordingPropagator("one", calls))
+    add_propagators(RecordingPropagator("one", calls))
 
     @on(evt, offload={"delivery": "exactly-once"}, name="shop.handler")
     def handler(sender: object) -> None:

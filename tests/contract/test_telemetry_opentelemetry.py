@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -26,17 +26,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from brokers import broker_away
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import PayloadError
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.events.observers import active_observers
-from nitro.infrastructure.offload.propagation import propagators, publish_contexts
-from nitro.infrastructure.outbox import operations
-from nitro.infrastructure.outbox.relay import Relay
 from nitro.telemetry import opentelemetry
-from waiting import until
+from support import outbox
+from support.brokers import broker_away
+from support.telemetry import no_instrumentation
+from support.waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]
@@ -102,18 +100,11 @@ def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
     return reference is not None and (reference.trace_id, reference.span_id) == (context.trace_id, context.span_id)
 
 
-@contextmanager
-def untraced() -> Iterator[None]:
-    """Removes all instrumentation inside the block."""
-    with active_observers.replaced(), propagators.replaced(), publish_contexts.replaced():
-        yield
-
-
 @pytest.fixture
 def spans() -> Iterator[Spans]:
     """The spans of this process during the test."""
     recorded = Spans()
-    with untraced():
+    with no_instrumentation():
         opentelemetry.instrument(recorded.provider)
         yield recorded
     recorded.provider.shutdown()
@@ -121,7 +112,7 @@ def spans() -> Iterator[Spans]:
 
 def relay(app: Celery, count: int = 1) -> None:
     """Runs a relay until it has published so many deliveries."""
-    step, published = Relay(app).step, list[int]()
+    step, published = outbox.Relay(app).step, list[int]()
     until(lambda: published.append(step()) or sum(published) >= count)
 
 
@@ -254,7 +245,7 @@ def test_it_is_the_same_trace_when_a_relay_publishes(
     on(evt, offload={"delivery": delivery}, name="shop.handler")(lambda sender: None)
     with broker_away():
         emission = emit(evt)
-        assert [entry.state for entry in operations.read_deliveries()] == ["waiting"]
+        assert [entry.state for entry in outbox.deliveries()] == ["waiting"]
     with spans.tracer.start_as_current_span("relay"):
         relay(app)
     work(app).only(emission)
@@ -310,7 +301,7 @@ def test_a_batch_has_no_more_links_than_a_span_may_have(
 def test_what_nobody_traced_has_no_link(evt: Event, app: Celery, work: Work, spans: Spans) -> None:
     """The run of a row without a trace begins a new trace, and its batch has no link."""
     on(evt, offload=True, name="shop.handler")(lambda sender: None)
-    with broker_away(), untraced():
+    with broker_away(), no_instrumentation():
         emission = emit(evt)
     relay(app)
     work(app).only(emission)
@@ -322,8 +313,8 @@ def test_a_relay_without_anything_to_publish_leaves_no_span(evt: Event, app: Cel
     """A relay whose due deliveries have all expired leaves no span."""
     on(evt, offload={"countdown": SOON, "expires": SOON}, name="shop.handler")(lambda sender: None)
     emit(evt)
-    outbox_relay = Relay(app)
-    until(lambda: outbox_relay.step() == 0 and [entry.state for entry in operations.read_deliveries()] == ["dead"])
+    outbox_relay = outbox.Relay(app)
+    until(lambda: outbox_relay.step() == 0 and [entry.state for entry in outbox.deliveries()] == ["dead"])
     assert [span.name for span in spans.all] == ["emit order.placed"]
 
 
@@ -514,10 +505,10 @@ def test_what_is_not_sampled_stays_so(evt: Event, app: Celery, work: Work) -> No
     """A worker that samples everything keeps the emitter's decision not to sample."""
     emitter, worker = Spans(sampler=ALWAYS_OFF), Spans()
     on(evt, offload=True, name="shop.handler")(lambda sender: "done")
-    with untraced():
+    with no_instrumentation():
         opentelemetry.instrument(emitter.provider)
         emission = emit(evt)
-    with untraced():
+    with no_instrumentation():
         opentelemetry.instrument(worker.provider)
         assert work(app).only(emission) == "done"
         assert (emitter.all, worker.all) == ((), ())

@@ -12,16 +12,13 @@ from celery import Celery
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from databases import KINDS, on_database
 from nitro.infrastructure import database
-from nitro.infrastructure.database import write_connection
 from nitro.infrastructure.events import Event, Namespace, drain, emit, emit_async, on
-from nitro.infrastructure.events.observers import active_observers
-from nitro.infrastructure.outbox import claims, health, operations
-from nitro.infrastructure.outbox.claims import Claim, claim
-from nitro.infrastructure.outbox.schema import deliveries
 from nitro.telemetry import prometheus
 from nitro.telemetry.prometheus import OutboxCollector
+from support.databases import KINDS, on_database
+from support.events import further_observers, no_observers, set_clock
+from support.outbox import cancel, dead_letter, finish, forbid_health, make_older, make_overdue, start_run
 
 PATIENCE = 20.0
 Sent = Callable[..., list[Any]]
@@ -44,7 +41,7 @@ def _sample_name(name: str, labels: dict[str, str]) -> str:
 def counted() -> Iterator[Samples]:
     """The samples of the emitter's metrics, in a registry of the test."""
     metrics = CollectorRegistry()
-    with active_observers.replaced():
+    with no_observers():
         prometheus.instrument(metrics)
         yield lambda: scrape(metrics)
 
@@ -87,11 +84,10 @@ def test_deliveries_are_counted_by_their_state(
     for _ in range(4):
         emit(later)
     emissions = [emit(evt) for _ in range(7)]
-    runs = [claim(emission.id, "shop.handler", "worker/1-1") for emission in emissions[:5]]
-    assert all(isinstance(run, Claim) for run in runs)
-    claims.dead_letter(runs[0], "no stock")  # type: ignore[arg-type]  # checked above
-    claims.finish(runs[1])  # type: ignore[arg-type]
-    operations.cancel(emissions[6].id)
+    runs = [start_run(emission.id, "shop.handler") for emission in emissions[:5]]
+    dead_letter(runs[0], "no stock")
+    finish(runs[1])
+    cancel(emissions[6].id)
     assert states(outbox()) == {"waiting": 4, "queued": 1, "running": 3, "dead": 1}
 
 
@@ -102,8 +98,7 @@ def test_the_oldest_is_the_one_that_is_due(
     on(evt, offload={"countdown": 3600}, name="shop.handler")(lambda sender: None)
     emit(evt)
     assert outbox()["nitro_outbox_oldest_waiting_seconds"] == 0
-    with write_connection() as connection:
-        connection.execute(deliveries.update().values(due_at=deliveries.c.due_at - 3600))
+    make_older(3600)
     ages = [outbox()["nitro_outbox_oldest_waiting_seconds"] for _ in range(2)]
     assert 0 < ages[0] < ages[1] < PATIENCE
 
@@ -114,9 +109,7 @@ def test_what_is_stuck_is_counted_by_queue_and_handler(evt: Event, app: Celery, 
     on(evt, offload=True, name="shop.bill")(lambda sender: None)
     emit(evt)
     emit(evt)
-    with write_connection() as connection:
-        older = deliveries.update().where(deliveries.c.handler == "shop.mail")
-        connection.execute(older.values(due_since=deliveries.c.due_since - 600))
+    make_overdue("shop.mail", 600)
     samples = outbox()
     assert samples["nitro_outbox_stuck{handler=shop.mail,queue=mails}"] == 2
     assert samples["nitro_outbox_stuck{handler=shop.bill,queue=celery}"] == 0
@@ -138,7 +131,7 @@ def test_a_database_that_is_away_is_a_metric(
 
 def test_to_register_asks_no_database(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registering the collector reads no database."""
-    monkeypatch.setattr(health, "read_health", lambda: pytest.fail("asked"))
+    forbid_health(monkeypatch)
     CollectorRegistry().register(OutboxCollector())
 
 
@@ -206,7 +199,7 @@ def test_a_handler_that_fails_and_stops_nothing_is_no_error_of_the_emit(evt: Eve
 def test_the_time_of_inline_handlers_is_measured(evt: Event, counted: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     """The duration of each inline handler that ran is measured; offloaded handlers are not."""
     clock = iter(range(100))
-    monkeypatch.setattr("nitro.infrastructure.events.run.perf_counter", lambda: float(next(clock)))
+    set_clock(monkeypatch, lambda: float(next(clock)))
     on(evt, priority=2, name="shop.first")(lambda sender: next(clock))
     on(evt, priority=1, name="shop.second")(lambda sender: False)
     on(evt, name="shop.third")(lambda sender: None)
@@ -281,7 +274,7 @@ def test_emissions_before_it_was_called_are_not_counted(evt: Event) -> None:
     on(evt)(lambda sender: None)
     emit(evt)
     metrics = CollectorRegistry()
-    with active_observers.replaced(*active_observers):
+    with further_observers():
         prometheus.instrument(metrics)
         emit(evt)
     emit(evt)

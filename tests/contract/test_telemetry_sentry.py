@@ -38,12 +38,15 @@ BEGIN = """
     from celery import Celery
     from celery.contrib.testing.worker import start_worker
     from nitro.infrastructure.events import Event, emit, on
-    from nitro.infrastructure.offload import bind, dispatcher
-    from nitro.infrastructure.offload.publishing.publisher import publisher
+    from nitro.infrastructure.offload import bind
     from nitro.telemetry import carry, sentry
+    from pytest import MonkeyPatch
+    from support.broker import drain_publisher
+    from support.faults import use_publisher_thread
+    from support.telemetry import count_propagators
 
     if os.environ["BROKER"] == "server":
-        dispatcher.is_embedded = lambda app: False  # the publisher thread publishes, as with any server
+        use_publisher_thread(MonkeyPatch())
     sentry.instrument()
     app = Celery("shop", set_as_current=False)
     app.conf.update(
@@ -105,7 +108,7 @@ def test_a_run_is_in_the_trace_of_its_emit(run: Run, broker: str) -> None:
         for name in options:
             on(placed, offload=options[name], name=name)(eval("lambda sender: None"))
         emissions, spans = zip(*[checkout(name) for name in ("first", "second", "third")])
-        publisher.drain(20)
+        drain_publisher()
         run(*emissions)
         print(json.dumps([{name: traces(name) for name in options}, spans]))
     """
@@ -233,9 +236,8 @@ def test_without_sentry_it_changes_nothing(run: Run) -> None:
 def test_a_second_call_sends_nothing_twice(run: Run) -> None:
     """A second call of `instrument` has no effect."""
     source = """
-        from nitro.infrastructure.offload.propagation import propagators
 
         sentry.instrument()
-        print(json.dumps(len(propagators)))
+        print(json.dumps(count_propagators()))
     """
     assert run(source) == 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,15 @@ from celery import Celery
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DataError
 
-from databases import KINDS, on_database
-from journals import recorded
 from nitro.domain.entities.base_entity import Entity
 from nitro.errors import DeclarationError, PayloadError
 from nitro.infrastructure.database import create_tables, engine, reset
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import Offload, bind
-from nitro.infrastructure.outbox import claims, heartbeat, history, operations
-from nitro.infrastructure.outbox.versions import ensure_current
-from nitro.infrastructure.worker import attempt as attempts
-from waiting import until
+from support import outbox
+from support.databases import KINDS, on_database
+from support.journals import recorded
+from support.waiting import until
 
 EMOJI = "\U0001f600"
 UNSTORABLE = ["a\0b", "a\ud800b", "a\udc80", "x" * 513]
@@ -71,10 +67,10 @@ def native(app: Celery, foreign_server: tuple[str, str], monkeypatch: pytest.Mon
     reset()
 
 
-def only(state: str) -> operations.DeliveryRecord:
+def only(state: str) -> outbox.DeliveryRecord:
     """Waits until a delivery is in a state, and returns it."""
-    record = until(lambda: next((each for each in operations.read_deliveries() if each.state == state), None))
-    assert record is not None, [(each.state, each.error) for each in operations.read_deliveries()]
+    record = until(lambda: next((each for each in outbox.deliveries() if each.state == state), None))
+    assert record is not None, [(each.state, each.error) for each in outbox.deliveries()]
     return record
 
 
@@ -116,7 +112,7 @@ def test_a_queue_that_routes_find_is_refused_at_emit(evt: Event, app: Celery, na
     on(evt, offload=True, name="shop.a")(lambda sender: None)
     with pytest.raises(DeclarationError, match=r"queue of handler shop\.a"):
         emit(evt)
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +133,7 @@ def test_an_id_that_cannot_be_stored_is_refused_at_emit(
     for act in (partial(emit, evt, Texted(id=identity)), partial(emit, evt, "ada", items=[Texted(id=identity)])):
         with pytest.raises(PayloadError, match=r"Texted.*shop\.a: its id"):
             act()
-    assert operations.read_deliveries() == []
+    assert outbox.deliveries() == []
 
 
 @pytest.mark.server
@@ -145,7 +141,7 @@ def test_an_id_outside_the_encoding_is_refused_at_emit(evt: Event, app: Celery, 
     """An id inside the database's encoding is stored; an id outside of it is refused."""
     on(evt, offload=True, name="shop.a")(lambda sender, **kwargs: None)
     emit(evt, Texted(id=native))
-    assert operations.read_deliveries()[0].sender.startswith(f"Texted:{native}")
+    assert outbox.deliveries()[0].sender.startswith(f"Texted:{native}")
     if native != EMOJI:
         with pytest.raises(PayloadError, match="cannot store its id"):
             emit(evt, Texted(id=EMOJI))
@@ -215,7 +211,7 @@ def test_payload_sender_and_results_outside_the_encoding(evt: Event, app: Celery
     done = only("done")
     assert seen == [EMOJI, EMOJI]
     assert done.sender.startswith("Texted:t1 note=")
-    assert [tree.id for tree in history.trees_by_id(emission.id)] == [emission.id]
+    assert [tree.id for tree in outbox.emission_trees(emission.id)] == [emission.id]
 
 
 @pytest.mark.server
@@ -229,13 +225,12 @@ def test_the_journal_keeps_what_is_outside_the_encoding(app: Celery, native: str
 @pytest.mark.server
 def test_workers_and_searches_of_any_name(app: Celery, native: str) -> None:
     """Worker names and searches with characters outside the encoding cause no failure."""
-    ensure_current()
-    heartbeat.record_heartbeat("boot", f"worker@{EMOJI}\0")
+    outbox.record_worker(f"worker@{EMOJI}\0")
     for odd in (EMOJI, "a\0b", "\ud800"):
-        assert operations.read_deliveries(operations.has_id_in([odd])) == []
-        assert operations.read_deliveries(operations.is_of_event(odd), operations.is_for_handler(odd)) == []
-        assert history.trees_by_id(odd) == []
-        assert history.trees_by_sender(odd, datetime.now(UTC), 5) == ([], False)
+        assert outbox.deliveries_with_id(odd) == []
+        assert outbox.deliveries_of(event=odd, handler=odd) == []
+        assert outbox.emission_trees(odd) == []
+        assert outbox.emissions_by(odd, limit=5) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,9 +241,9 @@ def test_a_message_that_names_an_odd_emission_is_parked(
     on_database(request, monkeypatch, kind)
     facts = {"event": "e\0" * 600, "sender": "\ud800", "root": "r" * 99, "parent": "\0"}
     for odd in ("x" * 99, "a\0b", "\ud800"):
-        assert claims.claim(odd, "shop.a", "boot/1-1") == claims.Refusal(state=None)
-        claims.dead_letter_without_row(odd, "shop.a", "t" * 99, facts, f"why {EMOJI}\0")
-    assert [each.state for each in operations.read_deliveries()] == ["dead"] * 3
+        assert outbox.refused_state(odd, "shop.a") is None
+        outbox.park(odd, "shop.a", "t" * 99, facts, f"why {EMOJI}\0")
+    assert [each.state for each in outbox.deliveries()] == ["dead"] * 3
 
 
 class RefusingDatabase:
@@ -312,18 +307,3 @@ def test_an_error_while_a_run_is_closed_is_the_error_of_its_dead_letter(
     assert "could not be closed" in str(dead.error)
     assert "RuntimeError: a trigger of the database" in str(dead.error)
     assert ran == ["ada"]
-
-
-class Unformattable(SyntaxError):
-    """An exception of which no traceback can be made."""
-
-    @property
-    def lineno(self) -> int:
-        raise ZeroDivisionError
-
-
-def test_an_error_that_cannot_be_told_is_an_error() -> None:
-    """An exception without a traceback is recorded by its class."""
-    with pytest.raises(ZeroDivisionError):
-        traceback.format_exception(Unformattable("odd"))
-    assert attempts._error_text(Unformattable("odd")).startswith("Unformattable")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nitro.infrastructure.events import Emission, Event, Namespace, drain, emit, on
-from nitro.infrastructure.events import events as events_module
+from support.events import call_before_each_plan
 
 THREADS, EMITS = 16, 60
 
@@ -205,14 +205,12 @@ def test_mute_is_not_undone_by_a_plan_in_the_making(monkeypatch: pytest.MonkeyPa
     (evt if muting == "event" else glob).connect(lambda sender: "heard too")
     planning, may_plan = threading.Event(), threading.Event()
 
-    def slow_build(handlers: Any) -> Any:
+    def wait() -> None:
         if threading.current_thread() is planner:
             planning.set()
             may_plan.wait(10)
-        return build(handlers)
 
-    build = events_module.PlanCache
-    monkeypatch.setattr(events_module, "PlanCache", slow_build)
+    call_before_each_plan(monkeypatch, wait)
     planner = threading.Thread(target=emit, args=(evt,))
     planner.start()
     planning.wait(10)

@@ -26,7 +26,7 @@ from nitro.infrastructure import database
 from nitro.infrastructure.database import transaction
 from nitro.infrastructure.events import Event, drain, emit, emit_async, on
 from nitro.infrastructure.offload import cancel
-from nitro.infrastructure.outbox.schema import deliveries
+from support import outbox
 
 Sent = Callable[..., list[Any]]
 
@@ -54,7 +54,7 @@ def on_other_thread(work: Callable[[], Any]) -> Any:
 def stored() -> tuple[list[str], int]:
     """Returns the ids of the vouchers and the number of deliveries."""
     with database.engine().connect() as connection:
-        return sorted(connection.scalars(select(Voucher.id))), len(connection.execute(select(deliveries.c.id)).all())
+        return sorted(connection.scalars(select(Voucher.id))), outbox.count_deliveries(connection)
 
 
 WRITES = {

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from brokers import PLACES, on_server
+from support.brokers import PLACES, on_server
 
 SHOP = """
     import os

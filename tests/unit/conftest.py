@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlmodel import SQLModel
 
-from databases import KINDS
 from nitro.infrastructure.database import create_tables, engine, nitro_metadata, reset
+from support.databases import KINDS
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from nitro.infrastructure.database import create_tables, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.outbox import claims, pending
 from nitro.infrastructure.outbox.schema import emissions
-from schemas import TREES
+from support.schemas import TREES
 
 UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+
+import pytest
+
 from nitro.infrastructure.logs import exception_line
 from nitro.infrastructure.worker.attempt import MAX_ERROR_CHARACTERS, _error_text
 
@@ -29,3 +33,18 @@ def test_a_long_message_keeps_both_ends() -> None:
     assert len(text) <= MAX_ERROR_CHARACTERS
     assert exception_line(text).startswith("ValueError: begin xxx")
     assert text.endswith("xxx end")
+
+
+class Unformattable(SyntaxError):
+    """An exception of which no traceback can be made."""
+
+    @property
+    def lineno(self) -> int:
+        raise ZeroDivisionError
+
+
+def test_an_error_that_cannot_be_told_is_an_error() -> None:
+    """An exception without a traceback is recorded by its class."""
+    with pytest.raises(ZeroDivisionError):
+        traceback.format_exception(Unformattable("odd"))
+    assert _error_text(Unformattable("odd")).startswith("Unformattable")

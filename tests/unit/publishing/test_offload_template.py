@@ -250,7 +250,7 @@ def annotated(self: Any, *args: Any, **options: Any) -> Any:
         {"task_cls": OwnTask},
         {"task_cls": OwnShadow},
         {"task_routes": [route_by_arguments]},
-        {"task_routes": ({"x": "y"}, "contract.test_offload_template.route_by_arguments")},
+        {"task_routes": ({"x": "y"}, "unit.publishing.test_offload_template.route_by_arguments")},
         {"task_annotations": {"shop.a": {"apply_async": annotated}}},
         {"result_backend": "rpc://"},
     ],

@@ -9,13 +9,13 @@ import pytest
 from celery import Celery
 from sqlalchemy import create_engine, text
 
-from databases import on_database
 from nitro.infrastructure.database import engine, reset, write_connection
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload import Offload, bind
 from nitro.infrastructure.outbox import claims, pending
 from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
-from waiting import until
+from support.databases import on_database
+from support.waiting import until
 
 pytestmark = pytest.mark.server
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
@@ -18,9 +17,9 @@ import redis
 from celery import Celery
 
 from nitro.infrastructure.offload import bind
-from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox.relay import emitter_relay
-from waiting import until
+from support.faults import set_reachable
+from support.waiting import until
 
 DATABASE = 10
 """Number of the Redis database of tests, which empty it."""
@@ -35,12 +34,12 @@ PLACES = {
 @contextmanager
 def broker_away() -> Iterator[None]:
     """Makes the publisher treat the broker as unreachable, as long as the block lasts."""
-    publisher._failures, publisher._paused_until = 1, math.inf
+    set_reachable(False)
     try:
         yield
     finally:
         emitter_relay.stop(PATIENCE)
-        publisher._failures, publisher._paused_until = 0, 0.0
+        set_reachable(True)
 
 
 def bound(broker_url: str) -> Celery:

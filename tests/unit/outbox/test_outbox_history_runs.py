@@ -20,7 +20,7 @@ from nitro.infrastructure.outbox.operations import DeliveryRecord
 from nitro.infrastructure.outbox.schema import deliveries
 from nitro.infrastructure.outbox.states import MAX_HISTORY_CHARACTERS
 from nitro.infrastructure.worker.attempt import MAX_ERROR_CHARACTERS
-from waiting import until
+from support.waiting import until
 
 AT_ONCE = {"retry_backoff": False, "default_retry_delay": 0}
 WORKER = "boot/1"

@@ -13,7 +13,6 @@ from celery import Celery
 from kombu.transport import memory
 from sqlalchemy import event, func, select
 
-from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
@@ -23,7 +22,8 @@ from nitro.infrastructure.outbox.claims import Claim, Refusal, claim
 from nitro.infrastructure.outbox.heartbeat import HeartbeatMonitor, record_heartbeat
 from nitro.infrastructure.outbox.relay import Relay
 from nitro.infrastructure.outbox.schema import deliveries, emissions, now
-from waiting import until
+from support.databases import KINDS, on_database
+from support.waiting import until
 
 Sent = Callable[..., list[Any]]
 Work = Callable[..., Any]

@@ -12,14 +12,14 @@ import pytest
 from amqp.transport import TCPTransport
 from celery import Celery, signals
 
-from brokers import on_server
 from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, emit, on
 from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TaskMessage
 from nitro.infrastructure.offload.publishing.channel import PublisherConfirms
 from nitro.infrastructure.offload.publishing.frames import MAX_BUFFERED_BYTES, Frames, frames_of
 from nitro.infrastructure.offload.publishing.publisher import publisher
-from waiting import until
+from support.brokers import on_server
+from support.waiting import until
 
 pytestmark = pytest.mark.server
 

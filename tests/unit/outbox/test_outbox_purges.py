@@ -11,12 +11,12 @@ import pytest
 from celery import Celery
 from sqlalchemy import func, select, update
 
-from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload import bind
 from nitro.infrastructure.outbox import retention
 from nitro.infrastructure.outbox.schema import deliveries, emissions, now
+from support.databases import KINDS, on_database
 
 MANY = 60
 PURGES = 3

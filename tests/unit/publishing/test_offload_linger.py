@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 from celery import Celery
 
-from brokers import on_server
 from nitro.infrastructure.events import Event, Namespace, emit, on
 from nitro.infrastructure.offload.publishing import queue
 from nitro.infrastructure.offload.publishing.publisher import publisher
-from waiting import until
+from support.brokers import on_server
+from support.waiting import until
 
 pytestmark = pytest.mark.server
 

@@ -9,13 +9,13 @@ import pytest
 from celery import Celery
 from sqlalchemy import event, insert, update
 
-from databases import KINDS, on_database
 from nitro.infrastructure.database import engine, write_connection
 from nitro.infrastructure.events import Emission, Event, Namespace, emit, on
 from nitro.infrastructure.outbox import claims, operations, pending
 from nitro.infrastructure.outbox.claims import Claim, claim
 from nitro.infrastructure.outbox.health import MAX_AGE_SECONDS, read_health
 from nitro.infrastructure.outbox.schema import deliveries, emissions, min_id_at, now
+from support.databases import KINDS, on_database
 
 LONG = MAX_AGE_SECONDS + 300.0
 MAIL = "shop.mail"

@@ -12,8 +12,8 @@ from kombu.utils.json import loads
 from redis import BlockingConnectionPool, Redis
 from redis.exceptions import ResponseError
 
-from brokers import DATABASE, on_server
 from nitro.infrastructure.worker.redis_acks import AckPipeline, use_ack_pipeline
+from support.brokers import DATABASE, on_server
 
 pytestmark = pytest.mark.server
 

@@ -12,14 +12,14 @@ from celery.contrib.testing.worker import start_worker
 from celery.worker import state
 from sqlalchemy import func, select, update
 
-from brokers import bound, on_server, own_redis
 from nitro.infrastructure.database import engine
 from nitro.infrastructure.events import Event, emit, on
 from nitro.infrastructure.offload.publishing.connection import queue_sizes
 from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox.schema import deliveries, now, workers
 from nitro.infrastructure.worker.watchdog import ConsumerWatchdog
-from waiting import until
+from support.brokers import bound, on_server, own_redis
+from support.waiting import until
 
 LONG = 60.0
 

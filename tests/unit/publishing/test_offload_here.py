@@ -17,7 +17,6 @@ from kombu import Exchange, Queue
 from redis import Redis
 from redis.connection import Connection
 
-from brokers import DATABASE, on_server
 from nitro.errors import DispatchError
 from nitro.infrastructure.events import Emission, Event, emit, on
 from nitro.infrastructure.offload import bind
@@ -25,7 +24,8 @@ from nitro.infrastructure.offload.envelope import ENVELOPE_KEY, TaskMessage
 from nitro.infrastructure.offload.publishing import connection
 from nitro.infrastructure.offload.publishing.publisher import ANSWER_SECONDS, Publisher, publisher
 from nitro.infrastructure.outbox import operations
-from waiting import until
+from support.brokers import DATABASE, on_server
+from support.waiting import until
 
 pytestmark = pytest.mark.server
 
