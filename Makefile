@@ -1,11 +1,14 @@
 # The one list of commands; CI calls it too.
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 JOBS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXTRAS := redis,postgres,flower,graph,prometheus,otel,sentry
 
-.PHONY: help setup demo test test-slow docs chaos bench bench-scale walk check lint types imports coverage format clean
+.PHONY: help setup demo test test-slow test-lowest docs chaos bench bench-scale walk
+.PHONY: check lint types imports coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -16,7 +19,7 @@ setup: $(READY) ## virtual environment with everything
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[redis,postgres,flower,graph,prometheus,otel,sentry]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group dev
 	@touch $@
 
 demo: $(READY) ## run the example shop with a real worker
@@ -27,6 +30,19 @@ test: $(READY) ## run all tests; those that need a server say so when they skip
 
 test-slow: $(READY) ## run all tests, and list the 20 that took longest
 	$(BIN)/python -m pytest -n $(JOBS) --durations=20
+
+test-lowest: $(LOWEST)/.ready ## run the tests that need no server, with the lowest versions that may be installed
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) -m 'not server' tests/unit tests/contract
+
+# Without --no-deps, uv takes a higher version where a lowest one cannot be installed.
+$(LOWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --no-deps --all-extras \
+		--no-header --no-annotate pyproject.toml >$(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --constraints $(LOWEST)/lowest.txt \
+		--editable '.[$(EXTRAS)]' --group dev
+	@touch $@
 
 docs: $(READY) ## write the reference from the code, and build the site into site/
 	$(BIN)/python -m pip install --quiet --group docs
@@ -59,7 +75,7 @@ types: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports
 
-coverage: $(READY) ## tests with branch coverage, worker processes included
+coverage: $(READY) ## tests with branch coverage, worker processes included; fails below pyproject.toml's fail_under
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
@@ -70,4 +86,4 @@ format: $(READY) ## put the code in order
 	$(BIN)/ruff format .
 
 clean: ## remove what the commands made
-	rm -rf $(VENV) site .nitro nitro.db* dist benchmarks.json .bench-* .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) site .nitro nitro.db* dist benchmarks.json .bench-* .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
