@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from nitro.infrastructure.events import Event, Namespace
 from nitro.infrastructure.offload import bind
 from support.app import IN_MEMORY, Outcomes, new_process, working
-from support.broker import Sent, drain_publisher, record_batch_sizes, taken
+from support.broker import Sent, drain_publisher, record_batch_sizes, taken, wait_long_for_answers
 from support.databases import KINDS, on_database
 
 LOOK_AGAIN = 0.02
@@ -101,10 +100,8 @@ def offloading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An emit waits long for the broker's answer, so that a busy machine makes no relay publish its messages again."""
-    module = sys.modules[type(publisher).__module__]
-    for name in ("FIRST_ANSWER_SECONDS", "ANSWER_SECONDS"):
-        monkeypatch.setattr(module, name, PATIENCE)
+    """Emits that wait for the broker's answer as long as a test does."""
+    wait_long_for_answers(monkeypatch)
 
 
 @pytest.fixture
