@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ast import literal_eval
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ class Connection:
         self.error: BaseException | None = None
         self.silent = False
         self.answers = 0
+        self.pid = os.getpid()
         self.open = self.hung_up = self.has_push = False
         self.connect()
 
@@ -84,7 +86,8 @@ class Client:
 
     def release(self, connection: Connection) -> None:
         """Takes a connection, on which redis-py sends a new password now."""
-        assert not (connection.answers or connection.hung_up)
+        assert not connection.answers
+        assert not connection.hung_up
         self.released.append(connection)
         self.free.append(connection)
 
@@ -215,6 +218,16 @@ def test_a_connection_that_has_something_to_read_is_dropped(
     flushed(pipeline, ("lpush", "q", "2"))
     assert connection.sent == [[("LPUSH", "q", "1")], [("LPUSH", "q", "2")]]
     assert pipeline.is_open
+
+
+def test_a_connection_of_another_process_is_not_read(connection: Connection, pipeline: RedisPipeline) -> None:
+    """A forked child has its parent's connection, and would take the parent's answers from it."""
+    flushed(pipeline, ("lpush", "q", "1"))
+    connection.pid += 1
+    connection.can_read = None  # type: ignore[method-assign,assignment]  # raises when it is called
+    assert not pipeline.is_open
+    flushed(pipeline, ("lpush", "q", "2"))
+    assert len(connection.sent) == 2
 
 
 def test_a_connection_passes_through_its_pool_from_time_to_time(

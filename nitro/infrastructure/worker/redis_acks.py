@@ -82,13 +82,13 @@ def _execute_transaction(connection: Any, commands: list[Command]) -> None:
 
 def use_ack_pipeline(channel: Any) -> None:
     """Makes a channel on Redis use `AckPipeline`; does nothing for other channels."""
-    client = reuse_client(channel)
-    if client is None:
+    own = reuse_client(channel)
+    if own is None:
         return
 
     @contextmanager
-    def pipe_or_acquire(pipe: Any = None, other: Any = None) -> Iterator[Any]:
-        yield pipe or AckPipeline(other or client)
+    def pipe_or_acquire(pipe: Any = None, client: Any = None) -> Iterator[Any]:
+        yield pipe or AckPipeline(client or own)
 
     channel.qos.pipe_or_acquire = pipe_or_acquire
 

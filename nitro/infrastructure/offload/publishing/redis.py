@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
+from os import getpid
 from time import monotonic
 from typing import Any
 
@@ -102,7 +103,7 @@ class RedisPipeline:
     @property
     def is_open(self) -> bool:
         """Whether the kept connection is usable, as far as its socket tells without a wait."""
-        return self._connection is not None and monotonic() < self._renewal_at and is_silent(self._connection)
+        return self._connection is not None and monotonic() < self._renewal_at and is_usable(self._connection)
 
     def add(self, name: str, *args: Any) -> None:
         """Appends a command; called by the channel. A full buffer is flushed first.
@@ -186,9 +187,9 @@ class RedisPipeline:
     def _release(self, connection: Any) -> None:
         """Returns a connection to the pool, which sends a new password or closes it if the server asks for that.
 
-        A connection that is closed or has unread data is dropped before, so that a password goes over a usable one.
+        A connection that is not usable is closed before, so that a password is sent on a new one.
         """
-        if not is_silent(connection):
+        if not is_usable(connection):
             connection.disconnect()
         self._pool.release(connection)
 
@@ -213,15 +214,15 @@ def send_commands(connection: Any, commands: list[Command]) -> None:
     connection.send_packed_command([b"".join(packed)])
 
 
-def is_silent(connection: Any) -> bool:
-    """Whether nothing can be read from a connection between two commands.
+def is_usable(connection: Any) -> bool:
+    """Whether an idle connection belongs to this process and has nothing to read.
 
     A connection that the server has closed is readable, as is an answer to an earlier command or a PUSH message.
     """
     from redis.exceptions import RedisError
 
     try:
-        return not connection.can_read()
+        return connection.pid == getpid() and not connection.can_read()
     except (RedisError, OSError):  # closed by the server
         return False
 
