@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from ast import literal_eval
-from collections.abc import Iterator
 from contextlib import contextmanager
-from socket import socket, socketpair
-from threading import RLock
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import BatchPublishError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from nitro.infrastructure.offload.publishing import redis
 from nitro.infrastructure.offload.publishing.redis import (
-    IdleConnections,
+    RENEWAL_SECONDS,
     RedisAnswerTimeout,
     RedisPipeline,
+    optimize_channel,
     reuse_client,
 )
 
@@ -31,13 +31,9 @@ class Connection:
         self.error: BaseException | None = None
         self.silent = False
         self.answers = 0
-        self._should_reconnect = False
-        self._sock: socket | None = None
+        self.pid = os.getpid()
+        self.open = self.hung_up = self.has_push = False
         self.connect()
-
-    @property
-    def open(self) -> bool:
-        return self._sock is not None
 
     def pack_command(self, *args: Any) -> list[bytes]:
         return [repr([args]).encode()]
@@ -52,9 +48,11 @@ class Connection:
         self.sent.append(literal_eval(whole.decode()))
         self.answers += len(self.sent[-1])
 
-    def can_read(self, timeout: float) -> bool:
+    def can_read(self, timeout: float = 0) -> bool:
         self._fail()
-        return not self.silent
+        if self.hung_up:
+            raise RedisConnectionError("Connection closed by server.")
+        return self.has_push or (self.answers > 0 and not self.silent)
 
     def read_response(self) -> None:
         self._fail()
@@ -62,22 +60,11 @@ class Connection:
         self.answers -= 1
 
     def connect(self) -> None:
-        if not self.open:
-            self._sock, self._other_end = socketpair()
+        self.open = True
 
     def disconnect(self) -> None:
-        if self._sock is not None:
-            self._sock.close()
-        self._other_end.close()
-        self._sock, self.answers = None, 0
-
-    @property
-    def hung_up(self) -> bool:
-        return self._other_end.fileno() < 0
-
-    def hang_up(self) -> None:
-        """Closes the server's end of the connection."""
-        self._other_end.close()
+        self.open = self.hung_up = self.has_push = False
+        self.answers = 0
 
     def _fail(self) -> None:
         if self.error is not None:
@@ -89,40 +76,35 @@ class Client:
 
     def __init__(self, *connections: Connection) -> None:
         self.connection_pool = self
-        self._available_connections = list(connections)
-        self._in_use_connections: set[Connection] = set()
-        self._lock: Any = RLock()
-
-    @property
-    def free(self) -> list[Connection]:
-        return self._available_connections
+        self.free = list(connections)
+        self.released = list[Connection]()
 
     def get_connection(self) -> Connection:
         connection = self.free.pop()
-        if connection.hung_up:
-            connection.disconnect()
         connection.connect()
-        self._in_use_connections.add(connection)
         return connection
 
     def release(self, connection: Connection) -> None:
+        """Takes a connection, on which redis-py sends a new password now."""
         assert not connection.answers
-        if connection._should_reconnect:
-            connection.disconnect()
-        self._in_use_connections.remove(connection)
+        assert not connection.hung_up
+        self.released.append(connection)
         self.free.append(connection)
 
 
 @pytest.fixture
-def connection() -> Iterator[Connection]:
-    made = Connection()
-    yield made
-    made.disconnect()
+def connection() -> Connection:
+    return Connection()
 
 
 @pytest.fixture
-def pipeline(connection: Connection) -> RedisPipeline:
-    return RedisPipeline(IdleConnections(Client(connection)))
+def client(connection: Connection) -> Client:
+    return Client(connection)
+
+
+@pytest.fixture
+def pipeline(client: Client) -> RedisPipeline:
+    return RedisPipeline(client)
 
 
 def flushed(pipeline: RedisPipeline, *commands: Any, **how: Any) -> None:
@@ -151,7 +133,7 @@ def test_keys_get_the_prefix_of_the_client(connection: Connection) -> None:
     """Consumers look for the messages under the prefixed key."""
     client: Any = Client(connection)
     client._prefix_args = lambda args: [args[0], f"shop:{args[1]}", *args[2:]]
-    flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"), ("publish", "topic", "x"))
+    flushed(RedisPipeline(client), ("lpush", "q", "1"), ("publish", "topic", "x"))
     assert connection.sent == [[("LPUSH", "shop:q", "1"), ("PUBLISH", "shop:topic", "x")]]
 
 
@@ -192,54 +174,87 @@ def test_an_answer_that_is_late_is_waited_for_apart(connection: Connection) -> N
     """The connection stays reserved until the late answer is read; other commands use another connection."""
     other = Connection()
     client = Client(other, connection)
-    pipeline = RedisPipeline(IdleConnections(client))
+    pipeline = RedisPipeline(client)
     connection.silent = True
     with pytest.raises(RedisAnswerTimeout) as late:
         flushed(pipeline, ("lpush", "q", "1"), patience=0.01)
-    assert connection.sent == [[("LPUSH", "q", "1")]]
+    assert not pipeline.is_open
     flushed(pipeline, ("lpush", "q", "2"), patience=0.01)
-    assert other.sent == [[("LPUSH", "q", "2")]]
+    pipeline.read_answers(late.value.pending)
+    flushed(pipeline, ("lpush", "q", "3"), patience=0.01)
+    assert connection.sent == [[("LPUSH", "q", "1")]]
+    assert other.sent == [[("LPUSH", "q", "2")], [("LPUSH", "q", "3")]]
+    assert client.free == [connection]
+
+
+def test_one_connection_is_used_again(connection: Connection, client: Client, pipeline: RedisPipeline) -> None:
+    """The pool is asked for a connection once, and no command of another user of the pool gets between."""
+    assert not pipeline.is_open
+    for patience in (None, 0.01, None):
+        flushed(pipeline, ("lpush", "q", "1"), patience=patience)
+        assert pipeline.is_open
+    assert len(connection.sent) == 3
+    assert (client.free, client.released) == ([], [])
+
+
+def test_a_connection_whose_late_answer_came_is_used_again(connection: Connection, pipeline: RedisPipeline) -> None:
+    """The answer is read from the connection first."""
+    connection.silent = True
+    with pytest.raises(RedisAnswerTimeout) as late:
+        flushed(pipeline, ("lpush", "q", "1"), patience=0.01)
     pipeline.read_answers(late.value.pending)
     assert connection.answers == 0
-    assert client.free == [other, connection]
-    other.disconnect()
-
-
-def test_a_connection_that_was_closed_is_made_anew(connection: Connection, pipeline: RedisPipeline) -> None:
-    """The closed connection is noticed before the send, because a failed send may have arrived."""
-    assert pipeline.is_open
-    connection.hang_up()
-    assert not pipeline.is_open
-    flushed(pipeline, ("lpush", "q", "1"))
-    assert connection.sent == [[("LPUSH", "q", "1")]]
     assert pipeline.is_open
 
 
-def test_a_connection_that_a_server_wants_gone_is_used_no_more(connection: Connection, pipeline: RedisPipeline) -> None:
-    """redis-py marks the connection when the server announces a maintenance; the mark closes it after the flush."""
-    connection._should_reconnect = True
-    flushed(pipeline, ("lpush", "q", "1"))
-    assert not connection.open
-
-
-def test_a_connection_is_taken_with_the_lock_of_its_pool(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("event", ["hung_up", "has_push", "answers"])
+def test_a_connection_that_has_something_to_read_is_dropped(
+    connection: Connection, pipeline: RedisPipeline, event: str
 ) -> None:
-    """redis-py holds this lock while it sends a new password on the free connections."""
-    client, locked = Client(connection), list[bool]()
-    monkeypatch.setattr(redis, "poll_socket", lambda *_: locked.append(client._lock._is_owned()))
-    flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"))
-    assert locked == [True]
-    assert not client._lock._is_owned()
+    """It is noticed before the send, because a failed send may have arrived, and an answer may be another one's."""
+    flushed(pipeline, ("lpush", "q", "1"))
+    setattr(connection, event, 1)
+    assert not pipeline.is_open
+    flushed(pipeline, ("lpush", "q", "2"))
+    assert connection.sent == [[("LPUSH", "q", "1")], [("LPUSH", "q", "2")]]
+    assert pipeline.is_open
 
 
-def test_a_connection_in_use_is_known_to_its_pool(connection: Connection) -> None:
-    """Closing the pool also closes a connection in use; afterwards the connection is free again."""
-    client, used = Client(connection), list[set[Connection]]()
-    connection.pack_command = lambda *args: used.append({*client._in_use_connections}) or [repr([args]).encode()]  # type: ignore[func-returns-value,method-assign]  # noted
-    flushed(RedisPipeline(IdleConnections(client)), ("lpush", "q", "1"))
-    assert used == [{connection}]
-    assert (client.free, client._in_use_connections) == ([connection], set())
+def test_a_connection_of_another_process_is_not_read(connection: Connection, pipeline: RedisPipeline) -> None:
+    """A forked child has its parent's connection, and would take the parent's answers from it."""
+    flushed(pipeline, ("lpush", "q", "1"))
+    connection.pid += 1
+    connection.can_read = None  # type: ignore[method-assign,assignment]  # raises when it is called
+    assert not pipeline.is_open
+    flushed(pipeline, ("lpush", "q", "2"))
+    assert len(connection.sent) == 2
+
+
+def test_a_connection_passes_through_its_pool_from_time_to_time(
+    client: Client, pipeline: RedisPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """redis-py sends a new password when a connection is released, and closes one that a server wants to be closed."""
+    flushed(pipeline, ("lpush", "q", "1"))
+    now = redis.monotonic()
+    monkeypatch.setattr(redis, "monotonic", lambda: now + RENEWAL_SECONDS)
+    assert not pipeline.is_open
+    assert client.released == []
+    flushed(pipeline, ("lpush", "q", "2"))
+    assert len(client.released) == 1
+    assert pipeline.is_open
+
+
+def test_a_connection_is_in_its_pool_for_commands_of_kombu(client: Client) -> None:
+    """The pool may be limited to a single connection."""
+    channel: Any = Acquiring(client)
+    channel.basic_publish = len
+    pipeline = optimize_channel(channel)
+    assert pipeline is not None
+    flushed(pipeline, ("lpush", "q", "1"))
+    assert client.free == []
+    with channel.conn_or_acquire() as acquired:
+        assert acquired is client
+        assert len(client.free) == 1
 
 
 def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pipeline: RedisPipeline) -> None:
@@ -256,13 +271,13 @@ def test_what_a_signal_raises_is_no_failure_of_redis(connection: Connection, pip
 class Acquiring:
     """A channel that makes a client for each caller without one, as kombu's channel does."""
 
-    def __init__(self) -> None:
-        self.made = 0
+    def __init__(self, client: Client | None = None) -> None:
+        self.made, self._client = 0, client
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Any:
         self.made += client is None
-        yield client or f"client {self.made}"
+        yield client or self._client or f"client {self.made}"
 
 
 def test_a_kept_client_is_given_to_whoever_brings_none() -> None:

@@ -1,30 +1,35 @@
-"""Acknowledgements on Redis: a worker records and acknowledges each message in one transaction on an idle connection.
+"""Acknowledgements on Redis: a worker records a message, and acknowledges it, in one transaction without a client.
 
-kombu makes two clients and two pipelines for each message, and each of them takes a connection from the pool.
+kombu makes two clients and two pipelines for each message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from celery import Celery, bootsteps
 
-from nitro.infrastructure.offload.publishing.redis import Command, IdleConnections, idle_connections_of, send_commands
+from nitro.infrastructure.offload.publishing.redis import Command, reuse_client, send_commands
 
 
 class AckPipeline:
     """A transaction of Redis commands for one message, sent in one round trip.
 
-    It replaces a pipeline of redis-py, with the same retries.
+    It replaces a pipeline of redis-py, with the same retries. Each transaction takes a connection of the client's pool,
+    because several threads of a worker acknowledge messages at a time.
+
+    Args:
+        client: a client of redis-py.
     """
 
-    __slots__ = ("_commands", "_idle_connections")
+    __slots__ = ("_add_prefix", "_commands", "_pool")
 
-    def __init__(self, idle: IdleConnections) -> None:
-        self._idle_connections = idle
+    def __init__(self, client: Any) -> None:
+        self._pool = client.connection_pool
+        self._add_prefix: Callable[[Command], Command] = getattr(client, "_prefix_args", tuple)
         self._commands: list[Command] = [("MULTI",)]
 
     def zadd(self, key: str, scores: Mapping[str, float]) -> AckPipeline:
@@ -50,15 +55,15 @@ class AckPipeline:
             RedisError: Redis has not executed it, or its answer was lost.
         """
         commands = [*self._commands, ("EXEC",)]
-        connection = self._idle_connections.acquire()
+        connection = self._pool.get_connection()
         try:
             attempt = partial(_execute_transaction, connection, commands)
             connection.retry.call_with_retry(attempt, lambda _error: connection.disconnect())
         finally:
-            self._idle_connections.release(connection)
+            self._pool.release(connection)
 
     def _add(self, *command: Any) -> AckPipeline:
-        self._commands.append(self._idle_connections.add_prefix(command))
+        self._commands.append(self._add_prefix(command))
         return self
 
 
@@ -77,13 +82,13 @@ def _execute_transaction(connection: Any, commands: list[Command]) -> None:
 
 def use_ack_pipeline(channel: Any) -> None:
     """Makes a channel on Redis use `AckPipeline`; does nothing for other channels."""
-    idle = idle_connections_of(channel)
-    if idle is None:
+    own = reuse_client(channel)
+    if own is None:
         return
 
     @contextmanager
-    def pipe_or_acquire(pipe: Any = None, client: Any = None) -> Iterator[Any]:  # noqa: ARG001  # kombu passes none
-        yield pipe or AckPipeline(idle)
+    def pipe_or_acquire(pipe: Any = None, client: Any = None) -> Iterator[Any]:
+        yield pipe or AckPipeline(client or own)
 
     channel.qos.pipe_or_acquire = pipe_or_acquire
 

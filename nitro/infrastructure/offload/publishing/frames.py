@@ -5,6 +5,7 @@ By itself, py-amqp encodes every header of every message anew, and writes to the
 
 from __future__ import annotations
 
+import select
 from contextlib import suppress
 from select import POLLOUT
 from struct import pack
@@ -15,8 +16,6 @@ from amqp.method_framing import frame_writer  # type: ignore[import-untyped]  # 
 from amqp.serialization import dumps  # type: ignore[import-untyped]  # the same
 from amqp.spec import Basic  # type: ignore[import-untyped]  # the same
 from kombu.transport.pyamqp import Channel
-
-from nitro.infrastructure.offload.publishing.redis import poll_socket
 
 MAX_BUFFERED_BYTES = 128 * 1024
 """Bytes of frames from which on the buffer is flushed."""
@@ -45,7 +44,7 @@ class Frames:
     def is_open(self) -> bool:
         """Whether the socket can be written to without blocking."""
         sock = getattr(getattr(self._channel.connection, "transport", None), "sock", None)
-        return sock is not None and poll_socket(sock, POLLOUT) == [POLLOUT]
+        return sock is not None and is_writable(sock)
 
     def write(self, frames: memoryview) -> None:
         """Appends a piece to the buffer; called by py-amqp, which reuses its own memory afterwards."""
@@ -144,3 +143,12 @@ def _table_entries(facts: Facts) -> bytes:
     """Returns the encoded entries of a table, without its length."""
     table: bytes = dumps("F", [facts])
     return table[_LENGTH:]
+
+
+def is_writable(sock: Any) -> bool:
+    """Whether a socket takes bytes without a wait; False for a broken one."""
+    if not hasattr(select, "poll"):  # eventlet removes it
+        return bool(select.select([], [sock], [], 0)[1])
+    poller = select.poll()
+    poller.register(sock, POLLOUT)
+    return [event for _, event in poller.poll(0)] == [POLLOUT]

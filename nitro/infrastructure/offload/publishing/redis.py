@@ -5,11 +5,12 @@ By itself, kombu acquires a client and a connection for each message.
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
-from select import POLLIN
+from os import getpid
+from time import monotonic
 from typing import Any
 
 from kombu.exceptions import BatchPublishError
@@ -18,6 +19,8 @@ from uuid_utils import uuid4
 
 MAX_PIPELINE_COMMANDS = 1000
 """Commands from which on the pipeline is flushed."""
+RENEWAL_SECONDS = 5.0
+"""Seconds after which the kept connection passes through the pool, which authenticates or replaces it on demand."""
 
 Command = tuple[Any, ...]
 PendingAnswers = tuple[Any, int]
@@ -44,12 +47,21 @@ def optimize_channel(channel: Any) -> RedisPipeline | None:
     """
     if isinstance(channel, virtual.Channel):
         channel._next_delivery_tag = new_delivery_tag  # type: ignore[method-assign]  # on this one channel
-    idle = idle_connections_of(channel)
-    if idle is None:
+    client = reuse_client(channel)
+    if client is None:
         return None
-    pipeline = RedisPipeline(idle)
+    pipeline = RedisPipeline(client)
     channel.basic_publish = partial(channel.basic_publish, _publish_batch=pipeline)
+    channel.conn_or_acquire = partial(_acquire_client, pipeline, channel.conn_or_acquire)
     return pipeline
+
+
+def _acquire_client(
+    pipeline: RedisPipeline, acquire: Callable[[Any], AbstractContextManager[Any]], other: Any = None
+) -> AbstractContextManager[Any]:
+    """Acquires the client for a command of kombu, with the kept connection in the pool, which may be limited to one."""
+    pipeline.give_back()
+    return acquire(other)
 
 
 def reuse_client(channel: Any) -> Any:
@@ -65,88 +77,33 @@ def reuse_client(channel: Any) -> Any:
     return client
 
 
-def idle_connections_of(channel: Any) -> IdleConnections | None:
-    """Returns the idle connections of a channel on Redis; None on other brokers or for another kind of pool."""
-    client = reuse_client(channel)
-    return (
-        IdleConnections(client) if hasattr(getattr(client, "connection_pool", None), "_available_connections") else None
-    )
-
-
 def new_delivery_tag() -> str:
     """Returns a random UUID, as kombu does."""
     return str(uuid4())
 
 
-class IdleConnections:
-    """The idle connections in the pool of a Redis client; the pool's own search costs a quarter of a round trip.
+class RedisPipeline:
+    """The buffer of Redis commands: one round trip for all, and one LPUSH for neighbouring messages of one list.
+
+    It replaces `kombu.transport.redis.PublishBatch`, which makes one command of each message. It keeps a connection
+    of the client's pool and uses it without the client, which would send some commands twice. One thread uses it at
+    a time.
 
     Args:
-        client: a client of redis-py with a `ConnectionPool`.
-
-    Attributes:
-        add_prefix: returns a command with the `global_keyprefix` of the client.
+        client: a client of redis-py.
     """
 
     def __init__(self, client: Any) -> None:
         self._pool = client.connection_pool
-        self.add_prefix: Callable[[Command], Command] = getattr(client, "_prefix_args", tuple)
-
-    @property
-    def has_live_connection(self) -> bool:
-        """Whether the connection that is acquired next is usable, as far as its socket tells without a wait."""
-        with self._pool._lock:
-            return self._live_connection() is not None
-
-    def acquire(self) -> Any:
-        """Returns an idle connection that is usable, or a new one."""
-        connection = self._pop_live()
-        if connection is None:
-            self._pool.release(self._pool.get_connection())  # get_connection() connects it
-            connection = self._pop_live() or self._pool.get_connection()
-        return connection
-
-    def release(self, connection: Any) -> None:
-        """Returns a connection to the pool."""
-        if getattr(connection, "_should_reconnect", False) or getattr(connection, "_re_auth_token", None) is not None:
-            self._pool.release(connection)  # release() reconnects or authenticates again
-            return
-        with self._pool._lock:
-            self._pool._in_use_connections.discard(connection)
-            self._pool._available_connections.append(connection)
-
-    def _pop_live(self) -> Any:
-        with self._pool._lock:  # redis-py holds it while it authenticates idle connections again
-            connection = self._live_connection()
-            if connection is not None:
-                self._pool._in_use_connections.add(self._pool._available_connections.pop())
-            return connection
-
-    def _live_connection(self) -> Any:
-        """Returns the next connection if it is connected and its socket has nothing to read.
-
-        An idle socket that is readable was closed by the server, or has an answer to an earlier command.
-        """
-        idle = self._pool._available_connections
-        sock = idle[-1]._sock if idle else None
-        return None if sock is None or poll_socket(sock, POLLIN) else idle[-1]
-
-
-class RedisPipeline:
-    """The buffer of Redis commands: one round trip for all, and one LPUSH for neighbouring messages of one list.
-
-    It replaces `kombu.transport.redis.PublishBatch`, which makes one command of each message. It uses a connection
-    of the client's pool without the client, which would send some commands twice.
-    """
-
-    def __init__(self, idle: IdleConnections) -> None:
-        self._idle_connections = idle
+        self._add_prefix: Callable[[Command], Command] = getattr(client, "_prefix_args", tuple)
         self._commands: list[Command] = []
+        self._connection: Any = None
+        self._renewal_at = 0.0
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection that is used next is usable, as far as its socket tells without a wait."""
-        return self._idle_connections.has_live_connection
+        """Whether the kept connection is usable, as far as its socket tells without a wait."""
+        return self._connection is not None and monotonic() < self._renewal_at and is_usable(self._connection)
 
     def add(self, name: str, *args: Any) -> None:
         """Appends a command; called by the channel. A full buffer is flushed first.
@@ -162,16 +119,17 @@ class RedisPipeline:
         """Sends all commands in one round trip and reads the answers; it does not try again.
 
         Args:
-            patience: seconds to wait for the answer; None for the timeout of the connection.
+            patience: seconds to wait for the answer on a connection of which `is_open` was true just now; None to check
+                the connection first, and to wait for the answer until its own timeout.
 
         Raises:
             RedisAnswerTimeout: the answer has not come within `patience` seconds.
             BatchPublishError: Redis may not have executed all commands.
         """
-        commands, self._commands = list(map(self._idle_connections.add_prefix, _merge_pushes(self._commands))), []
+        commands, self._commands = list(map(self._add_prefix, _merge_pushes(self._commands))), []
         if not commands:
             return
-        connection = self._idle_connections.acquire()
+        connection = self._take_connection(is_checked=patience is not None)
         try:
             send_commands(connection, commands)
             has_answer = patience is None or connection.can_read(patience)
@@ -196,12 +154,44 @@ class RedisPipeline:
         except BaseException as error:
             self._disconnect(connection, error)
             raise
-        self._idle_connections.release(connection)
+        self._keep_connection(connection)
 
     def discard(self) -> int:
         """Empties the buffer and returns the number of its commands."""
         dropped, self._commands = len(self._commands), []
         return dropped
+
+    def give_back(self) -> None:
+        """Returns the kept connection to the pool, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._release(connection)
+
+    def _take_connection(self, *, is_checked: bool) -> Any:
+        """Returns the kept connection, which is then no longer kept, or one of the pool."""
+        if not (is_checked or self.is_open):
+            self.give_back()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            self._renewal_at = monotonic() + RENEWAL_SECONDS
+            connection = self._pool.get_connection()
+        return connection
+
+    def _keep_connection(self, connection: Any) -> None:
+        """Keeps a connection without open answers, unless another is kept since."""
+        if self._connection is None:
+            self._connection = connection
+        else:
+            self._release(connection)
+
+    def _release(self, connection: Any) -> None:
+        """Returns a connection to the pool, which sends a new password or closes it if the server asks for that.
+
+        A connection that is not usable is closed before, so that a password is sent on a new one.
+        """
+        if not is_usable(connection):
+            connection.disconnect()
+        self._pool.release(connection)
 
     def _disconnect(self, connection: Any, error: BaseException) -> None:
         """Closes the connection, so that no late answer is read as the answer to a later command.
@@ -212,7 +202,7 @@ class RedisPipeline:
         from redis.exceptions import RedisError
 
         connection.disconnect()
-        self._idle_connections.release(connection)
+        self._pool.release(connection)
         if isinstance(error, RedisError | OSError):
             why = f"Redis has not taken a batch, of which some may have been delivered: {error}"
             raise BatchPublishError(why) from error
@@ -224,17 +214,17 @@ def send_commands(connection: Any, commands: list[Command]) -> None:
     connection.send_packed_command([b"".join(packed)])
 
 
-def poll_socket(sock: Any, event: int) -> list[int]:
-    """Polls a socket for `POLLIN` or `POLLOUT` without a wait, and returns the events that `select.poll` reports.
+def is_usable(connection: Any) -> bool:
+    """Whether an idle connection belongs to this process and has nothing to read.
 
-    An empty list means that the socket is not ready; another event than `event` means that it is broken.
+    A connection that the server has closed is readable, as is an answer to an earlier command or a PUSH message.
     """
-    if not hasattr(select, "poll"):  # eventlet removes it
-        readable, writable, _ = select.select([sock], [sock], [], 0)
-        return [event] if (readable if event == POLLIN else writable) else []
-    poller = select.poll()
-    poller.register(sock, event)
-    return [reported for _, reported in poller.poll(0)]
+    from redis.exceptions import RedisError
+
+    try:
+        return connection.pid == getpid() and not connection.can_read()
+    except (RedisError, OSError):  # closed by the server
+        return False
 
 
 def _merge_pushes(commands: list[Command]) -> Iterator[Command]:
