@@ -34,6 +34,7 @@ class _ProcessEngine(ForkSafe):
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
+        self.writing_engine: Engine | None = None
         self.is_nitros = self.is_users = False
         self.lock = ForkSafeLock()
         self.inherited_pools: list[Pool] = []
@@ -57,6 +58,14 @@ def engine() -> Engine:
         if _process.engine is None:
             _process.engine, _process.is_nitros = _create_engine(make_url(Settings.load().db_url)), True
         return _process.engine
+
+
+def writing_engine() -> Engine:
+    """Returns the engine of this process with the option that makes a transaction on SQLite begin as a writer."""
+    own, writing = engine(), _process.writing_engine
+    if writing is None or writing.pool is not own.pool:
+        writing = _process.writing_engine = own.execution_options(**{sqlite.WRITES_OPTION: True})
+    return writing
 
 
 def use_engine(database: object) -> None:
@@ -85,7 +94,8 @@ def reset() -> None:
     with _process.lock:
         if _process.engine is not None and _process.is_nitros:
             _process.engine.dispose()
-        _process.engine, _process.is_nitros, _process.is_users = None, False, False
+        _process.engine = _process.writing_engine = None
+        _process.is_nitros = _process.is_users = False
     tables.clear_cache()
 
 

@@ -26,7 +26,7 @@ from nitro.infrastructure.database.binds import (
     must_await,
     resolve_session,
 )
-from nitro.infrastructure.database.connections import engine, has_user_engine, is_same_database
+from nitro.infrastructure.database.connections import engine, has_user_engine, is_same_database, writing_engine
 from nitro.infrastructure.database.execution_context import ExecutionContext
 from nitro.infrastructure.database.savepoints import ensure_begun
 from nitro.infrastructure.database.sessions import Commits, commits_of, mark_written
@@ -229,7 +229,7 @@ def _open_block(session: Session | AsyncSession | None) -> AbstractContextManage
 
 @contextmanager
 def _own_transaction() -> Iterator[Session]:
-    session = OwnSession(engine(), expire_on_commit=False, execution_options={WRITES_OPTION: True})
+    session = OwnSession(writing_engine(), expire_on_commit=False)
     with active_transaction(session), closing(session), _commit_at_end(session):
         yield session
 
