@@ -65,7 +65,7 @@ def close_connections(server: Redis) -> None:
 
 
 def test_a_connection_that_the_server_has_closed_is_replaced(server: Redis, pipeline: RedisPipeline) -> None:
-    """It is noticed before the message is sent, so that the message is sent once and no error is raised."""
+    """The pipeline notices a closed connection before it sends, so that no error is raised."""
     close_connections(server)
     assert not pipeline.is_open
     push(pipeline, "second")
