@@ -211,7 +211,7 @@ def test_a_connection_whose_late_answer_came_is_used_again(connection: Connectio
 def test_a_connection_that_has_something_to_read_is_dropped(
     connection: Connection, pipeline: RedisPipeline, event: str
 ) -> None:
-    """The pipeline drops the connection before it sends, because the answer that it reads may belong to another command."""
+    """The pipeline drops the connection before it sends: the answer may belong to another command."""
     flushed(pipeline, ("lpush", "q", "1"))
     setattr(connection, event, 1)
     assert not pipeline.is_open
