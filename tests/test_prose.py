@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("nitro", "tasks", "tests", "benchmarks", "examples", "docs")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 OPENERS = re.compile(
-    r"[`\"']*(what|those|ones?|whoever|who|whom|whose|some|others|another|s?he|they|it|this|that|these|how|where|so|of"
+    r"[`\"']*(what|those|ones?|whoever|who|whom|whose|some|others|another|s?he|they|it|this|that|these|how|where|so|of|in"
     r"|which|and|also|but|as|than|nor)\b",
     re.IGNORECASE,
 )

@@ -172,7 +172,7 @@ def test_publishing_does_not_block_the_loop(evt: Event, queue: Any, monkeypatch:
 
 
 def test_publishing_waits_for_the_commit(evt: Event, queue: Any, open_transaction: Any) -> None:
-    """In a transaction messages are published after the commit."""
+    """Messages of a transaction are published after the commit."""
     on(evt, offload=True, name="mail")(lambda sender: None)
     emission = run(evt)
     assert queue.steps == ["dispatch"]

@@ -96,7 +96,7 @@ def test_payload_that_cannot_travel_is_raised_by_emit(evt: Event, queue: Any) ->
 
 
 def test_publishing_waits_for_the_commit(evt: Event, queue: Any, open_transaction: Any) -> None:
-    """In a transaction the payload is encoded at the emit and published after the commit."""
+    """The payload in a transaction is encoded at the emit and published after the commit."""
     on(evt, offload=True, name="mail")(named("mail", []))
     emission = emit(evt)
     assert queue.steps == ["dispatch"]

@@ -220,7 +220,7 @@ def test_a_background_task_runs_after_the_block_of_a_function_scope(evt: Event, 
 
 
 def test_a_def_background_task_inside_the_block_of_a_request_scope_raises(evt: Event) -> None:
-    """In FastAPI's default scope the block is still open while a background task runs on another thread."""
+    """A block of FastAPI's default scope is still open while a background task runs on another thread."""
     api = FastAPI()
 
     @api.post("/", dependencies=[Depends(open_async_block)])

@@ -263,7 +263,7 @@ def test_async_handlers_wait_for_a_declarative_instance(evt: Event, engine: Engi
 
 
 def test_an_emit_in_a_listener_of_the_flush_is_joined(tracked: Event, engine: Engine, sent: Sent) -> None:
-    """In `after_insert` the instance has an id and is not flushed a second time."""
+    """An instance in `after_insert` has an id and is not flushed a second time."""
     listens_for(Basket, "after_insert", once=True)(lambda _mapper, _connection, basket: tracked.emit(basket) and None)
     with Session(engine) as session:
         session.add(basket := Basket())
@@ -272,7 +272,7 @@ def test_an_emit_in_a_listener_of_the_flush_is_joined(tracked: Event, engine: En
 
 
 def test_an_emit_in_a_listener_of_the_commit_commits_by_itself(tracked: Event, engine: Engine, sent: Sent) -> None:
-    """In `after_commit` an emit commits by itself."""
+    """An emit in `after_commit` commits by itself."""
     with Session(engine) as session:
         session.add(basket := Basket())
         listens_for(session, "after_commit", once=True)(lambda _session: tracked.emit([basket]))
@@ -281,7 +281,7 @@ def test_an_emit_in_a_listener_of_the_commit_commits_by_itself(tracked: Event, e
 
 
 def test_an_emit_before_the_insert_says_that_there_is_no_id(tracked: Event, engine: Engine) -> None:
-    """In `before_insert` an emit raises, because the database has not given an id yet."""
+    """An emit in `before_insert` raises, because the database has not given an id yet."""
     listens_for(Basket, "before_insert", once=True)(lambda _mapper, _connection, basket: tracked.emit(basket) and None)
     with Session(engine) as session, pytest.raises(TransactionError, match=r"Basket has no primary key.*after_insert"):
         session.add(Basket())

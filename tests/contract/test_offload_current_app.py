@@ -70,7 +70,7 @@ def test_current_app_is_found_in_another_thread(celery_app: Callable[..., Celery
 
 
 def test_default_app_is_found_in_another_thread_among_several(celery_app: Callable[..., Celery]) -> None:
-    """In another thread the default app is used, as in a worker with threads, and no other app."""
+    """The default app is used in another thread, as in a worker with threads, and no other app."""
     worker_app = celery_app("worker", broker="memory://")
     celery_app("other", broker="memory://")
     worker_app.set_default()

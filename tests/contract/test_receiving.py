@@ -7,10 +7,10 @@ import threading
 from typing import Any
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 from kombu.transport import redis
 
 from nitro.infrastructure.events import Event, emit, on
+from support.app import solo_worker
 from support.brokers import on_server
 from support.waiting import until
 
@@ -35,12 +35,7 @@ def test_messages_are_acknowledged_with_one_client(
         return create(channel, asynchronous=asynchronous)
 
     monkeypatch.setattr(redis.Channel, "_create_client", record_and_create)
-    solo = {
-        "pool": "solo",
-        "loglevel": "WARNING",
-        "without_heartbeat": False,
-    }  # the heartbeat timer wakes the loop, so that the worker can stop
-    with start_worker(app, perform_ping_check=False, **solo) as worker:
+    with solo_worker(app) as worker:
         for _ in range(2):
             handle(evt, handled, 1)
             channel = worker.consumer.task_consumer.channel

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import pytest
@@ -43,6 +43,7 @@ __all__ = [
     "read_message",
     "real_dispatcher",
     "running_task_of",
+    "solo_worker",
     "working",
 ]
 
@@ -137,6 +138,12 @@ class Outcomes:
         (task_id,) = emission.offloaded.values()
         self.of(task_id)
         return str(self.app.AsyncResult(task_id).state)
+
+
+def solo_worker(app: Celery, loglevel: str = "WARNING") -> AbstractContextManager[Any]:
+    """Runs a worker with the solo pool in a thread; its heartbeat timer wakes the loop, so that it can stop."""
+    settings = {"pool": "solo", "loglevel": loglevel, "without_heartbeat": False}
+    return cast(AbstractContextManager[Any], start_worker(app, perform_ping_check=False, **settings))
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 from celery.worker import state
 from sqlalchemy import func, select, update
 
@@ -18,6 +17,7 @@ from nitro.infrastructure.offload.publishing.connection import queue_sizes
 from nitro.infrastructure.offload.publishing.publisher import publisher
 from nitro.infrastructure.outbox.schema import deliveries, now, workers
 from nitro.infrastructure.worker.watchdog import ConsumerWatchdog
+from support.app import solo_worker
 from support.brokers import bound, on_server, own_redis
 from support.waiting import until
 
@@ -38,12 +38,7 @@ def test_a_worker_that_gets_nothing_connects_anew(evt: Event, app: Celery, caplo
     on(evt, offload={"queue": queue}, name="shop.fed")(lambda sender: handled.set())
     app.amqp.queues.select_add(queue, durable=False, auto_delete=True)
     app.amqp.queues.select([queue])
-    solo = {
-        "pool": "solo",
-        "loglevel": "WARNING",
-        "without_heartbeat": False,
-    }  # the heartbeat timer wakes the loop, so that the worker can stop
-    with start_worker(app, perform_ping_check=False, **solo) as worker:
+    with solo_worker(app) as worker:
         emit(evt)
         until(handled.is_set)
         handled.clear()
@@ -76,8 +71,7 @@ def test_a_worker_that_holds_messages_does_not_starve(
     on(evt, offload={"queue": queue, "rate_limit": "1/h"}, name="shop.limited")(lambda sender: handled.set())
     app.amqp.queues.select_add(queue, durable=False, auto_delete=True)
     app.amqp.queues.select([queue])
-    solo = {"pool": "solo", "loglevel": "WARNING", "without_heartbeat": False}
-    with start_worker(app, perform_ping_check=False, **solo) as worker:
+    with solo_worker(app) as worker:
         for _ in range(20):
             emit(evt)
         until(handled.is_set)
@@ -111,18 +105,16 @@ def test_a_frozen_broker_does_not_delay_heartbeats(
     monkeypatch.setattr("nitro.infrastructure.worker.supervisor.CHECK_SECONDS", 0.1)
     monkeypatch.setattr("nitro.infrastructure.worker.supervisor.HEARTBEAT_SECONDS", 0.1)
     on(evt, offload=True, name="shop.fed")(lambda sender: None)
-    with own_redis() as server:
-        solo = {"pool": "solo", "loglevel": "ERROR", "without_heartbeat": False}
-        with start_worker(bound(server.url), perform_ping_check=False, **solo):
-            until(asking.is_set)
-            server.freeze()
-            asking.clear()
-            until(asking.is_set)
-            answered.clear()
-            first = count_heartbeats()
-            until(lambda: count_heartbeats() >= first + 2)
-            assert not answered.is_set(), "the worker did not wait for the broker"
-            server.thaw()
+    with own_redis() as server, solo_worker(bound(server.url), loglevel="ERROR"):
+        until(asking.is_set)
+        server.freeze()
+        asking.clear()
+        until(asking.is_set)
+        answered.clear()
+        first = count_heartbeats()
+        until(lambda: count_heartbeats() >= first + 2)
+        assert not answered.is_set(), "the worker did not wait for the broker"
+        server.thaw()
 
 
 def count_heartbeats() -> int:
